@@ -1,0 +1,1 @@
+"""Training, evidence and diagnostics for any Pyro model/guide pair."""

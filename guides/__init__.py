@@ -1,1 +1,9 @@
 """Posterior families; any of them serves any model with a latent site ``"z"``."""
+
+from guides.base import EncoderGuide, Guide
+from guides.exact import Exact, TiedMeanField
+from guides.gaussian import FullRank, MeanField
+from guides.linear import Linear
+from guides.networks import mlp
+
+__all__ = ["EncoderGuide", "Exact", "FullRank", "Guide", "Linear", "MeanField", "TiedMeanField", "mlp"]

@@ -1,1 +1,46 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
+
+from inference.evidence import Evidence, Interval, evidence
+from inference.importance import (
+    Estimate,
+    WeightSummary,
+    effective_sample_size,
+    elbo,
+    iter_log_weights,
+    iwae,
+    log_weights,
+    pareto_k,
+    summarise,
+)
+from inference.module import Module
+from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, Objective
+from inference.predictive import predictive, reconstruct, sample
+from inference.storage import load_pair, save_pair
+from inference.svi import History, fit
+
+__all__ = [
+    "ELBO",
+    "AnalyticELBO",
+    "AnalyticKLELBO",
+    "Estimate",
+    "Evidence",
+    "History",
+    "Interval",
+    "Module",
+    "Objective",
+    "WeightSummary",
+    "effective_sample_size",
+    "elbo",
+    "evidence",
+    "fit",
+    "iter_log_weights",
+    "iwae",
+    "load_pair",
+    "log_weights",
+    "pareto_k",
+    "predictive",
+    "reconstruct",
+    "sample",
+    "save_pair",
+    "summarise",
+]

@@ -40,9 +40,7 @@ def images(num, seed):
 
 
 def write_idx(path, array):
-    content = (
-        struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    )
+    content = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
@@ -76,9 +74,7 @@ def test_inverse_gives_the_integers_back(transform, dtype):
     x = torch.from_numpy(small_integers())
     y, _ = transform(x.double())
     back = transform.inverse(y.to(dtype)).double()
-    noise = (
-        np.random.RandomState(transform.seed).random_sample(x.shape) if isinstance(transform, Logit) else 0
-    )
+    noise = np.random.RandomState(transform.seed).random_sample(x.shape) if isinstance(transform, Logit) else 0
     # Rounding y moves p by p (1 - p) |y| eps < eps / 4; the steps on p in [0, 1] add a few eps; then times L.
     tolerance = 4 * 256 * torch.finfo(dtype).eps
     np.testing.assert_allclose(back.numpy(), x.numpy() + noise, rtol=0, atol=tolerance)
@@ -392,18 +388,14 @@ def test_download_asks_openml_and_splits(read, name, monkeypatch, tmp_path):
     assert data.test.shape == (10000, 784)
 
 
-@pytest.mark.parametrize(
-    "error", [URLError("no route"), TimeoutError("no route"), ConnectionResetError("no route")]
-)
+@pytest.mark.parametrize("error", [URLError("no route"), TimeoutError("no route"), ConnectionResetError("no route")])
 def test_no_network_is_one_sentence(error, monkeypatch):
     def fetch(*_args, **_kwargs):
         warnings.warn("retrying", RuntimeWarning, stacklevel=1)
         raise error
 
     monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
-    with pytest.raises(
-        ConnectionError, match=r"could not download mnist_784 .*no route.* pass path="
-    ) as caught:
+    with pytest.raises(ConnectionError, match=r"could not download mnist_784 .*no route.* pass path=") as caught:
         mnist()
     assert caught.value.__cause__ is error
     assert "\n" not in str(caught.value)
@@ -442,9 +434,7 @@ def test_load_npz_with_one_array_or_a_split(save, tmp_path):
     with pytest.raises(ValueError, match="expected test_size=0, for x_test is the test set, got 1"):
         load(tmp_path / "two.npz", test_size=1)
     save(tmp_path / "three.npz", a=x, b=x)
-    with pytest.raises(
-        ValueError, match=r"expected one array, or the keys x_train and x_test, got \['a', 'b'\]"
-    ):
+    with pytest.raises(ValueError, match=r"expected one array, or the keys x_train and x_test, got \['a', 'b'\]"):
         load(tmp_path / "three.npz")
     save(tmp_path / "four.npz", x_train=x, x_test=held_out[:, :3])
     with pytest.raises(ValueError, match=r"expected rows of one shape, got \(6, 4\) and \(2, 3\)"):
@@ -556,9 +546,7 @@ def test_load_refuses_a_damaged_member(tmp_path):
         load(path)
 
 
-@pytest.mark.parametrize(
-    "kind", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_load_takes_tensors_and_copies_them(kind):
     x = torch.from_numpy(small_integers()).to(kind)
     data = load(x)

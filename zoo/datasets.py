@@ -47,6 +47,7 @@ class Dataset:
         ValueError: shapes that do not fit each other, or integer tensors.
 
     Example:
+        >>> from zoo.preprocessing import Scaled
         >>> data = digits(transform=Scaled(16.0))
         >>> data, data.data_dim, data.image_shape
         (Dataset('digits', train (1437, 64), test (360, 64), torch.float64), 64, (8, 8))
@@ -360,13 +361,9 @@ def _assemble(
     """Transform all rows in their original order, then split them: a split never changes the noise."""
     y, log_det = (t.to(dtype) for t in transform(torch.from_numpy(np.asarray(rows, dtype=np.float64))))
     if not bool(y.isfinite().all() & log_det.isfinite().all()):
-        raise ValueError(
-            f"{name}: expected values that {dtype} can hold after preprocessing, got infinite ones"
-        )
+        raise ValueError(f"{name}: expected values that {dtype} can hold after preprocessing, got infinite ones")
     train, test = split
-    return Dataset(
-        name, y[train], y[test], log_det[train], log_det[test], image_shape=image_shape, transform=transform
-    )
+    return Dataset(name, y[train], y[test], log_det[train], log_det[test], image_shape=image_shape, transform=transform)
 
 
 def _spectrum(data_dim: int, latent_dim: int, sigma: float, spectrum: Tensor | None) -> NDArray[np.float64]:

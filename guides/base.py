@@ -1,0 +1,101 @@
+"""Amortised guides: a law of the latent ``"z"`` for each datum, computed from the datum."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pyro
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference.checks import check_finite, check_layout
+from inference.module import Module
+from inference.scaling import Standardise
+
+Self = TypeVar("Self", bound="EncoderGuide")
+
+
+class Guide(Module):
+    """A guide of the latent site ``"z"`` of shape (N, K), in the plate ``"data"`` at dim -1.
+
+    A subclass gives :meth:`posterior`. The call signature is the model's, so that both halves of a pair take the
+    same arguments.
+    """
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Law of z given x (N, D): batch (N,), event (K,)."""
+        raise NotImplementedError
+
+    def check_data(self, x: Any) -> None:
+        """Check that ``x`` are data for this guide.
+
+        Raises:
+            TypeError: See :func:`inference.checks.check_layout`.
+            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
+        """
+        self._check_layout(x)
+        check_finite(x)
+
+    def _check_layout(self, x: Any) -> None:
+        check_layout(x)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """Sample ``"z"`` from the posterior of each datum.
+
+        Args:
+            x: Data, (N, D).
+            n: The model's number of data without observations; a guide has nothing to say there.
+
+        Returns:
+            z, (N, K).
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        if x is None:
+            raise ValueError(f"expected a guide to be given data x of shape (N, D), got x=None, n={n}")
+        self._check_layout(x)
+        with pyro.plate("data", len(x), dim=-1):
+            return pyro.sample("z", self.posterior(x))
+
+
+class EncoderGuide(Guide):
+    """A guide whose posterior is ``family(encode(x))``: a network's output, read as the parameters of a law.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+
+    Attributes:
+        standardise: The encoder's view of the data, see :meth:`standardise_by`.
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.standardise = Standardise(data_dim)
+
+    def standardise_by(self: Self, x: Tensor) -> Self:
+        """Let the encoder see data centred by the mean of ``x`` and divided by one global scale; returns the guide.
+
+        Raises:
+            ValueError: If ``x`` is not (N, D), not finite or constant.
+        """
+        self.standardise.fit(x)
+        return self
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The parameters of the law, (N, P), from data (N, D)."""
+        raise NotImplementedError
+
+    def family(self, parameters: Tensor) -> Distribution:
+        """The law with the given parameters (N, P): batch (N,), event (K,)."""
+        raise NotImplementedError
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Law of z given x (N, D): batch (N,), event (K,)."""
+        return self.family(self.encode(x))
+
+    def _check_layout(self, x: Any) -> None:
+        like = self.standardise.shift
+        check_layout(x, data_dim=self.data_dim, dtype=like.dtype, device=like.device)

@@ -1,0 +1,112 @@
+r"""Gaussian guides whose parameters come from a network.
+
+.. math:: q(z \mid x) = N(m(x), \Sigma(x))
+
+:class:`MeanField` has a diagonal covariance, :class:`FullRank` any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.base import EncoderGuide
+from guides.networks import mlp
+from inference.distributions import DiagNormal, FullNormal
+
+
+class _NetworkGuide(EncoderGuide):
+    """Holds the encoder network and checks that its output has the width that the family needs."""
+
+    def __init__(
+        self, data_dim: int, latent_dim: int, num_parameters: int, hidden: Sequence[int], encoder: nn.Module | None
+    ) -> None:
+        super().__init__(data_dim, latent_dim)
+        self.num_parameters = num_parameters
+        self._hidden = None if encoder is not None else list(hidden)
+        self.encoder = mlp(data_dim, num_parameters, hidden) if encoder is None else encoder
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Output of the encoder network, (N, P), on standardised data (N, D)."""
+        parameters = self.encoder(self.standardise(x))
+        if not isinstance(parameters, Tensor) or parameters.shape != (len(x), self.num_parameters):
+            got = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
+            raise ValueError(f"expected the encoder's output of shape {(len(x), self.num_parameters)}, got {got}")
+        return parameters
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, unless the encoder is the user's own."""
+        if self._hidden is None:
+            return super().config()
+        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}
+
+
+class MeanField(_NetworkGuide):
+    r"""Amortised Gaussian guide with independent coordinates.
+
+    .. math:: q(z \mid x) = \prod_k N(z_k; m_k(x), \sigma_k^2(x))
+
+    References:
+        Kingma, Welling, "Auto-Encoding Variational Bayes", 2014, arXiv 1312.6114.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+        hidden: Widths of the hidden layers of the default encoder.
+        encoder: Any network from (N, D) to (N, 2 K), means first and log standard deviations second.
+
+    Example:
+        >>> MeanField(5, 2).posterior(torch.zeros(4, 5)).event_shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self, data_dim: int, latent_dim: int, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
+    ) -> None:
+        super().__init__(data_dim, latent_dim, 2 * latent_dim, hidden, encoder)
+
+    def family(self, parameters: Tensor) -> DiagNormal:
+        """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
+        mean, log_sigma = parameters.chunk(2, dim=-1)
+        return DiagNormal(mean, log_sigma.exp())
+
+
+class FullRank(_NetworkGuide):
+    r"""Amortised Gaussian guide with a full covariance.
+
+    .. math:: q(z \mid x) = N(z; m(x), L(x) L(x)^T)
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+        hidden: Widths of the hidden layers of the default encoder.
+        encoder: Any network from (N, D) to (N, K + K (K + 1) / 2): means, log diagonal of L, then its strictly
+            lower triangle row by row.
+
+    Example:
+        >>> FullRank(5, 2).posterior(torch.zeros(4, 5)).covariance_matrix.shape
+        torch.Size([4, 2, 2])
+    """
+
+    places: Tensor
+
+    def __init__(
+        self, data_dim: int, latent_dim: int, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
+    ) -> None:
+        num_parameters = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
+        super().__init__(data_dim, latent_dim, num_parameters, hidden, encoder)
+        # Where each entry of L stands in [0, diagonal, below]: a gather, because function transforms refuse writes.
+        places = torch.diag(torch.arange(1, latent_dim + 1))
+        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
+        places[rows, columns] = torch.arange(latent_dim + 1, num_parameters - latent_dim + 1)
+        self.register_buffer("places", places, persistent=False)
+
+    def family(self, parameters: Tensor) -> FullNormal:
+        """The Gaussian with mean, log diagonal and lower triangle side by side in (N, K + K (K + 1) / 2)."""
+        k = self.latent_dim
+        mean, log_diagonal, below = parameters.split([k, k, k * (k - 1) // 2], dim=-1)
+        entries = torch.cat([torch.zeros_like(mean[..., :1]), log_diagonal.exp(), below], dim=-1)
+        return FullNormal(mean, entries[..., self.places])

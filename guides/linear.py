@@ -1,0 +1,52 @@
+r"""The guide of the linear VAE: mean linear in the data, one diagonal covariance for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.base import EncoderGuide
+from inference.distributions import DiagNormal
+
+
+class Linear(EncoderGuide):
+    r"""Linear Gaussian guide.
+
+    .. math:: q(z \mid x) = N(V (x - \mu) , D), \quad D \text{ diagonal, the same for every } x
+
+    The term -V mu is kept as one bias of its own, so that the guide needs nothing of the model. After
+    :meth:`standardise_by`, V and the bias act on standardised data.
+
+    References:
+        Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+
+    Attributes:
+        V: (K, D).
+        bias: (K,).
+        log_sigma: Half the log of D's diagonal, (K,).
+    """
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__(data_dim, latent_dim)
+        self.V = nn.Parameter(torch.randn(latent_dim, data_dim) / math.sqrt(data_dim))
+        self.bias = nn.Parameter(torch.zeros(latent_dim))
+        self.log_sigma = nn.Parameter(torch.zeros(latent_dim))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The mean of z, (N, K)."""
+        return nn.functional.linear(self.standardise(x), self.V, self.bias)
+
+    def family(self, parameters: Tensor) -> DiagNormal:
+        """The Gaussian with the given mean (N, K)."""
+        return DiagNormal(parameters, self.log_sigma.exp())
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim}

@@ -1,0 +1,101 @@
+"""Input checks at the public doors: each message names what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class ChecksData(Protocol):
+    """A model or guide that can tell, without running, whether it takes some data."""
+
+    def check_data(self, x: Any) -> None:
+        """Raise TypeError or ValueError unless ``x`` are data that this program takes."""
+        ...
+
+
+def check_layout(
+    x: Any, *, data_dim: int | None = None, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> None:
+    """Check what can be told of data without reading them: type, dtype, shape and device.
+
+    Args:
+        x: Data, expected to be a floating tensor (N, D).
+        data_dim: D where it is known.
+        dtype: The dtype to be met, None for any floating one.
+        device: The device to be met, None for any.
+
+    Raises:
+        TypeError: If ``x`` is no tensor or not floating, or not of ``dtype``.
+        ValueError: If shape or device differ.
+    """
+    shape = f"(N, {'D' if data_dim is None else data_dim})"
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected x to be a torch.Tensor of shape {shape}, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"expected x of a floating dtype, got {x.dtype}: convert it, say by x.double()")
+    if x.dim() != 2 or (data_dim is not None and x.shape[1] != data_dim):
+        raise ValueError(f"expected x of shape {shape}, got {tuple(x.shape)}")
+    if 0 in x.shape:
+        raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"expected x of dtype {dtype}, the parameters', got {x.dtype}")
+    if device is not None and x.device != device:
+        raise ValueError(f"expected x on device {device}, where the parameters are, got {x.device}")
+
+
+def check_finite(x: Tensor, name: str = "x") -> None:
+    """Refuse NaN and infinity.
+
+    Args:
+        x: Any tensor.
+        name: What to call it.
+
+    Raises:
+        ValueError: With the number of such elements and the place of the first.
+    """
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero()
+        first = tuple(bad[0].tolist())
+        raise ValueError(
+            f"expected {name} to be finite, got {len(bad)} NaN or infinite of {x.numel()} elements, "
+            f"the first ({float(x[first])}) at {first}"
+        )
+
+
+def check_count(value: Any, name: str, minimum: int = 1) -> None:
+    """Refuse anything but an integer of at least ``minimum``.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"expected {name} to be an integer, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"expected {name} to be at least {minimum}, got {value}")
+
+
+def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of a pair before anything runs: by the programs' own checks, then for finiteness.
+
+    Args:
+        programs: The halves of the pair; those that satisfy :class:`ChecksData` see the first argument.
+        args: Positional arguments of the pair.
+        kwargs: Keyword arguments of the pair.
+
+    Raises:
+        TypeError: As :func:`check_layout`.
+        ValueError: As :func:`check_layout` and :func:`check_finite`.
+    """
+    for program in programs:
+        if isinstance(program, ChecksData):
+            program.check_data(args[0] if args else kwargs.get("x"))
+    for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            check_finite(value, name)

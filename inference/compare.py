@@ -1,0 +1,364 @@
+"""One table for several guides: ELBO, importance-weighted bound, evidence, gap and k-hat, per datum and in the mean."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.checks import check_arguments, check_count
+from inference.evidence import Evidence, exact_evidence, from_weights
+from inference.importance import WeightSummary, iter_log_weights, merge, summarise
+from inference.pair import Program
+from inference.protocols import SupportsLogEvidence
+from inference.seeding import seeded
+from inference.storage import atomic_path
+
+Pair = tuple[Program, Program]
+Factory = Callable[[int], Any]
+
+TRAIN, HELD_OUT = "train", "held_out"
+
+# Above this k-hat an importance-weighted estimate is not to be trusted (Vehtari et al. 2015).
+_HEAVY = 0.7
+
+
+def compare(
+    model: Program | None,
+    guides: Mapping[str, Any],
+    x: Tensor,
+    *,
+    held_out: Tensor | None = None,
+    num_samples: int = 1000,
+    log_det: Tensor | float = 0.0,
+    held_out_log_det: Tensor | float = 0.0,
+    seeds: Sequence[int] | None = None,
+    chunk: int | None = None,
+    plate: str | None = None,
+    level: float = 0.95,
+    seed: int | None = 0,
+    progress: bool = True,
+) -> xr.DataTree:
+    """Measure how far the ELBO of each guide lies below the evidence of its model, per datum.
+
+    Where the model has a closed form, that is the evidence. Elsewhere it is estimated from the importance weights of
+    all guides of that model together.
+
+    Args:
+        model: Pyro model that the guides share; None where every entry of ``guides`` brings its own.
+        guides: Name to guide, or name to (model, guide). With ``seeds``: name to a function that trains one from a
+            seed and returns it.
+        x: Training data, (N, D).
+        held_out: Held-out data, (M, D).
+        num_samples: Importance samples per datum.
+        log_det: Log-determinant of the preprocessing of ``x``, (N,) or a number: bits per dimension are then those
+            of the original data.
+        held_out_log_det: Likewise of ``held_out``.
+        seeds: Training seeds, to show the spread over them.
+        chunk: See :func:`inference.importance.iter_log_weights`.
+        plate: See :func:`inference.importance.iter_log_weights`.
+        level: Confidence level of the intervals.
+        seed: Seed of the importance samples.
+        progress: Show a progress bar.
+
+    Returns:
+        A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and datum
+        ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and ``ess``;
+        per seed and guide ``mean_evidence`` with its own interval; per datum ``log_det`` and a two-dimensional
+        ``map`` of the data. Nats throughout. :func:`table` prints it, :func:`save_comparison` writes netCDF.
+
+    Raises:
+        TypeError: If data or guides are of the wrong type.
+        ValueError: If there is no guide, or data or a pair are unfit.
+    """
+    check_count(num_samples, "num_samples", 2)
+    splits = {TRAIN: (x, log_det)} | ({} if held_out is None else {HELD_OUT: (held_out, held_out_log_det)})
+    rows = _pairs(model, guides, None if seeds is None else list(seeds))
+    for pair in (pair for by_name in rows.values() for pair in by_name.values()):
+        for data, _ in splits.values():
+            check_arguments(pair, (data,), {})
+    groups: dict[str, xr.Dataset] = {}
+    total = sum(len(by_name) for by_name in rows.values()) * len(splits)
+    with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="guide") as bar:
+        for split, (data, offset) in splits.items():
+            by_seed = []
+            for by_name in rows.values():
+                weights = {}
+                for name, (its_model, guide) in by_name.items():
+                    chunks = iter_log_weights(its_model, guide, data, num_samples=num_samples, chunk=chunk, plate=plate)
+                    weights[name] = summarise(chunks, num_samples)
+                    bar.update()
+                by_seed.append(_measure(by_name, weights, data, level))
+            groups[split] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), data, offset)
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {
+        "num_samples": num_samples,
+        "level": level,
+        "data_dim": math.prod(x.shape[1:]),
+        "trained": int(seeds is not None),
+    }
+    return tree
+
+
+def _pairs(model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None) -> dict[int, dict[str, Pair]]:
+    """Pairs by seed and name, trained where there are seeds."""
+    if not isinstance(guides, Mapping) or not guides:
+        raise ValueError(f"expected guides as a mapping from names with at least one entry, got {guides!r}")
+    if seeds is not None and not seeds:
+        raise ValueError("expected at least one seed, got none")
+    return {
+        seed: {name: _as_pair(name, model, entry if seeds is None else entry(seed)) for name, entry in guides.items()}
+        for seed in ([0] if seeds is None else seeds)
+    }
+
+
+def _as_pair(name: str, model: Program | None, entry: Any) -> Pair:
+    pair = entry if isinstance(entry, tuple) else (model, entry)
+    if len(pair) != 2 or not all(callable(half) for half in pair):
+        raise TypeError(f"expected {name!r} to be a guide beside a model, or (model, guide), got {entry!r}")
+    return pair
+
+
+def _measure(pairs: Mapping[str, Pair], weights: Mapping[str, WeightSummary], data: Tensor, level: float) -> xr.Dataset:
+    """Everything per guide and datum, for the pairs of one seed."""
+    evidences: dict[int, Evidence] = {}
+    for its_model, _ in pairs.values():
+        if id(its_model) not in evidences:
+            shared = [weights[name] for name, (other, _) in pairs.items() if other is its_model]
+            evidences[id(its_model)] = _reference(its_model, shared, data, level)
+    columns: dict[str, list[Tensor]] = {}
+    means: dict[str, list[float]] = {}
+    for name, (its_model, _) in pairs.items():
+        truth = evidences[id(its_model)]
+        for key, value in _per_datum(weights[name], truth).items():
+            columns.setdefault(key, []).append(value.cpu())
+        for key, number in zip(("", "_lower", "_upper", "_se"), truth.mean):
+            means.setdefault(f"mean_evidence{key}", []).append(number)
+    variables: dict[str, Any] = {key: (("guide", "datum"), torch.stack(v).numpy()) for key, v in columns.items()}
+    variables |= {key: (("guide",), v) for key, v in means.items()}
+    variables["method"] = (("guide",), [evidences[id(m)].method for m, _ in pairs.values()])
+    return xr.Dataset(variables, {"guide": list(pairs), "datum": np.arange(len(data))})
+
+
+def _reference(model: Program, weights: Sequence[WeightSummary], data: Tensor, level: float) -> Evidence:
+    if isinstance(model, SupportsLogEvidence):
+        return exact_evidence(model, data)
+    pooled = weights[0]
+    for other in weights[1:]:
+        pooled = merge(pooled, other)
+    return from_weights(pooled, level)
+
+
+def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
+    elbo, iwae = weights.elbo, weights.iwae
+    return {
+        "elbo": elbo.value,
+        "elbo_se": elbo.standard_error,
+        "iwae": iwae.value,
+        "iwae_se": iwae.standard_error,
+        "evidence": truth.value,
+        "evidence_lower": truth.lower,
+        "evidence_upper": truth.upper,
+        "evidence_se": truth.standard_error,
+        "gap": truth.value - elbo.value,
+        "pareto_k": weights.pareto_k.value,
+        "ess": weights.effective_sample_size.value,
+    }
+
+
+def _with_data(dataset: xr.Dataset, data: Tensor, log_det: Tensor | float) -> xr.Dataset:
+    offsets = torch.as_tensor(log_det, dtype=torch.float64).cpu()
+    if offsets.shape not in ((), (len(data),)):
+        raise ValueError(f"expected log_det as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")
+    place = principal_map(data).cpu().numpy()
+    return dataset.assign(
+        log_det=(("datum",), offsets.expand(len(data)).numpy().copy()), map=(("datum", "axis"), place)
+    )
+
+
+def principal_map(x: Tensor) -> Tensor:
+    """Coordinates of data along their first two principal axes, (N, 2) float64, zero-padded where D is one."""
+    flat = x.reshape(len(x), -1).double()
+    centred = flat - flat.mean(0)
+    _, vectors = torch.linalg.eigh(centred.mT @ centred)
+    axes = vectors.flip(-1)[:, :2]
+    return torch.nn.functional.pad(centred @ axes, (0, 2 - axes.shape[1]))
+
+
+def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:
+    """Differences of a quantity's data mean to that of one guide, paired per datum.
+
+    Args:
+        tree: What :func:`compare` returned.
+        reference: Guide to compare with; the first by default.
+        quantity: Any variable per guide and datum.
+
+    Returns:
+        ``difference`` and ``standard_error`` in nats per datum, over split, seed and guide. The error is that of
+        the mean of paired differences over the data, which holds the Monte Carlo error, too.
+
+    Raises:
+        ValueError: If there is no such guide or quantity.
+    """
+    splits = []
+    for group in tree.children.values():
+        dataset = group.to_dataset()
+        names = [str(name) for name in dataset["guide"].values]
+        reference = names[0] if reference is None else reference
+        if reference not in names:
+            raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
+        if quantity not in dataset or dataset[quantity].dims != ("seed", "guide", "datum"):
+            raise ValueError(f"expected a quantity per guide and datum, got {quantity!r}")
+        paired = dataset[quantity] - dataset[quantity].sel(guide=reference, drop=True)
+        error = (
+            paired.std("datum", ddof=1) / math.sqrt(paired.sizes["datum"])
+            if paired.sizes["datum"] > 1
+            else paired.mean("datum") * math.nan
+        )
+        splits.append(xr.Dataset({"difference": paired.mean("datum"), "standard_error": error}))
+    return xr.concat(splits, xr.Variable("split", list(tree.children)))
+
+
+def bits_per_dim(dataset: xr.Dataset, data_dim: int) -> xr.DataArray:
+    """Bits per dimension of the original data by seed and guide: -(log p + log-determinant) / (D log 2)."""
+    total = dataset["mean_evidence"] + dataset["log_det"].mean()
+    return -total / (data_dim * math.log(2))
+
+
+def table(tree: xr.DataTree) -> str:
+    """The comparison as text: one line a guide, training and held-out columns side by side, nats per datum.
+
+    With several seeds each cell is their mean, with the standard deviation over them; else the gap carries the Monte
+    Carlo standard error. Below come the paired differences to the first guide.
+
+    Args:
+        tree: What :func:`compare` returned.
+    """
+    splits = {str(name): group.to_dataset() for name, group in tree.children.items()}
+    guides = [str(name) for name in next(iter(splits.values()))["guide"].values]
+    blocks = [
+        _block(guides, {split: cells(dataset, int(tree.attrs["data_dim"])) for split, dataset in splits.items()})
+        for cells in (_gap_cells, _weight_cells)
+    ]
+    lines = [*blocks[0], "", *blocks[1], *_difference_lines(tree, guides), "", *_notes(tree, splits)]
+    return "\n".join(lines)
+
+
+def _block(guides: Sequence[str], cells: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
+    """A table under two lines of headings: the split, then the quantity."""
+    columns = [["", "guide", *guides]]
+    for split, by_head in cells.items():
+        heads = list(by_head)
+        columns += [[split if head == heads[0] else "", head, *by_head[head]] for head in heads]
+    return _align(columns)
+
+
+def _gap_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:
+    error = np.sqrt((dataset["elbo_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
+    gap = dataset["mean_evidence"] - dataset["elbo"].mean("datum")
+    return {
+        "ELBO": _cells(dataset["elbo"].mean("datum")),
+        "log p": _bracket(dataset),
+        "gap": _cells(gap, np.hypot(error, dataset["mean_evidence_se"])),
+        "bits/dim": [f"{v:.4f}" for v in bits_per_dim(dataset, data_dim).mean("seed").values],
+    }
+
+
+def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:  # noqa: ARG001
+    error = np.sqrt((dataset["iwae_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
+    gap = dataset["mean_evidence"] - dataset["iwae"].mean("datum")
+    heavy = (dataset["pareto_k"] > _HEAVY).mean("datum") * 100
+    return {
+        "IWAE": _cells(dataset["iwae"].mean("datum")),
+        "log p - IWAE": _cells(gap, error),
+        "ESS": [f"{v:.0f}" for v in dataset["ess"].mean(("datum", "seed")).values],
+        f"k>{_HEAVY}": [f"{v:.1f}%" for v in heavy.mean("seed").values],
+    }
+
+
+def _cells(value: xr.DataArray, error: xr.DataArray | None = None) -> list[str]:
+    """A number a guide, with its standard deviation over seeds where there are several, else with its own error."""
+    means = value.mean("seed").values
+    if value.sizes["seed"] > 1:
+        spread = value.std("seed", ddof=1).values
+    elif error is not None:
+        spread = error.isel(seed=0).values
+    else:
+        return [f"{v:.4f}" for v in means]
+    return [f"{v:.4f} ±{e:.4f}" for v, e in zip(means, spread, strict=True)]
+
+
+def _bracket(dataset: xr.Dataset) -> list[str]:
+    cells = []
+    means = dataset.mean("seed")
+    for i, value in enumerate(means["mean_evidence"].values):
+        lower, upper = (float(means[f"mean_evidence_{end}"].values[i]) for end in ("lower", "upper"))
+        if lower == upper:
+            cells.append(f"{value:.4f}")
+        else:
+            cells.append(f"{value:.4f} [{lower:.4f}, {'inf' if math.isinf(upper) else f'{upper:.4f}'}]")
+    return cells
+
+
+def _align(columns: Iterable[Sequence[str]]) -> list[str]:
+    columns = list(columns)
+    widths = [max(len(cell) for cell in column) for column in columns]
+    rows = []
+    for row in zip(*columns, strict=True):
+        first, rest = row[0].ljust(widths[0]), [cell.rjust(w) for cell, w in zip(row[1:], widths[1:])]
+        rows.append("  ".join([first, *rest]).rstrip())
+    return rows
+
+
+def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
+    sizes = ", ".join(f"{name} {dataset.sizes['datum']}" for name, dataset in splits.items())
+    first = next(iter(splits.values()))
+    num_seeds, samples = first.sizes["seed"], tree.attrs["num_samples"]
+    spread = f"the standard deviation over {num_seeds} seeds" if num_seeds > 1 else "the Monte Carlo standard error"
+    methods = ", ".join(sorted({str(m) for m in first["method"].values.ravel()}))
+    return [
+        f"Nats per datum, means over the data ({sizes}); ± is {spread}.",
+        f"log p: {methods}; gap = log p - ELBO; IWAE and ESS of {samples} samples;",
+        f"k>{_HEAVY}: share of data whose importance weights are not to be trusted.",
+    ]
+
+
+def _difference_lines(tree: xr.DataTree, guides: Sequence[str]) -> list[str]:
+    if len(guides) < 2:
+        return []
+    result = differences(tree)
+    columns = [["", "guide", *guides[1:]]]
+    for split in result["split"].values:
+        chosen = result.sel(split=split, guide=list(guides[1:]))
+        columns.append([str(split), "difference", *_cells(chosen["difference"], chosen["standard_error"])])
+    return ["", f"ELBO minus that of {guides[0]!r}, paired per datum", *_align(columns)]
+
+
+def save_comparison(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
+    """Write a comparison to a netCDF file, atomically; :func:`load_comparison` reads it.
+
+    Args:
+        tree: What :func:`compare` returned.
+        path: File to replace, ``.nc`` by custom.
+    """
+    with atomic_path(path) as temporary:
+        tree.to_netcdf(temporary, engine="h5netcdf")
+
+
+def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read a comparison from a netCDF file into memory.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"expected a comparison at {os.fspath(path)}, found no file")
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        return tree.load()

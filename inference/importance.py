@@ -1,0 +1,276 @@
+"""Importance weights of a pair, and what is read off them: ELBO, IWAE, effective sample size, Pareto k.
+
+The matrix of log weights, log p(x_n, z_sn) - log q(z_sn | x_n), is the one primitive. Everything else is a pure
+function of it, or of a stream of its chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.checks import check_arguments, check_count
+from inference.pair import Program, find_layout, refuse_train_mode, run_pair
+from inference.psis import fit_pareto_k, num_kept, tail_length
+
+# Elements of the largest site in one chunk, 64 MB in float64.
+_CHUNK_ELEMENTS = 2**23
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo estimate per datum.
+
+    Attributes:
+        value: The estimate, (N,).
+        standard_error: Its standard error, (N,), in the same units; infinite where one sample cannot tell.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+
+
+@torch.no_grad()
+def iter_log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int,
+    chunk: int | None = None,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Iterator[Tensor]:
+    """Log importance weights in chunks of samples, so that memory does not grow with their number.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        *args: Arguments of both.
+        num_samples: S, samples per datum.
+        chunk: Samples drawn side by side; None chooses by size, 1 runs without a particle plate (for models that
+            cannot broadcast).
+        plate: Name of the plate over the data, ``"data"`` if None.
+        **kwargs: Keyword arguments of both.
+
+    Yields:
+        log p(x_n, z_sn) - log q(z_sn | x_n) in nats, (chunk, N), unscaled and without gradient.
+
+    Raises:
+        TypeError: If an argument is of the wrong type; before anything runs.
+        ValueError: If an argument or the pair is unfit; see :func:`inference.pair.run_pair`.
+        FloatingPointError: If a weight is NaN or plus infinity.
+    """
+    check_count(num_samples, "num_samples")
+    if chunk is not None:
+        check_count(chunk, "chunk")
+    check_arguments((model, guide), args, kwargs)
+    refuse_train_mode(model, guide)
+    if chunk is None:
+        layout = find_layout(model, guide, args, kwargs, plate=plate)
+        chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data))
+    for start in range(0, num_samples, chunk):
+        size = min(chunk, num_samples - start)
+        log_weights = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate).log_weights
+        if not bool((log_weights < math.inf).all()):
+            bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
+            raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
+        yield log_weights
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int,
+    chunk: int | None = None,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    r"""Log importance weights of a pair, per sample and datum.
+
+    .. math:: \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \quad z_{sn} \sim q(z \mid x_n)
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        *args: Arguments of both.
+        num_samples: S.
+        chunk: See :func:`iter_log_weights`.
+        plate: See :func:`iter_log_weights`.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        (S, N), nats, unscaled, without gradient.
+
+    Raises:
+        TypeError: See :func:`iter_log_weights`.
+        ValueError: See :func:`iter_log_weights`.
+        FloatingPointError: See :func:`iter_log_weights`.
+    """
+    chunks = iter_log_weights(model, guide, *args, num_samples=num_samples, chunk=chunk, plate=plate, **kwargs)
+    return torch.cat(list(chunks))
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """Sufficient statistics of log weights, per datum, in memory that does not grow as S does (but as sqrt S).
+
+    Attributes:
+        num_samples: S.
+        mean: Mean log weight, (N,).
+        squares: Sum of squared deviations from it, (N,).
+        log_sums: log sum_s w^j for j = 1..4, (4, N).
+        top: The largest log weights, (T, N).
+    """
+
+    num_samples: int
+    mean: Tensor
+    squares: Tensor
+    log_sums: Tensor
+    top: Tensor
+
+    @property
+    def elbo(self) -> Estimate:
+        """Evidence lower bound, the mean log weight, in nats."""
+        variance = self.squares / (self.num_samples - 1) if self.num_samples > 1 else self.squares + math.inf
+        return Estimate(self.mean, (variance / self.num_samples).sqrt())
+
+    @property
+    def iwae(self) -> Estimate:
+        """Importance-weighted bound of all S samples, the log of the mean weight, in nats; s.e. by the delta method."""
+        excess = torch.expm1(math.log(self.num_samples) + self.log_sums[1] - 2 * self.log_sums[0]).clamp(min=0)
+        variance = excess / (self.num_samples - 1) if self.num_samples > 1 else excess + math.inf
+        return Estimate(self.log_sums[0] - math.log(self.num_samples), variance.sqrt())
+
+    @property
+    def effective_sample_size(self) -> Estimate:
+        """(sum w)^2 / sum w^2, between 1 and S; s.e. by the delta method."""
+        log_s, m = math.log(self.num_samples), self.log_sums
+        value = (2 * m[0] - m[1]).exp()
+        second = (log_s + m[1] - 2 * m[0]).exp()
+        third = (log_s + m[2] - m[0] - m[1]).exp()
+        fourth = (log_s + m[3] - 2 * m[1]).exp()
+        influence = (4 * second - 4 * third + fourth - 1).clamp(min=0)
+        if self.num_samples == 1:
+            influence = influence + math.inf
+        return Estimate(value, value * (influence / self.num_samples).sqrt())
+
+    @property
+    def pareto_k(self) -> Estimate:
+        """Tail shape k-hat of the weights, with its asymptotic s.e. (1 + k) / sqrt M over the M tail draws."""
+        k = fit_pareto_k(self.top, self.num_samples)
+        error = (1 + k).clamp(min=0) / math.sqrt(tail_length(self.num_samples))
+        return Estimate(k, error)
+
+
+def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:
+    """Fold chunks of log weights into a summary, in float64.
+
+    Args:
+        chunks: Tensors (chunk, N) in nats.
+        num_samples: S, the number of rows in all of them together.
+
+    Raises:
+        ValueError: If the rows are not S.
+    """
+    kept, count, state = num_kept(num_samples), 0, None
+    for chunk in chunks:
+        count += len(chunk)
+        update = _summarise_chunk(chunk.detach().double(), kept)
+        state = update if state is None else _merge(state, update, kept)
+    if state is None or count != num_samples:
+        raise ValueError(f"expected {num_samples} rows of log weights, got {count}")
+    return state
+
+
+def _summarise_chunk(w: Tensor, kept: int) -> WeightSummary:
+    mean = w.mean(0)
+    # A weight of zero makes the mean minus infinity, and no deviation from that is defined.
+    deviations = torch.where(mean.isfinite(), w - mean, torch.full_like(w, math.inf))
+    log_sums = torch.stack([torch.logsumexp(j * w, 0) for j in (1, 2, 3, 4)])
+    return WeightSummary(len(w), mean, deviations.square().sum(0), log_sums, _largest(w, kept))
+
+
+def _largest(log_weights: Tensor, kept: int) -> Tensor:
+    return log_weights.topk(min(kept, len(log_weights)), 0)[0]
+
+
+def merge(a: WeightSummary, b: WeightSummary) -> WeightSummary:
+    """The summary of both sets of samples together, of the same data.
+
+    Samples of several guides may be merged: each weight is an unbiased estimate of p(x) by itself, and so is their
+    mean.
+    """
+    return _merge(a, b, num_kept(a.num_samples + b.num_samples))
+
+
+def _merge(a: WeightSummary, b: WeightSummary, kept: int) -> WeightSummary:
+    total = a.num_samples + b.num_samples
+    delta = b.mean - a.mean
+    mean = torch.where(delta.isfinite(), a.mean + delta * (b.num_samples / total), torch.minimum(a.mean, b.mean))
+    squares = a.squares + b.squares + delta.square() * (a.num_samples * b.num_samples / total)
+    squares = torch.where(mean.isfinite(), squares, torch.full_like(squares, math.inf))
+    log_sums = torch.logaddexp(a.log_sums, b.log_sums)
+    return WeightSummary(total, mean, squares, log_sums, _largest(torch.cat([a.top, b.top]), kept))
+
+
+def _check_matrix(log_weights: Tensor) -> None:
+    if not isinstance(log_weights, Tensor) or log_weights.dim() != 2 or len(log_weights) == 0:
+        got = tuple(log_weights.shape) if isinstance(log_weights, Tensor) else type(log_weights).__name__
+        raise ValueError(f"expected log weights of shape (S, N), got {got}")
+
+
+def _reduce(log_weights: Tensor, read: Callable[[WeightSummary], Estimate]) -> Estimate:
+    _check_matrix(log_weights)
+    return read(summarise([log_weights], len(log_weights)))
+
+
+def elbo(log_weights: Tensor) -> Estimate:
+    """Evidence lower bound per datum: the mean of the log weights (S, N), in nats, with its standard error."""
+    return _reduce(log_weights, lambda s: s.elbo)
+
+
+def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
+    r"""Importance-weighted bound per datum, in nats, with its standard error.
+
+    .. math:: L_K = E \log \frac1K \sum_{k=1}^K w_k
+
+    Args:
+        log_weights: (S, N).
+        num_particles: K; the S samples make S / K independent estimates, whose spread is the error. None takes
+            all S at once, with the error by the delta method.
+
+    Raises:
+        ValueError: If K does not divide S.
+
+    References:
+        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv 1509.00519.
+    """
+    _check_matrix(log_weights)
+    if num_particles is None:
+        return _reduce(log_weights, lambda s: s.iwae)
+    check_count(num_particles, "num_particles")
+    if len(log_weights) % num_particles:
+        raise ValueError(f"expected num_particles to divide S = {len(log_weights)}, got {num_particles}")
+    groups = log_weights.detach().double().reshape(-1, num_particles, log_weights.shape[1])
+    return elbo(groups.logsumexp(1) - math.log(num_particles))
+
+
+def effective_sample_size(log_weights: Tensor) -> Estimate:
+    """Kish's effective sample size per datum, between 1 and S, of log weights (S, N), with its standard error."""
+    return _reduce(log_weights, lambda s: s.effective_sample_size)
+
+
+def pareto_k(log_weights: Tensor) -> Estimate:
+    """Tail shape k-hat per datum of log weights (S, N), with its asymptotic standard error.
+
+    Below 0.5 the weights have a variance; above 0.7 an estimate from them is not to be trusted.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
+    """
+    return _reduce(log_weights, lambda s: s.pareto_k)

@@ -1,0 +1,149 @@
+"""The two effect handlers under which every pair is run, and their order.
+
+Order, from the outside in: ``block`` (nothing leaks), :class:`LocalParams`, :class:`RecordSites`, the particle
+plate, the model or guide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Distribution
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import am_i_wrapped
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor, nn
+
+
+class LocalParams(Messenger):
+    """Answers every param statement that carries an ``nn.Parameter`` with that very parameter.
+
+    ``pyro.module("decoder", net)`` looks the name up in a global store, where an earlier network of that name may
+    sit: the second one then never trains. Under this handler a network's parameters are its own.
+
+    Attributes:
+        seen: Every trainable tensor that a param statement named, unconstrained, by name.
+    """
+
+    _depth = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+
+    @classmethod
+    def active(cls) -> bool:
+        """Whether such a handler is on the stack."""
+        return LocalParams._depth > 0
+
+    def __enter__(self) -> LocalParams:
+        super().__enter__()
+        LocalParams._depth += 1
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        LocalParams._depth -= 1
+        super().__exit__(*exc)
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):
+            msg["value"], msg["done"] = msg["args"][1], True
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        value = msg["value"]
+        self.seen[msg["name"]] = value.unconstrained() if hasattr(value, "unconstrained") else value
+
+
+@contextmanager
+def local_params() -> Iterator[LocalParams]:
+    """Run pairs on their own parameters: networks by :class:`LocalParams`, PyroModules by Pyro's own setting."""
+    with pyro.settings.context(module_local_params=True), LocalParams() as handler:
+        yield handler
+
+
+@contextmanager
+def isolated(*, expose_params: bool = False) -> Iterator[None]:
+    """Run a pair so that none of its sites reaches a handler outside.
+
+    With ``expose_params``, and only inside somebody else's handler, param statements pass through: that is how
+    :class:`pyro.infer.SVI` learns what to train. Everywhere else parameters are local.
+    """
+    if expose_params and am_i_wrapped():
+        with poutine.block(expose_types=["param"]):
+            yield
+    else:
+        with poutine.block(), local_params():
+            yield
+
+
+class Site(NamedTuple):
+    """What a run left at one sample statement.
+
+    Attributes:
+        fn: The law, expanded to the plates around it.
+        value: The value, of shape batch + event.
+        frames: The plates around the site, outermost first.
+        scale: Product of all scales, the plates' and ``poutine.scale``'s.
+        mask: ``poutine.mask``'s, or None.
+        is_observed: Whether the value was given.
+    """
+
+    fn: Distribution
+    value: Tensor
+    frames: tuple[CondIndepStackFrame, ...]
+    scale: float | Tensor
+    mask: bool | Tensor | None
+    is_observed: bool
+
+
+class RecordSites(Messenger):
+    """Records every sample site of a run in order, and dictates the values of those it was given.
+
+    Args:
+        values: Values by site name; a subsampling plate's indices count as the value at the plate's name.
+
+    Attributes:
+        sites: Sample sites in trace order.
+        subsamples: The indices that each plate chose.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.values = {} if values is None else values
+        self.sites: dict[str, Site] = {}
+        self.subsamples: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if isinstance(fn, _Subsample):
+            self.subsamples[name] = msg["value"]
+            return
+        if name in self.sites:
+            raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")
+        self.sites[name] = Site(
+            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], msg["is_observed"]
+        )
+
+
+def masked_log_prob(site: Site) -> Tensor:
+    """Log-probability of a site's value, unscaled, with the mask applied; shape of the site's batch."""
+    return apply_mask(site.fn.log_prob(site.value), site.mask)
+
+
+def apply_mask(term: Tensor, mask: bool | Tensor | None) -> Tensor:
+    """``term`` where ``mask`` holds, zero elsewhere."""
+    if mask is None or mask is True:
+        return term
+    if mask is False:
+        return torch.zeros_like(term)
+    return torch.where(mask, term, term.new_zeros(()))

@@ -1,0 +1,78 @@
+"""The base of every model and guide: an ``nn.Module`` that Pyro's global parameter store cannot confuse.
+
+Pyro's store is one dictionary for the whole process. A module that registers its parameters under a fixed name
+therefore shares them, silently, with every later instance of the same class. :class:`Module` gives each instance
+a name of its own, and hands its parameters to Pyro only when a Pyro handler is there to receive them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pyro
+from pyro.poutine.runtime import am_i_wrapped
+from torch import nn
+
+from inference.messengers import LocalParams
+
+_serial = itertools.count(1)
+
+
+class Module(nn.Module):
+    """An ``nn.Module`` whose parameters live in Pyro under a name of this one instance.
+
+    A call under a Pyro handler (``SVI``, ``trace``, ``NUTS`` ...) issues ``pyro.param("Class#serial.name", p)`` for
+    every ``nn.Parameter`` that requires a gradient. Copies and reloaded modules get a serial of their own, so that
+    any number of them train independently. Persistence is the ``state_dict``.
+
+    Attributes:
+        store_name: ``"Class#serial"``, the prefix of this instance's parameters in Pyro's store.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store_name = self._new_store_name()
+
+    @classmethod
+    def _new_store_name(cls) -> str:
+        return f"{cls.__name__}#{next(_serial)}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run ``forward``, first showing the parameters to Pyro where a handler is active."""
+        self.issue_params()
+        return super().__call__(*args, **kwargs)
+
+    def issue_params(self) -> None:
+        """Show the parameters to an active Pyro handler; does nothing where there is none."""
+        if not am_i_wrapped() or LocalParams.active():
+            return
+        store = pyro.get_param_store()
+        for key, parameter in self.named_parameters():
+            # functional_call and vmap swap in plain tensors, which are nobody's parameters.
+            if not (isinstance(parameter, nn.Parameter) and parameter.requires_grad):
+                continue
+            name = f"{self.store_name}.{key}"
+            if name in store and store[name] is not parameter:  # replaced since, by load_state_dict(assign=True) say
+                del store[name]
+            pyro.param(name, parameter)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Drop the weak references that Pyro hangs on parameters: they can be neither copied nor pickled."""
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.store_name = self._new_store_name()
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments, as JSON values, from which the instance can be built again before its state is loaded.
+
+        Raises:
+            NotImplementedError: If the class declares none, or the instance holds what JSON cannot describe.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be rebuilt from a file alone: pass an instance of it to load_pair"
+        )

@@ -1,0 +1,234 @@
+"""Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
+
+They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
+:func:`inference.svi.fit`. None keeps anything between calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro.infer
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from inference.checks import check_count
+from inference.messengers import Site, apply_mask
+from inference.module import Module
+from inference.pair import Draw, Program, run_guide, run_pair
+from inference.protocols import SupportsExpectedLogLikelihood
+
+
+@dataclass
+class Pair:
+    """A pair with its arguments, as an objective sees it.
+
+    Attributes:
+        model: Pyro model.
+        guide: Pyro guide.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        plate_scale: Full size of that plate over its size in this call, as the last run found it.
+    """
+
+    model: Program
+    guide: Program
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    plate: str | None = None
+    plate_scale: float = 1.0
+
+    def draw(self, num_samples: int) -> Draw:
+        """Run the pair once with ``num_samples`` reparameterised samples per datum, with gradient.
+
+        Raises:
+            ValueError: If the pair is none (see :func:`inference.pair.run_pair`) or a latent is not reparameterised.
+        """
+        draw = run_pair(
+            self.model,
+            self.guide,
+            self.args,
+            self.kwargs,
+            num_samples=num_samples,
+            plate=self.plate,
+            expose_params=True,
+        )
+        for name in draw.latents:
+            if not draw.guide_sites[name].fn.has_rsample:
+                raise ValueError(
+                    f"expected a reparameterised law at guide site {name!r}, got "
+                    f"{type(draw.guide_sites[name].fn).__name__} without rsample"
+                )
+        self.plate_scale = draw.layout.plate_scale
+        return draw
+
+    def run_guide(self) -> dict[str, Site]:
+        """Latent sites of one run of the guide alone."""
+        return run_guide(self.guide, self.args, self.kwargs, expose_params=True)
+
+
+class Objective(pyro.infer.ELBO):
+    """Base of all objectives: a subclass gives :meth:`bound`, this class makes losses and gradients of it.
+
+    The loss is minus the *sum* of the bound over the data, times the plate's scale where the pair subsamples.
+
+    Args:
+        num_particles: Samples per datum, drawn side by side.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
+        check_count(num_particles, "num_particles")
+        super().__init__(num_particles=num_particles, vectorize_particles=True)
+        self.plate = plate
+
+    def bound(self, pair: Pair) -> Tensor:
+        """The objective per datum, to be maximised: (N,) in nats, unscaled, with gradient."""
+        raise NotImplementedError
+
+    def per_datum(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The objective of a pair per datum, (N,) in nats, with gradient."""
+        return self.bound(Pair(model, guide, args, kwargs, self.plate))
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the sum of the bound over the data, a scalar with gradient."""
+        pair = Pair(model, guide, args, kwargs, self.plate)
+        total = self.bound(pair).sum()
+        return -total if pair.plate_scale == 1.0 else -pair.plate_scale * total
+
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, without gradient."""
+        with torch.no_grad():
+            return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, detached, after adding its gradient to that of the parameters; what ``SVI`` calls."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.detach()
+
+    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.pair, without traces")
+
+
+class ELBO(Objective):
+    r"""Evidence lower bound by Monte Carlo, any guide.
+
+    .. math:: E_q[\log p(x_n, z) - \log q(z \mid x_n)]
+
+    ``poutine.scale`` and ``poutine.mask`` are honoured.
+
+    Args:
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Example:
+        >>> from zoo import LinearVAE
+        >>> from guides import MeanField
+        >>> model, guide = LinearVAE(5, 2), MeanField(5, 2)
+        >>> ELBO(num_particles=3)(model, guide)(torch.zeros(4, 5)).shape
+        torch.Size([])
+    """
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,)."""
+        return pair.draw(self.num_particles).elbo_terms.mean(0)
+
+
+class AnalyticKLELBO(Objective):
+    r"""Evidence lower bound with the Kullback-Leibler term in closed form, the reconstruction by Monte Carlo.
+
+    .. math:: E_q[\log p(x_n \mid z)] - KL(q(z \mid x_n) \,\|\, p(z))
+
+    Several latent sites are summed; each KL is conditional on the sites before it, so model and guide must sample
+    them in the same order.
+
+    Args:
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,).
+
+        Raises:
+            NotImplementedError: If a site has no closed-form KL; the message names it. Use :class:`ELBO` there.
+            ValueError: If model and guide sample the latents in different orders, or treat one differently.
+        """
+        draw = pair.draw(self.num_particles)
+        latents = list(draw.latents)
+        order = [name for name, site in draw.model_sites.items() if not site.is_observed]
+        if order != latents:
+            raise ValueError(
+                f"expected model and guide to sample the latents in one order for a closed-form KL, got {order} "
+                f"in the model and {latents} in the guide"
+            )
+        reconstruction = draw.total(draw.model_sites, observed=True)
+        divergence = torch.stack([self._kl(draw, name) for name in latents]).sum(0)
+        return (reconstruction - divergence).mean(0)
+
+    @staticmethod
+    def _kl(draw: Draw, name: str) -> Tensor:
+        q, p = draw.guide_sites[name], draw.model_sites[name]
+        if q.mask is not p.mask or (q.scale is not p.scale and q.scale != p.scale):
+            raise ValueError(
+                f"expected site {name!r} under the same mask and scale in model and guide for a closed-form KL, "
+                f"got mask {p.mask} and scale {p.scale} in the model, {q.mask} and {q.scale} in the guide"
+            )
+        try:
+            divergence = kl_divergence(q.fn, p.fn)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
+                "use the objective ELBO"
+            ) from error
+        return draw.term(q, apply_mask(divergence, q.mask))
+
+
+class AnalyticELBO(Objective):
+    r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
+
+    .. math::
+        -\frac{1}{2\sigma^2}\left[\|x_n - \mu - W m_n\|^2 + \operatorname{tr} W^T W \Sigma_n\right]
+        - \frac D2 \log 2\pi\sigma^2 - KL(N(m_n, \Sigma_n) \,\|\, N(0, I))
+
+    Being deterministic it can be minimised by LBFGS, to machine precision.
+
+    References:
+        Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
+
+    Args:
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def __init__(self, *, plate: str | None = None) -> None:
+        super().__init__(plate=plate)
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,).
+
+        Raises:
+            TypeError: If the model cannot integrate its log-likelihood over a Gaussian.
+            ValueError: If the guide has not exactly one latent site.
+        """
+        if not isinstance(pair.model, SupportsExpectedLogLikelihood):
+            raise TypeError(
+                "expected a model with expected_log_likelihood(x, posterior) and prior() (PPCA or LinearVAE), got "
+                f"{type(pair.model).__name__}"
+            )
+        if isinstance(pair.model, Module):
+            pair.model.issue_params()  # the model itself does not run, yet SVI must learn what to train
+        sites = pair.run_guide()
+        if len(sites) != 1:
+            raise ValueError(f"expected a guide with one latent site, got {list(sites)}")
+        (site,) = sites.values()
+        if site.mask is not None or site.scale != 1.0:
+            raise ValueError("expected a guide under no mask, scale or subsampling for the closed form: use ELBO")
+        posterior = site.fn
+        x = pair.args[0] if pair.args else pair.kwargs["x"]
+        return pair.model.expected_log_likelihood(x, posterior) - kl_divergence(posterior, pair.model.prior())

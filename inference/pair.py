@@ -1,0 +1,288 @@
+"""One run of a model/guide pair: the guide draws, the model scores, and every term is reduced to one per datum.
+
+A pair is a Pyro model and a Pyro guide, functions or modules of one call signature, in which every sample site of
+both halves stands in one common vectorised plate over the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro.distributions import Delta
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from inference.messengers import RecordSites, Site, isolated, masked_log_prob
+from inference.seeding import random_state
+
+Program = Callable[..., Any]
+
+DATA_PLATE = "data"
+_PARTICLES = "_particles"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a pair keeps its data: plate name, dimension and sizes, and how deep its plates go.
+
+    Attributes:
+        plate: Name of the plate over the data.
+        dim: Its dimension, negative.
+        num_data: Data in this call, N.
+        plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
+        depth: Number of batch dimensions that the pair uses.
+        numel: Elements per datum of the largest site: what one more particle costs.
+    """
+
+    plate: str
+    dim: int
+    num_data: int
+    plate_scale: float
+    depth: int
+    numel: int
+
+    def particles(self, num_samples: int) -> Any:
+        """The plate that draws samples side by side, left of all of the pair's own."""
+        return pyro.plate(_PARTICLES, num_samples, dim=-self.depth - 1)
+
+    def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
+        """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
+        missing = self.depth + 1 - term.dim()
+        term = term.reshape((1,) * missing + term.shape)
+        others = [d for d in range(-self.depth, 0) if d != self.dim]
+        if others:
+            term = term.sum(others)
+        return term.expand(num_samples, self.num_data)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples of a guide and what both halves of the pair say of them.
+
+    Attributes:
+        layout: The pair's plates.
+        num_samples: S.
+        model_sites: Sites of the model in trace order, the latent ones first drawn by the guide.
+        guide_sites: Sites of the guide in trace order.
+    """
+
+    layout: Layout
+    num_samples: int
+    model_sites: Mapping[str, Site]
+    guide_sites: Mapping[str, Site]
+
+    def term(self, site: Site, value: Tensor) -> Tensor:
+        """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""
+        scale = self.extra_scale(site)
+        if isinstance(scale, Tensor) or scale != 1.0:
+            value = value * scale
+        return self.layout.per_datum(value, self.num_samples)
+
+    def extra_scale(self, site: Site) -> float | Tensor:
+        """The site's scale beyond the data plate's."""
+        return site.scale / self.layout.plate_scale
+
+    def total(self, sites: Mapping[str, Site], *, observed: bool | None = None) -> Tensor:
+        """Sum of the log-probabilities of sites, (S, N) in nats: all of them, the observed or the latent ones."""
+        chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
+        terms = [self.term(site, masked_log_prob(site)) for site in chosen]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    @property
+    def elbo_terms(self) -> Tensor:
+        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats."""
+        return self.total(self.model_sites) - self.total(self.guide_sites)
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (S, N) in nats.
+
+        Raises:
+            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is no importance weight.
+        """
+        for name, site in [*self.model_sites.items(), *self.guide_sites.items()]:
+            if not _is_one(self.extra_scale(site)):
+                raise ValueError(
+                    f"expected site {name!r} to carry no scale but the plate's for an importance weight, "
+                    f"got poutine.scale or a subsampled inner plate with factor {self.extra_scale(site)}"
+                )
+        return self.elbo_terms
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        """Values of the latent sites, in trace order of the guide."""
+        return {name: site.value for name, site in self.guide_sites.items() if not site.is_observed}
+
+
+def run_pair(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    num_samples: int = 1,
+    plate: str | None = None,
+    expose_params: bool = False,
+) -> Draw:
+    """Draw latents from the guide and replay the model on them.
+
+    One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide of the same call signature.
+        args: Positional arguments of both.
+        kwargs: Keyword arguments of both.
+        num_samples: S, samples per datum, drawn side by side.
+        plate: Name of the plate over the data; ``"data"`` if None.
+        expose_params: Let param statements through to an enclosing handler.
+
+    Raises:
+        ValueError: If the two halves are no pair in the sense of this module; the message names the site.
+    """
+    kwargs = {} if kwargs is None else kwargs
+    depth = None
+    if num_samples > 1:
+        depth = _particle_depth(model, guide, args, kwargs, plate)
+    with isolated(expose_params=expose_params):
+        guide_run = _run(guide, args, kwargs, None, num_samples, depth)
+        values = {n: s.value for n, s in guide_run.sites.items() if not s.is_observed} | guide_run.subsamples
+        model_run = _run(model, args, kwargs, values, num_samples, depth)
+    layout = _check_pair(model_run.sites, guide_run.sites, plate)
+    return Draw(layout, num_samples, model_run.sites, guide_run.sites)
+
+
+def run_guide(
+    guide: Program,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    expose_params: bool = False,
+) -> dict[str, Site]:
+    """Latent sites of one run of a guide alone, in trace order."""
+    with isolated(expose_params=expose_params):
+        run = _run(guide, args, {} if kwargs is None else kwargs, None, 1, None)
+    return {name: site for name, site in run.sites.items() if not site.is_observed}
+
+
+def refuse_train_mode(*programs: Program) -> None:
+    """Refuse a law that depends on the rest of its batch.
+
+    Raises:
+        ValueError: If a module of a program is batch normalisation in train mode.
+    """
+    for program in programs:
+        for name, module in program.named_modules() if isinstance(program, nn.Module) else ():
+            if isinstance(module, _BatchNorm) and module.training:
+                raise ValueError(
+                    f"expected {type(program).__name__} to treat each datum by itself, got batch normalisation "
+                    f"{name!r} in train mode: call .eval() first"
+                )
+
+
+def _run(
+    program: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Tensor] | None,
+    num_samples: int,
+    depth: int | None,
+) -> RecordSites:
+    with RecordSites(values) as run:
+        if depth is None:
+            program(*args, **kwargs)
+        else:
+            with pyro.plate(_PARTICLES, num_samples, dim=-depth - 1):
+                program(*args, **kwargs)
+    run.subsamples.pop(_PARTICLES, None)
+    return run
+
+
+# How deep a pair's plates go is a property of the two programs: found once, by one run, and kept while both live.
+_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[str | None, int]]] = WeakKeyDictionary()
+
+
+def _particle_depth(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
+) -> int:
+    known = _depths.setdefault(model, WeakKeyDictionary()).setdefault(guide, {})
+    if plate not in known:
+        known[plate] = find_layout(model, guide, args, kwargs, plate=plate).depth
+    return known[plate]
+
+
+def find_layout(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    plate: str | None = None,
+) -> Layout:
+    """The layout of a pair, by one run of one sample that leaves the random state as it was.
+
+    Raises:
+        ValueError: As :func:`run_pair`.
+    """
+    with random_state(None), torch.no_grad():
+        return run_pair(model, guide, args, kwargs, plate=plate).layout
+
+
+def _check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None) -> Layout:
+    latents = [name for name, site in model.items() if not site.is_observed]
+    drawn = [name for name, site in guide.items() if not site.is_observed]
+    if not latents:
+        raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
+    if set(latents) != set(drawn):
+        raise ValueError(
+            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}"
+        )
+    for name in drawn:
+        if _is_delta(guide[name].fn):
+            raise ValueError(f"expected a density at guide site {name!r}, got a Delta")
+    return _layout(model, guide, DATA_PLATE if plate is None else plate)
+
+
+def _layout(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+    found: set[tuple[int | None, int, float]] = set()
+    depth, numel, num_data = 0, 1, 1
+    for half, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            frames = [f for f in site.frames if f.name != _PARTICLES]
+            data = next((f for f in frames if f.name == plate), None)
+            if data is None or data.dim is None or data.size < 1:
+                raise ValueError(
+                    f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
+                    f"goes by plate=...), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                )
+            full = data.size if data.full_size is None else data.full_size
+            found.add((data.dim, data.size, full / data.size))
+            depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
+            particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
+            numel, num_data = max(numel, site.value.numel() // (data.size * particles)), data.size
+    if len(found) != 1:
+        raise ValueError(
+            f"expected plate {plate!r} to have one dimension and size in model and guide, got (dim, size, scale) "
+            f"{sorted(found, key=str)}"
+        )
+    dim, size, scale = found.pop()
+    assert dim is not None
+    assert size == num_data
+    return Layout(plate, dim, size, scale, depth, numel)
+
+
+def _is_delta(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _is_one(scale: float | Tensor) -> bool:
+    return bool(torch.all(scale == 1)) if isinstance(scale, Tensor) else math.isclose(scale, 1.0)

@@ -1,0 +1,118 @@
+"""Figures of a comparison. Each function returns a matplotlib figure and touches no global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+
+from inference.storage import atomic_path
+
+# Pareto k: finite variance below the first, trustworthy below the second, finite mean below the third.
+K_LEVELS = (0.0, 0.5, 0.7, 1.0)
+_PANEL = 3.4
+
+
+def _panels(
+    dataset: xr.Dataset, title: str, draw: Callable[[Axes, xr.Dataset], None], *, square: bool = False
+) -> Figure:
+    """One panel a guide; ``draw`` fills it from the guide's slice of the first seed."""
+    names = [str(name) for name in dataset["guide"].values]
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure = Figure(
+        figsize=(_PANEL * columns, (_PANEL if square else 0.85 * _PANEL) * rows + 0.4), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, name in zip(axes, names):
+        draw(ax, dataset.isel(seed=0).sel(guide=name))
+        ax.set_title(name, fontsize=10)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
+    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide.
+
+    Args:
+        tree: What :func:`inference.compare.compare` returned.
+        split: ``"train"`` or ``"held_out"``.
+    """
+
+    def draw(ax: Axes, one: xr.Dataset) -> None:
+        gap = one["gap"].values
+        ax.hist(gap, bins=40, color="tab:blue", alpha=0.8)
+        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean():.3g}")
+        ax.set_xlabel("gap, log p - ELBO (nats)")
+        ax.set_ylabel("data")
+        ax.legend(fontsize=8, frameon=False)
+
+    return _panels(_split(tree, split), f"Gap between evidence and ELBO ({split})", draw)
+
+
+def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
+    """ELBO against evidence, one point a datum and one panel a guide; the diagonal is a gap of zero.
+
+    Args:
+        tree: What :func:`inference.compare.compare` returned.
+        split: ``"train"`` or ``"held_out"``.
+    """
+
+    def draw(ax: Axes, one: xr.Dataset) -> None:
+        evidence, elbo = one["evidence"].values, one["elbo"].values
+        ends = [min(evidence.min(), elbo.min()), max(evidence.max(), elbo.max())]
+        ax.plot(ends, ends, color="black", linewidth=0.8, label="ELBO = log p")
+        ax.plot(evidence, elbo, ".", markersize=2.5, alpha=0.5, color="tab:blue")
+        ax.set_xlabel("log p(x) (nats)")
+        ax.set_ylabel("ELBO (nats)")
+        ax.legend(fontsize=8, frameon=False)
+
+    return _panels(_split(tree, split), f"ELBO and evidence per datum ({split})", draw, square=True)
+
+
+def pareto_k_map(tree: xr.DataTree, split: str = "train") -> Figure:
+    """The data in their first two principal axes, coloured by k-hat: where the guide is not to be trusted.
+
+    Args:
+        tree: What :func:`inference.compare.compare` returned.
+        split: ``"train"`` or ``"held_out"``.
+    """
+    dataset = _split(tree, split)
+    place = dataset["map"].values
+    drawn = []
+
+    def draw(ax: Axes, one: xr.Dataset) -> None:
+        k = np.clip(one["pareto_k"].values, -1.0, 1.5)
+        norm = BoundaryNorm([-1.0, *K_LEVELS, 1.5], 256)
+        drawn.append(ax.scatter(place[:, 0], place[:, 1], c=k, s=5, cmap="viridis", norm=norm))
+        ax.set_xlabel("principal axis 1")
+        ax.set_ylabel("principal axis 2")
+
+    figure = _panels(dataset, f"Pareto k of the importance weights ({split})", draw, square=True)
+    bar = figure.colorbar(drawn[-1], ax=figure.axes, shrink=0.8, ticks=K_LEVELS)
+    bar.set_label("k-hat (below 0: lighter tails than any power)")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure to a file, atomically; the suffix chooses the format.
+
+    Args:
+        figure: The figure.
+        path: File to replace.
+    """
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def _split(tree: xr.DataTree, split: str) -> xr.Dataset:
+    if split not in tree.children:
+        raise ValueError(f"expected split to be one of {list(tree.children)}, got {split!r}")
+    return tree[split].to_dataset()

@@ -1,0 +1,106 @@
+"""Draws from any pair: from the prior, from the posterior predictive, and reconstructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from inference.checks import check_arguments, check_count
+from inference.messengers import RecordSites, isolated
+from inference.pair import Program, run_pair
+from inference.protocols import SupportsDecoder
+from inference.seeding import seeded
+
+
+@torch.no_grad()
+def sample(model: Program, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    """One run of the generative story: every site drawn, none observed.
+
+    Args:
+        model: Pyro model.
+        *args: Its arguments; observations among them say how many data there are and are not conditioned on.
+        seed: Seed; leaves the global random state as it was.
+        **kwargs: Its keyword arguments; ``n=10`` for ten data of a model of the zoo.
+
+    Returns:
+        Values by site name, each with batch (N,).
+    """
+    with seeded(seed), isolated(), RecordSites() as run:
+        poutine.uncondition(model)(*args, **kwargs)
+    return {name: site.value for name, site in run.sites.items()}
+
+
+@torch.no_grad()
+def predictive(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int = 1,
+    plate: str | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """Posterior predictive draws: latents from the guide given the data, new observations from the model given those.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        *args: Arguments of both, the data first.
+        num_samples: S.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        seed: Seed; leaves the global random state as it was.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        Values by site name, (S, N, ...), latents and observations.
+
+    Raises:
+        ValueError: If the data are not finite or the pair is none.
+    """
+    check_count(num_samples, "num_samples")
+    check_arguments((model, guide), args, kwargs)
+    with seeded(seed):
+        draw = run_pair(model, guide, args, kwargs, num_samples=num_samples, plate=plate)
+        latents = draw.latents
+        with isolated(), RecordSites(latents) as run:
+            if num_samples == 1:
+                poutine.uncondition(model)(*args, **kwargs)
+            else:
+                with draw.layout.particles(num_samples):
+                    poutine.uncondition(model)(*args, **kwargs)
+    values = {name: site.value for name, site in run.sites.items()}
+    return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
+
+
+@torch.no_grad()
+def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int = 1, seed: int | None = None) -> Tensor:
+    """The mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
+
+    Args:
+        model: A model that can decode.
+        guide: Pyro guide of the one latent that it decodes.
+        x: (N, D).
+        num_samples: Latents per datum to average over.
+        seed: Seed; leaves the global random state as it was.
+
+    Returns:
+        (N, D).
+
+    Raises:
+        TypeError: If the model has no ``decode``.
+        ValueError: If the pair has several latents, or the data are unfit.
+    """
+    if not isinstance(model, SupportsDecoder):
+        raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
+    check_count(num_samples, "num_samples")
+    check_arguments((model, guide), (x,), {})
+    with seeded(seed):
+        draw = run_pair(model, guide, (x,), num_samples=num_samples)
+    if len(draw.latents) != 1:
+        raise ValueError(f"expected one latent to decode, got {list(draw.latents)}")
+    (z,) = draw.latents.values()
+    mean = model.decode(z)
+    return mean if num_samples == 1 else mean.mean(0)

@@ -1,0 +1,48 @@
+"""What a model or guide may offer beyond being called; inference asks for these and for nothing else of ours."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+
+@runtime_checkable
+class SupportsLogEvidence(Protocol):
+    """A model whose evidence is known in closed form."""
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_n), (N,) in nats and float64."""
+        ...
+
+
+@runtime_checkable
+class SupportsPosterior(Protocol):
+    """A model or guide that can state the law of its one latent given the data."""
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Law of z given x: batch (N,), event (K,)."""
+        ...
+
+
+@runtime_checkable
+class SupportsDecoder(Protocol):
+    """A model whose likelihood factorises around a mean."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z], shape ``z.shape[:-1] + (D,)``."""
+        ...
+
+
+@runtime_checkable
+class SupportsExpectedLogLikelihood(Protocol):
+    """A model that integrates its log-likelihood over a Gaussian in closed form."""
+
+    def expected_log_likelihood(self, x: Tensor, posterior: Distribution) -> Tensor:
+        """E_q[log p(x_n | z)] for a Gaussian q, (N,) in nats."""
+        ...
+
+    def prior(self) -> Distribution:
+        """Law of one latent, event (K,)."""
+        ...

@@ -1,0 +1,53 @@
+"""Standardisation by the data's mean and one global scale, carried as buffers."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from inference.checks import check_finite, check_layout
+
+
+class Standardise(nn.Module):
+    r"""The map x -> (x - shift) / scale, with the data's mean as shift and *one* scale for all dimensions.
+
+    One scale, because scaling each dimension by itself would change the model: principal components and IMA
+    contrasts are not invariant to it. The default is the identity.
+
+    Args:
+        data_dim: D.
+
+    Attributes:
+        shift: (D,) buffer.
+        scale: () buffer.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, data_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(data_dim))
+        self.register_buffer("scale", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take shift and scale from data (N, D): the mean, and the root mean variance over dimensions.
+
+        Raises:
+            ValueError: If the data are constant, not finite or of the wrong shape.
+        """
+        check_layout(x, data_dim=len(self.shift))
+        check_finite(x)
+        mean = x.double().mean(0)
+        scale = (x.double() - mean).square().mean().sqrt()
+        if not scale > math.sqrt(torch.finfo(self.scale.dtype).tiny):
+            raise ValueError(f"expected data that vary, got a standard deviation of {float(scale)}")
+        self.shift.copy_(mean)
+        self.scale.copy_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(x - shift) / scale."""
+        return (x - self.shift) / self.scale

@@ -1,0 +1,81 @@
+"""What every model of the zoo is: a prior over latents, a likelihood of the data, and their generative story."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from inference.checks import check_count, check_finite, check_layout
+from inference.distributions import DiagNormal
+from inference.module import Module
+
+
+class LatentVariableModel(Module):
+    r"""A Pyro model with one latent ``"z"`` and one observation ``"x"`` per datum.
+
+    .. math:: z_n \sim p(z), \quad x_n \sim p(x \mid z_n), \quad n = 1..N
+
+    A subclass gives :meth:`likelihood` and, unless the prior is standard normal, :meth:`prior`.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+    """
+
+    standard_sigma: Tensor
+
+    def __init__(self, data_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        check_count(data_dim, "data_dim")
+        check_count(latent_dim, "latent_dim")
+        self.data_dim, self.latent_dim = data_dim, latent_dim
+        # One constant that follows the module's dtype and device.
+        self.register_buffer("standard_sigma", torch.ones(1), persistent=False)
+
+    def prior(self) -> Distribution:
+        """Law of one latent: batch (), event (K,)."""
+        return DiagNormal(self.standard_sigma.new_zeros(self.latent_dim), self.standard_sigma)
+
+    def likelihood(self, z: Tensor) -> Distribution:
+        """Law of the data given latents z (..., K): batch ``z.shape[:-1]``, event (D,), independent between data."""
+        raise NotImplementedError
+
+    def check_data(self, x: Any) -> None:
+        """Check that ``x`` are data for this model.
+
+        Raises:
+            TypeError: See :func:`inference.checks.check_layout`.
+            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
+        """
+        self._check_layout(x)
+        check_finite(x)
+
+    def _check_layout(self, x: Any) -> None:
+        like = self.standard_sigma
+        check_layout(x, data_dim=self.data_dim, dtype=like.dtype, device=like.device)
+
+    def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
+        """The generative story: latents, then data, in the plate ``"data"`` at dim -1.
+
+        Args:
+            x: Observations, (N, D); None samples them.
+            n: Number of data to sample where ``x`` is None.
+
+        Returns:
+            The observations or samples, (N, D).
+
+        Raises:
+            TypeError: If ``x`` is no floating tensor of the parameters' dtype.
+            ValueError: If ``x`` is not (N, D), or neither ``x`` nor ``n`` is given.
+        """
+        if x is not None:
+            self._check_layout(x)
+            n = len(x)
+        check_count(n, "n, the number of data to sample where x is None,")
+        with pyro.plate("data", n, dim=-1):
+            z = pyro.sample("z", self.prior())
+            return pyro.sample("x", self.likelihood(z), obs=x)

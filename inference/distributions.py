@@ -36,8 +36,11 @@ class DiagNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, sigma: Tensor) -> None:
-        batch_shape = torch.broadcast_shapes(loc.shape[:-1], sigma.shape[:-1])
-        self.loc = loc.expand(batch_shape + loc.shape[-1:])
+        batch_shape = loc.shape[:-1]
+        if sigma.dim() > 1 and sigma.shape[:-1] != batch_shape:
+            batch_shape = torch.broadcast_shapes(batch_shape, sigma.shape[:-1])
+            loc = loc.expand(batch_shape + loc.shape[-1:])
+        self.loc = loc
         self.sigma = sigma
         super().__init__(batch_shape, loc.shape[-1:], validate_args=False)
 

@@ -55,7 +55,8 @@ class Layout:
     def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
         """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
         missing = self.depth + 1 - term.dim()
-        term = term.reshape((1,) * missing + term.shape)
+        if missing:
+            term = term.reshape((1,) * missing + term.shape)
         others = [d for d in range(-self.depth, 0) if d != self.dim]
         if others:
             term = term.sum(others)

@@ -130,7 +130,7 @@ class LinearGaussianModel(LatentVariableModel):
         if full is None:
             raise TypeError(f"expected a Gaussian posterior for the closed form, got {type(posterior).__name__}")
         if diagonal is not None:
-            return self.law.expected_log_likelihood(x, diagonal[0], variance=diagonal[1].square())
+            return self.law.expected_log_likelihood(x, diagonal[0], var=diagonal[1].square())
         return self.law.expected_log_likelihood(x, full.loc, scale_tril=full._unbroadcasted_scale_tril)
 
     def marginal(self) -> Marginal:

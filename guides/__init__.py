@@ -5,5 +5,16 @@ from guides.exact import Exact, TiedMeanField
 from guides.gaussian import FullRank, MeanField
 from guides.linear import Linear
 from guides.networks import mlp
+from guides.wrapped import WrappedEncoder
 
-__all__ = ["EncoderGuide", "Exact", "FullRank", "Guide", "Linear", "MeanField", "TiedMeanField", "mlp"]
+__all__ = [
+    "EncoderGuide",
+    "Exact",
+    "FullRank",
+    "Guide",
+    "Linear",
+    "MeanField",
+    "TiedMeanField",
+    "WrappedEncoder",
+    "mlp",
+]

@@ -1,5 +1,6 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
+from inference.compare import compare, differences, load_comparison, save_comparison, table
 from inference.evidence import Evidence, Interval, evidence
 from inference.importance import (
     Estimate,
@@ -15,6 +16,7 @@ from inference.importance import (
 from inference.module import Module
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, Objective
 from inference.predictive import predictive, reconstruct, sample
+from inference import plots
 from inference.storage import load_pair, save_pair
 from inference.svi import History, fit
 
@@ -29,18 +31,23 @@ __all__ = [
     "Module",
     "Objective",
     "WeightSummary",
+    "compare",
+    "differences",
     "effective_sample_size",
     "elbo",
     "evidence",
     "fit",
     "iter_log_weights",
     "iwae",
+    "load_comparison",
     "load_pair",
     "log_weights",
     "pareto_k",
     "predictive",
     "reconstruct",
     "sample",
+    "save_comparison",
     "save_pair",
     "summarise",
+    "table",
 ]

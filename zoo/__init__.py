@@ -5,6 +5,7 @@ from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_ga
 from zoo.linear_gaussian import LinearGaussian
 from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.preprocessing import Logit, Raw, Scaled
+from zoo.wrapped import WrappedDecoder
 
 __all__ = [
     "PPCA",
@@ -18,6 +19,7 @@ __all__ = [
     "Marginal",
     "Raw",
     "Scaled",
+    "WrappedDecoder",
     "digits",
     "digits_logit",
     "fashion_mnist",

@@ -173,7 +173,7 @@ class PPCA(LinearGaussianModel):
     Example:
         >>> from zoo import digits
         >>> x = digits(test_size=0).train
-        >>> print(f"{float(PPCA.from_data(x, 8).log_evidence(x).mean()):.8f}")
+        >>> print(f"{PPCA.from_data(x, 8).log_evidence(x).mean().item():.8f}")
         -163.23588991
     """
 

@@ -1,0 +1,277 @@
+r"""Probabilistic PCA by maximum likelihood: closed form, one pass over the data.
+
+.. math:: \sigma^2 = \frac{1}{D - K} \sum_{i > K} \lambda_i, \qquad W = U_K (\Lambda_K - \sigma^2 I)^{1/2}
+
+with :math:`\lambda_i, u_i` the eigenpairs of the data covariance (divisor N), in descending order.
+
+The covariance is a sum of squares throughout: each chunk of rows is centred at its own mean, and the difference
+between that mean and the mean so far enters as one more row. So no large numbers are subtracted, whatever the
+mean of the data, and a stream costs the memory of one batch. The threads each take a share of the rows, with a
+single-threaded matrix product: faster on blocks this narrow than a threaded product, whose threads moreover keep
+spinning for a while and slow what comes next.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from torch import Tensor
+
+from inference.checks import check_count
+from zoo.linear_gaussian import LinearGaussian
+
+Batch: TypeAlias = "Tensor | NDArray[Any]"
+Data: TypeAlias = "Batch | Iterable[Batch]"
+
+_CHUNK_ROWS = 2048
+_MAX_THREADS = 8  # each holds a chunk and two (D, D) matrices
+
+
+class Spectrum(NamedTuple):
+    """Eigendecomposition of the data covariance (divisor N), float64.
+
+    Attributes:
+        mean: mean of the data, (D,).
+        eigenvalues: variances along the principal axes, descending, (D,).
+        eigenvectors: principal axes in columns, (D, D); the entry of largest magnitude in each is positive.
+    """
+
+    mean: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
+    r"""Maximum-likelihood parameters of probabilistic PCA, in float64 on the CPU.
+
+    .. math:: \mu = \bar x, \qquad \sigma^2 = \frac{1}{D - K} \sum_{i > K} \lambda_i, \qquad
+              W = U_K (\Lambda_K - \sigma^2 I)^{1/2}
+
+    W is unique up to a rotation of its columns; here they lie along the principal axes, in descending order of
+    variance, each with its entry of largest magnitude positive.
+
+    Warning:
+        With K at or above the rank of the data the likelihood has no maximum; this is an error. During the pass the
+        BLAS libraries of the process are held to one thread, and set back after each batch.
+
+    References:
+        Tipping and Bishop, "Probabilistic Principal Component Analysis", 1999.
+        Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", 1983 (merging of moments).
+
+    Args:
+        x: data, (N, D) of a floating dtype; or an iterable of such batches, read once, their sizes free. A list or
+            tuple of one tensor, as a ``DataLoader`` over a ``TensorDataset`` yields, counts as that tensor.
+        latent_dim: K.
+
+    Returns:
+        W (D, K), mu (D,) and sigma (), with :math:`\sigma > 0`.
+
+    Raises:
+        TypeError: if x or a batch is no tensor or array, or not floating; if latent_dim is no integer.
+        ValueError: if x or a batch is not (N, D), empty, or not finite; if latent_dim is below 1, or not below both D
+            and the rank of the data. What names a batch counts from 0.
+
+    Example:
+        >>> x = torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
+        >>> law = maximum_likelihood(x, 1)  # eigenvalues 2, 1/2, 0
+        >>> law.W.squeeze(), law.sigma**2
+        (tensor([1.3229, 0.0000, 0.0000], dtype=torch.float64), tensor(0.2500, dtype=torch.float64))
+    """
+    check_count(latent_dim, "latent_dim")
+    mean, covariance = _moments(x, latent_dim)
+    data_dim = len(mean)
+    eigenvalues, axes = _eigh(covariance, latent_dim)
+    var = (covariance.trace() - eigenvalues.sum()) / (data_dim - latent_dim)
+    if var <= _tolerance(eigenvalues[0], data_dim):
+        var = _mean_of_discarded(covariance, latent_dim)
+    W = axes * np.sqrt(np.maximum(eigenvalues - var, 0.0))
+    return LinearGaussian(
+        torch.from_numpy(W), torch.from_numpy(mean), torch.tensor(float(np.sqrt(var)), dtype=torch.float64)
+    )
+
+
+def spectrum(x: Data) -> Spectrum:
+    """Mean, principal variances and principal axes of the data, from the same single pass.
+
+    Args:
+        x: data, as for :func:`maximum_likelihood`.
+
+    Returns:
+        All D eigenpairs. Eigenvalues that rounding made negative are 0.
+
+    Raises:
+        TypeError: as :func:`maximum_likelihood`.
+        ValueError: as :func:`maximum_likelihood`, where it concerns x.
+    """
+    mean, covariance = _moments(x)
+    eigenvalues, axes = _eigh(covariance, len(mean))
+    return Spectrum(*map(torch.from_numpy, (mean, eigenvalues.clip(0.0), axes)))
+
+
+def _eigh(covariance: NDArray[np.float64], num: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ``num`` largest eigenvalues, descending, and their eigenvectors with the sign convention."""
+    data_dim = len(covariance)
+    window = (data_dim - num, data_dim - 1)
+    with _single_threaded_blas():
+        values, vectors = scipy.linalg.eigh(covariance.T, subset_by_index=window, check_finite=False)
+    values, vectors = values[::-1].copy(), vectors[:, ::-1]
+    peak = vectors[np.abs(vectors).argmax(0), np.arange(num)]
+    return values, vectors * np.where(peak < 0, -1.0, 1.0)
+
+
+def _tolerance(largest: float, data_dim: int) -> float:
+    """Eigenvalues up to this are rounding."""
+    return float(np.finfo(np.float64).eps * data_dim * largest)
+
+
+def _mean_of_discarded(covariance: NDArray[np.float64], latent_dim: int) -> float:
+    """Mean of the eigenvalues beyond K, from all of them; raises where K is not below the rank."""
+    values = scipy.linalg.eigvalsh(covariance, check_finite=False)[::-1]
+    rank = int((values > _tolerance(values[0], len(values))).sum())
+    if latent_dim >= rank:
+        raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}")
+    return float(values[latent_dim:].clip(0.0).mean())
+
+
+def _moments(x: Data, latent_dim: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean (D,) and covariance (D, D), divisor N, in one pass."""
+    shares: list[_Moments] = []
+    threads = min(torch.get_num_threads(), _MAX_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        for name, batch in _batches(x):
+            _check_batch(batch, name, shares[0].mean.size if shares else None)
+            if not shares:
+                _check_columns(batch.shape[1], latent_dim)
+                shares = [_Moments(batch.shape[1]) for _ in range(threads)]
+            _add(pool, shares, batch, name)
+    if not shares:
+        raise ValueError("expected at least one batch, got none")
+    return _merged(shares)
+
+
+def _add(pool: ThreadPoolExecutor, shares: list[_Moments], batch: Batch, name: str) -> None:
+    """Give each thread its part of the rows of a checked batch."""
+    edges = np.linspace(0, len(batch), len(shares) + 1).astype(int)
+    with _single_threaded_blas():
+        list(pool.map(lambda share, start, stop: share.add(batch, name, start, stop), shares, edges, edges[1:]))
+
+
+def _merged(shares: list[_Moments]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and covariance of all the rows that the shares have seen."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = functools.reduce(_Moments.merge, shares)
+        covariance = total.scatter / total.count
+    if not np.isfinite(covariance.trace()):
+        raise ValueError("expected x with a finite covariance in float64, got values whose squares overflow")
+    return total.mean, covariance
+
+
+class _Moments:
+    """Count, mean (D,) and scatter (D, D) of the rows seen so far, without a cancelling difference."""
+
+    def __init__(self, data_dim: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(data_dim)
+        self.scatter = np.zeros((data_dim, data_dim))
+        self._product = np.empty((data_dim, data_dim))
+        self._rows = np.empty((0, data_dim))
+
+    def add(self, batch: Batch, name: str, start: int, stop: int) -> None:
+        """Take in the rows from ``start`` to ``stop``; raise if they are not finite."""
+        for first in range(start, stop, _CHUNK_ROWS):
+            chunk = _as_float64(batch[first : min(first + _CHUNK_ROWS, stop)])
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean = chunk.mean(0)
+                if not np.isfinite(mean).all():
+                    _check_finite(chunk, name, first)
+                self._add_chunk(chunk, mean)
+
+    def _add_chunk(self, chunk: NDArray[np.float64], mean: NDArray[np.float64]) -> None:
+        num = len(chunk)
+        if len(self._rows) <= num:
+            self._rows = np.empty((num + 1, mean.size))
+        rows = self._rows[: num + 1]
+        np.subtract(chunk, mean, out=rows[:num])
+        rows[num] = self._shift(num, mean)
+        np.matmul(rows.T, rows, out=self._product)
+        self.scatter += self._product
+
+    def _shift(self, num: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move the mean for ``num`` more rows of that mean; the row whose square the scatter gains by it."""
+        shift = mean - self.mean
+        weight = num / (self.count + num)
+        row = shift * np.sqrt(self.count * weight)
+        self.mean += shift * weight
+        self.count += num
+        return row
+
+    def merge(self, other: _Moments) -> _Moments:
+        """Take in all that ``other`` has seen."""
+        if other.count:
+            row = self._shift(other.count, other.mean)
+            self.scatter += other.scatter + np.outer(row, row)
+        return self
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The numerical libraries that are loaded; finding them takes milliseconds."""
+    return ThreadpoolController()
+
+
+def _single_threaded_blas() -> AbstractContextManager[Any]:
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+def _as_float64(rows: Batch) -> NDArray[np.float64]:
+    if isinstance(rows, Tensor):
+        return rows.detach().to("cpu", torch.float64).numpy()
+    return np.asarray(rows, dtype=np.float64)
+
+
+def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
+    """The batches with what to call them in an error."""
+    if isinstance(x, Tensor | np.ndarray):
+        yield "x", x
+        return
+    if not isinstance(x, Iterable):
+        raise TypeError(f"expected x to be a tensor, an array or an iterable of them, got {type(x).__name__}")
+    for i, batch in enumerate(x):
+        yield f"batch {i}", batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch
+
+
+def _check_batch(batch: Batch, name: str, data_dim: int | None) -> None:
+    """Refuse what no covariance can be taken of, as far as it can be told without reading the values."""
+    if not isinstance(batch, Tensor | np.ndarray):
+        raise TypeError(f"expected {name} to be a tensor or an array, got {type(batch).__name__}")
+    floating = batch.is_floating_point() if isinstance(batch, Tensor) else np.issubdtype(batch.dtype, np.floating)
+    if not floating:
+        raise TypeError(f"expected {name} of a floating dtype, got {batch.dtype}")
+    if batch.ndim != 2 or (data_dim is not None and batch.shape[1] != data_dim):
+        raise ValueError(f"expected {name} of shape (N, {data_dim or 'D'}), got {tuple(batch.shape)}")
+    if 0 in batch.shape:
+        raise ValueError(f"expected {name} with at least one row and one column, got shape {tuple(batch.shape)}")
+
+
+def _check_columns(data_dim: int, latent_dim: int) -> None:
+    if latent_dim >= data_dim:
+        raise ValueError(f"expected latent_dim below the number {data_dim} of columns of x, got {latent_dim}")
+
+
+def _check_finite(chunk: NDArray[np.float64], name: str, first_row: int) -> None:
+    """Raise for the first entry that is NaN or infinite; ``first_row`` is the place of the chunk in its batch."""
+    bad = np.argwhere(~np.isfinite(chunk))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"expected {name} to be finite, got {chunk[row, column]} in row {first_row + row}, column {column}"
+        )

@@ -291,8 +291,13 @@ def _cells(value: xr.DataArray, error: xr.DataArray | None = None) -> list[str]:
     elif error is not None:
         spread = error.isel(seed=0).values
     else:
-        return [f"{v:.4f}" for v in means]
-    return [f"{v:.4f} ±{e:.4f}" for v, e in zip(means, spread, strict=True)]
+        return [_number(v) for v in means]
+    return [f"{_number(v)} ±{e:.4f}" for v, e in zip(means, spread, strict=True)]
+
+
+def _number(value: float) -> str:
+    text = f"{value:.4f}"
+    return text.removeprefix("-") if float(text) == 0 else text  # no minus zero
 
 
 def _bracket(dataset: xr.Dataset) -> list[str]:

@@ -1,0 +1,88 @@
+"""Every example runs with tiny settings and says what it found."""
+
+import importlib.util
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference import load_comparison, load_pair
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = {
+    "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
+    "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
+    "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x16", "--streams", "100x8", "200x8"],
+    "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
+    "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
+}
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run an example's main with arguments, as its command line would."""
+
+    def run_main(name, *arguments):
+        monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+        path = EXAMPLES / name
+        spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module.main([*TINY[name], *arguments])
+
+    threads = torch.get_num_threads()
+    yield run_main
+    torch.set_num_threads(threads)
+
+
+def test_every_example_is_listed_here_and_short():
+    helpers = {"benchmarks/timing.py"}
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.py")} - helpers
+    assert files == set(TINY)
+    for name in files:
+        assert len((EXAMPLES / name).read_text().splitlines()) < 150, name
+
+
+def test_elbo_gap_measures_saves_and_prints(run, tmp_path, capsys):
+    tree = run("elbo_gap.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert {"train", "held_out"} == set(tree.children)
+    assert (tree["train"].sizes["datum"], tree["held_out"].sizes["datum"]) == (1437, 360)
+    exact = tree["train"].sel(guide="pPCA / exact")
+    assert float(np.abs(exact["gap"]).max()) < 1e-9
+    assert float(tree["train"]["gap"].mean("datum").min()) > -1e-9
+    assert "log p: exact" in printed
+    reread = load_comparison(tmp_path / "elbo_gap.nc")
+    assert reread.identical(tree)
+    assert {p.suffix for p in tmp_path.iterdir()} == {".nc", ".png", ".safetensors"}
+    model, guide = load_pair(tmp_path / "linear_VAE-mean_field.safetensors")
+    assert (model.latent_dim, guide.latent_dim) == (3, 3)
+
+
+def test_elbo_gap_takes_a_file_and_a_choice_of_models_and_guides(run, tmp_path):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((60, 6)))
+    arguments = ["--data", str(tmp_path / "mine.npy"), "--model", "linear_vae", "--guide", "linear", "tied"]
+    tree = run("elbo_gap.py", *arguments, "--out", str(tmp_path / "out"))
+    assert list(tree["train"]["guide"].values) == ["linear VAE / linear", "linear VAE / tied"]
+    assert (tree["train"].sizes["datum"], tree["held_out"].sizes["datum"]) == (48, 12)
+
+
+def test_pyro_workflow_compares_pairs_of_both_sides(run, capsys):
+    tree = run("pyro_workflow.py")
+    assert list(tree["train"]["guide"].values) == ["zoo / zoo", "zoo / yours", "yours / zoo"]
+    assert list(tree["train"]["method"].values.ravel()) == ["exact", "exact", "importance"]
+    assert "posterior draws of five digits: (100, 5, 4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name.startswith("benchmarks/")])
+def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
+    run(name)
+    printed = capsys.readouterr().out
+    ratios = [float(r) for r in re.findall(r"(?<![\d.])(\d+\.\d\d)(?= \()", printed)]
+    assert ratios
+    assert all(0 < r < math.inf for r in ratios)

@@ -1,0 +1,72 @@
+"""What a user installs: the three packages and nothing else, their type marker, and what setup.cfg promises."""
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in (
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "zoo",
+        "guides",
+        "inference",
+        "tests",
+        "examples",
+    ):
+        (source / name).symlink_to(ROOT / name)
+    build = "from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    pytest.importorskip("setuptools")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("elbozoo-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"zoo", "guides", "inference"}
+    for package in ("zoo", "guides", "inference"):
+        assert f"{package}/py.typed" in names
+        sources = {str(path.relative_to(ROOT)) for path in (ROOT / package).glob("**/*.py")}
+        assert sources == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
+
+
+def imported(path):
+    """Top-level names of the modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def test_every_import_of_the_packages_is_a_declared_dependency():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    declared = {re.split(r"[<>=!~\[ ]", line)[0] for line in config["options"]["install_requires"].split("\n") if line}
+    names = {"pyro": "pyro-ppl", "sklearn": "scikit-learn", "arviz_stats": "arviz"}
+    allowed = {*sys.stdlib_module_names, "zoo", "guides", "inference"}
+    for path in [p for package in ("zoo", "guides", "inference") for p in (ROOT / package).glob("**/*.py")]:
+        for module in imported(path):
+            assert module in allowed or names.get(module, module) in declared, f"{path}: {module} is not declared"
+
+
+def test_the_readme_holds_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert "\npip install -e . && python examples/elbo_gap.py\n" in text
+    assert '\npip install -e ".[test]" && pytest\n' in text

@@ -243,9 +243,10 @@ def table(tree: xr.DataTree) -> str:
     """
     splits = {str(name): group.to_dataset() for name, group in tree.children.items()}
     guides = [str(name) for name in next(iter(splits.values()))["guide"].values]
+    data_dim = int(tree.attrs["data_dim"])
     blocks = [
-        _block(guides, {split: cells(dataset, int(tree.attrs["data_dim"])) for split, dataset in splits.items()})
-        for cells in (_gap_cells, _weight_cells)
+        _block(guides, {split: _gap_cells(dataset) for split, dataset in splits.items()}),
+        _block(guides, {split: _weight_cells(dataset, data_dim) for split, dataset in splits.items()}),
     ]
     lines = [*blocks[0], "", *blocks[1], *_difference_lines(tree, guides), "", *_notes(tree, splits)]
     return "\n".join(lines)
@@ -260,18 +261,17 @@ def _block(guides: Sequence[str], cells: Mapping[str, Mapping[str, list[str]]]) 
     return _align(columns)
 
 
-def _gap_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:
+def _gap_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
     error = np.sqrt((dataset["elbo_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
     gap = dataset["mean_evidence"] - dataset["elbo"].mean("datum")
     return {
         "ELBO": _cells(dataset["elbo"].mean("datum")),
         "log p": _bracket(dataset),
         "gap": _cells(gap, np.hypot(error, dataset["mean_evidence_se"])),
-        "bits/dim": [f"{v:.4f}" for v in bits_per_dim(dataset, data_dim).mean("seed").values],
     }
 
 
-def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:  # noqa: ARG001
+def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:
     error = np.sqrt((dataset["iwae_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
     gap = dataset["mean_evidence"] - dataset["iwae"].mean("datum")
     heavy = (dataset["pareto_k"] > _HEAVY).mean("datum") * 100
@@ -280,6 +280,7 @@ def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:  
         "log p - IWAE": _cells(gap, error),
         "ESS": [f"{v:.0f}" for v in dataset["ess"].mean(("datum", "seed")).values],
         f"k>{_HEAVY}": [f"{v:.1f}%" for v in heavy.mean("seed").values],
+        "bits/dim": [f"{v:.4f}" for v in bits_per_dim(dataset, data_dim).mean("seed").values],
     }
 
 

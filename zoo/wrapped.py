@@ -34,7 +34,7 @@ class WrappedDecoder(LatentVariableModel):
         >>> guide = WrappedEncoder(encoder, lambda out: dist.Normal(out[:, :2], out[:, 2:].exp()).to_event(1))
         >>> result = compare(model, {"mine": guide}, torch.randn(8, 5), num_samples=100, progress=False)
         >>> print(table(result).splitlines()[1].split())
-        ['guide', 'ELBO', 'log', 'p', 'gap', 'bits/dim']
+        ['guide', 'ELBO', 'log', 'p', 'gap']
     """
 
     def __init__(

@@ -16,7 +16,6 @@ from inference.importance import (
 from inference.module import Module
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, Objective
 from inference.predictive import predictive, reconstruct, sample
-from inference import plots
 from inference.storage import load_pair, save_pair
 from inference.svi import History, fit
 

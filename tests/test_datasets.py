@@ -209,8 +209,13 @@ def test_log_likelihoods_of_preprocessings_compare():
 
 @pytest.mark.parametrize("test_size", [-1, 1797])
 def test_digits_refuse_a_test_size_that_does_not_fit(test_size):
-    with pytest.raises(ValueError, match=f"expected a test_size from 0 to 1796, got {test_size}"):
+    with pytest.raises(ValueError, match=f"expected a test_size from 0 to 1796 or a share below 1, got {test_size}"):
         digits(test_size=test_size)
+
+
+def test_a_test_size_below_one_is_a_share():
+    data = digits(test_size=0.25)
+    assert (len(data.train), len(data.test)) == (1348, 449)
 
 
 def test_an_integer_dtype_is_refused():
@@ -271,7 +276,7 @@ def test_linear_gaussian_default_spectrum_and_the_seed():
             r"expected a spectrum \(2,\) above sigma\^2 = 0.25",
         ),
         ((10, 3, 2), {"spectrum": torch.tensor([2.0])}, r"expected a spectrum \(2,\)"),
-        ((10, 3, 2), {"test_size": 10}, "expected a test_size from 0 to 9, got 10"),
+        ((10, 3, 2), {"test_size": 10}, "expected a test_size from 0 to 9 or a share below 1, got 10"),
     ],
 )
 def test_linear_gaussian_refuses_impossible_parameters(arguments, options, message):

@@ -98,7 +98,7 @@ class Dataset:
 
 
 def digits(
-    *, transform: Transform = RAW, test_size: int = 360, seed: int = 0, dtype: torch.dtype = torch.float64
+    *, transform: Transform = RAW, test_size: int | float = 360, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Dataset:
     """Take scikit-learn's handwritten digits, 1797 images of 8 x 8 integers 0..16; three pixels are constant.
 
@@ -107,7 +107,7 @@ def digits(
 
     Args:
         transform: `Raw()`, `Scaled(16.0)` or `Logit(17)`; applied to all rows before the split.
-        test_size: rows held out at random; 0 for no test set and all rows in their original order.
+        test_size: rows held out at random, a number or a share below 1; 0 for no test set and all rows in their original order.
         seed: seed of the split, `RandomState(seed).permutation(1797)`; its last entries are the test set.
         dtype: floating dtype of the result.
 
@@ -128,7 +128,7 @@ def digits(
 
 
 def digits_logit(
-    *, test_size: int = 360, seed: int = 0, noise_seed: int = 0, dtype: torch.dtype = torch.float64
+    *, test_size: int | float = 360, seed: int = 0, noise_seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Dataset:
     """Dequantise the digits and map them to logits: `digits` with `Logit(17)`, for real-valued models.
 
@@ -158,7 +158,7 @@ def linear_gaussian(
     *,
     sigma: float = 0.5,
     spectrum: Tensor | None = None,
-    test_size: int = 0,
+    test_size: int | float = 0,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Dataset:
@@ -267,7 +267,7 @@ def load(
     source: str | os.PathLike[str] | Tensor | Array,
     *,
     transform: Transform = RAW,
-    test_size: int = 0,
+    test_size: int | float = 0,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Dataset:
@@ -337,17 +337,19 @@ def _joined(train: Array, test: Array) -> tuple[Array, Split]:
     return np.concatenate([test, train]), (order[len(test) :], order[: len(test)])
 
 
-def _split(num_data: int, test_size: int, seed: int) -> Split:
+def _split(num_data: int, test_size: int | float, seed: int) -> Split:
     """Hold out rows at random; where none is held out, the order is the original one."""
     num_train = num_data - _checked(test_size, num_data)
     order = np.random.RandomState(seed).permutation(num_data) if test_size else np.arange(num_data)
     return torch.from_numpy(order[:num_train]), torch.from_numpy(order[num_train:])
 
 
-def _checked(test_size: int, num_data: int) -> int:
-    if not 0 <= test_size < num_data:
-        raise ValueError(f"expected a test_size from 0 to {num_data - 1}, got {test_size}")
-    return test_size
+def _checked(test_size: int | float, num_data: int) -> int:
+    """A number of test rows from a number or, below one, a share."""
+    size = round(test_size * num_data) if 0 < test_size < 1 else test_size
+    if not 0 <= size < num_data or size != int(size):
+        raise ValueError(f"expected a test_size from 0 to {num_data - 1} or a share below 1, got {test_size}")
+    return int(size)
 
 
 def _assemble(

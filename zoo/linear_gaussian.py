@@ -42,12 +42,12 @@ class LinearGaussian:
         Björck, "Numerical Methods for Least Squares Problems", 1996 (QR of the stacked matrix, one refinement).
 
     Args:
-        W: loadings, (D, K).
-        mu: mean of x, (D,).
-        sigma: standard deviation of the noise, a scalar tensor ().
+        W: Loadings, (D, K).
+        mu: Mean of x, (D,).
+        sigma: Standard deviation of the noise, a scalar tensor ().
 
     Raises:
-        ValueError: if the three shapes do not fit together.
+        ValueError: If the three shapes do not fit together.
 
     Example:
         >>> law = LinearGaussian(torch.tensor([[3.0], [4.0]]), torch.zeros(2), torch.tensor(1.0))
@@ -79,13 +79,13 @@ class LinearGaussian:
             own size where it is far below the others: d sigma for K > D, d W at x = mu with repeated columns.
 
         Args:
-            x: data, (..., D).
+            x: Data, (..., D).
 
         Returns:
             (...), float64.
 
         Raises:
-            ValueError: if the last dimension of x is not D.
+            ValueError: If the last dimension of x is not D.
         """
         self._check(x)
         W, mu, sigma = self.W.double(), self.mu.double(), self.sigma.double()
@@ -102,13 +102,13 @@ class LinearGaussian:
         .. math:: m = M^{-1} W^\top (x - \mu), \qquad L L^\top = \sigma^2 M^{-1}
 
         Args:
-            x: data, (..., D).
+            x: Data, (..., D).
 
         Returns:
             loc (..., K) and scale_tril (K, K), the same for every datum; both in the dtype of W.
 
         Raises:
-            ValueError: if the last dimension of x is not D.
+            ValueError: If the last dimension of x is not D.
         """
         self._check(x)
         W, mu, sigma = self.W.double(), self.mu.double(), self.sigma.double()
@@ -127,16 +127,16 @@ class LinearGaussian:
         Computed in the dtype of the arguments. Cov is given in one of two ways, and broadcasts against x and loc.
 
         Args:
-            x: data, (..., D).
-            loc: mean of q, (..., K).
-            var: variances of a diagonal Cov, (..., K).
+            x: Data, (..., D).
+            loc: Mean of q, (..., K).
+            var: Variances of a diagonal Cov, (..., K).
             scale_tril: Cholesky factor of Cov, (..., K, K).
 
         Returns:
             (...), the common batch shape.
 
         Raises:
-            ValueError: if x or loc has a wrong last dimension, or not exactly one of var and scale_tril is given.
+            ValueError: If x or loc has a wrong last dimension, or not exactly one of var and scale_tril is given.
         """
         self._check(x)
         if loc.shape[-1] != self.W.shape[1]:

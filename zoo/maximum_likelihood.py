@@ -1,14 +1,9 @@
 r"""Probabilistic PCA by maximum likelihood: closed form, one pass over the data.
 
-.. math:: \sigma^2 = \frac{1}{D - K} \sum_{i > K} \lambda_i, \qquad W = U_K (\Lambda_K - \sigma^2 I)^{1/2}
-
-with :math:`\lambda_i, u_i` the eigenpairs of the data covariance (divisor N), in descending order.
-
-The covariance is a sum of squares throughout: each chunk of rows is centred at its own mean, and the difference
-between that mean and the mean so far enters as one more row. So no large numbers are subtracted, whatever the
-mean of the data, and a stream costs the memory of one batch. The threads each take a share of the rows, with a
-single-threaded matrix product: faster on blocks this narrow than a threaded product, whose threads moreover keep
-spinning for a while and slow what comes next.
+The covariance is a sum of squares throughout: each chunk of rows is centred at its own mean, and the difference between
+that mean and the mean so far enters as one more row. So no large numbers are subtracted, and a stream costs the memory
+of one batch. Each thread takes a share of the rows, with a single-threaded matrix product: on blocks this narrow that
+beats a threaded product, whose threads moreover keep spinning for a while and slow what comes next.
 """
 
 from __future__ import annotations
@@ -29,9 +24,11 @@ from torch import Tensor
 from inference.checks import check_count
 from zoo.linear_gaussian import LinearGaussian
 
+Array: TypeAlias = NDArray[np.float64]
 Batch: TypeAlias = "Tensor | NDArray[Any]"
 Data: TypeAlias = "Batch | Iterable[Batch]"
 
+_ROUNDING = np.finfo(np.float64).eps  # times D: an eigenvalue below this part of the largest is taken for zero
 _CHUNK_ROWS = 2048
 _MAX_THREADS = 8  # each holds a chunk and two (D, D) matrices
 
@@ -40,9 +37,9 @@ class Spectrum(NamedTuple):
     """Eigendecomposition of the data covariance (divisor N), float64.
 
     Attributes:
-        mean: mean of the data, (D,).
-        eigenvalues: variances along the principal axes, descending, (D,).
-        eigenvectors: principal axes in columns, (D, D); the entry of largest magnitude in each is positive.
+        mean: Mean of the data, (D,).
+        eigenvalues: Variances along the principal axes, descending, (D,).
+        eigenvectors: Principal axes in columns, (D, D); the entry of largest magnitude in each is positive.
     """
 
     mean: Tensor
@@ -56,19 +53,19 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
     .. math:: \mu = \bar x, \qquad \sigma^2 = \frac{1}{D - K} \sum_{i > K} \lambda_i, \qquad
               W = U_K (\Lambda_K - \sigma^2 I)^{1/2}
 
-    W is unique up to a rotation of its columns; here they lie along the principal axes, in descending order of
-    variance, each with its entry of largest magnitude positive.
+    with :math:`\lambda_i, u_i` the eigenpairs of the data covariance (divisor N), in descending order. W is unique up
+    to a rotation; here its columns lie along the principal axes, each with its entry of largest magnitude positive.
 
     Warning:
-        With K at or above the rank of the data the likelihood has no maximum; this is an error. During the pass the
-        BLAS libraries of the process are held to one thread, and set back after each batch.
+        With K at or above the rank of the data the likelihood has no maximum; this is an error. The last digits
+        depend on ``torch.get_num_threads()``. The BLAS libraries are held to one thread while a batch is read in.
 
     References:
         Tipping and Bishop, "Probabilistic Principal Component Analysis", 1999.
         Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", 1983 (merging of moments).
 
     Args:
-        x: data, (N, D) of a floating dtype; or an iterable of such batches, read once, their sizes free. A list or
+        x: Data, (N, D) of a floating dtype; or an iterable of such batches, read once, their sizes free. A list or
             tuple of one tensor, as a ``DataLoader`` over a ``TensorDataset`` yields, counts as that tensor.
         latent_dim: K.
 
@@ -76,9 +73,9 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
         W (D, K), mu (D,) and sigma (), with :math:`\sigma > 0`.
 
     Raises:
-        TypeError: if x or a batch is no tensor or array, or not floating; if latent_dim is no integer.
-        ValueError: if x or a batch is not (N, D), empty, or not finite; if latent_dim is below 1, or not below both D
-            and the rank of the data. What names a batch counts from 0.
+        TypeError: If x or a batch is no tensor or array, or not floating; if latent_dim is no integer.
+        ValueError: If x or a batch is not (N, D), empty, or not finite; if latent_dim is below 1, or not below both D
+            and the rank of the data. Batches and rows are counted from 0; values are checked as they are read.
 
     Example:
         >>> x = torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
@@ -88,39 +85,35 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
     """
     check_count(latent_dim, "latent_dim")
     mean, covariance = _moments(x, latent_dim)
-    data_dim = len(mean)
     eigenvalues, axes = _eigh(covariance, latent_dim)
-    var = (covariance.trace() - eigenvalues.sum()) / (data_dim - latent_dim)
-    if var <= _tolerance(eigenvalues[0], data_dim):
+    var = (covariance.trace() - eigenvalues.sum()) / (len(mean) - latent_dim)
+    if var <= _ROUNDING * len(mean) * eigenvalues[0]:
         var = _mean_of_discarded(covariance, latent_dim)
     W = axes * np.sqrt(np.maximum(eigenvalues - var, 0.0))
-    return LinearGaussian(
-        torch.from_numpy(W), torch.from_numpy(mean), torch.tensor(float(np.sqrt(var)), dtype=torch.float64)
-    )
+    sigma = torch.tensor(float(var), dtype=torch.float64).sqrt()
+    return LinearGaussian(torch.from_numpy(W), torch.from_numpy(mean), sigma)
 
 
 def spectrum(x: Data) -> Spectrum:
     """Mean, principal variances and principal axes of the data, from the same single pass.
 
     Args:
-        x: data, as for :func:`maximum_likelihood`.
+        x: Data, as for :func:`maximum_likelihood`.
 
     Returns:
         All D eigenpairs. Eigenvalues that rounding made negative are 0.
 
     Raises:
-        TypeError: as :func:`maximum_likelihood`.
-        ValueError: as :func:`maximum_likelihood`, where it concerns x.
+        TypeError, ValueError: As :func:`maximum_likelihood`, where they concern x.
     """
     mean, covariance = _moments(x)
     eigenvalues, axes = _eigh(covariance, len(mean))
     return Spectrum(*map(torch.from_numpy, (mean, eigenvalues.clip(0.0), axes)))
 
 
-def _eigh(covariance: NDArray[np.float64], num: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _eigh(covariance: Array, num: int) -> tuple[Array, Array]:
     """The ``num`` largest eigenvalues, descending, and their eigenvectors with the sign convention."""
-    data_dim = len(covariance)
-    window = (data_dim - num, data_dim - 1)
+    window = (len(covariance) - num, len(covariance) - 1)
     with _single_threaded_blas():
         values, vectors = scipy.linalg.eigh(covariance.T, subset_by_index=window, check_finite=False)
     values, vectors = values[::-1].copy(), vectors[:, ::-1]
@@ -128,34 +121,29 @@ def _eigh(covariance: NDArray[np.float64], num: int) -> tuple[NDArray[np.float64
     return values, vectors * np.where(peak < 0, -1.0, 1.0)
 
 
-def _tolerance(largest: float, data_dim: int) -> float:
-    """Eigenvalues up to this are rounding."""
-    return float(np.finfo(np.float64).eps * data_dim * largest)
-
-
-def _mean_of_discarded(covariance: NDArray[np.float64], latent_dim: int) -> float:
+def _mean_of_discarded(covariance: Array, latent_dim: int) -> float:
     """Mean of the eigenvalues beyond K, from all of them; raises where K is not below the rank."""
-    values = scipy.linalg.eigvalsh(covariance, check_finite=False)[::-1]
-    rank = int((values > _tolerance(values[0], len(values))).sum())
+    values, _ = _eigh(covariance, len(covariance))
+    rank = int((values > _ROUNDING * len(values) * values[0]).sum())
     if latent_dim >= rank:
         raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}")
     return float(values[latent_dim:].clip(0.0).mean())
 
 
-def _moments(x: Data, latent_dim: int = 0) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(x: Data, latent_dim: int = 0) -> tuple[Array, Array]:
     """Mean (D,) and covariance (D, D), divisor N, in one pass."""
     shares: list[_Moments] = []
     threads = min(torch.get_num_threads(), _MAX_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         for name, batch in _batches(x):
             _check_batch(batch, name, shares[0].mean.size if shares else None)
-            if not shares:
-                _check_columns(batch.shape[1], latent_dim)
-                shares = [_Moments(batch.shape[1]) for _ in range(threads)]
+            if latent_dim >= (D := batch.shape[1]):
+                raise ValueError(f"expected latent_dim below the number {D} of columns of x, got {latent_dim}")
+            shares = shares or [_Moments(D) for _ in range(threads)]
             _add(pool, shares, batch, name)
-    if not shares:
-        raise ValueError("expected at least one batch, got none")
-    return _merged(shares)
+    if shares:
+        return _merged(shares)
+    raise ValueError("expected at least one batch, got none")
 
 
 def _add(pool: ThreadPoolExecutor, shares: list[_Moments], batch: Batch, name: str) -> None:
@@ -165,7 +153,7 @@ def _add(pool: ThreadPoolExecutor, shares: list[_Moments], batch: Batch, name: s
         list(pool.map(lambda share, start, stop: share.add(batch, name, start, stop), shares, edges, edges[1:]))
 
 
-def _merged(shares: list[_Moments]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _merged(shares: list[_Moments]) -> tuple[Array, Array]:
     """Mean and covariance of all the rows that the shares have seen."""
     with np.errstate(over="ignore", invalid="ignore"):
         total = functools.reduce(_Moments.merge, shares)
@@ -195,7 +183,7 @@ class _Moments:
                     _check_finite(chunk, name, first)
                 self._add_chunk(chunk, mean)
 
-    def _add_chunk(self, chunk: NDArray[np.float64], mean: NDArray[np.float64]) -> None:
+    def _add_chunk(self, chunk: Array, mean: Array) -> None:
         num = len(chunk)
         if len(self._rows) <= num:
             self._rows = np.empty((num + 1, mean.size))
@@ -205,7 +193,7 @@ class _Moments:
         np.matmul(rows.T, rows, out=self._product)
         self.scatter += self._product
 
-    def _shift(self, num: int, mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _shift(self, num: int, mean: Array) -> Array:
         """Move the mean for ``num`` more rows of that mean; the row whose square the scatter gains by it."""
         shift = mean - self.mean
         weight = num / (self.count + num)
@@ -222,31 +210,26 @@ class _Moments:
         return self
 
 
-@functools.cache
-def _libraries() -> ThreadpoolController:
-    """The numerical libraries that are loaded; finding them takes milliseconds."""
-    return ThreadpoolController()
+_libraries = functools.cache(ThreadpoolController)  # finding them takes milliseconds
 
 
 def _single_threaded_blas() -> AbstractContextManager[Any]:
     return _libraries().limit(limits=1, user_api="blas")
 
 
-def _as_float64(rows: Batch) -> NDArray[np.float64]:
-    if isinstance(rows, Tensor):
-        return rows.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(rows, dtype=np.float64)
+def _as_float64(rows: Batch) -> Array:
+    return rows.detach().cpu().double().numpy() if isinstance(rows, Tensor) else np.asarray(rows, dtype=np.float64)
 
 
 def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
     """The batches with what to call them in an error."""
     if isinstance(x, Tensor | np.ndarray):
         yield "x", x
-        return
-    if not isinstance(x, Iterable):
+    elif isinstance(x, Iterable):
+        for i, batch in enumerate(x):
+            yield f"batch {i}", batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch
+    else:
         raise TypeError(f"expected x to be a tensor, an array or an iterable of them, got {type(x).__name__}")
-    for i, batch in enumerate(x):
-        yield f"batch {i}", batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch
 
 
 def _check_batch(batch: Batch, name: str, data_dim: int | None) -> None:
@@ -262,16 +245,9 @@ def _check_batch(batch: Batch, name: str, data_dim: int | None) -> None:
         raise ValueError(f"expected {name} with at least one row and one column, got shape {tuple(batch.shape)}")
 
 
-def _check_columns(data_dim: int, latent_dim: int) -> None:
-    if latent_dim >= data_dim:
-        raise ValueError(f"expected latent_dim below the number {data_dim} of columns of x, got {latent_dim}")
-
-
-def _check_finite(chunk: NDArray[np.float64], name: str, first_row: int) -> None:
+def _check_finite(chunk: Array, name: str, first_row: int) -> None:
     """Raise for the first entry that is NaN or infinite; ``first_row`` is the place of the chunk in its batch."""
     bad = np.argwhere(~np.isfinite(chunk))
     if len(bad):
-        row, column = bad[0]
-        raise ValueError(
-            f"expected {name} to be finite, got {chunk[row, column]} in row {first_row + row}, column {column}"
-        )
+        value, (row, column) = chunk[tuple(bad[0])], bad[0]
+        raise ValueError(f"expected {name} to be finite, got {value} in row {first_row + row}, column {column}")

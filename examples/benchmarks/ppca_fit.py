@@ -100,7 +100,7 @@ def size(text: str) -> tuple[int, int]:
     return int(num), int(dim)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for both sides")
@@ -108,11 +108,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=size, nargs="+", default=[(100_000, 128), (20_000, 784)], metavar="NxD")
     parser.add_argument("--streams", type=size, nargs=2, default=[(10_000, 128), (1_000_000, 128)], metavar="NxD")
     parser.add_argument("--peak-of", type=size, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
-    options = parse()
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
     torch.set_num_threads(options.threads)
     if options.peak_of:
         num, dim = options.peak_of

@@ -87,31 +87,19 @@ def train(model, guide, x, args):
     )
 
 
-def fixed_model_pairs(name, model, x, args):
-    """Guides of one model whose weights stay: what differs between the rows is inference alone."""
-    pairs = {}
-    for guide_name in args.guide:
-        guide = GUIDES[guide_name](model).to(x)
-        if any(True for _ in guide.parameters()):
-            guide.standardise_by(x)
-            print(f"training {guide_name} for {name}")
-            train(model.requires_grad_(False), guide, x, args)
-        pairs[f"{name} / {guide_name}"] = model, guide
-    return pairs
-
-
-def linear_vae_pairs(x, args):
-    """The linear VAE trained with each guide: what differs is inference, and the weights that it leads to."""
+def pairs_of(name, build, x, args):
+    """A model with each guide, trained by SVI where a half has something to learn."""
     pairs = {}
     for guide_name in args.guide:
         torch.manual_seed(args.seed)
-        model = LinearVAE(x.shape[1], args.latent_dim).to(x).standardise_by(x)
+        model = build()
         guide = GUIDES[guide_name](model).to(x)
         if hasattr(guide, "standardise_by"):
             guide.standardise_by(x)
-        print(f"training the linear VAE with {guide_name}")
-        train(model, guide, x, args)
-        pairs[f"linear VAE / {guide_name}"] = model, guide
+        if any(p.requires_grad for half in (model, guide) for p in half.parameters()):
+            print(f"training {name} / {guide_name}")
+            train(model, guide, x, args)
+        pairs[f"{name} / {guide_name}"] = model, guide
     return pairs
 
 
@@ -119,19 +107,23 @@ def main(argv=None):
     args = parse(argv)
     start = time.perf_counter()
     data = read(args.data).to(device=args.device)
+    x = data.train
     print(data)
     models = MODELS if "all" in args.model else args.model
     pairs = {}
     if "ppca" in models:
-        model = PPCA.from_data(data.train, args.latent_dim).to(data.train)
-        pairs |= fixed_model_pairs("pPCA", model, data.train, args)
-        pairs |= fixed_model_pairs("pPCA rotated", rotated(model, args.seed).to(data.train), data.train, args)
+        fitted = PPCA.from_data(x, args.latent_dim).to(x).requires_grad_(False)
+        turned = rotated(fitted, args.seed).to(x).requires_grad_(False)
+        pairs |= pairs_of("pPCA", lambda: fitted, x, args)
+        pairs |= pairs_of("pPCA rotated", lambda: turned, x, args)
     if "linear_vae" in models:
-        pairs |= linear_vae_pairs(data.train, args)
+        pairs |= pairs_of(
+            "linear VAE", lambda: LinearVAE(data.data_dim, args.latent_dim).to(x).standardise_by(x), x, args
+        )
     tree = compare(
         None,
         pairs,
-        data.train,
+        x,
         held_out=data.test if len(data.test) else None,
         log_det=data.train_log_det,
         held_out_log_det=data.test_log_det,

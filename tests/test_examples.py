@@ -16,7 +16,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
     "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
-    "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x16", "--streams", "100x8", "200x8"],
+    "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
     "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
 }

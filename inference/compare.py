@@ -13,8 +13,8 @@ import xarray as xr
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checks import check_arguments, check_count
-from inference.evidence import Evidence, exact_evidence, from_weights
+from inference.checks import check_arguments, check_count, check_finite
+from inference.evidence import Evidence, check_level, exact_evidence, from_weights
 from inference.importance import WeightSummary, iter_log_weights, merge, summarise
 from inference.pair import Program
 from inference.protocols import SupportsLogEvidence
@@ -79,24 +79,30 @@ def compare(
         ValueError: If there is no guide, or data or a pair are unfit.
     """
     check_count(num_samples, "num_samples", 2)
-    splits = {TRAIN: (x, log_det)} | ({} if held_out is None else {HELD_OUT: (held_out, held_out_log_det)})
+    check_level(level)
+    data = {TRAIN: x} | ({} if held_out is None else {HELD_OUT: held_out})
+    for part in data.values():
+        check_arguments(() if model is None else (model,), (part,), {})
+    offsets = {TRAIN: _offsets(log_det, x, "log_det")}
+    if held_out is not None:
+        offsets[HELD_OUT] = _offsets(held_out_log_det, held_out, "held_out_log_det")
     rows = _pairs(model, guides, None if seeds is None else list(seeds))
     for pair in (pair for by_name in rows.values() for pair in by_name.values()):
-        for data, _ in splits.values():
-            check_arguments(pair, (data,), {})
+        for part in data.values():
+            check_arguments(pair, (part,), {})
     groups: dict[str, xr.Dataset] = {}
-    total = sum(len(by_name) for by_name in rows.values()) * len(splits)
+    total = sum(len(by_name) for by_name in rows.values()) * len(data)
     with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="guide") as bar:
-        for split, (data, offset) in splits.items():
+        for split, part in data.items():
             by_seed = []
             for by_name in rows.values():
                 weights = {}
                 for name, (its_model, guide) in by_name.items():
-                    chunks = iter_log_weights(its_model, guide, data, num_samples=num_samples, chunk=chunk, plate=plate)
+                    chunks = iter_log_weights(its_model, guide, part, num_samples=num_samples, chunk=chunk, plate=plate)
                     weights[name] = summarise(chunks, num_samples)
                     bar.update()
-                by_seed.append(_measure(by_name, weights, data, level))
-            groups[split] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), data, offset)
+                by_seed.append(_measure(by_name, weights, part, level))
+            groups[split] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), part, offsets[split])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
         "num_samples": num_samples,
@@ -173,14 +179,18 @@ def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
     }
 
 
-def _with_data(dataset: xr.Dataset, data: Tensor, log_det: Tensor | float) -> xr.Dataset:
+def _offsets(log_det: Tensor | float, data: Tensor, name: str) -> Tensor:
+    """Log-determinants per datum, (N,)."""
     offsets = torch.as_tensor(log_det, dtype=torch.float64).cpu()
     if offsets.shape not in ((), (len(data),)):
-        raise ValueError(f"expected log_det as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")
+        raise ValueError(f"expected {name} as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")
+    check_finite(offsets.reshape(-1), name)
+    return offsets.expand(len(data))
+
+
+def _with_data(dataset: xr.Dataset, data: Tensor, offsets: Tensor) -> xr.Dataset:
     place = principal_map(data).cpu().numpy()
-    return dataset.assign(
-        log_det=(("datum",), offsets.expand(len(data)).numpy().copy()), map=(("datum", "axis"), place)
-    )
+    return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))
 
 
 def principal_map(x: Tensor) -> Tensor:

@@ -125,10 +125,11 @@ def diagonal_moments(law: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and standard deviations (..., K) of a Gaussian law with independent coordinates, else None."""
     if isinstance(law, DiagNormal):
         return law.loc, law.sigma.expand(law.loc.shape)
-    if isinstance(law, TorchIndependent) and law.reinterpreted_batch_ndims == 1:
-        if isinstance(law.base_dist, TorchNormal):
+    if isinstance(law, TorchIndependent):
+        if law.reinterpreted_batch_ndims == 0:
+            return diagonal_moments(law.base_dist)
+        if law.reinterpreted_batch_ndims == 1 and isinstance(law.base_dist, TorchNormal):
             return law.base_dist.loc, law.base_dist.scale
-        return diagonal_moments(law.base_dist)
     return None
 
 

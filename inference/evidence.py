@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference.importance import WeightSummary, iter_log_weights, summarise
-from inference.pair import Program, refuse_train_mode
+from inference.pair import Program, refuse_batch_laws
 from inference.protocols import SupportsLogEvidence
 from inference.psis import tail_length
 from inference.seeding import seeded
@@ -119,6 +119,8 @@ def evidence(
         TypeError: If ``method="exact"`` and the model has no closed form, or the data are of the wrong type.
         ValueError: If the method is unknown, the guide is missing, or the data are unfit; before anything runs.
     """
+    if method == "exact" and (args or kwargs):
+        raise TypeError(f"expected no arguments beyond the data for method='exact', got {args} and {kwargs}")
     methods: dict[str, Callable[[], Evidence]] = {
         "exact": lambda: exact_evidence(model, x),
         "importance": lambda: importance_evidence(
@@ -136,9 +138,18 @@ def evidence(
     }
     if method not in methods:
         raise ValueError(f"expected method to be one of {sorted(methods)}, got {method!r}")
+    check_level(level)
+    return methods[method]()
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no confidence level.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
     if not 0 < level < 1:
         raise ValueError(f"expected level between 0 and 1, got {level}")
-    return methods[method]()
 
 
 @torch.no_grad()
@@ -154,8 +165,8 @@ def exact_evidence(model: Program, x: Tensor) -> Evidence:
             f"expected a model with log_evidence(x) for method='exact', got {type(model).__name__}: "
             "use method='importance' with a guide"
         )
-    refuse_train_mode(model)
-    value = model.log_evidence(x)
+    with refuse_batch_laws(model):
+        value = model.log_evidence(x)
     return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, "exact")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inference.checks import check_arguments, check_count
-from inference.pair import Program, find_layout, refuse_train_mode, run_pair
+from inference.pair import Program, probe, refuse_batch_laws, run_pair
 from inference.psis import fit_pareto_k, num_kept, tail_length
 
 # Elements of the largest site in one chunk, 64 MB in float64.
@@ -68,13 +68,15 @@ def iter_log_weights(
     if chunk is not None:
         check_count(chunk, "chunk")
     check_arguments((model, guide), args, kwargs)
-    refuse_train_mode(model, guide)
+    with refuse_batch_laws(model, guide):
+        first = probe(model, guide, args, kwargs, plate=plate)
     if chunk is None:
-        layout = find_layout(model, guide, args, kwargs, plate=plate)
-        chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data))
+        chunk = max(1, _CHUNK_ELEMENTS // (first.layout.numel * first.layout.num_data))
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)
-        log_weights = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate).log_weights
+        # The indices of a subsampling plate, once drawn, hold for all chunks.
+        draw = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate, subsamples=first.subsamples)
+        log_weights = draw.log_weights
         if not bool((log_weights < math.inf).all()):
             bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
             raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
@@ -144,20 +146,20 @@ class WeightSummary:
         """Importance-weighted bound of all S samples, the log of the mean weight, in nats; s.e. by the delta method."""
         excess = torch.expm1(math.log(self.num_samples) + self.log_sums[1] - 2 * self.log_sums[0]).clamp(min=0)
         variance = excess / (self.num_samples - 1) if self.num_samples > 1 else excess + math.inf
-        return Estimate(self.log_sums[0] - math.log(self.num_samples), variance.sqrt())
+        return Estimate(self.log_sums[0] - math.log(self.num_samples), _infinite_if_nan(variance.sqrt()))
 
     @property
     def effective_sample_size(self) -> Estimate:
         """(sum w)^2 / sum w^2, between 1 and S; s.e. by the delta method."""
         log_s, m = math.log(self.num_samples), self.log_sums
-        value = (2 * m[0] - m[1]).exp()
+        value = (2 * m[0] - m[1]).exp().nan_to_num(0.0)  # zero where all weights are
         second = (log_s + m[1] - 2 * m[0]).exp()
         third = (log_s + m[2] - m[0] - m[1]).exp()
         fourth = (log_s + m[3] - 2 * m[1]).exp()
         influence = (4 * second - 4 * third + fourth - 1).clamp(min=0)
         if self.num_samples == 1:
             influence = influence + math.inf
-        return Estimate(value, value * (influence / self.num_samples).sqrt())
+        return Estimate(value, _infinite_if_nan(value * (influence / self.num_samples).sqrt()))
 
     @property
     def pareto_k(self) -> Estimate:
@@ -185,6 +187,11 @@ def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:
     if state is None or count != num_samples:
         raise ValueError(f"expected {num_samples} rows of log weights, got {count}")
     return state
+
+
+def _infinite_if_nan(error: Tensor) -> Tensor:
+    """Weights that are all zero say nothing: their error is infinite."""
+    return torch.where(error.isnan(), torch.full_like(error, math.inf), error)
 
 
 def _summarise_chunk(w: Tensor, kept: int) -> WeightSummary:

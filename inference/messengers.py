@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 
 class LocalParams(Messenger):
@@ -27,15 +28,18 @@ class LocalParams(Messenger):
     ``pyro.module("decoder", net)`` looks the name up in a global store, where an earlier network of that name may
     sit: the second one then never trains. Under this handler a network's parameters are its own.
 
-    Attributes:
-        seen: Every trainable tensor that a param statement named, unconstrained, by name.
     """
 
     _depth = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[str, Tensor] = {}
+        self._seen: dict[int, Tensor] = {}
+
+    @property
+    def seen(self) -> list[Tensor]:
+        """The unconstrained tensor of every param statement so far, once each."""
+        return list(self._seen.values())
 
     @classmethod
     def active(cls) -> bool:
@@ -52,19 +56,42 @@ class LocalParams(Messenger):
         super().__exit__(*exc)
 
     def _pyro_param(self, msg: Any) -> None:
-        if len(msg["args"]) > 1 and isinstance(msg["args"][1], nn.Parameter):
-            msg["value"], msg["done"] = msg["args"][1], True
+        given = msg["args"][1] if len(msg["args"]) > 1 else None
+        # A constrained parameter is another tensor than the network's: that one only the store can keep.
+        if isinstance(given, nn.Parameter) and msg["kwargs"].get("constraint", constraints.real) is constraints.real:
+            msg["value"], msg["done"] = given, True
 
     def _pyro_post_param(self, msg: Any) -> None:
         value = msg["value"]
-        self.seen[msg["name"]] = value.unconstrained() if hasattr(value, "unconstrained") else value
+        value = value.unconstrained() if hasattr(value, "unconstrained") else value
+        self._seen[id(value)] = value
 
 
 @contextmanager
 def local_params() -> Iterator[LocalParams]:
-    """Run pairs on their own parameters: networks by :class:`LocalParams`, PyroModules by Pyro's own setting."""
-    with pyro.settings.context(module_local_params=True), LocalParams() as handler:
-        yield handler
+    """Run pairs on their own parameters, whatever Pyro's store holds under their names.
+
+    Param statements are answered by :class:`LocalParams`. A PyroParam of a PyroModule reads the store behind every
+    handler's back, so what modules left there is hidden for the while; what functions name by ``pyro.param`` is shared.
+    """
+    store = pyro.get_param_store()
+    state = store.get_state()
+    functions = _without_modules(state)
+    try:
+        with store.scope({key: dict(value) for key, value in functions.items()}) as inner, LocalParams() as handler:
+            yield handler
+    finally:
+        store.set_state({key: _new(_without_modules(inner)[key], state[key]) for key in inner})
+
+
+def _without_modules(state: Any) -> dict[str, dict[str, Any]]:
+    """A state of Pyro's store without what modules put there, which are nn.Parameters."""
+    names = [name for name, value in state["params"].items() if not isinstance(value, nn.Parameter)]
+    return {key: {name: value[name] for name in names} for key, value in state.items()}
+
+
+def _new(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in after.items() if name not in before}
 
 
 @contextmanager

@@ -8,15 +8,21 @@ a name of its own, and hands its parameters to Pyro only when a Pyro handler is 
 from __future__ import annotations
 
 import itertools
+import weakref
 from typing import Any
 
 import pyro
-from pyro.poutine.runtime import am_i_wrapped
+from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import nn
+from torch.distributions import constraints
 
 from inference.messengers import LocalParams
 
 _serial = itertools.count(1)
+
+
+def _returned(name: str, parameter: nn.Parameter, **_: Any) -> nn.Parameter:  # noqa: ARG001
+    return parameter
 
 
 class Module(nn.Module):
@@ -47,12 +53,17 @@ class Module(nn.Module):
         """Show the parameters to an active Pyro handler; does nothing where there is none."""
         if not am_i_wrapped() or LocalParams.active():
             return
+        local = pyro.settings.get("module_local_params")
         store = pyro.get_param_store()
         for key, parameter in self.named_parameters():
             # functional_call and vmap swap in plain tensors, which are nobody's parameters.
             if not (isinstance(parameter, nn.Parameter) and parameter.requires_grad):
                 continue
             name = f"{self.store_name}.{key}"
+            if local:  # Pyro's own rule for modules in this mode: a param statement, but no store
+                parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+                effectful(_returned, type="param")(name, parameter, constraint=constraints.real, name=name)
+                continue
             if name in store and store[name] is not parameter:  # replaced since, by load_state_dict(assign=True) say
                 del store[name]
             pyro.param(name, parameter)

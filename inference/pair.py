@@ -7,7 +7,8 @@ both halves stands in one common vectorised plate over the data.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,9 @@ import pyro
 import torch
 from pyro.distributions import Delta
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.messengers import RecordSites, Site, isolated, masked_log_prob
 from inference.seeding import random_state
@@ -72,12 +75,14 @@ class Draw:
         num_samples: S.
         model_sites: Sites of the model in trace order, the latent ones first drawn by the guide.
         guide_sites: Sites of the guide in trace order.
+        subsamples: The indices that each plate chose; those of a further run may be fixed to them.
     """
 
     layout: Layout
     num_samples: int
     model_sites: Mapping[str, Site]
     guide_sites: Mapping[str, Site]
+    subsamples: Mapping[str, Tensor]
 
     def term(self, site: Site, value: Tensor) -> Tensor:
         """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""
@@ -130,6 +135,7 @@ def run_pair(
     *,
     num_samples: int = 1,
     plate: str | None = None,
+    subsamples: Mapping[str, Tensor] | None = None,
     expose_params: bool = False,
 ) -> Draw:
     """Draw latents from the guide and replay the model on them.
@@ -143,6 +149,7 @@ def run_pair(
         kwargs: Keyword arguments of both.
         num_samples: S, samples per datum, drawn side by side.
         plate: Name of the plate over the data; ``"data"`` if None.
+        subsamples: Indices of subsampling plates from another run, to keep; None lets them choose.
         expose_params: Let param statements through to an enclosing handler.
 
     Raises:
@@ -153,11 +160,15 @@ def run_pair(
     if num_samples > 1:
         depth = _particle_depth(model, guide, args, kwargs, plate)
     with isolated(expose_params=expose_params):
-        guide_run = _run(guide, args, kwargs, None, num_samples, depth)
-        values = {n: s.value for n, s in guide_run.sites.items() if not s.is_observed} | guide_run.subsamples
+        guide_run = _run(guide, args, kwargs, subsamples, num_samples, depth)
+        values = (
+            dict(subsamples or {})
+            | {n: s.value for n, s in guide_run.sites.items() if not s.is_observed}
+            | guide_run.subsamples
+        )
         model_run = _run(model, args, kwargs, values, num_samples, depth)
     layout = _check_pair(model_run.sites, guide_run.sites, plate)
-    return Draw(layout, num_samples, model_run.sites, guide_run.sites)
+    return Draw(layout, num_samples, model_run.sites, guide_run.sites, guide_run.subsamples | model_run.subsamples)
 
 
 def run_guide(
@@ -173,19 +184,37 @@ def run_guide(
     return {name: site for name, site in run.sites.items() if not site.is_observed}
 
 
-def refuse_train_mode(*programs: Program) -> None:
-    """Refuse a law that depends on the rest of its batch.
+@contextmanager
+def refuse_batch_laws(*programs: Program) -> Iterator[None]:
+    """Refuse, while the block runs, every module whose output for one datum depends on the rest of its batch.
+
+    Args:
+        *programs: Where to look for the module's name.
 
     Raises:
-        ValueError: If a module of a program is batch normalisation in train mode.
+        ValueError: When batch normalisation in train mode runs.
     """
-    for program in programs:
-        for name, module in program.named_modules() if isinstance(program, nn.Module) else ():
-            if isinstance(module, _BatchNorm) and module.training:
-                raise ValueError(
-                    f"expected {type(program).__name__} to treat each datum by itself, got batch normalisation "
-                    f"{name!r} in train mode: call .eval() first"
-                )
+
+    def refuse(module: nn.Module, _: Any) -> None:
+        if isinstance(module, _BatchNorm) and module.training:
+            owners = [
+                f"{type(program).__name__}, {name!r}"
+                for program in programs
+                if isinstance(program, nn.Module)
+                for name, part in program.named_modules()
+                if part is module
+            ]
+            raise ValueError(
+                f"expected each datum to be treated by itself, got batch normalisation in "
+                f"{owners[0] if owners else module} in train mode: call .eval() first"
+            )
+
+    # A hook on every module that runs, because a network may hide inside a function.
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _run(
@@ -206,34 +235,45 @@ def _run(
     return run
 
 
-# How deep a pair's plates go is a property of the two programs: found once, by one run, and kept while both live.
-_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[str | None, int]]] = WeakKeyDictionary()
+# How deep a pair's plates go is a property of the two programs and the form of their arguments: found once, by one
+# run, and kept while both programs live.
+_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
 
 
 def _particle_depth(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], plate: str | None
 ) -> int:
-    known = _depths.setdefault(model, WeakKeyDictionary()).setdefault(guide, {})
-    if plate not in known:
-        known[plate] = find_layout(model, guide, args, kwargs, plate=plate).depth
-    return known[plate]
+    try:
+        form = (plate, *map(_form, args), *((name, _form(value)) for name, value in kwargs.items()))
+        known = _depths.setdefault(model, WeakKeyDictionary()).setdefault(guide, {})
+        if form in known:
+            return known[form]
+    except TypeError:  # no weak references to it, or no hash: then it is found each time
+        form, known = None, {}
+    known[form] = probe(model, guide, args, kwargs, plate=plate).layout.depth
+    return known[form]
 
 
-def find_layout(
+def _form(value: Any) -> Any:
+    return (value.dim(),) if isinstance(value, Tensor) else (type(value), value)
+
+
+def probe(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     *,
     plate: str | None = None,
-) -> Layout:
-    """The layout of a pair, by one run of one sample that leaves the random state as it was.
+) -> Draw:
+    """One run of one sample without gradient that leaves the random state as it was.
 
     Raises:
         ValueError: As :func:`run_pair`.
     """
-    with random_state(None), torch.no_grad():
-        return run_pair(model, guide, args, kwargs, plate=plate).layout
+    # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
+    with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
+        return run_pair(model, guide, args, kwargs, plate=plate)
 
 
 def _check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None) -> Layout:

@@ -65,7 +65,7 @@ def predictive(
     with seeded(seed):
         draw = run_pair(model, guide, args, kwargs, num_samples=num_samples, plate=plate)
         latents = draw.latents
-        with isolated(), RecordSites(latents) as run:
+        with isolated(), RecordSites({**latents, **draw.subsamples}) as run:
             if num_samples == 1:
                 poutine.uncondition(model)(*args, **kwargs)
             else:

@@ -40,7 +40,7 @@ def fit_pareto_k(top: Tensor, num_samples: int) -> Tensor:
 
     Returns:
         k-hat, (N,). Minus infinity where the weights are equal: they have no tail. Infinity below 25 samples, of
-        which no tail can be fitted.
+        which no tail can be fitted, and for one.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
@@ -48,9 +48,12 @@ def fit_pareto_k(top: Tensor, num_samples: int) -> Tensor:
     weights = top.detach().double().cpu().numpy().T
     k = np.full(len(weights), -np.inf)
     # ArviZ normalises by the largest weight; spread at the level of rounding is no tail.
-    spread = weights.max(1) - weights.min(1)
-    varied = spread > 1e-10 * np.maximum(1.0, np.abs(weights).max(1))
-    if num_samples < 25:
+    largest, smallest = weights.max(1), weights.min(1)
+    with np.errstate(invalid="ignore"):
+        varied = ~(largest - smallest <= 1e-10 * np.maximum(1.0, np.abs(largest)))
+    if num_samples == 1:
+        k[:] = np.inf
+    elif num_samples < 25:
         k[varied] = np.inf
     elif varied.any():
         # r_eff makes ArviZ cut the tail of the kept weights where it would cut that of all S.

@@ -172,7 +172,7 @@ def trainable_parameters(
     if not (isinstance(model, Module) and isinstance(guide, Module)):
         with LocalParams() as handler, random_state(None), torch.no_grad():
             objective.differentiable_loss(model, guide, *batch)
-        found += handler.seen.values()
+        found += handler.seen
     for program in (model, guide):
         found += program.parameters() if isinstance(program, nn.Module) else ()
     parameters = list({id(p): p for p in found if p.requires_grad}.values())

@@ -1,0 +1,101 @@
+"""The registry: a new model or guide is one line below, and then runs through every conformance test unasked."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a display
+
+import pyro
+import pytest
+import torch
+
+from guides import Exact, FullRank, Guide, Linear, MeanField, TiedMeanField
+from zoo import PPCA, LatentVariableModel, LinearVAE
+
+# Name to a function that makes a new model: small, in float64.
+MODELS: dict[str, Callable[[], LatentVariableModel]] = {
+    "PPCA": lambda: PPCA(5, 2).double(),
+    "LinearVAE": lambda: LinearVAE(5, 2, sigma=0.5).double(),
+    "LinearVAE-wide-standardised": lambda: LinearVAE(2, 3).standardise_by(3 + torch.randn(20, 2)).double(),
+}
+
+# Name to a function that makes a new guide of a model; it raises TypeError where the two do not go together.
+GUIDES: dict[str, Callable[[Any], Guide]] = {
+    "Exact": Exact,
+    "TiedMeanField": TiedMeanField,
+    "Linear": lambda model: Linear(model.data_dim, model.latent_dim).double(),
+    "MeanField": lambda model: MeanField(model.data_dim, model.latent_dim, hidden=(8,)).double(),
+    "FullRank": lambda model: FullRank(model.data_dim, model.latent_dim, hidden=(8,)).double(),
+}
+
+
+def _is_pair(model, guide):
+    with torch.random.fork_rng(devices=[]):
+        try:
+            GUIDES[guide](MODELS[model]())
+        except TypeError:
+            return False
+    return True
+
+
+PAIRS = [pytest.param((m, g), id=f"{m}-{g}") for m in MODELS for g in GUIDES if _is_pair(m, g)]
+
+
+@pytest.fixture(params=list(MODELS))
+def make_model(request):
+    """A function that makes a new model; the test runs once for each in the registry."""
+    return MODELS[request.param]
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture(params=PAIRS)
+def make_pair(request):
+    """A function that makes a new (model, guide); the test runs once for each in the registry."""
+    model_name, guide_name = request.param
+
+    def make():
+        model = MODELS[model_name]()
+        return model, GUIDES[guide_name](model)
+
+    return make
+
+
+@pytest.fixture
+def pair(make_pair):
+    return make_pair()
+
+
+def data_for(model, num=20, seed=1):
+    """Data away from the origin, (num, D), that no model of the registry was made with."""
+    generator = torch.Generator().manual_seed(seed)
+    like = next(model.parameters())
+    return 1 + 1.5 * torch.randn(num, model.data_dim, generator=generator, dtype=like.dtype)
+
+
+# Torch shows some warnings once a process, and warnings are errors here: let no test depend on which one came first.
+torch.set_warn_always(True)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Every test starts from one seed, whatever ran before it, and leaves the random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _own_param_store():
+    """An empty parameter store for every test: tests of users' pairs register fixed names such as "decoder" in it."""
+    with pyro.get_param_store().scope():
+        yield
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-from zoo.linear_gaussian import LinearGaussian
+from zoo.gaussian_algebra import LinearGaussian
 from zoo.maximum_likelihood import maximum_likelihood, spectrum
 
 Array = NDArray[np.float64]

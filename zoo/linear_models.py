@@ -23,7 +23,7 @@ from inference.distributions import DiagNormal, FullNormal, as_full_normal, diag
 from inference.module import Module
 from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
-from zoo.linear_gaussian import LinearGaussian
+from zoo.gaussian_algebra import LinearGaussian
 from zoo.maximum_likelihood import Data, maximum_likelihood
 
 Self = TypeVar("Self", bound="LinearGaussianModel")

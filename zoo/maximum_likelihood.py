@@ -22,7 +22,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
 from inference.checks import check_count
-from zoo.linear_gaussian import LinearGaussian
+from zoo.gaussian_algebra import LinearGaussian
 
 Array: TypeAlias = NDArray[np.float64]
 Batch: TypeAlias = "Tensor | NDArray[Any]"

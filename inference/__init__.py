@@ -1,6 +1,6 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
-from inference.compare import compare, differences, load_comparison, save_comparison, table
+from inference.compare import compare, differences, load_comparison, save_comparison
 from inference.evidence import Evidence, Interval, evidence
 from inference.importance import (
     Estimate,
@@ -17,7 +17,9 @@ from inference.module import Module
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, Objective
 from inference.predictive import predictive, reconstruct, sample
 from inference.storage import load_pair, save_pair
-from inference.svi import History, fit
+from inference.svi import fit
+from inference.tables import table
+from inference.trainer import History
 
 __all__ = [
     "ELBO",

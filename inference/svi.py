@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +11,14 @@ import pyro.infer
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm.auto import tqdm
+from torch.optim.lr_scheduler import LRScheduler
 
 from inference.checks import check_arguments, check_count
-from inference.messengers import LocalParams, local_params
-from inference.module import Module
+from inference.messengers import local_params
 from inference.objectives import ELBO
 from inference.pair import Program
-from inference.seeding import random_state, seeded
-from inference.storage import load_tree, save_tree
-
-# Losses are read from the device, checked and shown once in so many steps.
-_FLUSH_EVERY = 50
-_VALIDATION_BATCH = 4096
-_VALIDATION_SEED = 0
-
-
-@dataclass
-class History:
-    """What happened during training.
-
-    Attributes:
-        loss: The objective's loss at each step, in nats per datum of its mini-batch (before the step's update).
-        validation: (step, loss per datum of the validation data) at each evaluation.
-        seconds: Time in training, over all resumed runs.
-        best_step: Step with the least validation loss, whose parameters the pair holds; None without validation.
-        stopped_early: Whether patience ran out.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    best_step: int | None = None
-    stopped_early: bool = False
-
-    @property
-    def steps(self) -> int:
-        """Number of steps taken."""
-        return len(self.loss)
+from inference.seeding import seeded
+from inference.trainer import History, Trainer
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:
@@ -129,7 +94,7 @@ def fit(
             check_arguments(programs, batch, {})
     batch_size = _check_batch_size(batch_size, len(data[0]))
     with seeded(seed), local_params():
-        trainer = _Trainer(model, guide, data, validation, ELBO() if objective is None else objective)
+        trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective)
         trainer.prepare(optimizer, scheduler, batch_size)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
@@ -152,231 +117,3 @@ def _check_batch_size(batch_size: int | None, num_data: int) -> int:
         return num_data
     check_count(batch_size, "batch_size")
     return min(batch_size, num_data)
-
-
-def trainable_parameters(
-    model: Program, guide: Program, objective: pyro.infer.ELBO, batch: tuple[Tensor, ...]
-) -> list[Tensor]:
-    """Every trainable tensor of a pair once: modules' parameters, and what functions name in param statements.
-
-    Args:
-        model: Pyro model.
-        guide: Pyro guide.
-        objective: Runs the pair once to find param statements, which modules of ours do not need.
-        batch: Arguments of that run.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    found: list[Tensor] = []
-    if not (isinstance(model, Module) and isinstance(guide, Module)):
-        with LocalParams() as handler, random_state(None), torch.no_grad():
-            objective.differentiable_loss(model, guide, *batch)
-        found += handler.seen
-    for program in (model, guide):
-        found += program.parameters() if isinstance(program, nn.Module) else ()
-    parameters = list({id(p): p for p in found if p.requires_grad}.values())
-    if not parameters:
-        raise ValueError("expected a pair with at least one trainable parameter, got none")
-    return parameters
-
-
-class _Trainer:
-    """The state of one training run: what a step changes, and what a checkpoint holds."""
-
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        data: tuple[Tensor, ...],
-        validation: tuple[Tensor, ...] | None,
-        objective: pyro.infer.ELBO,
-    ) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
-        self.data, self.validation = data, validation
-        self.modules = [p for p in (model, guide) if isinstance(p, nn.Module)]
-        self.history = History()
-        self.order_seed = int(torch.randint(2**31, ()))
-        self.best: list[Tensor] | None = None
-
-    def prepare(
-        self,
-        optimizer: Callable[[list[Tensor]], Optimizer],
-        scheduler: Callable[[Optimizer], LRScheduler] | None,
-        batch_size: int,
-    ) -> None:
-        """Make optimiser and schedule."""
-        self.batch_size = batch_size
-        self.parameters = trainable_parameters(self.model, self.guide, self.objective, self.data)
-        self.optimizer = optimizer(self.parameters)
-        if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < len(self.data[0]):
-            raise ValueError(f"expected the full batch for LBFGS, got batch_size={batch_size} of {len(self.data[0])}")
-        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
-        if isinstance(self.scheduler, ReduceLROnPlateau):
-            raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
-
-    def run(
-        self,
-        steps: int,
-        evaluate_every: int,
-        patience: int | None,
-        checkpoint: Path | None,
-        checkpoint_every: int,
-        progress: bool,
-    ) -> History:
-        """Take steps until there are ``steps`` of them in all."""
-        start, history = time.perf_counter() - self.history.seconds, self.history
-        pending: list[Tensor] = []
-        self._train_mode(True)
-        with tqdm(total=steps, initial=history.steps, disable=not progress, desc="fit", unit="step") as bar:
-            for step, batch in self._batches(history.steps):
-                if step >= steps or history.stopped_early:
-                    break
-                pending.append(self._step(batch))
-                evaluate = self.validation is not None and (step + 1) % evaluate_every == 0
-                save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
-                if len(pending) == _FLUSH_EVERY or evaluate or save or step + 1 == steps:
-                    self._flush(pending, bar)
-                if evaluate:
-                    self._evaluate(patience)
-                history.seconds = time.perf_counter() - start
-                if checkpoint is not None and (save or history.stopped_early):
-                    self.save(checkpoint)
-        self._restore_best()
-        self._train_mode(False)
-        return history
-
-    def _batches(self, first: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-        """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""
-        num_data = len(self.data[0])
-        if self.batch_size == num_data:
-            for step in itertools.count(first):
-                yield step, self.data
-        per_epoch = math.ceil(num_data / self.batch_size)
-        generator, order, epoch = torch.Generator(), None, -1
-        for step in itertools.count(first):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator.manual_seed(self.order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator).to(self.data[0].device)
-            assert order is not None
-            at = step % per_epoch * self.batch_size
-            yield step, tuple(part[order[at : at + self.batch_size]] for part in self.data)
-
-    def _loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        return self.objective.differentiable_loss(self.model, self.guide, *batch) / len(batch[0])
-
-    def _step(self, batch: tuple[Tensor, ...]) -> Tensor:
-        def closure() -> Tensor:
-            self.optimizer.zero_grad()
-            loss = self._loss(batch)
-            loss.backward()
-            return loss
-
-        loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return loss.detach()
-
-    def _flush(self, pending: list[Tensor], bar: Any) -> None:
-        losses = torch.stack(pending).double().tolist()
-        bar.update(len(pending))
-        pending.clear()
-        for offset, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                step = self.history.steps + offset
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {step}: try a smaller learning rate, standardised data or float64"
-                )
-        self.history.loss += losses
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
-
-    @torch.no_grad()
-    def _evaluate(self, patience: int | None) -> None:
-        assert self.validation is not None
-        self._train_mode(False)
-        total, num_data = 0.0, len(self.validation[0])
-        with random_state(_VALIDATION_SEED):
-            for at in range(0, num_data, _VALIDATION_BATCH):
-                batch = tuple(part[at : at + _VALIDATION_BATCH] for part in self.validation)
-                total += float(self._loss(batch)) * len(batch[0]) / num_data
-        self._train_mode(True)
-        history = self.history
-        history.validation.append((history.steps, total))
-        best = min(range(len(history.validation)), key=lambda i: history.validation[i][1])
-        if best == len(history.validation) - 1:
-            history.best_step, self.best = history.steps, [t.detach().clone() for t in self._state()]
-        history.stopped_early = patience is not None and len(history.validation) - 1 - best >= patience
-
-    def _state(self) -> list[Tensor]:
-        """All tensors that training changes: parameters, those in Pyro's store, and buffers."""
-        buffers = [b for module in self.modules for b in module.buffers()]
-        return [*self.parameters, *buffers]
-
-    @torch.no_grad()
-    def _restore(self, saved: list[Tensor]) -> None:
-        for tensor, value in zip(self._state(), saved, strict=True):
-            tensor.copy_(value)
-
-    def _restore_best(self) -> None:
-        if self.best is not None:
-            self._restore(self.best)
-
-    def _train_mode(self, mode: bool) -> None:
-        for module in self.modules:
-            module.train(mode)
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to belong to this run."""
-        return {
-            "parameters": [list(p.shape) for p in self.parameters],
-            "optimizer": type(self.optimizer).__name__,
-            "objective": type(self.objective).__name__,
-            "batch_size": self.batch_size,
-            "data": [[list(part.shape), str(part.dtype), float(part.double().sum())] for part in self.data],
-        }
-
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
-        tree = {
-            "fingerprint": self._fingerprint(),
-            "history": vars(self.history),
-            "state": self._state(),
-            "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
-            "order_seed": self.order_seed,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        }
-        save_tree(path, tree)
-
-    def load(self, path: Path) -> None:
-        """Go back to a saved state.
-
-        Raises:
-            ValueError: If the file is damaged or belongs to another run.
-        """
-        tree = load_tree(path)
-        expected, got = self._fingerprint(), tree.get("fingerprint") if isinstance(tree, dict) else None
-        if got != expected:
-            raise ValueError(f"expected a checkpoint of this run, {expected}, got {got} in {path}: remove it or rename")
-        self.history = History(**tree["history"])
-        self._restore(tree["state"])
-        self.best = tree["best"]
-        self.optimizer.load_state_dict(tree["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(tree["scheduler"])
-        self.order_seed = tree["order_seed"]
-        torch.set_rng_state(tree["random"])
-        if tree["random_cuda"]:
-            torch.cuda.set_rng_state_all(tree["random_cuda"])
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's state without what cannot be written: functions, which the caller's factory makes again."""
-    return {
-        key: value
-        for key, value in state.items()
-        if value is None or isinstance(value, str | int | float | bool | list | tuple | dict | Tensor)
-    }

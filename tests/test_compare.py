@@ -24,9 +24,9 @@ from inference.compare import (
     load_comparison,
     principal_map,
     save_comparison,
-    table,
 )
 from inference.plots import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
+from inference.tables import table
 from zoo import PPCA, LinearVAE, digits
 
 NUM_SAMPLES = 200

@@ -107,7 +107,7 @@ def digits(
 
     Args:
         transform: `Raw()`, `Scaled(16.0)` or `Logit(17)`; applied to all rows before the split.
-        test_size: rows held out at random, a number or a share below 1; 0 for no test set and all rows in their original order.
+        test_size: rows held out at random, a number or a share below 1; 0 keeps all rows in their original order.
         seed: seed of the split, `RandomState(seed).permutation(1797)`; its last entries are the test set.
         dtype: floating dtype of the result.
 

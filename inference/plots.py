@@ -39,26 +39,31 @@ def _panels(
 
 
 def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
-    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide.
+    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide, all on one axis.
 
     Args:
         tree: What :func:`inference.compare.compare` returned.
         split: ``"train"`` or ``"held_out"``.
     """
 
+    dataset = _split(tree, split)
+    ends = np.append(dataset["gap"].isel(seed=0).values.ravel(), 0.0)
+    margin = max(0.01 * np.ptp(ends), 1e-9)
+    bins = np.linspace(ends.min() - margin, ends.max() + margin, 61)
+
     def draw(ax: Axes, one: xr.Dataset) -> None:
         gap = one["gap"].values
-        ax.hist(gap, bins=40, color="tab:blue", alpha=0.8)
-        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean():.3g}")
+        ax.hist(gap, bins=bins, color="tab:blue", alpha=0.8)
+        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean() + 0.0:.4f}")
         ax.set_xlabel("gap, log p - ELBO (nats)")
         ax.set_ylabel("data")
         ax.legend(fontsize=8, frameon=False)
 
-    return _panels(_split(tree, split), f"Gap between evidence and ELBO ({split})", draw)
+    return _panels(dataset, f"Gap between evidence and ELBO ({split})", draw)
 
 
 def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
-    """ELBO against evidence, one point a datum and one panel a guide; the diagonal is a gap of zero.
+    """ELBO against evidence, one point a datum and one panel a guide; the inset shows the distance to the diagonal.
 
     Args:
         tree: What :func:`inference.compare.compare` returned.
@@ -70,6 +75,12 @@ def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
         ends = [min(evidence.min(), elbo.min()), max(evidence.max(), elbo.max())]
         ax.plot(ends, ends, color="black", linewidth=0.8, label="ELBO = log p")
         ax.plot(evidence, elbo, ".", markersize=2.5, alpha=0.5, color="tab:blue")
+        inset = ax.inset_axes((0.5, 0.12, 0.46, 0.34))
+        inset.axhline(0.0, color="black", linewidth=0.8)
+        inset.plot(evidence, elbo - evidence, ".", markersize=1.5, alpha=0.5, color="tab:blue")
+        inset.set_ylim(min((elbo - evidence).min(), -1e-3) * 1.1, max((elbo - evidence).max(), 1e-3) * 1.1)
+        inset.tick_params(labelsize=6)
+        inset.set_title("ELBO - log p", fontsize=7, pad=2)
         ax.set_xlabel("log p(x) (nats)")
         ax.set_ylabel("ELBO (nats)")
         ax.legend(fontsize=8, frameon=False)

@@ -34,8 +34,8 @@ def compare(
     *,
     held_out: Tensor | None = None,
     num_samples: int = 1000,
-    log_det: Tensor | float = 0.0,
-    held_out_log_det: Tensor | float = 0.0,
+    log_det: Tensor | float | None = None,
+    held_out_log_det: Tensor | float | None = None,
     seeds: Sequence[int] | None = None,
     chunk: int | None = None,
     plate: str | None = None,
@@ -57,7 +57,7 @@ def compare(
         num_samples: Importance samples per datum.
         log_det: Log-determinant of the preprocessing of ``x``, (N,) or a number: bits per dimension are then those
             of the original data.
-        held_out_log_det: Likewise of ``held_out``.
+        held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
         chunk: See :func:`inference.importance.iter_log_weights`.
         plate: See :func:`inference.importance.iter_log_weights`.
@@ -80,6 +80,8 @@ def compare(
     data = {TRAIN: x} | ({} if held_out is None else {HELD_OUT: held_out})
     for part in data.values():
         check_arguments(() if model is None else (model,), (part,), {})
+    if held_out is not None and (log_det is None) != (held_out_log_det is None):
+        raise ValueError("expected log_det and held_out_log_det both or neither, got one of them")
     offsets = {TRAIN: _offsets(log_det, x, "log_det")}
     if held_out is not None:
         offsets[HELD_OUT] = _offsets(held_out_log_det, held_out, "held_out_log_det")
@@ -176,9 +178,9 @@ def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
     }
 
 
-def _offsets(log_det: Tensor | float, data: Tensor, name: str) -> Tensor:
+def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
     """Log-determinants per datum, (N,)."""
-    offsets = torch.as_tensor(log_det, dtype=torch.float64).cpu()
+    offsets = torch.as_tensor(0.0 if log_det is None else log_det, dtype=torch.float64).cpu()
     if offsets.shape not in ((), (len(data),)):
         raise ValueError(f"expected {name} as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")
     check_finite(offsets.reshape(-1), name)

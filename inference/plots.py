@@ -53,7 +53,7 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
 
     def draw(ax: Axes, one: xr.Dataset) -> None:
         gap = one["gap"].values
-        ax.hist(gap, bins=bins, color="tab:blue", alpha=0.8)
+        ax.hist(gap, bins=list(bins), color="tab:blue", alpha=0.8)
         ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean() + 0.0:.4f}")
         ax.set_xlabel("gap, log p - ELBO (nats)")
         ax.set_ylabel("data")

@@ -10,15 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A weight smaller than the largest by this many nats is zero in floating point.
+_UNDERFLOW = 700.0
 
-def _psislw(log_weights: np.ndarray, r_eff: float) -> tuple[np.ndarray, np.ndarray]:
+# Fewer samples have a tail of five or less, to which ArviZ 1.x fits nothing.
+_FEWEST = 30
+
+
+def _psislw(largest: np.ndarray, num_samples: int) -> np.ndarray:
+    """ArviZ's k-hat from the :func:`num_kept` largest log weights, (N, T)."""
     if importlib.util.find_spec("arviz_stats") is not None:
         from arviz_stats.base import array_stats
 
-        return array_stats.psislw(log_weights, r_eff=r_eff, axis=-1)
+        # 1.x takes log-likelihoods, whose inverse the weights are, and cannot take the log of zero. A small r_eff makes
+        # its tail a fifth of what it is given.
+        smallest = largest.max(-1, keepdims=True) - _UNDERFLOW
+        return array_stats.psislw(-np.maximum(largest, smallest), r_eff=1e-9, axis=-1)[1]
     import arviz
 
-    return arviz.psislw(log_weights, reff=r_eff)
+    # This r_eff makes its tail as long as that of all samples.
+    return arviz.psislw(largest, reff=largest.shape[-1] / num_samples)[1]
 
 
 def tail_length(num_samples: int) -> int:
@@ -39,25 +50,24 @@ def fit_pareto_k(top: Tensor, num_samples: int) -> Tensor:
         num_samples: S, how many there were in all.
 
     Returns:
-        k-hat, (N,). Minus infinity where the weights are equal: they have no tail. Infinity below 25 samples, of
-        which no tail can be fitted, and for one.
+        k-hat, (N,). Minus infinity where the largest weights are equal: they have no tail. Infinity below 30 samples,
+        of which no tail can be fitted, and where the weights are zero.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
     """
-    weights = top.detach().double().cpu().numpy().T
+    weights = np.sort(top.detach().double().cpu().numpy().T)
     k = np.full(len(weights), -np.inf)
-    # ArviZ normalises by the largest weight; spread at the level of rounding is no tail.
-    largest, smallest = weights.max(1), weights.min(1)
+    tail = tail_length(num_samples) if num_samples >= _FEWEST else num_samples
+    largest, smallest = weights[:, -1], weights[:, -tail]
     with np.errstate(invalid="ignore"):
-        varied = ~(largest - smallest <= 1e-10 * np.maximum(1.0, np.abs(largest)))
-    if num_samples == 1:
-        k[:] = np.inf
-    elif num_samples < 25:
-        k[varied] = np.inf
-    elif varied.any():
-        # r_eff makes ArviZ cut the tail of the kept weights where it would cut that of all S.
+        varied = ~(largest - smallest <= 1e-10 * np.maximum(1.0, np.abs(largest)))  # less is rounding, no tail
+    fitted = varied & np.isfinite(largest)
+    if num_samples < _FEWEST:
+        k[varied | (num_samples == 1)] = np.inf
+    elif fitted.any():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _, k[varied] = _psislw(weights[varied], top.shape[0] / num_samples)
+            k[fitted] = _psislw(weights[fitted], num_samples)
+    k[(varied & ~fitted) | np.isnan(k)] = np.inf
     return torch.from_numpy(k).to(top.device)

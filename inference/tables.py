@@ -126,4 +126,8 @@ def _difference_lines(tree: xr.DataTree, guides: Sequence[str]) -> list[str]:
     for split in result["split"].values:
         chosen = result.sel(split=split, guide=list(guides[1:]))
         columns.append([str(split), "difference", *_cells(chosen["difference"], chosen["standard_error"])])
-    return ["", f"ELBO minus that of {guides[0]!r}, paired per datum", *_align(columns)]
+    return [
+        "",
+        f"ELBO minus that of {guides[0]!r}, paired per datum, ± the standard error over the data",
+        *_align(columns),
+    ]

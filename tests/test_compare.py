@@ -605,8 +605,13 @@ REFUSED = {
     "level": ({"level": 95}, ValueError, "expected level between 0 and 1, got 95"),
     "log_det": ({"log_det": torch.zeros(3)}, ValueError, r"expected log_det .*of shape \(30,\), got \(3,\)"),
     "log_det that is not finite": ({"log_det": math.nan}, ValueError, "expected log_det to be finite, got 1 NaN"),
+    "one log_det of two": (
+        {"held_out": torch.zeros(4, 5).double(), "log_det": 0.0},
+        ValueError,
+        "expected log_det and held_out_log_det both or neither, got one of them",
+    ),
     "held_out_log_det": (
-        {"held_out": torch.zeros(4, 5).double(), "held_out_log_det": torch.zeros(30)},
+        {"held_out": torch.zeros(4, 5).double(), "log_det": 0.0, "held_out_log_det": torch.zeros(30)},
         ValueError,
         r"expected .*log_det .*of shape \(4,\), got \(30,\)",
     ),

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +71,20 @@ def test_the_readme_holds_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert "\npip install -e . && python examples/elbo_gap.py\n" in text
     assert '\npip install -e ".[test]" && pytest\n' in text
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "decoder": torch.nn.Linear(32, 784),
+        "encoder": torch.nn.Linear(784, 64),
+        "x_train": torch.randn(6, 784),
+        "x_test": torch.randn(4, 784),
+    }
+    for block in blocks:
+        exec(block.replace("steps=3000", "steps=3"), names)
+    assert len(blocks) == 2
+    assert "log p: importance" in capsys.readouterr().out
+    assert names["weights"].shape == (1000, 360)
+    assert (tmp_path / "run.safetensors").exists()

@@ -4,10 +4,11 @@ from guides.base import EncoderGuide, Guide
 from guides.exact import Exact, TiedMeanField
 from guides.gaussian import FullRank, MeanField
 from guides.linear import Linear
-from guides.networks import mlp
+from guides.networks import ConvEncoder, mlp
 from guides.wrapped import WrappedEncoder
 
 __all__ = [
+    "ConvEncoder",
     "EncoderGuide",
     "Exact",
     "FullRank",

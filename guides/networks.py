@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(
-    in_dim: int, out_dim: int, hidden: Sequence[int] = (128, 128), activation: Callable[[], nn.Module] = nn.SiLU
+    in_dim: int,
+    out_dim: int,
+    hidden: Sequence[int] = (128, 128),
+    activation: Callable[[], nn.Module] = nn.SiLU,
+    norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
     """A fully connected network: linear layers with an activation between each two.
 
@@ -18,9 +22,46 @@ def mlp(
         out_dim: Width of the output.
         hidden: Widths of the hidden layers; none makes a linear map.
         activation: Makes one activation layer.
+        norm: Makes a normalisation layer of a width, before each activation; ``nn.BatchNorm1d`` say.
     """
     widths = [in_dim, *hidden, out_dim]
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(widths)):
-        layers += [nn.Linear(a, b)] if i == 0 else [activation(), nn.Linear(a, b)]
+        if i > 0:
+            layers += ([] if norm is None else [norm(a)]) + [activation()]
+        layers.append(nn.Linear(a, b))
     return nn.Sequential(*layers)
+
+
+def halved(size: tuple[int, ...]) -> tuple[int, ...]:
+    """The size of a feature map after a convolution of stride two with padding."""
+    return tuple((side + 1) // 2 for side in size)
+
+
+class ConvEncoder(nn.Module):
+    """A convolutional encoder from flattened images (N, C H W) to parameters (N, P).
+
+    Args:
+        image_shape: (H, W) or (C, H, W).
+        out_dim: P, what the guide's family needs: 2 K for :class:`guides.MeanField`.
+        channels: Channels of the feature maps, each of half the size of the one before.
+
+    Example:
+        >>> import torch
+        >>> ConvEncoder((8, 8), 6)(torch.zeros(5, 64)).shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, image_shape: Sequence[int], out_dim: int, channels: Sequence[int] = (32, 64)) -> None:
+        super().__init__()
+        depth, *size = image_shape if len(image_shape) == 3 else (1, *image_shape)
+        layers: list[nn.Module] = [nn.Unflatten(1, (depth, *size))]
+        side = tuple(size)
+        for a, b in pairwise([depth, *channels]):
+            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.SiLU()]
+            side = halved(side)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side[0] * side[1], out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Parameters (N, P) from flattened images (N, C H W)."""
+        return self.layers(x)

@@ -14,8 +14,9 @@ from inference.importance import (
     summarise,
 )
 from inference.module import Module
-from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, Objective
+from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.predictive import predictive, reconstruct, sample
+from inference.schedules import CyclicalAnnealing, LinearAnnealing
 from inference.storage import load_pair, save_pair
 from inference.svi import fit
 from inference.tables import table
@@ -25,10 +26,14 @@ __all__ = [
     "ELBO",
     "AnalyticELBO",
     "AnalyticKLELBO",
+    "BetaELBO",
+    "CyclicalAnnealing",
     "Estimate",
     "Evidence",
+    "FreeBitsELBO",
     "History",
     "Interval",
+    "LinearAnnealing",
     "Module",
     "Objective",
     "WeightSummary",

@@ -133,6 +133,30 @@ def diagonal_moments(law: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def coordinate_kl(q: Any, p: Any) -> Tensor:
+    r"""KL between the marginals of each coordinate of two Gaussian laws, (..., K) in nats.
+
+    .. math:: KL(q(z_k) \| p(z_k))
+
+    Args:
+        q: Gaussian over vectors; with a full covariance its marginals count.
+        p: Gaussian with independent coordinates.
+
+    Raises:
+        TypeError: If one of them is not of that kind.
+    """
+    target, full = diagonal_moments(p), as_full_normal(q)
+    if target is None or full is None:
+        raise TypeError(
+            f"expected a Gaussian against a Gaussian with independent coordinates, got {type(q).__name__} against "
+            f"{type(p).__name__}"
+        )
+    marginal = diagonal_moments(q)
+    mean, sigma = (full.loc, full.variance.sqrt()) if marginal is None else marginal
+    ratio = sigma / target[1]
+    return 0.5 * (ratio.square() + ((mean - target[0]) / target[1]).square() - 1) - ratio.log()
+
+
 @register_kl(DiagNormal, DiagNormal)
 def _kl_diag_diag(q: DiagNormal, p: DiagNormal) -> Tensor:
     dim = q.event_shape[0]

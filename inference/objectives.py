@@ -1,11 +1,12 @@
 """Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
 
 They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
-:func:`inference.svi.fit`. None keeps anything between calls.
+:func:`inference.svi.fit`. All that one keeps between calls is the number of training steps, for schedules.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,12 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from inference.checks import check_count
+from inference.distributions import coordinate_kl
 from inference.messengers import Site, apply_mask
 from inference.module import Module
 from inference.pair import Draw, Program, run_guide, run_pair
 from inference.protocols import SupportsExpectedLogLikelihood
+from inference.schedules import Schedule
 
 
 @dataclass
@@ -79,12 +82,20 @@ class Objective(pyro.infer.ELBO):
     Args:
         num_particles: Samples per datum, drawn side by side.
         plate: Name of the plate over the data, ``"data"`` if None.
+
+    Attributes:
+        step: Training steps so far, (); part of a checkpoint.
     """
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         check_count(num_particles, "num_particles")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate = plate
+        self.step = torch.zeros((), dtype=torch.int64)
+
+    def advance(self) -> None:
+        """Count one training step; :func:`inference.svi.fit` and ``SVI`` do so by themselves."""
+        self.step = self.step + 1
 
     def bound(self, pair: Pair) -> Tensor:
         """The objective per datum, to be maximised: (N,) in nats, unscaled, with gradient."""
@@ -110,6 +121,7 @@ class Objective(pyro.infer.ELBO):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
+            self.advance()
         return loss.detach()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
@@ -190,6 +202,83 @@ class AnalyticKLELBO(Objective):
         return draw.term(q, apply_mask(divergence, q.mask))
 
 
+class BetaELBO(Objective):
+    r"""The ELBO with its Kullback-Leibler term weighted, by a number or by a schedule over the steps; any guide.
+
+    .. math:: E_q[\log p(x_n \mid z) + \beta_t \, (\log p(z) - \log q(z \mid x_n))]
+
+    Warning:
+        For beta below one this is no bound on the evidence. Report :class:`ELBO`, where beta is one.
+
+    References:
+        Higgins et al., "beta-VAE", 2017, ICLR. Bowman et al., 2016, arXiv 1511.06349 (annealing).
+
+    Args:
+        beta: The weight, or what makes it from the step (:class:`inference.schedules.LinearAnnealing`,
+            :class:`inference.schedules.CyclicalAnnealing`, or any function of a scalar tensor).
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If beta is negative or not finite.
+    """
+
+    def __init__(self, beta: float | Schedule, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        self._schedule = check_weight(beta, "beta")
+
+    @property
+    def beta(self) -> Tensor:
+        """The weight at the present step, ()."""
+        return torch.as_tensor(self._schedule(self.step))
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Weighted ELBO per datum, (N,)."""
+        draw = pair.draw(self.num_particles)
+        rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+        return (draw.total(draw.model_sites, observed=True) - self.beta.to(rate) * rate).mean(0)
+
+
+class FreeBitsELBO(Objective):
+    r"""The ELBO in which each latent coordinate may cost some nats for free, against posterior collapse.
+
+    .. math:: E_q[\log p(x_n \mid z)] - \sum_k \max\left(\lambda, \frac1N \sum_m KL(q(z_k \mid x_m) \| p(z_k))\right)
+
+    Warning:
+        The maximum is taken of the batch's mean, so this is an objective and no bound per datum. Report :class:`ELBO`.
+
+    References:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference with Inverse
+        Autoregressive Flow", 2016, arXiv 1606.04934.
+
+    Args:
+        free_nats: lambda, nats per latent coordinate.
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If lambda is negative or not finite.
+    """
+
+    def __init__(self, free_nats: float, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        check_weight(free_nats, "free_nats")
+        self.free_nats = free_nats
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Free-bits objective per datum, (N,).
+
+        Raises:
+            TypeError: If a latent is not Gaussian with independent coordinates in guide and model.
+        """
+        draw = pair.draw(self.num_particles)
+        bound = draw.total(draw.model_sites, observed=True).mean(0)
+        for name in draw.latents:
+            rates = coordinate_kl(draw.guide_sites[name].fn, draw.model_sites[name].fn)
+            bound = bound - rates.flatten(0, -2).mean(0).clamp(min=self.free_nats).sum()
+        return bound
+
+
 class AnalyticELBO(Objective):
     r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
 
@@ -232,3 +321,17 @@ class AnalyticELBO(Objective):
         posterior = site.fn
         x = pair.args[0] if pair.args else pair.kwargs["x"]
         return pair.model.expected_log_likelihood(x, posterior) - kl_divergence(posterior, pair.model.prior())
+
+
+def check_weight(weight: float | Schedule, name: str) -> Schedule:
+    """A weight or a schedule as a schedule.
+
+    Raises:
+        ValueError: If a number is negative or not finite.
+    """
+    if callable(weight):
+        return weight
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"expected {name} to be a finite number of at least zero or a schedule, got {weight}")
+    constant = torch.tensor(float(weight), dtype=torch.float64)
+    return lambda _: constant

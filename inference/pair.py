@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.messengers import RecordSites, Site, isolated, masked_log_prob
+from inference.protocols import SupportsFreeze
 from inference.seeding import random_state
 
 Program = Callable[..., Any]
@@ -184,6 +185,15 @@ def run_guide(
     return {name: site for name, site in run.sites.items() if not site.is_observed}
 
 
+def _batch_law(module: nn.Module) -> str:
+    """Why a module's output depends on its batch, with the cure; empty where it does not."""
+    if isinstance(module, SupportsFreeze) and not module.frozen:
+        return "not frozen: call .freeze() first"
+    if isinstance(module, SupportsFreeze | _BatchNorm) and module.training:
+        return "in train mode: call .eval() first"
+    return ""
+
+
 @contextmanager
 def refuse_batch_laws(*programs: Program) -> Iterator[None]:
     """Refuse, while the block runs, every module whose output for one datum depends on the rest of its batch.
@@ -192,11 +202,11 @@ def refuse_batch_laws(*programs: Program) -> Iterator[None]:
         *programs: Where to look for the module's name.
 
     Raises:
-        ValueError: When batch normalisation in train mode runs.
+        ValueError: When batch normalisation in train mode or an unfrozen law of the batch runs.
     """
 
     def refuse(module: nn.Module, _: Any) -> None:
-        if isinstance(module, _BatchNorm) and module.training:
+        if state := _batch_law(module):
             owners = [
                 f"{type(program).__name__}, {name!r}"
                 for program in programs
@@ -204,9 +214,9 @@ def refuse_batch_laws(*programs: Program) -> Iterator[None]:
                 for name, part in program.named_modules()
                 if part is module
             ]
+            kind = "batch normalisation" if isinstance(module, _BatchNorm) else type(module).__name__
             raise ValueError(
-                f"expected each datum to be treated by itself, got batch normalisation in "
-                f"{owners[0] if owners else module} in train mode: call .eval() first"
+                f"expected each datum to be treated by itself, got {kind} in {owners[0] if owners else module} {state}"
             )
 
     # A hook on every module that runs, because a network may hide inside a function.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -45,4 +45,18 @@ class SupportsExpectedLogLikelihood(Protocol):
 
     def prior(self) -> Distribution:
         """Law of one latent, event (K,)."""
+        ...
+
+
+@runtime_checkable
+class SupportsFreeze(Protocol):
+    """A module whose output depends on the batch until it is frozen."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is."""
+        ...
+
+    def freeze(self, *args: Any) -> None:
+        """Turn what depends on the batch into numbers."""
         ...

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from inference.messengers import LocalParams
 from inference.module import Module
+from inference.objectives import Objective
 from inference.pair import Program
 from inference.seeding import random_state
 from inference.storage import load_tree, save_tree
@@ -173,6 +174,8 @@ class Trainer:
             return loss
 
         loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
+        if isinstance(self.objective, Objective):
+            self.objective.advance()
         if self.scheduler is not None:
             self.scheduler.step()
         return loss.detach()
@@ -242,6 +245,7 @@ class Trainer:
             "history": vars(self.history),
             "state": self._state(),
             "best": self.best,
+            "objective": self.objective.step if isinstance(self.objective, Objective) else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
             "order_seed": self.order_seed,
@@ -263,6 +267,8 @@ class Trainer:
         self.history = History(**tree["history"])
         self._restore(tree["state"])
         self.best = tree["best"]
+        if isinstance(self.objective, Objective):
+            self.objective.step = tree["objective"]
         self.optimizer.load_state_dict(tree["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(tree["scheduler"])

@@ -2,21 +2,30 @@
 
 from zoo.base import LatentVariableModel
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.gaussian_algebra import LinearGaussian
 from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.networks import ConvDecoder
+from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
 from zoo.preprocessing import Logit, Raw, Scaled
 from zoo.wrapped import WrappedDecoder
 
 __all__ = [
     "PPCA",
+    "ConvDecoder",
     "Dataset",
+    "DeepGaussianVAE",
+    "FixedNoise",
     "LatentVariableModel",
+    "LearntNoise",
+    "LearntNoisePerDim",
     "LinearGaussian",
     "LinearGaussianModel",
     "LinearVAE",
     "Logit",
     "LowRankNormal",
     "Marginal",
+    "OptimalNoise",
     "Raw",
     "Scaled",
     "WrappedDecoder",

@@ -4,7 +4,6 @@ Fits probabilistic PCA in closed form and trains guides for it by SVI; trains th
 Both have an exact evidence, so the gap in the table is a fact and not an estimate. pPCA appears twice: as fitted, and
 with its latent space rotated, which leaves the evidence as it is but not the mean-field ELBO.
 
-    python examples/elbo_gap.py
     python examples/elbo_gap.py --data digits-logit --model linear_vae --guide linear mean_field --out out/logit
 """
 
@@ -19,14 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from guides import Exact, FullRank, Linear, MeanField, TiedMeanField
 from inference import AnalyticKLELBO, compare, fit, plots, save_comparison, save_pair, table
-from zoo import PPCA, LinearVAE, Scaled, digits, digits_logit, load, mnist
+from zoo import PPCA, LinearVAE, Scaled, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 
 DATA = {
     "digits": digits,
     "digits-scaled": lambda: digits(transform=Scaled(16.0)),
     "digits-logit": digits_logit,
-    "mnist": lambda: mnist(dtype=torch.float64),
+    "synthetic": lambda: linear_gaussian(2000, 20, 8, test_size=500),
 }
+IMAGES = {"mnist": mnist, "fashion-mnist": fashion_mnist}
 GUIDES = {
     "exact": lambda model: Exact(model),
     "tied": lambda model: TiedMeanField(model),
@@ -39,7 +39,8 @@ MODELS = ("ppca", "linear_vae")
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help=f"{', '.join(DATA)}, or a .npy, .npz or .csv file")
+    names = f"{', '.join(DATA)}; {', '.join(IMAGES)}, with =PATH for a local copy"
+    parser.add_argument("--data", default="digits", help=f"{names}; or a .npy, .npz or .csv file")
     parser.add_argument("--model", nargs="+", default=["all"], choices=[*MODELS, "all"])
     parser.add_argument("--guide", nargs="+", default=list(GUIDES), choices=list(GUIDES))
     parser.add_argument("--latent-dim", type=int, default=8)
@@ -56,6 +57,9 @@ def read(name):
     """A named data set, or a user's file with a fifth of its rows held out unless it brings test rows of its own."""
     if name in DATA:
         return DATA[name]()
+    kind, _, path = name.partition("=")
+    if kind in IMAGES:
+        return IMAGES[kind](path or None, dtype=torch.float64)
     data = load(name)
     return data if len(data.test) else load(name, test_size=0.2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -75,7 +76,7 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
         TypeError: If it is no integer.
         ValueError: If it is too small.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"expected {name} to be an integer, got {value!r}")
     if value < minimum:
         raise ValueError(f"expected {name} to be at least {minimum}, got {value}")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.checks import check_arguments, check_count, check_finite
-from inference.evidence import Evidence, check_level, exact_evidence, from_weights
+from inference.evidence import Evidence, check_level, concatenate, exact_evidence, from_weights
 from inference.importance import WeightSummary, iter_log_weights, merge, summarise
 from inference.pair import Program
 from inference.protocols import SupportsLogEvidence
 from inference.seeding import seeded
 from inference.storage import atomic_path
 
-Pair = tuple[Program, Program]
-Factory = Callable[[int], Any]
+Pairs = Mapping[str, tuple[Program, Program]]
+
+# Rows measured together: what bounds the memory, whatever the size of the data set.
+_BLOCK = 2048
 
 TRAIN, HELD_OUT = "train", "held_out"
 
@@ -80,6 +82,10 @@ def compare(
     data = {TRAIN: x} | ({} if held_out is None else {HELD_OUT: held_out})
     for part in data.values():
         check_arguments(() if model is None else (model,), (part,), {})
+    if held_out is not None and isinstance(held_out, Tensor) and held_out.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"expected held_out of shape (M, {', '.join(map(str, x.shape[1:]))}), got {tuple(held_out.shape)}"
+        )
     if held_out is not None and (log_det is None) != (held_out_log_det is None):
         raise ValueError("expected log_det and held_out_log_det both or neither, got one of them")
     offsets = {TRAIN: _offsets(log_det, x, "log_det")}
@@ -90,17 +96,15 @@ def compare(
         for part in data.values():
             check_arguments(pair, (part,), {})
     groups: dict[str, xr.Dataset] = {}
-    total = sum(len(by_name) for by_name in rows.values()) * len(data)
-    with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="guide") as bar:
+    num_blocks = sum(-(-len(part) // _BLOCK) for part in data.values())
+    total = sum(len(pairs) for pairs in rows.values()) * num_blocks
+    with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
         for split, part in data.items():
             by_seed = []
-            for by_name in rows.values():
-                weights = {}
-                for name, (its_model, guide) in by_name.items():
-                    chunks = iter_log_weights(its_model, guide, part, num_samples=num_samples, chunk=chunk, plate=plate)
-                    weights[name] = summarise(chunks, num_samples)
-                    bar.update()
-                by_seed.append(_measure(by_name, weights, part, level))
+            for pairs in rows.values():
+                options = {"num_samples": num_samples, "chunk": chunk, "plate": plate, "level": level, "bar": bar}
+                blocks = [_measure(pairs, block, **options) for block in part.split(_BLOCK)]
+                by_seed.append(_collect(pairs, blocks))
             groups[split] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), part, offsets[split])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
@@ -112,44 +116,68 @@ def compare(
     return tree
 
 
-def _pairs(model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None) -> dict[int, dict[str, Pair]]:
+def _pairs(model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None) -> dict[int, Pairs]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
         raise ValueError(f"expected guides as a mapping from names with at least one entry, got {guides!r}")
     if seeds is not None and not seeds:
         raise ValueError("expected at least one seed, got none")
+    for name, entry in guides.items():
+        if seeds is not None and (isinstance(entry, nn.Module) or not callable(entry)):
+            raise TypeError(f"expected {name!r} to be a function of a seed, with seeds=, got {type(entry).__name__}")
     return {
         seed: {name: _as_pair(name, model, entry if seeds is None else entry(seed)) for name, entry in guides.items()}
         for seed in ([0] if seeds is None else seeds)
     }
 
 
-def _as_pair(name: str, model: Program | None, entry: Any) -> Pair:
+def _as_pair(name: str, model: Program | None, entry: Any) -> tuple[Program, Program]:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
         raise TypeError(f"expected {name!r} to be a guide beside a model, or (model, guide), got {entry!r}")
     return pair
 
 
-def _measure(pairs: Mapping[str, Pair], weights: Mapping[str, WeightSummary], data: Tensor, level: float) -> xr.Dataset:
-    """Everything per guide and datum, for the pairs of one seed."""
-    evidences: dict[int, Evidence] = {}
-    for its_model, _ in pairs.values():
-        if id(its_model) not in evidences:
-            shared = [weights[name] for name, (other, _) in pairs.items() if other is its_model]
-            evidences[id(its_model)] = _reference(its_model, shared, data, level)
-    columns: dict[str, list[Tensor]] = {}
-    means: dict[str, list[float]] = {}
-    for name, (its_model, _) in pairs.items():
-        truth = evidences[id(its_model)]
-        for key, value in _per_datum(weights[name], truth).items():
-            columns.setdefault(key, []).append(value.cpu())
-        for key, number in zip(("", "_lower", "_upper", "_se"), truth.mean):
-            means.setdefault(f"mean_evidence{key}", []).append(number)
-    variables: dict[str, Any] = {key: (("guide", "datum"), torch.stack(v).numpy()) for key, v in columns.items()}
-    variables |= {key: (("guide",), v) for key, v in means.items()}
-    variables["method"] = (("guide",), [evidences[id(m)].method for m, _ in pairs.values()])
-    return xr.Dataset(variables, {"guide": list(pairs), "datum": np.arange(len(data))})
+Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
+
+
+def _measure(
+    pairs: Pairs,
+    block: Tensor,
+    *,
+    num_samples: int,
+    chunk: int | None,
+    plate: str | None,
+    level: float,
+    bar: Any,
+) -> Block:
+    """Everything per datum of a block: columns by the guide's name, evidence by the model's identity."""
+    weights = {}
+    for name, (model, guide) in pairs.items():
+        chunks = iter_log_weights(model, guide, block, num_samples=num_samples, chunk=chunk, plate=plate)
+        weights[name] = summarise(chunks, num_samples)
+        bar.update()
+    truths: dict[int, Evidence] = {}
+    for model, _ in pairs.values():
+        if id(model) not in truths:
+            shared = [weights[name] for name, (other, _) in pairs.items() if other is model]
+            truths[id(model)] = _reference(model, shared, block, level)
+    return {name: _per_datum(weights[name], truths[id(model)]) for name, (model, _) in pairs.items()}, truths
+
+
+def _collect(pairs: Pairs, blocks: Sequence[Block]) -> xr.Dataset:
+    """The blocks of one seed side by side, with the mean evidence over all of them."""
+    truths = {key: concatenate([truth[key] for _, truth in blocks]) for key in blocks[0][1]}
+    variables: dict[str, Any] = {}
+    for key in next(iter(blocks[0][0].values())):
+        rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in pairs]
+        variables[key] = (("guide", "datum"), torch.stack(rows).numpy())
+    own = [truths[id(model)] for model, _ in pairs.values()]
+    for i, end in enumerate(("", "_lower", "_upper", "_se")):
+        variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
+    variables["method"] = (("guide",), [truth.method for truth in own])
+    num_data = len(own[0].value)
+    return xr.Dataset(variables, {"guide": list(pairs), "datum": np.arange(num_data)})
 
 
 def _reference(model: Program, weights: Sequence[WeightSummary], data: Tensor, level: float) -> Evidence:

@@ -3,8 +3,8 @@ r"""The evidence log p(x) of a model, per datum, with its error and the kind of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,19 @@ class Evidence:
         return Interval(value, value - width, value + width, error)
 
 
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of several blocks of data as that of all of them; one method and level.
+
+    Args:
+        parts: At least one.
+    """
+    joined: dict[str, Any] = {}
+    for name in ("value", "lower", "upper", "standard_error", "pareto_k", "effective_sample_size"):
+        values = [getattr(part, name) for part in parts]
+        joined[name] = None if values[0] is None else torch.cat(values)
+    return replace(parts[0], guarantee=tuple(g for part in parts for g in part.guarantee), **joined)
+
+
 def evidence(
     model: Program,
     x: Any,
@@ -119,6 +132,8 @@ def evidence(
         TypeError: If ``method="exact"`` and the model has no closed form, or the data are of the wrong type.
         ValueError: If the method is unknown, the guide is missing, or the data are unfit; before anything runs.
     """
+    if method == "exact" and guide is not None:
+        raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
     if method == "exact" and (args or kwargs):
         raise TypeError(f"expected no arguments beyond the data for method='exact', got {args} and {kwargs}")
     methods: dict[str, Callable[[], Evidence]] = {

@@ -141,6 +141,7 @@ class WeightSummary:
         squares: Sum of squared deviations from it, (N,).
         log_sums: log sum_s w^j for j = 1..4, (4, N).
         top: The largest log weights, (T, N).
+        tolerance: Relative spread of the weights that is rounding, by the dtype that they came in.
     """
 
     num_samples: int
@@ -148,6 +149,7 @@ class WeightSummary:
     squares: Tensor
     log_sums: Tensor
     top: Tensor
+    tolerance: float
 
     @property
     def elbo(self) -> Estimate:
@@ -178,7 +180,7 @@ class WeightSummary:
     @property
     def pareto_k(self) -> Estimate:
         """Tail shape k-hat of the weights, with its asymptotic s.e. (1 + k) / sqrt M over the M tail draws."""
-        k = fit_pareto_k(self.top, self.num_samples)
+        k = fit_pareto_k(self.top, self.num_samples, self.tolerance)
         error = (1 + k).clamp(min=0) / math.sqrt(tail_length(self.num_samples))
         return Estimate(k, error)
 
@@ -196,7 +198,7 @@ def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:
     kept, count, state = num_kept(num_samples), 0, None
     for block in _blocks(chunks, kept):
         count += len(block)
-        update = _summarise_chunk(block, kept)
+        update = _summarise_block(block, kept)
         state = update if state is None else _merge(state, update, kept)
     if state is None or count != num_samples:
         raise ValueError(f"expected {num_samples} rows of log weights, got {count}")
@@ -204,10 +206,10 @@ def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:
 
 
 def _blocks(chunks: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    """The chunks in float64, joined to ``rows`` rows or more: each merge costs as many, however few are new."""
+    """The chunks joined to ``rows`` rows or more: each merge costs as many, however few are new."""
     pending: list[Tensor] = []
     for chunk in chunks:
-        pending.append(chunk.detach().double())
+        pending.append(chunk.detach())
         if sum(map(len, pending)) >= rows:
             yield torch.cat(pending)
             pending = []
@@ -220,12 +222,13 @@ def _infinite_if_nan(error: Tensor) -> Tensor:
     return torch.where(error.isnan(), torch.full_like(error, math.inf), error)
 
 
-def _summarise_chunk(w: Tensor, kept: int) -> WeightSummary:
+def _summarise_block(block: Tensor, kept: int) -> WeightSummary:
+    w, tolerance = block.double(), min(max(1e-10, 8 * torch.finfo(block.dtype).eps), 1e-5)
     mean = w.mean(0)
     # A weight of zero makes the mean minus infinity, and no deviation from that is defined.
     deviations = torch.where(mean.isfinite(), w - mean, torch.full_like(w, math.inf))
     log_sums = torch.stack([torch.logsumexp(j * w, 0) for j in (1, 2, 3, 4)])
-    return WeightSummary(len(w), mean, deviations.square().sum(0), log_sums, _largest(w, kept))
+    return WeightSummary(len(w), mean, deviations.square().sum(0), log_sums, _largest(w, kept), tolerance)
 
 
 def _largest(log_weights: Tensor, kept: int) -> Tensor:
@@ -248,7 +251,9 @@ def _merge(a: WeightSummary, b: WeightSummary, kept: int) -> WeightSummary:
     squares = a.squares + b.squares + delta.square() * (a.num_samples * b.num_samples / total)
     squares = torch.where(mean.isfinite(), squares, torch.full_like(squares, math.inf))
     log_sums = torch.logaddexp(a.log_sums, b.log_sums)
-    return WeightSummary(total, mean, squares, log_sums, _largest(torch.cat([a.top, b.top]), kept))
+    return WeightSummary(
+        total, mean, squares, log_sums, _largest(torch.cat([a.top, b.top]), kept), max(a.tolerance, b.tolerance)
+    )
 
 
 def _check_matrix(log_weights: Tensor) -> None:

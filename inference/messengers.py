@@ -148,7 +148,13 @@ class RecordSites(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
+            if event and value.shape[value.dim() - len(event) :] != event:
+                raise ValueError(
+                    f"expected a value of event shape {tuple(event)} at the model's site {msg['name']!r}, got the "
+                    f"guide's of shape {tuple(value.shape)}"
+                )
+            msg["value"], msg["done"] = value, True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]

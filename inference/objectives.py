@@ -133,7 +133,7 @@ class ELBO(Objective):
 
     .. math:: E_q[\log p(x_n, z) - \log q(z \mid x_n)]
 
-    ``poutine.scale`` and ``poutine.mask`` are honoured.
+    ``poutine.scale`` and ``poutine.mask`` inside model and guide are honoured; around the loss they have no effect.
 
     Args:
         num_particles: S, samples per datum.
@@ -290,13 +290,10 @@ class AnalyticELBO(Objective):
 
     References:
         Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
-
-    Args:
-        plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def __init__(self, *, plate: str | None = None) -> None:
-        super().__init__(plate=plate)
+    def __init__(self) -> None:
+        super().__init__()
 
     def bound(self, pair: Pair) -> Tensor:
         """ELBO per datum, (N,).

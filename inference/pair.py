@@ -20,6 +20,7 @@ from pyro.distributions import Delta
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.messengers import RecordSites, Site, isolated, masked_log_prob
@@ -100,6 +101,9 @@ class Draw:
         """Sum of the log-probabilities of sites, (S, N) in nats: all of them, the observed or the latent ones."""
         chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
         terms = [self.term(site, masked_log_prob(site)) for site in chosen]
+        if not terms:
+            like = next(iter(sites.values())).value
+            return like.new_zeros(self.num_samples, self.layout.num_data)
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     @property
@@ -186,23 +190,23 @@ def run_guide(
 
 
 def _batch_law(module: nn.Module) -> str:
-    """Why a module's output depends on its batch, with the cure; empty where it does not."""
+    """Why a module is not yet what it was trained to be for one datum by itself, with the cure; empty where it is."""
     if isinstance(module, SupportsFreeze) and not module.frozen:
         return "not frozen: call .freeze() first"
-    if isinstance(module, SupportsFreeze | _BatchNorm) and module.training:
+    if isinstance(module, SupportsFreeze | _BatchNorm | _DropoutNd) and module.training:
         return "in train mode: call .eval() first"
     return ""
 
 
 @contextmanager
 def refuse_batch_laws(*programs: Program) -> Iterator[None]:
-    """Refuse, while the block runs, every module whose output for one datum depends on the rest of its batch.
+    """Refuse, while the block runs, modules that depend on the rest of the batch, and dropout in train mode.
 
     Args:
         *programs: Where to look for the module's name.
 
     Raises:
-        ValueError: When batch normalisation in train mode or an unfrozen law of the batch runs.
+        ValueError: When batch normalisation or dropout in train mode, or an unfrozen law of the batch, runs.
     """
 
     def refuse(module: nn.Module, _: Any) -> None:
@@ -216,7 +220,7 @@ def refuse_batch_laws(*programs: Program) -> Iterator[None]:
             ]
             kind = "batch normalisation" if isinstance(module, _BatchNorm) else type(module).__name__
             raise ValueError(
-                f"expected each datum to be treated by itself, got {kind} in {owners[0] if owners else module} {state}"
+                f"expected modules as they are after training, got {kind} in {owners[0] if owners else module} {state}"
             )
 
     # A hook on every module that runs, because a network may hide inside a function.
@@ -292,8 +296,10 @@ def _check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
     if set(latents) != set(drawn):
+        extra = [name for name in drawn if name not in latents]
+        cause = f" (an AutoGuide's auxiliary {extra}? train it by pyro.infer.SVI)" if extra else ""
         raise ValueError(
-            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}"
+            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}{cause}"
         )
     for name in drawn:
         if _is_delta(guide[name].fn):

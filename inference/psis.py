@@ -42,12 +42,13 @@ def num_kept(num_samples: int) -> int:
     return min(num_samples, 5 * tail_length(num_samples))
 
 
-def fit_pareto_k(top: Tensor, num_samples: int) -> Tensor:
+def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:
     r"""Shape of the generalised Pareto law in the tail of importance weights, one per datum.
 
     Args:
         top: The :func:`num_kept` largest log weights, (T, N) in nats, in any order.
         num_samples: S, how many there were in all.
+        tolerance: Relative spread that is rounding, and no tail.
 
     Returns:
         k-hat, (N,). Minus infinity where the largest weights are equal: they have no tail. Infinity below 30 samples,
@@ -61,7 +62,7 @@ def fit_pareto_k(top: Tensor, num_samples: int) -> Tensor:
     tail = tail_length(num_samples) if num_samples >= _FEWEST else num_samples
     largest, smallest = weights[:, -1], weights[:, -tail]
     with np.errstate(invalid="ignore"):
-        varied = ~(largest - smallest <= 1e-10 * np.maximum(1.0, np.abs(largest)))  # less is rounding, no tail
+        varied = ~(largest - smallest <= tolerance * np.maximum(1.0, np.abs(largest)))  # less is rounding, no tail
     fitted = varied & np.isfinite(largest)
     if num_samples < _FEWEST:
         k[varied | (num_samples == 1)] = np.inf

@@ -106,6 +106,10 @@ def _decode(node: Any, get_tensor: Callable[[str], Tensor]) -> Any:
 def save_pair(path: str | os.PathLike[str], model: nn.Module, guide: nn.Module) -> None:
     """Write the weights of a pair, and how to build it again, to one file.
 
+    Warning:
+        What is saved is the ``state_dict`` of the two modules. A tensor that a ``pyro.param`` statement keeps in Pyro's
+        store is not in it.
+
     Args:
         path: File to replace, atomically; ``.safetensors`` by custom.
         model: Pyro model.
@@ -153,7 +157,8 @@ def _describe(module: nn.Module) -> dict[str, Any]:
     dtypes = {p.dtype for p in module.parameters()} or {torch.get_default_dtype()}
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     dtype = str(dtypes.pop()) if len(dtypes) == 1 else None
-    return {"class": name, "config": config, "dtype": dtype, "state": dict(module.state_dict())}
+    frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
+    return {"class": name, "config": config, "dtype": dtype, "frozen": frozen, "state": dict(module.state_dict())}
 
 
 def _restore(saved: dict[str, Any], module: nn.Module | None, references: dict[str, nn.Module]) -> nn.Module:
@@ -164,6 +169,8 @@ def _restore(saved: dict[str, Any], module: nn.Module | None, references: dict[s
         raise ValueError(f"expected an instance of {saved['class']} to load into, got {got}")
     try:
         module.load_state_dict(saved["state"])
+        for key, parameter in module.named_parameters():
+            parameter.requires_grad_(key not in saved["frozen"])
     except RuntimeError as error:
         raise ValueError(f"the saved weights do not fit this {got}: {error}") from error
     return module

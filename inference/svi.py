@@ -9,7 +9,7 @@ from typing import Any
 
 import pyro.infer
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -18,7 +18,7 @@ from inference.messengers import local_params
 from inference.objectives import ELBO
 from inference.pair import Program
 from inference.seeding import seeded
-from inference.trainer import History, Trainer
+from inference.trainer import History, Trainer, modules_of
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:
@@ -86,15 +86,15 @@ def fit(
             raise ValueError("expected validation data for patience, got none")
     data, validation = _as_batch(data, device), None if validation is None else _as_batch(validation, device)
     programs = (model, guide)
-    for program in programs:
-        if isinstance(program, nn.Module) and device is not None:
-            program.to(device)
+    for module in modules_of(*programs):
+        if device is not None:
+            module.to(device)
     for batch in (data, validation):
         if batch is not None:
             check_arguments(programs, batch, {})
     batch_size = _check_batch_size(batch_size, len(data[0]))
     with seeded(seed), local_params():
-        trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective)
+        trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective, seed)
         trainer.prepare(optimizer, scheduler, batch_size)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():

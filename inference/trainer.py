@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import time
@@ -73,12 +74,18 @@ def trainable_parameters(
         with LocalParams() as handler, random_state(None), torch.no_grad():
             objective.differentiable_loss(model, guide, *batch)
         found += handler.seen
-    for program in (model, guide):
-        found += program.parameters() if isinstance(program, nn.Module) else ()
+    for module in modules_of(model, guide):
+        found += module.parameters()
     parameters = list({id(p): p for p in found if p.requires_grad}.values())
     if not parameters:
         raise ValueError("expected a pair with at least one trainable parameter, got none")
     return parameters
+
+
+def modules_of(*programs: Program) -> list[nn.Module]:
+    """The modules behind programs: themselves, or what a bound method belongs to; each once."""
+    owners = [getattr(program, "__self__", program) for program in programs]
+    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
 
 
 class Trainer:
@@ -91,10 +98,11 @@ class Trainer:
         data: tuple[Tensor, ...],
         validation: tuple[Tensor, ...] | None,
         objective: pyro.infer.ELBO,
+        seed: int | None,
     ) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
+        self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
         self.data, self.validation = data, validation
-        self.modules = [p for p in (model, guide) if isinstance(p, nn.Module)]
+        self.modules = modules_of(model, guide)
         self.history = History()
         self.order_seed = int(torch.randint(2**31, ()))
         self.best: list[Tensor] | None = None
@@ -109,6 +117,7 @@ class Trainer:
         self.batch_size = batch_size
         self.parameters = trainable_parameters(self.model, self.guide, self.objective, self.data)
         self.optimizer = optimizer(self.parameters)
+        self.settings = repr([{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups])
         if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < len(self.data[0]):
             raise ValueError(f"expected the full batch for LBFGS, got batch_size={batch_size} of {len(self.data[0])}")
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
@@ -125,6 +134,7 @@ class Trainer:
         progress: bool,
     ) -> History:
         """Take steps until there are ``steps`` of them in all."""
+        self.history.stopped_early = self._out_of_patience(patience)
         start, history = time.perf_counter() - self.history.seconds, self.history
         pending: list[Tensor] = []
         self._train_mode(True)
@@ -133,7 +143,7 @@ class Trainer:
                 if step >= steps or history.stopped_early:
                     break
                 pending.append(self._step(batch))
-                evaluate = self.validation is not None and (step + 1) % evaluate_every == 0
+                evaluate = self.validation is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps)
                 save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
                 if len(pending) == _FLUSH_EVERY or evaluate or save or step + 1 == steps:
                     self._flush(pending, bar)
@@ -208,7 +218,11 @@ class Trainer:
         best = min(range(len(history.validation)), key=lambda i: history.validation[i][1])
         if best == len(history.validation) - 1:
             history.best_step, self.best = history.steps, [t.detach().clone() for t in self._state()]
-        history.stopped_early = patience is not None and len(history.validation) - 1 - best >= patience
+        history.stopped_early = self._out_of_patience(patience)
+
+    def _out_of_patience(self, patience: int | None) -> bool:
+        losses = [loss for _, loss in self.history.validation]
+        return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def _state(self) -> list[Tensor]:
         """All tensors that training changes: parameters, those in Pyro's store, and buffers."""
@@ -229,13 +243,14 @@ class Trainer:
             module.train(mode)
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to belong to this run."""
+        """What must agree for a checkpoint to belong to this run; of a learning rate that moves, the first."""
         return {
+            "seed": self.seed,
             "parameters": [list(p.shape) for p in self.parameters],
-            "optimizer": type(self.optimizer).__name__,
-            "objective": type(self.objective).__name__,
+            "optimizer": [type(self.optimizer).__name__, self.settings],
+            "objective": [type(self.objective).__name__, self.objective.num_particles],
             "batch_size": self.batch_size,
-            "data": [[list(part.shape), str(part.dtype), float(part.double().sum())] for part in self.data],
+            "data": [[list(part.shape), str(part.dtype), _digest(part)] for part in self.data],
         }
 
     def save(self, path: Path) -> None:
@@ -276,6 +291,10 @@ class Trainer:
         torch.set_rng_state(tree["random"])
         if tree["random_cuda"]:
             torch.cuda.set_rng_state_all(tree["random_cuda"])
+
+
+def _digest(part: Tensor) -> str:
+    return hashlib.sha256(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

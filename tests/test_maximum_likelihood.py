@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
 from zoo.gaussian_algebra import LinearGaussian
-from zoo.maximum_likelihood import maximum_likelihood, spectrum
+from zoo.maximum_likelihood import maximum_at_fixed_sigma, maximum_likelihood, spectrum
 
 Array = NDArray[np.float64]
 
@@ -197,8 +197,8 @@ BAD: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "number": (3.0, 2, TypeError, "expected x to be a tensor, an array or an iterable of them, got float"),
     "no latents": (X, 0, ValueError, "expected latent_dim to be at least 1, got 0"),
     "fraction of a latent": (X, 1.5, TypeError, "expected latent_dim to be an integer, got 1.5"),
-    "as many latents as columns": (X, 4, ValueError, "latent_dim below the number 4 of columns of x, got 4"),
-    "more latents than columns": ([X], 7, ValueError, "latent_dim below the number 4 of columns of x, got 7"),
+    "as many latents as columns": (X, 4, ValueError, "latent_dim below the rank 4 of the data, got 4"),
+    "more latents than columns": ([X], 7, ValueError, "latent_dim below the rank 4 of the data, got 7"),
     "as many latents as the rank": (LOW_RANK, 2, ValueError, "latent_dim below the rank 2 of the data, got 2"),
     "more latents than the rank": ([LOW_RANK], 4, ValueError, "latent_dim below the rank 2 of the data, got 4"),
     "constant data": (np.ones((9, 3)), 1, ValueError, "latent_dim below the rank 0 of the data, got 1"),
@@ -248,3 +248,23 @@ def test_memory_does_not_grow_with_the_stream() -> None:
     """A million rows (244 MB) against ten thousand."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 20
+
+
+@pytest.mark.parametrize(("sigma", "live"), [(0.3, 4), (1.5, 2), (9.0, 0)])
+def test_at_a_given_sigma_the_maximum_leaves_zero_columns(sigma, live):
+    x = np.random.default_rng(0).standard_normal((200, 4)) * [5.0, 2.0, 1.0, 0.5]
+    law = maximum_at_fixed_sigma(x, 4, sigma)
+    values = np.linalg.eigvalsh(np.cov(x.T, ddof=0))[::-1]
+    assert int((law.W.abs().amax(0) > 0).sum()) == live == int((values > sigma**2).sum())
+    above, below = values[values > sigma**2], values[values <= sigma**2]
+    log_det = np.log(above).sum() + len(below) * np.log(sigma**2)
+    expected = -0.5 * (4 * np.log(2 * np.pi) + log_det + len(above) + below.sum() / sigma**2)
+    assert float(law.log_prob(torch.from_numpy(x)).mean()) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(("latent_dim", "sigma"), [(5, 1.0), (2, 0.0), (2, np.nan)])
+def test_a_given_sigma_and_k_are_checked(latent_dim, sigma):
+    with pytest.raises(
+        ValueError, match=r"expected (latent_dim up to the number 4 of columns|a positive finite sigma)"
+    ):
+        maximum_at_fixed_sigma(np.eye(4), latent_dim, sigma)

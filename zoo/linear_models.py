@@ -24,7 +24,7 @@ from inference.module import Module
 from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
 from zoo.gaussian_algebra import LinearGaussian
-from zoo.maximum_likelihood import Data, maximum_likelihood
+from zoo.maximum_likelihood import Data, maximum_at_fixed_sigma, maximum_likelihood
 
 Self = TypeVar("Self", bound="LinearGaussianModel")
 
@@ -40,7 +40,8 @@ class LinearGaussianModel(LatentVariableModel):
     Args:
         data_dim: D.
         latent_dim: K.
-        sigma: Initial standard deviation of the noise.
+        sigma: Initial standard deviation of the noise, in standardised units: after :meth:`standardise_by` it is this
+            many times the data's scale.
         learn_sigma: Whether sigma is trained or stays as given.
 
     Attributes:
@@ -60,13 +61,19 @@ class LinearGaussianModel(LatentVariableModel):
         self.mu = nn.Parameter(torch.zeros(data_dim))
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=learn_sigma)
         self.standardise = Standardise(data_dim)
+        self._in_closed_form = False
 
     def standardise_by(self: Self, x: Tensor) -> Self:
         """Express the parameters in units of the data ``x`` (N, D): its mean and one global scale; returns the model.
 
         Raises:
-            ValueError: If ``x`` is not (N, D), not finite or constant.
+            ValueError: If ``x`` is not (N, D), not finite or constant, or the model was made in closed form.
         """
+        if self._in_closed_form:
+            raise ValueError(
+                "expected parameters still to be trained, got those of the maximum in closed form: they are in the "
+                "units of the data already"
+            )
         self.standardise.fit(x)
         return self
 
@@ -146,9 +153,10 @@ class LinearGaussianModel(LatentVariableModel):
         }
 
     @classmethod
-    def _at_maximum(cls: type[Self], x: Data, latent_dim: int) -> Self:
-        law = maximum_likelihood(x, latent_dim)
-        model = cls(law.W.shape[0], latent_dim).double()
+    def _at_maximum(cls: type[Self], x: Data, latent_dim: int, sigma: float | None) -> Self:
+        law = maximum_likelihood(x, latent_dim) if sigma is None else maximum_at_fixed_sigma(x, latent_dim, sigma)
+        model = cls(law.W.shape[0], latent_dim, learn_sigma=sigma is None).double()
+        model._in_closed_form = True
         with torch.no_grad():
             model.W.copy_(law.W)
             model.mu.copy_(law.mu)
@@ -167,7 +175,7 @@ class PPCA(LinearGaussianModel):
     Args:
         data_dim: D.
         latent_dim: K.
-        sigma: Initial standard deviation of the noise.
+        sigma: Initial standard deviation of the noise, in standardised units.
         learn_sigma: Whether sigma is trained or stays as given.
 
     Example:
@@ -178,7 +186,7 @@ class PPCA(LinearGaussianModel):
     """
 
     @classmethod
-    def from_data(cls, x: Data, latent_dim: int) -> PPCA:
+    def from_data(cls, x: Data, latent_dim: int, *, sigma: float | None = None) -> PPCA:
         r"""The maximum of the likelihood, in closed form and one pass over the data, in float64.
 
         .. math:: \sigma^2 = \frac{1}{D - K} \sum_{i > K} \lambda_i, \quad W = U_K (\Lambda_K - \sigma^2)^{1/2}
@@ -186,12 +194,14 @@ class PPCA(LinearGaussianModel):
         Args:
             x: (N, D), or an iterable of such batches where the data are larger than memory.
             latent_dim: K.
+            sigma: The noise where it is given and stays; the maximum is then over W and mu alone, W has a zero column
+                for each eigenvalue below sigma^2, and any K up to D is legal.
 
         Raises:
             TypeError: If the data are not floating.
             ValueError: If the data are empty, not finite or not (N, D), or K is not below their rank.
         """
-        return cls._at_maximum(x, latent_dim)
+        return cls._at_maximum(x, latent_dim, sigma)
 
 
 class LinearVAE(LinearGaussianModel):
@@ -217,18 +227,19 @@ class LinearVAE(LinearGaussianModel):
     """
 
     @classmethod
-    def optimum(cls, x: Data, latent_dim: int) -> LinearVAE:
+    def optimum(cls, x: Data, latent_dim: int, *, sigma: float | None = None) -> LinearVAE:
         """The global maximum of the ELBO: that of the likelihood, with the principal components as columns of W.
 
         Args:
             x: (N, D), or an iterable of such batches.
             latent_dim: K.
+            sigma: See :meth:`PPCA.from_data`.
 
         Raises:
             TypeError: See :meth:`PPCA.from_data`.
             ValueError: See :meth:`PPCA.from_data`.
         """
-        return cls._at_maximum(x, latent_dim)
+        return cls._at_maximum(x, latent_dim, sigma)
 
 
 class LowRankNormal(TorchDistribution):

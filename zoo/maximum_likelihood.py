@@ -84,7 +84,9 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
         (tensor([1.3229, 0.0000, 0.0000], dtype=torch.float64), tensor(0.2500, dtype=torch.float64))
     """
     check_count(latent_dim, "latent_dim")
-    mean, covariance = _moments(x, latent_dim)
+    mean, covariance = _moments(x)
+    if latent_dim >= len(mean):
+        _mean_of_discarded(covariance, latent_dim)  # names the rank
     eigenvalues, axes = _eigh(covariance, latent_dim)
     var = (covariance.trace() - eigenvalues.sum()) / (len(mean) - latent_dim)
     if var <= _ROUNDING * len(mean) * eigenvalues[0]:
@@ -92,6 +94,30 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
     W = axes * np.sqrt(np.maximum(eigenvalues - var, 0.0))
     sigma = torch.tensor(float(var), dtype=torch.float64).sqrt()
     return LinearGaussian(torch.from_numpy(W), torch.from_numpy(mean), sigma)
+
+
+def maximum_at_fixed_sigma(x: Data, latent_dim: int, sigma: float) -> LinearGaussian:
+    r"""Maximum-likelihood W and mu of probabilistic PCA where sigma is given, in float64 on the CPU.
+
+    .. math:: W = U_K (\Lambda_K - \sigma^2 I)_+^{1/2}
+
+    Args:
+        x: Data, as for :func:`maximum_likelihood`.
+        latent_dim: K, up to D.
+        sigma: Standard deviation of the noise.
+
+    Raises:
+        TypeError: As :func:`maximum_likelihood`.
+        ValueError: As :func:`maximum_likelihood`, where it concerns x; if K is above D, or sigma not positive.
+    """
+    check_count(latent_dim, "latent_dim")
+    if not 0 < sigma < np.inf:
+        raise ValueError(f"expected a positive finite sigma, got {sigma}")
+    mean, eigenvalues, axes = spectrum(x)
+    if latent_dim > len(mean):
+        raise ValueError(f"expected latent_dim up to the number {len(mean)} of columns of x, got {latent_dim}")
+    W = axes[:, :latent_dim] * (eigenvalues[:latent_dim] - sigma**2).clip(min=0).sqrt()
+    return LinearGaussian(W, mean, torch.tensor(sigma, dtype=torch.float64))
 
 
 def spectrum(x: Data) -> Spectrum:
@@ -130,16 +156,14 @@ def _mean_of_discarded(covariance: Array, latent_dim: int) -> float:
     return float(values[latent_dim:].clip(0.0).mean())
 
 
-def _moments(x: Data, latent_dim: int = 0) -> tuple[Array, Array]:
+def _moments(x: Data) -> tuple[Array, Array]:
     """Mean (D,) and covariance (D, D), divisor N, in one pass."""
     shares: list[_Moments] = []
     threads = min(torch.get_num_threads(), _MAX_THREADS)
     with ThreadPoolExecutor(threads) as pool:
         for name, batch in _batches(x):
             _check_batch(batch, name, shares[0].mean.size if shares else None)
-            if latent_dim >= (D := batch.shape[1]):
-                raise ValueError(f"expected latent_dim below the number {D} of columns of x, got {latent_dim}")
-            shares = shares or [_Moments(D) for _ in range(threads)]
+            shares = shares or [_Moments(batch.shape[1]) for _ in range(threads)]
             _add(pool, shares, batch, name)
     if shares:
         return _merged(shares)

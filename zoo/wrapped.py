@@ -18,8 +18,9 @@ class WrappedDecoder(LatentVariableModel):
 
     Args:
         network: From (M, K) to a tensor with leading dimension M, or to a tuple of such tensors.
-        law: Makes the distribution of x from the network's output: batch (M,), event (D,). The constants count: a
-            squared error stands for a Gaussian of a certain sigma, and the evidence depends on it.
+        law: Makes the distribution of x from the network's output, whose leading dimensions are those of z again (so
+            take parts of it by ``out[..., :D]``): the same batch, event (D,). The constants count: a squared error
+            stands for a Gaussian of a certain sigma, and the evidence depends on it.
         data_dim: D.
         latent_dim: K.
         prior: Law of one latent, event (K,); standard normal by default.
@@ -31,7 +32,7 @@ class WrappedDecoder(LatentVariableModel):
         >>> from inference import compare, table
         >>> decoder, encoder = torch.nn.Linear(2, 5), torch.nn.Linear(5, 4)  # trained by your own code
         >>> model = WrappedDecoder(decoder, lambda mean: dist.Normal(mean, 0.1).to_event(1), 5, 2)
-        >>> guide = WrappedEncoder(encoder, lambda out: dist.Normal(out[:, :2], out[:, 2:].exp()).to_event(1))
+        >>> guide = WrappedEncoder(encoder, lambda out: dist.Normal(out[..., :2], out[..., 2:].exp()).to_event(1))
         >>> result = compare(model, {"mine": guide}, torch.randn(8, 5), num_samples=100, progress=False)
         >>> print(table(result).splitlines()[1].split())
         ['guide', 'ELBO', 'log', 'p', 'gap']

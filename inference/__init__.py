@@ -1,6 +1,7 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
 from inference.compare import compare, differences, load_comparison, save_comparison
+from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.evidence import Evidence, Interval, evidence
 from inference.importance import (
     Estimate,
@@ -14,6 +15,7 @@ from inference.importance import (
     summarise,
 )
 from inference.module import Module
+from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.predictive import predictive, reconstruct, sample
 from inference.schedules import CyclicalAnnealing, LinearAnnealing
@@ -35,8 +37,12 @@ __all__ = [
     "Interval",
     "LinearAnnealing",
     "Module",
+    "MutualInformation",
     "Objective",
     "WeightSummary",
+    "active_units",
+    "collapse_curve",
+    "collapsed",
     "compare",
     "differences",
     "effective_sample_size",
@@ -45,10 +51,13 @@ __all__ = [
     "fit",
     "iter_log_weights",
     "iwae",
+    "latent_kl",
     "load_comparison",
     "load_pair",
     "log_weights",
+    "mutual_information",
     "pareto_k",
+    "posterior_means",
     "predictive",
     "reconstruct",
     "sample",

@@ -1,4 +1,8 @@
-"""The registry: a new model or guide is one line below, and then runs through every conformance test unasked."""
+"""The registry: a new model or guide is one line below, and then runs through every conformance test unasked.
+
+A test takes ``model``, ``pair``, ``make_model`` or ``make_pair`` and runs on all of the registry. A claim about closed
+forms names the capability that it is about, ``@for_models_with(SupportsLogEvidence)``: its models follow from that.
+"""
 
 import os
 from collections.abc import Callable
@@ -6,17 +10,19 @@ from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a display
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
 from guides import Exact, FullRank, Guide, Linear, MeanField, TiedMeanField
-from zoo import PPCA, LatentVariableModel, LinearVAE
+from zoo import PPCA, DeepGaussianVAE, LatentVariableModel, LinearVAE
 
 # Name to a function that makes a new model: small, in float64.
 MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "PPCA": lambda: PPCA(5, 2).double(),
     "LinearVAE": lambda: LinearVAE(5, 2, sigma=0.5).double(),
+    "DeepGaussianVAE": lambda: DeepGaussianVAE(5, 2, hidden=(8,)).double(),
     "LinearVAE-wide-standardised": lambda: LinearVAE(2, 3).standardise_by(3 + torch.randn(20, 2)).double(),
 }
 
@@ -39,7 +45,32 @@ def _is_pair(model, guide):
     return True
 
 
-PAIRS = [pytest.param((m, g), id=f"{m}-{g}") for m in MODELS for g in GUIDES if _is_pair(m, g)]
+PAIRS = [(m, g) for m in MODELS for g in GUIDES if _is_pair(m, g)]
+
+
+def models_with(*capabilities):
+    """Names of the models that are instances of every given class or protocol, of all where none is given."""
+    with torch.random.fork_rng(devices=[]):
+        names = [name for name, make in MODELS.items() if all(isinstance(make(), c) for c in capabilities)]
+    if not names:  # pytest would skip the test
+        raise LookupError(f"expected a model with {capabilities} in the registry")
+    return names
+
+
+def pairs_with(*capabilities):
+    """(model name, guide name) of the pairs whose model is an instance of every given class or protocol."""
+    names = models_with(*capabilities)
+    return [(m, g) for m, g in PAIRS if m in names]
+
+
+def for_models_with(*capabilities):
+    """Restrict ``model`` and ``make_model`` of a test to the models with the capabilities."""
+    return pytest.mark.parametrize("make_model", models_with(*capabilities), indirect=True)
+
+
+def for_pairs_with(*capabilities):
+    """Restrict ``pair`` and ``make_pair`` of a test to the pairs whose model has the capabilities."""
+    return pytest.mark.parametrize("make_pair", pairs_with(*capabilities), indirect=True, ids="-".join)
 
 
 @pytest.fixture(params=list(MODELS))
@@ -53,7 +84,7 @@ def model(make_model):
     return make_model()
 
 
-@pytest.fixture(params=PAIRS)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def make_pair(request):
     """A function that makes a new (model, guide); the test runs once for each in the registry."""
     model_name, guide_name = request.param
@@ -75,6 +106,15 @@ def data_for(model, num=20, seed=1):
     generator = torch.Generator().manual_seed(seed)
     like = next(model.parameters())
     return 1 + 1.5 * torch.randn(num, model.data_dim, generator=generator, dtype=like.dtype)
+
+
+def simulate(model, num, seed=1):
+    """Ancestral draws of (z, x), written out with NumPy's generator: nothing of Pyro, nothing of the model's law."""
+    random = np.random.RandomState(seed)
+    z = torch.from_numpy(random.standard_normal((num, model.latent_dim)))
+    noise = torch.from_numpy(random.standard_normal((num, model.data_dim)))
+    with torch.no_grad():
+        return z, model.decode(z) + model.sigma * noise
 
 
 # Torch shows some warnings once a process, and warnings are errors here: let no test depend on which one came first.

@@ -15,6 +15,10 @@ from inference import load_comparison, load_pair
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
+    "linear_vae_landscape.py": ["--data", "synthetic", "--latent-dim", "2", "--points", "7"],
+    "posterior_collapse.py": [
+        *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3"),
+    ],
     "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
     "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from conftest import GUIDES, MODELS, data_for
+from conftest import GUIDES, MODELS, data_for, for_models_with
 from pyro import poutine
 from scipy.special import logsumexp
 
@@ -27,6 +27,7 @@ from inference import (
     summarise,
 )
 from inference.importance import Estimate, merge
+from inference.protocols import SupportsLogEvidence, SupportsPosterior
 from zoo import PPCA, LinearVAE, digits
 
 READINGS = {"elbo": elbo, "iwae": iwae, "effective_sample_size": effective_sample_size, "pareto_k": pareto_k}
@@ -421,9 +422,8 @@ def test_weights_in_a_subsampled_plate_are_unscaled():
     assert_close(log_weights(model, exact, x, num_samples=5), expected, 1e-6)  # sqrt(0.5) is a float32 in Pyro
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_the_exact_posterior_is_the_evidence(name):
-    model = MODELS[name]()
+@for_models_with(SupportsLogEvidence, SupportsPosterior)
+def test_every_weight_of_the_exact_posterior_is_the_evidence(model):
     x = data_for(model)
     weights = log_weights(model, Exact(model), x, num_samples=50)
     assert float((weights - model.log_evidence(x).detach()).abs().max()) < 1e-9

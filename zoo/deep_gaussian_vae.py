@@ -84,11 +84,11 @@ class DeepGaussianVAE(LatentVariableModel):
         Raises:
             ValueError: If the network's output is not (M, D).
         """
-        output = self.network(z.reshape(-1, self.latent_dim))
-        if output.shape != (z.shape[:-1].numel(), self.data_dim):
+        flat = z.reshape(-1, self.latent_dim)
+        output = self.network(flat)
+        if output.shape != (len(flat), self.data_dim):
             raise ValueError(
-                f"expected the decoder's output of shape {(z.shape[:-1].numel(), self.data_dim)}, got "
-                f"{tuple(output.shape)}"
+                f"expected the decoder's output of shape {(len(flat), self.data_dim)}, got {tuple(output.shape)}"
             )
         mean = output.reshape(*z.shape[:-1], self.data_dim)
         return mean * self.standardise.scale + self.standardise.shift

@@ -1,0 +1,130 @@
+"""The Gaussian laws of a pair's one latent, read for each datum: what collapse and information are computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.checks import check_arguments, check_count
+from inference.distributions import LOG_2PI, as_full_normal, diagonal_moments
+from inference.messengers import Site
+from inference.pair import Program, probe, refuse_batch_laws
+
+BATCH_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """The laws q(z | x_n): means (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K)."""
+
+    mean: Tensor
+    factor: Tensor
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether the coordinates are independent."""
+        return self.factor.dim() == 2
+
+    @property
+    def var(self) -> Tensor:
+        """Variance of each coordinate, (N, K)."""
+        return self.factor.square() if self.is_diagonal else self.factor.square().sum(-1)
+
+    @property
+    def mean_covariance(self) -> Tensor:
+        """Mean of the covariances, (K, K)."""
+        if self.is_diagonal:
+            return self.factor.square().mean(0).diag()
+        return torch.einsum("nij,nkj->ik", self.factor, self.factor) / len(self.mean)
+
+    @property
+    def log_det_factor(self) -> Tensor:
+        """Half the log-determinant of the covariance, (N,)."""
+        diagonal = self.factor if self.is_diagonal else self.factor.diagonal(dim1=-2, dim2=-1)
+        return diagonal.log().sum(-1)
+
+    def transform(self, noise: Tensor) -> Tensor:
+        """Draws from standard noise (N, K), one a law."""
+        scaled = self.factor * noise if self.is_diagonal else torch.einsum("nij,nj->ni", self.factor, noise)
+        return self.mean + scaled
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """log q(z | x_n) as a linear function of :meth:`features`: weights (N, F) and constants (N,)."""
+        if self.is_diagonal:
+            precision = self.factor.square().reciprocal()
+            linear, quadratic = precision * self.mean, precision
+        else:
+            eye = torch.eye(self.mean.shape[1], dtype=self.mean.dtype, device=self.mean.device)
+            inverse = torch.linalg.solve_triangular(self.factor, eye.expand_as(self.factor), upper=False)
+            linear = torch.einsum("nji,njk,nk->ni", inverse, inverse, self.mean)
+            quadratic = (inverse.mT @ inverse).flatten(1)
+        constant = -0.5 * ((linear * self.mean).sum(-1) + self.mean.shape[1] * LOG_2PI) - self.log_det_factor
+        return torch.cat([-0.5 * quadratic, linear], -1), constant
+
+    def features(self, z: Tensor) -> Tensor:
+        """Second and first powers of z (B, K): (B, F)."""
+        squares = z.square() if self.is_diagonal else (z.unsqueeze(-1) * z.unsqueeze(-2)).flatten(1)
+        return torch.cat([squares, z], -1)
+
+
+def read_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
+    """The guide's laws, and the prior's means and standard deviations (N, K), in float64."""
+    check_count(batch_size, "batch_size")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
+    if x.dim() == 0 or len(x) == 0:
+        raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
+    check_arguments((model, guide), (x,), {})
+    with refuse_batch_laws(model, guide):
+        batches = [_read_batch(model, guide, part) for part in x.split(batch_size)]
+    mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
+    return Gaussians(mean, factor), prior_mean, prior_sigma
+
+
+def _read_batch(model: Program, guide: Program, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    draw = probe(model, guide, (x,))
+    if len(draw.latents) != 1:
+        raise ValueError(f"expected a pair with one latent site, got {list(draw.latents)}")
+    (name,) = draw.latents
+    for half, site in (("model", draw.model_sites[name]), ("guide", draw.guide_sites[name])):
+        _check_site(half, name, site, len(x))
+    prior = diagonal_moments(draw.model_sites[name].fn)
+    if prior is None:
+        raise TypeError(
+            f"expected a prior with independent Gaussian coordinates at site {name!r}, got "
+            f"{_name(draw.model_sites[name].fn)}"
+        )
+    mean, factor = _moments(name, draw.guide_sites[name].fn)
+    return mean, factor, prior[0].expand_as(mean), prior[1].expand_as(mean)
+
+
+def _check_site(half: str, name: str, site: Site, num_data: int) -> None:
+    if site.mask is not None or not bool((torch.as_tensor(site.scale) == 1).all()):
+        raise ValueError(
+            f"expected {half} site {name!r} under no mask, scale or subsampling, got mask {site.mask} and scale "
+            f"{site.scale}"
+        )
+    if site.fn.batch_shape != (num_data,) or len(site.fn.event_shape) != 1:
+        raise ValueError(
+            f"expected {half} site {name!r} with batch ({num_data},) and event (K,), got {tuple(site.fn.batch_shape)} "
+            f"and {tuple(site.fn.event_shape)}: is .to_event(1) missing?"
+        )
+
+
+def _moments(name: str, law: Any) -> tuple[Tensor, Tensor]:
+    """Mean (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K) of a Gaussian law."""
+    diagonal = diagonal_moments(law)
+    if diagonal is not None:
+        return diagonal[0], diagonal[1].expand_as(diagonal[0])
+    full = as_full_normal(law)
+    if full is None:
+        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {_name(law)}")
+    return full.loc, full._unbroadcasted_scale_tril.expand(full.loc.shape + full.loc.shape[-1:])
+
+
+def _name(law: Any) -> str:
+    inner = f" of {_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
+    return type(law).__name__ + inner

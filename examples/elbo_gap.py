@@ -1,7 +1,7 @@
 """How far below the evidence is the ELBO, for each model and each guide?
 
-pPCA is fitted in closed form and comes twice: as fitted, and with its latent space rotated, which leaves the evidence as
-it is but not the mean-field ELBO. The linear VAE, and on demand the deep one, are trained with each guide.
+pPCA is fitted in closed form and comes twice: as fitted, and with its latent space rotated, which leaves the evidence
+as it is but not the mean-field ELBO. The linear VAE, and on demand the deep one, are trained with each guide.
 
     python examples/elbo_gap.py --data digits-logit --model linear_vae --guide linear mean_field --out out/logit
 """

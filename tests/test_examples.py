@@ -83,6 +83,26 @@ def test_pyro_workflow_compares_pairs_of_both_sides(run, capsys):
     assert "posterior draws of five digits: (100, 5, 4)" in capsys.readouterr().out
 
 
+def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_path, capsys):
+    rows = run("posterior_collapse.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(rows) == [f"{kind}, {mode}" for kind in ("deep", "linear") for mode in ("fixed 1", "learnt 3")]
+    for name, values in rows.items():
+        assert values.shape == (2, 5)  # seeds; ELBO, tuned ELBO, sigma^2, share collapsed, KL
+        assert bool((values[:, 1] >= values[:, 0] - 1e-6).all())
+        assert f"{name:24s}{f'{values[:, 0].mean():.2f}':>13s}" in printed
+    assert rows["deep, fixed 1"][:, 2].tolist() == pytest.approx([1.0, 1.0])
+    assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png"}
+
+
+def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):
+    run("linear_vae_landscape.py", "--out", str(tmp_path))
+    found = re.findall(r"wakes up below sigma\^2 = (\S+), eigenvalue (\S+)", capsys.readouterr().out)
+    assert found
+    assert all(float(a) == pytest.approx(float(b), abs=1e-6) for a, b in found)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
+
+
 @pytest.mark.parametrize("name", [name for name in TINY if name.startswith("benchmarks/")])
 def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     run(name)

@@ -113,7 +113,9 @@ class Trainer:
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         batch_size: int,
     ) -> None:
-        """Make optimiser and schedule."""
+        """Make optimiser and schedule, and begin the objective's own schedule anew."""
+        if isinstance(self.objective, Objective):
+            self.objective.step = torch.zeros_like(self.objective.step)
         self.batch_size = batch_size
         self.parameters = trainable_parameters(self.model, self.guide, self.objective, self.data)
         self.optimizer = optimizer(self.parameters)

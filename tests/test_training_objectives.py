@@ -126,6 +126,11 @@ def test_fit_moves_along_the_schedule():
     assert betas_of(BetaELBO(lambda step: 1 / (1 + step)), 3) == [1.0, 0.5, pytest.approx(1 / 3)]
 
 
+def test_a_second_run_begins_the_schedule_anew():
+    objective = BetaELBO(LinearAnnealing(4))
+    assert betas_of(objective, 3) == betas_of(objective, 3) == [0.0, 0.25, 0.5]
+
+
 def test_svi_moves_along_the_schedule():
     objective = BetaELBO(LinearAnnealing(4))
     svi = pyro.infer.SVI(*pair(), pyro.optim.Adam({"lr": 1e-3}), loss=objective)

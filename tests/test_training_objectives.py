@@ -107,15 +107,16 @@ def test_a_weight_that_is_none_is_refused(bad):
 
 def betas_of(objective, steps, **options):
     """The weight at each step of a run of fit."""
-    seen = []
+    seen, kind = [], type(objective)
 
-    class Spy(type(objective)):
+    class Spy(kind):
         def bound(self, pair):
             seen.append(self.beta.item())
             return super().bound(pair)
 
     objective.__class__ = Spy
     fit(*pair(), X, steps=steps, objective=objective, progress=False, **options)
+    objective.__class__ = kind
     return seen
 
 

@@ -97,6 +97,7 @@ def main(argv=None):
     if args.data != "digits":
         data = mnist(args.data, transform=Logit(256), max_train=args.rows)
     x = data.train if args.rows is None else data.train[: args.rows]
+    x = x - x.mean(0)  # a shift changes no density; sigma^2 stays in the units of the data
     eigenvalues = spectrum(x.double()).eigenvalues
     torch.manual_seed(0)
     print(f"{data.name}: {tuple(x.shape)}, collapsed = KL below {args.epsilon} nats for 99% of the data")

@@ -8,14 +8,14 @@ import pyro
 from torch import Tensor
 from torch.distributions import Distribution
 
-from inference.checks import check_finite, check_layout
+from inference.checks import TakesRows, check_layout
 from inference.module import Module
 from inference.scaling import Standardise
 
 Self = TypeVar("Self", bound="EncoderGuide")
 
 
-class Guide(Module):
+class Guide(TakesRows, Module):
     """A guide of the latent site ``"z"`` of shape (N, K), in the plate ``"data"`` at dim -1.
 
     A subclass gives :meth:`posterior`. The call signature is the model's, so that both halves of a pair take the
@@ -25,19 +25,6 @@ class Guide(Module):
     def posterior(self, x: Tensor) -> Distribution:
         """Law of z given x (N, D): batch (N,), event (K,)."""
         raise NotImplementedError
-
-    def check_data(self, x: Any) -> None:
-        """Check that ``x`` are data for this guide.
-
-        Raises:
-            TypeError: See :func:`inference.checks.check_layout`.
-            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
-        """
-        self._check_layout(x)
-        check_finite(x)
-
-    def _check_layout(self, x: Any) -> None:
-        check_layout(x)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """Sample ``"z"`` from the posterior of each datum.

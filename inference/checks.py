@@ -100,3 +100,20 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
     for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
         if isinstance(value, Tensor) and value.is_floating_point():
             check_finite(value, name)
+
+
+class TakesRows:
+    """Mixin of models and guides whose data are rows, (N, D); ``_check_layout`` says what one knows of D."""
+
+    def check_data(self, x: Any) -> None:
+        """Check that ``x`` are data for this model or guide.
+
+        Raises:
+            TypeError: See :func:`check_layout`.
+            ValueError: See :func:`check_layout` and :func:`check_finite`.
+        """
+        self._check_layout(x)
+        check_finite(x)
+
+    def _check_layout(self, x: Any) -> None:
+        check_layout(x)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from inference.checks import check_count, check_finite, check_layout
+from inference.checks import TakesRows, check_count, check_layout
 from inference.distributions import DiagNormal
 from inference.module import Module
 
 
-class LatentVariableModel(Module):
+class LatentVariableModel(TakesRows, Module):
     r"""A Pyro model with one latent ``"z"`` and one observation ``"x"`` per datum.
 
     .. math:: z_n \sim p(z), \quad x_n \sim p(x \mid z_n), \quad n = 1..N
@@ -43,16 +43,6 @@ class LatentVariableModel(Module):
     def likelihood(self, z: Tensor) -> Distribution:
         """Law of the data given latents z (..., K): batch ``z.shape[:-1]``, event (D,), independent between data."""
         raise NotImplementedError
-
-    def check_data(self, x: Any) -> None:
-        """Check that ``x`` are data for this model.
-
-        Raises:
-            TypeError: See :func:`inference.checks.check_layout`.
-            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
-        """
-        self._check_layout(x)
-        check_finite(x)
 
     def _check_layout(self, x: Any) -> None:
         like = self.standard_sigma

@@ -8,15 +8,20 @@ from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNorma
 from zoo.networks import ConvDecoder
 from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
 from zoo.preprocessing import Logit, Raw, Scaled
+from zoo.priors import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
 from zoo.wrapped import WrappedDecoder
 
 __all__ = [
     "PPCA",
+    "Beta",
     "ConvDecoder",
     "Dataset",
     "DeepGaussianVAE",
     "FixedNoise",
+    "Laplace",
     "LatentVariableModel",
+    "LearntBeta",
+    "LearntDiagonal",
     "LearntNoise",
     "LearntNoisePerDim",
     "LinearGaussian",
@@ -26,8 +31,11 @@ __all__ = [
     "LowRankNormal",
     "Marginal",
     "OptimalNoise",
+    "Prior",
     "Raw",
     "Scaled",
+    "StandardNormal",
+    "Uniform",
     "WrappedDecoder",
     "digits",
     "digits_logit",

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from inference.checks import TakesRows, check_count, check_layout
-from inference.distributions import DiagNormal
 from inference.module import Module
+from zoo.priors import StandardNormal, check_prior
 
 
 class LatentVariableModel(TakesRows, Module):
@@ -19,34 +19,45 @@ class LatentVariableModel(TakesRows, Module):
 
     .. math:: z_n \sim p(z), \quad x_n \sim p(x \mid z_n), \quad n = 1..N
 
-    A subclass gives :meth:`likelihood` and, unless the prior is standard normal, :meth:`prior`.
+    A subclass gives :meth:`likelihood`.
 
     Args:
         data_dim: D.
         latent_dim: K.
+        prior: Makes the law of one latent, one of :mod:`zoo.priors` or any module whose call returns a distribution
+            with batch () and event (K,); standard normal by default.
+
+    Attributes:
+        prior_law: The prior as a module, with its parameters.
+
+    Raises:
+        TypeError: If the prior is no module or returns no distribution, or a dimension is no integer.
+        ValueError: If the distribution is not one of K coordinates, or a dimension is below one.
     """
 
-    standard_sigma: Tensor
+    _like: Tensor
 
-    def __init__(self, data_dim: int, latent_dim: int) -> None:
+    def __init__(self, data_dim: int, latent_dim: int, *, prior: nn.Module | None = None) -> None:
         super().__init__()
         check_count(data_dim, "data_dim")
         check_count(latent_dim, "latent_dim")
         self.data_dim, self.latent_dim = data_dim, latent_dim
-        # One constant that follows the module's dtype and device.
-        self.register_buffer("standard_sigma", torch.ones(1), persistent=False)
+        if prior is not None:
+            check_prior(prior, latent_dim)
+        self.prior_law = StandardNormal(latent_dim) if prior is None else prior
+        # It follows the module's dtype and device, which data are checked against.
+        self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def prior(self) -> Distribution:
         """Law of one latent: batch (), event (K,)."""
-        return DiagNormal(self.standard_sigma.new_zeros(self.latent_dim), self.standard_sigma)
+        return self.prior_law()
 
     def likelihood(self, z: Tensor) -> Distribution:
         """Law of the data given latents z (..., K): batch ``z.shape[:-1]``, event (D,), independent between data."""
         raise NotImplementedError
 
     def _check_layout(self, x: Any) -> None:
-        like = self.standard_sigma
-        check_layout(x, data_dim=self.data_dim, dtype=like.dtype, device=like.device)
+        check_layout(x, data_dim=self.data_dim, dtype=self._like.dtype, device=self._like.device)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
         """The generative story: latents, then data, in the plate ``"data"`` at dim -1.

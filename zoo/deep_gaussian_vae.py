@@ -1,8 +1,9 @@
 r"""A deep Gaussian variational autoencoder: a decoder network with Gaussian noise.
 
-.. math:: z \sim N(0, I_K), \quad x \mid z \sim N(f(z), \sigma^2 I_D)
+.. math:: z \sim p(z), \quad x \mid z \sim N(f(z), \sigma^2 I_D)
 
-Its evidence is not known in closed form; with a linear network it is that of :class:`zoo.LinearVAE`.
+The prior is standard normal unless another is given. The evidence is not known in closed form; with a linear network
+and the standard normal prior it is that of :class:`zoo.LinearVAE`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from inference.pair import Program, run_pair
 from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
 from zoo.noise import GaussianNoise, LearntNoise, OptimalNoise
+from zoo.priors import StandardNormal
 
 _BATCH = 1024
 
@@ -43,6 +45,7 @@ class DeepGaussianVAE(LatentVariableModel):
         noise: One of :class:`zoo.FixedNoise`, :class:`zoo.LearntNoise` (the default, from sigma = 1),
             :class:`zoo.LearntNoisePerDim` and :class:`zoo.OptimalNoise`.
         network: Any decoder from (M, K) to (M, D), a convolutional one say.
+        prior: One of :mod:`zoo.priors` with the same K; standard normal by default.
 
     Example:
         >>> DeepGaussianVAE(5, 2)(n=3).shape
@@ -57,8 +60,9 @@ class DeepGaussianVAE(LatentVariableModel):
         hidden: Sequence[int] = (128, 128),
         noise: GaussianNoise | OptimalNoise | None = None,
         network: nn.Module | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
-        super().__init__(data_dim, latent_dim)
+        super().__init__(data_dim, latent_dim, prior=prior)
         self._hidden = None if network is not None else list(hidden)
         self.network = mlp(latent_dim, data_dim, hidden) if network is None else network
         self.noise = LearntNoise() if noise is None else noise
@@ -122,7 +126,7 @@ class DeepGaussianVAE(LatentVariableModel):
         self.eval()
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments, unless network or noise are not the default."""
-        if self._hidden is None or type(self.noise) is not LearntNoise:
+        """Constructor arguments, unless network, noise or prior are not the default."""
+        if self._hidden is None or type(self.noise) is not LearntNoise or type(self.prior_law) is not StandardNormal:
             return super().config()
         return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}

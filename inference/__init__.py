@@ -2,7 +2,8 @@
 
 from inference.compare import compare, differences, load_comparison, save_comparison
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
-from inference.evidence import Evidence, Interval, evidence
+from inference.estimates import Evidence, Interval
+from inference.evidence import evidence
 from inference.importance import (
     Estimate,
     WeightSummary,
@@ -14,6 +15,8 @@ from inference.importance import (
     pareto_k,
     summarise,
 )
+from inference.importance_evidence import Importance
+from inference.log_joint import LogJoint
 from inference.module import Module
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
@@ -34,8 +37,10 @@ __all__ = [
     "Evidence",
     "FreeBitsELBO",
     "History",
+    "Importance",
     "Interval",
     "LinearAnnealing",
+    "LogJoint",
     "Module",
     "MutualInformation",
     "Objective",

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.checks import check_arguments, check_count, check_finite
-from inference.evidence import Evidence, check_level, concatenate, exact_evidence, from_weights
+from inference.estimates import Evidence, check_level, concatenate
+from inference.exact_evidence import Exact
 from inference.importance import WeightSummary, iter_log_weights, merge, summarise
+from inference.importance_evidence import from_weights
+from inference.methods import Problem
 from inference.pair import Program
 from inference.protocols import SupportsLogEvidence
 from inference.seeding import seeded
@@ -182,7 +185,7 @@ def _collect(pairs: Pairs, blocks: Sequence[Block]) -> xr.Dataset:
 
 def _reference(model: Program, weights: Sequence[WeightSummary], data: Tensor, level: float) -> Evidence:
     if isinstance(model, SupportsLogEvidence):
-        return exact_evidence(model, data)
+        return Exact().estimate(Problem(model, (data,)))
     pooled = weights[0]
     for other in weights[1:]:
         pooled = merge(pooled, other)

@@ -1,251 +1,219 @@
-r"""The evidence log p(x) of a model, per datum, with its error and the kind of guarantee that stands behind it."""
+"""The one door to the evidence log p(x) of any model: ``evidence(model, x, method=...)``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from inference.importance import WeightSummary, iter_log_weights, summarise
-from inference.pair import Program, refuse_batch_laws
-from inference.protocols import SupportsLogEvidence
-from inference.psis import tail_length
+from inference.automatic import Automatic
+from inference.checks import check_arguments, check_count
+from inference.estimates import Evidence, check_level, concatenate
+from inference.exact_evidence import Exact
+from inference.importance_evidence import Importance
+from inference.methods import Method, Problem
+from inference.pair import Program
 from inference.seeding import seeded
+from inference.storage import load_tree, save_tree, tensor_digest
 
-EXACT = "exact"
-ASYMPTOTIC = "asymptotic"
-MARKOV = "lower bound by Markov's inequality"
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Automatic, Exact, Importance)}
 
-# Above this k-hat the weights have no variance, and a normal interval means nothing.
-_MAX_PARETO_K = 0.5
-
-
-class Interval(NamedTuple):
-    """An estimate of one number.
-
-    Attributes:
-        value: The estimate.
-        lower: Lower end of its interval.
-        upper: Upper end.
-        standard_error: Standard error.
-    """
-
-    value: float
-    lower: float
-    upper: float
-    standard_error: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """log p(x_n) in nats, per datum.
-
-    Attributes:
-        value: The estimate, (N,) float64.
-        lower: Lower end of the interval, (N,).
-        upper: Upper end, (N,); infinite where nothing bounds it.
-        standard_error: Standard error of the value, (N,); zero where it is exact.
-        guarantee: What the interval means, one string a datum: "exact", "asymptotic" (two-sided, at the stated level,
-            by the normal approximation of a mean of weights whose variance exists), or "lower bound by Markov's
-            inequality" (the truth is above ``lower`` with probability at least ``level``, whatever the guide).
-        level: Confidence level of the intervals that are not exact.
-        method: The method that made it.
-        pareto_k: Tail shape of the importance weights, (N,); None where there are none.
-        effective_sample_size: (N,); None where there are no weights.
-        num_samples: Samples per datum; 0 for a closed form.
-    """
-
-    value: Tensor
-    lower: Tensor
-    upper: Tensor
-    standard_error: Tensor
-    guarantee: tuple[str, ...]
-    level: float
-    method: str
-    pareto_k: Tensor | None = None
-    effective_sample_size: Tensor | None = None
-    num_samples: int = 0
-
-    @property
-    def mean(self) -> Interval:
-        r"""The data set's mean log-evidence, in nats per datum, with an interval of its own.
-
-        The errors of the data are independent. Where one of them has no two-sided interval, neither has the mean;
-        Markov's inequality then holds for the product of all estimates, and costs log(1 / (1 - level)) / N nats.
-        """
-        num_data, value = len(self.value), float(self.value.mean())
-        error = float(self.standard_error.square().sum().sqrt()) / num_data
-        if all(g == EXACT for g in self.guarantee):
-            return Interval(value, value, value, 0.0)
-        if MARKOV in self.guarantee:
-            return Interval(value, value - math.log(1 / (1 - self.level)) / num_data, math.inf, error)
-        width = _normal_quantile(self.level) * error
-        return Interval(value, value - width, value + width, error)
-
-
-def concatenate(parts: Sequence[Evidence]) -> Evidence:
-    """The evidence of several blocks of data as that of all of them; one method and level.
-
-    Args:
-        parts: At least one.
-    """
-    joined: dict[str, Any] = {}
-    for name in ("value", "lower", "upper", "standard_error", "pareto_k", "effective_sample_size"):
-        values = [getattr(part, name) for part in parts]
-        joined[name] = None if values[0] is None else torch.cat(values)
-    return replace(parts[0], guarantee=tuple(g for part in parts for g in part.guarantee), **joined)
+# Rows estimated together where the caller does not say: what bounds the memory, and what an interruption can lose.
+_BLOCK = 2048
+# How often a method is refined, at four times the cost each, in pursuit of a tolerance.
+_MAX_REFINEMENTS = 3
 
 
 def evidence(
     model: Program,
     x: Any,
     *args: Any,
-    method: str = "exact",
+    method: str | Method = Automatic.name,
     guide: Program | None = None,
-    num_samples: int = 10_000,
-    chunk: int | None = None,
     plate: str | None = None,
+    broadcast: bool = True,
     level: float = 0.95,
+    tol: float | None = None,
+    budget: float | None = None,
+    block: int = _BLOCK,
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Evidence:
-    """The evidence of a model, per datum.
+    """The evidence of a model, per datum, with an interval and the kind of guarantee that stands behind it.
 
     Args:
         model: Pyro model.
         x: Data, (N, D): the model's first argument.
         *args: Further arguments of the model and the guide.
-        method: ``"exact"``, the model's own closed form, or ``"importance"``, importance sampling from a guide.
-        guide: The guide to sample from; for ``"importance"``.
-        num_samples: Samples per datum; for ``"importance"``.
-        chunk: See :func:`inference.importance.iter_log_weights`.
-        plate: See :func:`inference.importance.iter_log_weights`.
+        method: A method of this package, such as ``Importance(num_samples=1000)``, or the name of one for its default
+            settings; ``"auto"`` chooses, see :class:`inference.automatic.Automatic`.
+        guide: The guide to sample from, for methods that use one.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        broadcast: Evaluate samples side by side; False for models that cannot broadcast.
         level: Confidence level of the intervals.
+        tol: Half-width of the interval, in nats, that each datum is refined to (at up to 64 times the method's cost);
+            None takes what the method gives. Where the tolerance is not met, the interval says so.
+        budget: Seconds after which no refinement begins.
+        block: Rows estimated together.
+        checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
+            goes on from there, to the same numbers. Needs a seed.
         seed: Seed of the samples; leaves the global random state as it was.
+        progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
 
+    Returns:
+        One estimate per datum, float64.
+
     Raises:
-        TypeError: If ``method="exact"`` and the model has no closed form, or the data are of the wrong type.
-        ValueError: If the method is unknown, the guide is missing, or the data are unfit; before anything runs.
+        TypeError: If the data are of the wrong type, a setting is given beside its method, or the method does not go
+            with the model.
+        ValueError: If the method is unknown, a guide is missing or not wanted, the data are unfit, or the checkpoint
+            belongs to another estimate; before anything runs.
+
+    Example:
+        >>> from zoo import PPCA
+        >>> evidence(PPCA(5, 2).double(), torch.zeros(4, 5).double()).guarantee
+        ('exact', 'exact', 'exact', 'exact')
     """
-    if method == "exact" and guide is not None:
-        raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    if method == "exact" and (args or kwargs):
-        raise TypeError(f"expected no arguments beyond the data for method='exact', got {args} and {kwargs}")
-    methods: dict[str, Callable[[], Evidence]] = {
-        "exact": lambda: exact_evidence(model, x),
-        "importance": lambda: importance_evidence(
-            model,
-            guide,
-            x,
-            *args,
-            num_samples=num_samples,
-            chunk=chunk,
-            plate=plate,
-            level=level,
-            seed=seed,
-            **kwargs,
-        ),
-    }
-    if method not in methods:
-        raise ValueError(f"expected method to be one of {sorted(methods)}, got {method!r}")
+    chosen = as_method(method)
+    if misplaced := kwargs.keys() & {"num_samples", "chunk"}:
+        raise TypeError(f"expected {sorted(misplaced)} in the method, as in method=Importance(num_samples=1000)")
     check_level(level)
-    return methods[method]()
+    check_count(block, "block")
+    for name, limit in (("tol", tol), ("budget", budget)):
+        if limit is not None and not 0 < limit < math.inf:
+            raise ValueError(f"expected a positive finite {name}, got {limit}")
+    if checkpoint is not None and seed is None:
+        raise ValueError("expected a seed for an estimate with a checkpoint, got none")
+    if guide is not None and isinstance(chosen, Exact):
+        raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
+    problem = Problem(model, (x, *args), kwargs, guide, plate, broadcast, level, progress)
+    check_arguments((), problem.args, kwargs)
+    blocks = _blocks(problem, block)
+    parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
+    for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
+        if i < len(parts.done):
+            continue
+        with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
+            parts.add(_estimate(chosen, blocks[i], tol, budget))
+    return concatenate(parts.done)
 
 
-def check_level(level: float) -> None:
-    """Refuse what is no confidence level.
-
-    Raises:
-        ValueError: If it is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"expected level between 0 and 1, got {level}")
-
-
-@torch.no_grad()
-def exact_evidence(model: Program, x: Tensor) -> Evidence:
-    """The model's own closed form, in float64.
-
-    Raises:
-        TypeError: If the model has none.
-        ValueError: If the data are unfit.
-    """
-    if not isinstance(model, SupportsLogEvidence):
-        raise TypeError(
-            f"expected a model with log_evidence(x) for method='exact', got {type(model).__name__}: "
-            "use method='importance' with a guide"
-        )
-    with refuse_batch_laws(model):
-        value = model.log_evidence(x)
-    return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, "exact")
-
-
-def importance_evidence(
-    model: Program,
-    guide: Program | None,
-    *args: Any,
-    num_samples: int,
-    chunk: int | None = None,
-    plate: str | None = None,
-    level: float = 0.95,
-    seed: int | None = None,
-    **kwargs: Any,
-) -> Evidence:
-    r"""Importance sampling from a guide: the log of the mean weight, which underestimates log p(x) on average.
-
-    .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \frac{p(x_n, z_s)}{q(z_s \mid x_n)}
-
-    Warning:
-        Where k-hat and its error leave no doubt that the weights have a variance, the interval is two-sided and
-        asymptotic. Elsewhere only Markov's inequality speaks: a lower bound. Neither sees a mode of the posterior
-        that the guide never visits.
-
-    References:
-        Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv 1509.00519.
+def as_method(method: str | Method) -> Method:
+    """A method, from itself or by name.
 
     Raises:
-        ValueError: If there is no guide, or pair or data are unfit.
+        TypeError: If it is neither.
+        ValueError: If there is none of that name.
     """
-    if guide is None:
-        raise ValueError("expected a guide for method='importance', got none")
-    with seeded(seed):
-        chunks = iter_log_weights(model, guide, *args, num_samples=num_samples, chunk=chunk, plate=plate, **kwargs)
-        return from_weights(summarise(chunks, num_samples), level)
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"expected a method or the name of one, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"expected method to be one of {sorted(METHODS)}, got {method!r}")
+    return METHODS[method]()
 
 
-def from_weights(summary: WeightSummary, level: float = 0.95) -> Evidence:
-    """The evidence that importance weights support.
+def _blocks(problem: Problem, block: int) -> list[Problem]:
+    """The problem in blocks of rows; as one where its arguments are not rows of data."""
+    x = problem.args[0]
+    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) <= block:
+        return [problem]
+    return [_select(problem, torch.arange(start, min(start + block, len(x)))) for start in range(0, len(x), block)]
 
-    Args:
-        summary: Summary of the weights.
-        level: Confidence level of the intervals.
-    """
-    value, error = summary.iwae
-    k = summary.pareto_k.value
-    margin = 2 * (1 + k).clamp(min=0) / math.sqrt(tail_length(summary.num_samples))
-    two_sided = (k == -math.inf) | (k + margin < _MAX_PARETO_K)
-    width = _normal_quantile(level) * error
-    lower = torch.where(two_sided, value - width, value - math.log(1 / (1 - level)))
-    upper = torch.where(two_sided, value + width, torch.full_like(value, math.inf))
-    return Evidence(
-        value,
-        lower,
-        upper,
-        error,
-        tuple(ASYMPTOTIC if two else MARKOV for two in two_sided.tolist()),
-        level,
-        "importance",
-        k,
-        summary.effective_sample_size.value,
-        summary.num_samples,
+
+def _select(problem: Problem, index: Tensor) -> Problem:
+    """The problem of chosen rows: of the data, and of all arguments that have as many."""
+    rows = len(problem.args[0])
+
+    def pick(value: Any) -> Any:
+        return value[index] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows else value
+
+    return replace(
+        problem, args=tuple(map(pick, problem.args)), kwargs={k: pick(value) for k, value in problem.kwargs.items()}
     )
 
 
-def _normal_quantile(level: float) -> float:
-    """Half-width in standard errors of a two-sided normal interval."""
-    return float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))
+def _block_seed(seed: int | None, index: int) -> int | None:
+    """A stream of its own for each block: neighbouring seeds must not share the noise of neighbouring blocks."""
+    return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+
+
+def _estimate(method: Method, problem: Problem, tol: float | None, budget: float | None) -> Evidence:
+    """One block's estimate, refined where its intervals are wider than the tolerance."""
+    start = time.perf_counter()
+    result = method.estimate(problem)
+    for _ in range(_MAX_REFINEMENTS):
+        finer = method.refined()
+        late = budget is not None and time.perf_counter() - start > budget
+        if tol is None or finer is None or late:
+            break
+        wide = ~(result.upper - result.lower <= 2 * tol)
+        if not bool(wide.any()):
+            break
+        method = finer
+        result = _replace_rows(result, wide.nonzero()[:, 0], method.estimate(_select(problem, wide.nonzero()[:, 0])))
+    return replace(result, seconds=time.perf_counter() - start)
+
+
+def _replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
+    """The estimate with some rows by a finer one: each of the two is valid by itself."""
+    changed: dict[str, Any] = {}
+    for name, value in vars(whole).items():
+        if isinstance(value, Tensor):
+            changed[name] = value.clone()
+            changed[name][index] = getattr(part, name)
+    kinds = list(whole.guarantee)
+    for i, kind in zip(index.tolist(), part.guarantee, strict=True):
+        kinds[i] = kind
+    evaluations = whole.evaluations + part.evaluations * len(index) / len(kinds)
+    most = max(whole.num_samples, part.num_samples)
+    return replace(whole, guarantee=tuple(kinds), evaluations=evaluations, num_samples=most, **changed)
+
+
+class _Parts:
+    """The finished blocks, kept in a file where one is given."""
+
+    def __init__(self, path: Path | None, problem: Problem, method: Method, seed: int | None, options: Any) -> None:
+        self.path, self.done = path, list[Evidence]()
+        if path is None:
+            return
+        self.fingerprint = {
+            "method": repr(method),
+            "options": list(options),
+            "level": problem.level,
+            "seed": seed,
+            "data": [tensor_digest(a) for a in (*problem.args, *problem.kwargs.values()) if isinstance(a, Tensor)],
+            "parameters": [_state_digest(program) for program in (problem.model, problem.guide)],
+        }
+        if path.exists():
+            tree = load_tree(path)
+            got = tree.get("fingerprint") if isinstance(tree, dict) else None
+            if got != self.fingerprint:
+                raise ValueError(f"expected a checkpoint of this estimate, {self.fingerprint}, got {got} in {path}")
+            self.done = [Evidence(**part) for part in tree["parts"]]
+
+    def add(self, part: Evidence) -> None:
+        self.done.append(part)
+        if self.path is not None:
+            save_tree(self.path, {"fingerprint": self.fingerprint, "parts": [_plain(part) for part in self.done]})
+
+
+def _plain(part: Evidence) -> Mapping[str, Any]:
+    return {name: getattr(part, name) for name in asdict(part)}
+
+
+def _state_digest(program: Any) -> list[str]:
+    return [tensor_digest(value) for value in program.state_dict().values()] if isinstance(program, nn.Module) else []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference.checks import check_count
 from inference.distributions import LOG_2PI
-from inference.evidence import Interval, check_level
+from inference.estimates import Interval, check_level
 from inference.gaussian_laws import BATCH_SIZE, Gaussians, read_laws
 from inference.pair import Program
 from inference.seeding import seeded
@@ -140,7 +140,7 @@ def mutual_information(
         draws = [_draw(centred) for _ in range(num_samples)]
     terms, controls = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
     own, others = (_reduce_variance(term, controls) for term in terms.unbind(-1))
-    return _report(own, others, kl, level)
+    return information_report(own, others, kl, level)
 
 
 def _draw(laws: Gaussians) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ def _reduce_variance(terms: Tensor, controls: Tensor) -> Tensor:
     return terms - controls @ coefficients
 
 
-def _report(own: Tensor, others: Tensor, kl: Tensor, level: float) -> MutualInformation:
+def information_report(own: Tensor, others: Tensor, kl: Tensor, level: float) -> MutualInformation:
     """The result from log ratios (S, N) to the mixture with and without the own component."""
     num_samples, num_data = own.shape
     quantile = torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64))

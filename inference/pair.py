@@ -118,13 +118,21 @@ class Draw:
         Raises:
             ValueError: If a site is scaled beyond the data plate: exp of a scaled term is no importance weight.
         """
+        self.refuse_scales()
+        return self.elbo_terms
+
+    def refuse_scales(self) -> None:
+        """Refuse sites that are scaled beyond the data plate.
+
+        Raises:
+            ValueError: With the site's name and factor.
+        """
         for name, site in [*self.model_sites.items(), *self.guide_sites.items()]:
             if not _is_one(self.extra_scale(site)):
                 raise ValueError(
-                    f"expected site {name!r} to carry no scale but the plate's for an importance weight, "
+                    f"expected site {name!r} to carry no scale but the plate's for a log-density, "
                     f"got poutine.scale or a subsampled inner plate with factor {self.extra_scale(site)}"
                 )
-        return self.elbo_terms
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -154,7 +162,8 @@ def run_pair(
         kwargs: Keyword arguments of both.
         num_samples: S, samples per datum, drawn side by side.
         plate: Name of the plate over the data; ``"data"`` if None.
-        subsamples: Indices of subsampling plates from another run, to keep; None lets them choose.
+        subsamples: Indices of subsampling plates from another run, to keep; None lets them choose. Values of latent
+            sites may stand among them: the guide then scores those instead of drawing its own.
         expose_params: Let param statements through to an enclosing handler.
 
     Raises:
@@ -165,13 +174,13 @@ def run_pair(
     if num_samples > 1:
         depth = _particle_depth(model, guide, args, kwargs, plate)
     with isolated(expose_params=expose_params):
-        guide_run = _run(guide, args, kwargs, subsamples, num_samples, depth)
+        guide_run = run_program(guide, args, kwargs, subsamples, num_samples, depth)
         values = (
             dict(subsamples or {})
             | {n: s.value for n, s in guide_run.sites.items() if not s.is_observed}
             | guide_run.subsamples
         )
-        model_run = _run(model, args, kwargs, values, num_samples, depth)
+        model_run = run_program(model, args, kwargs, values, num_samples, depth)
     layout = _check_pair(model_run.sites, guide_run.sites, plate)
     return Draw(layout, num_samples, model_run.sites, guide_run.sites, guide_run.subsamples | model_run.subsamples)
 
@@ -185,7 +194,7 @@ def run_guide(
 ) -> dict[str, Site]:
     """Latent sites of one run of a guide alone, in trace order."""
     with isolated(expose_params=expose_params):
-        run = _run(guide, args, {} if kwargs is None else kwargs, None, 1, None)
+        run = run_program(guide, args, {} if kwargs is None else kwargs, None, 1, None)
     return {name: site for name, site in run.sites.items() if not site.is_observed}
 
 
@@ -231,7 +240,7 @@ def refuse_batch_laws(*programs: Program) -> Iterator[None]:
         handle.remove()
 
 
-def _run(
+def run_program(
     program: Program,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -239,6 +248,16 @@ def _run(
     num_samples: int,
     depth: int | None,
 ) -> RecordSites:
+    """Run one half of a pair and record its sites; call it inside :func:`inference.messengers.isolated`.
+
+    Args:
+        program: Pyro model or guide.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        values: Values to dictate, see :class:`inference.messengers.RecordSites`.
+        num_samples: S, samples side by side.
+        depth: Batch dimensions of the pair, left of which the samples go; None runs without a particle plate.
+    """
     with RecordSites(values) as run:
         if depth is None:
             program(*args, **kwargs)
@@ -304,10 +323,15 @@ def _check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str
     for name in drawn:
         if _is_delta(guide[name].fn):
             raise ValueError(f"expected a density at guide site {name!r}, got a Delta")
-    return _layout(model, guide, DATA_PLATE if plate is None else plate)
+    return layout_of(model, guide, DATA_PLATE if plate is None else plate)
 
 
-def _layout(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+    """The layout of the recorded sites of a pair, or of a model alone where the guide has none.
+
+    Raises:
+        ValueError: If a site stands outside the data plate, or the plate differs between sites.
+    """
     found: set[tuple[int | None, int, float]] = set()
     depth, numel, num_data = 0, 1, 1
     for half, sites in (("model", model), ("guide", guide)):

@@ -5,6 +5,7 @@ One file holds both (the JSON sits in the safetensors header), so that one atomi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -73,6 +74,11 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
             return _decode(json.loads(metadata["tree"]), file.get_tensor)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, in hexadecimal."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import time
@@ -23,7 +22,7 @@ from inference.module import Module
 from inference.objectives import Objective
 from inference.pair import Program
 from inference.seeding import random_state
-from inference.storage import load_tree, save_tree
+from inference.storage import load_tree, save_tree, tensor_digest
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
@@ -252,7 +251,7 @@ class Trainer:
             "optimizer": [type(self.optimizer).__name__, self.settings],
             "objective": [type(self.objective).__name__, self.objective.num_particles],
             "batch_size": self.batch_size,
-            "data": [[list(part.shape), str(part.dtype), _digest(part)] for part in self.data],
+            "data": [[list(part.shape), str(part.dtype), tensor_digest(part)] for part in self.data],
         }
 
     def save(self, path: Path) -> None:
@@ -293,10 +292,6 @@ class Trainer:
         torch.set_rng_state(tree["random"])
         if tree["random_cuda"]:
             torch.cuda.set_rng_state_all(tree["random_cuda"])
-
-
-def _digest(part: Tensor) -> str:
-    return hashlib.sha256(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

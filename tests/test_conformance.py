@@ -39,6 +39,7 @@ from inference import (
     ELBO,
     AnalyticELBO,
     AnalyticKLELBO,
+    Importance,
     elbo,
     evidence,
     fit,
@@ -600,7 +601,7 @@ def test_importance_evidence_is_that_of_quadrature_within_its_interval(pair):
     model, guide = pair
     x, level = data_for(model, 6), 1 - 2 * float(scipy.stats.norm.sf(5))
     truth, _, _ = quadrature(model, x)
-    got = evidence(model, x, method="importance", guide=guide, num_samples=5000, level=level, seed=0)
+    got = evidence(model, x, method=Importance(5000), guide=guide, level=level, seed=0)
     assert float((got.lower - truth).max()) < 1e-7
     assert float((truth - got.upper).max()) < 1e-7
 
@@ -833,7 +834,7 @@ def flat_parameters(module):
 
 # Calls that take a seed, and a tensor that their noise decides.
 SEEDED = {
-    "evidence": lambda m, g, x: evidence(m, x, method="importance", guide=g, num_samples=30, seed=1).value,
+    "evidence": lambda m, g, x: evidence(m, x, method=Importance(30), guide=g, seed=1).value,
     "fit": lambda m, g, x: (fit(m, g, x, steps=2, batch_size=7, seed=1, progress=False), flat_parameters(m))[1],
     "compare": lambda m, g, x: torch.tensor(
         compare(m, {"guide": g}, x, num_samples=30, seed=1, progress=False)["train"]["elbo"].values

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from guides import ConvEncoder, FullRank, Linear, MeanField
-from inference import ELBO, AnalyticKLELBO, compare, elbo, evidence, fit, log_weights
+from inference import ELBO, AnalyticKLELBO, Importance, compare, elbo, evidence, fit, log_weights
 from zoo import (
     PPCA,
     ConvDecoder,
@@ -59,7 +59,7 @@ def test_importance_sampling_finds_the_evidence_of_the_linear_twin():
     deep, linear = linear_twin(LearntNoise(0.7))
     guide = FullRank(5, 2).double()
     fit(deep.requires_grad_(False), guide, x, steps=500, objective=AnalyticKLELBO(16), seed=0, **QUIET)
-    estimate = evidence(deep, x, method="importance", guide=guide, num_samples=20_000, seed=0)
+    estimate = evidence(deep, x, method=Importance(20_000), guide=guide, seed=0)
     z = (estimate.value - linear.log_evidence(x)) / estimate.standard_error
     assert z.abs().max() < 4
 
@@ -187,5 +187,5 @@ def test_the_training_elbo_bounds_the_importance_weighted_evidence():
     model, guide = DeepGaussianVAE(64, 4).standardise_by(x), MeanField(64, 4).standardise_by(x)
     fit(model, guide, x, steps=300, objective=ELBO(), seed=0, **QUIET)
     weights = log_weights(model, guide, x, num_samples=500)
-    bound = evidence(model, x, method="importance", guide=guide, num_samples=2000, seed=1)
+    bound = evidence(model, x, method=Importance(2000), guide=guide, seed=1)
     assert (elbo(weights).value.mean() - bound.mean.value) / elbo(weights).standard_error.mean() < 4

@@ -16,6 +16,7 @@ from guides import Exact, MeanField
 from guides.base import Guide
 from inference import (
     AnalyticELBO,
+    Importance,
     evidence,
     fit,
     iter_log_weights,
@@ -26,7 +27,8 @@ from inference import (
 )
 from inference.compare import compare
 from inference.distributions import FullNormal
-from inference.evidence import ASYMPTOTIC, EXACT, MARKOV, exact_evidence, from_weights
+from inference.estimates import ASYMPTOTIC, EXACT, PROBABILISTIC
+from inference.importance_evidence import from_weights
 from zoo import LinearGaussian, LinearVAE
 from zoo.linear_models import LinearGaussianModel
 
@@ -61,7 +63,8 @@ def numpy_evidence(model, x):
 
 
 def importance(model, guide, x, **options):
-    return evidence(model, x, method="importance", guide=guide, **{"num_samples": 1000, "seed": 0, **options})
+    method = Importance(options.pop("num_samples", 1000), chunk=options.pop("chunk", None))
+    return evidence(model, x, method=method, guide=guide, **{"seed": 0, **options})
 
 
 # --- fields ----------------------------------------------------------------------------------------
@@ -81,11 +84,11 @@ def test_exact_evidence_is_scipys_and_has_no_width(model):
     assert got.mean == (pytest.approx(mean, rel=1e-12), got.mean.value, got.mean.value, 0.0)
 
 
-@pytest.mark.parametrize("method", ["exact", "importance"])
+@pytest.mark.parametrize("method", ["exact", Importance(100)], ids=["exact", "importance"])
 def test_every_field_is_one_number_a_datum_in_float64_without_gradient(method):
     model, x = LinearVAE(5, 2), torch.randn(7, 5)
     guide = None if method == "exact" else MeanField(5, 2)
-    got = evidence(model, x, method=method, guide=guide, num_samples=100)
+    got = evidence(model, x, method=method, guide=guide)
     fields = [getattr(got, name) for name in PER_DATUM]
     if method == "importance":
         fields += [got.pareto_k, got.effective_sample_size]
@@ -142,7 +145,7 @@ def test_a_guide_of_half_the_width_gets_a_lower_bound_only(level):
     x = model(n=6)
     got = importance(model, Rescaled(model, 0.5), x, level=level, num_samples=10_000)
     assert float(got.pareto_k.median()) > 0.5  # 0.75 asymptotically
-    assert got.guarantee == (MARKOV,) * 6
+    assert got.guarantee == (PROBABILISTIC,) * 6
     cost = -math.log(1 - level)
     np.testing.assert_allclose(got.lower.numpy(), got.value.numpy() - cost, rtol=1e-12)
     assert bool((got.upper == math.inf).all())
@@ -155,7 +158,7 @@ def test_one_datum_without_two_sides_takes_them_from_the_mean():
     weights = 0.1 * torch.randn(1000, 3, dtype=torch.float64)
     weights[:, 1] *= 50
     got = from_weights(summarise([weights], 1000))
-    assert got.guarantee == (ASYMPTOTIC, MARKOV, ASYMPTOTIC)
+    assert got.guarantee == (ASYMPTOTIC, PROBABILISTIC, ASYMPTOTIC)
     assert torch.isfinite(got.upper).tolist() == [True, False, True]
     assert got.mean.upper == math.inf
 
@@ -164,7 +167,7 @@ def test_weights_that_are_partly_zero_are_no_reason_for_trust():
     weights = torch.zeros(100, 2).double()
     weights[:, 0] = torch.where(torch.arange(100) < 3, 0.0, -math.inf)
     got = from_weights(summarise([weights], 100))
-    assert got.guarantee == (MARKOV, ASYMPTOTIC)
+    assert got.guarantee == (PROBABILISTIC, ASYMPTOTIC)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 29])
@@ -172,7 +175,7 @@ def test_a_few_samples_give_a_lower_bound(num_samples):
     model = random_model()
     x = model(n=6)
     got = importance(model, Rescaled(model, 1.3), x, num_samples=num_samples)
-    assert got.guarantee == (MARKOV,) * 6
+    assert got.guarantee == (PROBABILISTIC,) * 6
     assert bool(torch.isfinite(got.lower).all())
     assert got.mean.upper == math.inf
 
@@ -355,8 +358,7 @@ GOOD = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch
 DOORS = {
     "model.log_evidence": lambda c, x: c.model.log_evidence(x),
     "evidence, exact": lambda c, x: evidence(c.model, x),
-    "evidence, importance": lambda c, x: evidence(c.model, x, method="importance", guide=c.guide, num_samples=30),
-    "exact_evidence": lambda c, x: exact_evidence(c.model, x),
+    "evidence, importance": lambda c, x: evidence(c.model, x, method=Importance(30), guide=c.guide),
     "log_weights": lambda c, x: log_weights(c.model, c.guide, x, num_samples=3),
     "log_weights, keyword": lambda c, x: log_weights(c.model, c.guide, x=x, num_samples=3),
     "log_weights, exact guide": lambda c, x: log_weights(c.model, Exact(c.model), x, num_samples=3),
@@ -375,7 +377,7 @@ DOORS = {
 }
 # A call reads no values (that would stop the device), and a closed form takes any floating dtype to float64.
 READ_NO_VALUES = {"model", "guide"}
-TAKE_ANY_DTYPE = {"model.log_evidence", "evidence, exact", "exact_evidence"}
+TAKE_ANY_DTYPE = {"model.log_evidence", "evidence, exact"}
 
 
 def with_a(value):
@@ -446,36 +448,44 @@ BAD_OPTIONS = {
     "unknown method": (
         {"method": "annealing"},
         ValueError,
-        r"method to be one of \['exact', 'importance'\], got 'anneal",
+        r"expected method to be one of \['.*'exact', .*'importance'.*\], got 'annealing'",
     ),
     "no guide": ({"method": "importance"}, ValueError, "expected a guide for method='importance', got none"),
     "level 1": ({"level": 1.0}, ValueError, "expected level between 0 and 1, got 1.0"),
     "level 95": ({"level": 95}, ValueError, "expected level between 0 and 1, got 95"),
-    "no samples": ({"method": "importance", "num_samples": 0}, ValueError, "num_samples to be at least 1, got 0"),
-    "half a sample": ({"method": "importance", "num_samples": 0.5}, TypeError, "num_samples to be an integer, got 0.5"),
+    "no method": ({"method": 3}, TypeError, "expected a method or the name of one, got 3"),
+    "tolerance 0": ({"tol": 0.0}, ValueError, "expected a positive finite tol, got 0.0"),
+    "no time": ({"budget": -1.0}, ValueError, "expected a positive finite budget, got -1.0"),
+    "no rows": ({"block": 0}, ValueError, "expected block to be at least 1, got 0"),
+    "misplaced": ({"num_samples": 30}, TypeError, r"expected \['num_samples'\] in the method, as in method=Imp"),
+    "no seed": ({"checkpoint": "file"}, ValueError, "expected a seed for an estimate with a checkpoint, got none"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_OPTIONS)
 def test_bad_options_are_refused_before_anything_runs(name, counted):
     options, error, message = BAD_OPTIONS[name]
-    if "num_samples" in options:
-        options = {"guide": counted.guide, **options}
     with pytest.raises(error, match=message):
         evidence(counted.model, GOOD, **options)
     assert counted.calls == 0
 
 
+@pytest.mark.parametrize(("num_samples", "error"), [(0, ValueError), (0.5, TypeError)])
+def test_a_method_refuses_a_number_of_samples_that_is_none(num_samples, error):
+    with pytest.raises(error, match=f"num_samples to be .+, got {num_samples}"):
+        Importance(num_samples)
+
+
 def test_a_closed_form_takes_no_arguments_but_the_data(counted):
     for args, kwargs in (((GOOD,), {}), ((), {"covariates": GOOD})):
         with pytest.raises(TypeError, match="expected no arguments beyond the data for method='exact', got"):
-            evidence(counted.model, GOOD, *args, **kwargs)
+            evidence(counted.model, GOOD, *args, method="exact", **kwargs)
     assert counted.calls == 0
 
 
 def test_a_model_without_closed_form_is_named_with_the_way_out():
-    with pytest.raises(TypeError, match=r"log_evidence\(x\) for method='exact', got function: use method='importance'"):
-        evidence(function_model, GOOD)
+    with pytest.raises(TypeError, match=r"log_evidence\(x\) for method='exact', got function: use method='auto'"):
+        evidence(function_model, GOOD, method="exact")
 
 
 def test_a_function_pair_has_importance_evidence():

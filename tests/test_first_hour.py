@@ -125,7 +125,7 @@ def test_what_was_fixed_is_fixed_after_loading(tmp_path):
 
 def test_a_guide_without_a_method_is_a_question():
     with pytest.raises(ValueError, match="did you mean method='importance'"):
-        evidence(PPCA(5, 2).double(), X, guide=Linear(5, 2).double())
+        evidence(PPCA(5, 2).double(), X, method="exact", guide=Linear(5, 2).double())
 
 
 def test_bound_methods_of_one_module_are_trained_and_left_in_eval_mode():

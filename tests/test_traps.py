@@ -25,6 +25,7 @@ from inference import (
     ELBO,
     AnalyticELBO,
     AnalyticKLELBO,
+    Importance,
     evidence,
     fit,
     iwae,
@@ -546,7 +547,7 @@ def test_our_tools_leak_no_site_to_a_handler_outside():
 
     def program():
         log_weights(model, guide, x, num_samples=3)
-        evidence(model, x, method="importance", guide=guide, num_samples=30)
+        evidence(model, x, method=Importance(30), guide=guide)
         predictive(model, guide, x, num_samples=3)
         sample(model, n=3)
         fit(model, guide, x, steps=2, progress=False)
@@ -920,7 +921,7 @@ def test_what_is_no_pair_is_refused_by_the_name_of_the_site(refused, num_samples
     with pytest.raises(ValueError, match=message):
         ELBO(num_samples).loss(model, guide, X)
     with pytest.raises(ValueError, match=message):
-        evidence(model, X, method="importance", guide=guide, num_samples=num_samples)
+        evidence(model, X, method=Importance(num_samples), guide=guide)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])
@@ -940,7 +941,7 @@ def test_halves_with_plates_of_different_size_are_refused():
 def test_a_scaled_site_is_refused_by_weights_and_honoured_by_the_elbo(num_samples):
     for call in (
         lambda: log_weights(model_with_a_scaled_site, plain_guide, X, num_samples=num_samples),
-        lambda: evidence(model_with_a_scaled_site, X, method="importance", guide=plain_guide, num_samples=num_samples),
+        lambda: evidence(model_with_a_scaled_site, X, method=Importance(num_samples), guide=plain_guide),
         lambda: compare(model_with_a_scaled_site, {"g": plain_guide}, X, num_samples=2, progress=False),
     ):
         with pytest.raises(ValueError, match=r"'tempered' to carry no scale.*0\.5"):
@@ -964,7 +965,7 @@ def test_batch_normalisation_is_refused_by_name_in_train_mode_only():
     guide, x = MeanField(5, 2, encoder=batch_norm_encoder()).double(), data_for(model)
     for call in (
         lambda: log_weights(model, guide, x, num_samples=3),
-        lambda: evidence(model, x, method="importance", guide=guide, num_samples=3),
+        lambda: evidence(model, x, method=Importance(3), guide=guide),
         lambda: compare(model, {"guide": guide}, x, num_samples=3, progress=False),
     ):
         with pytest.raises(ValueError, match=r"MeanField.*'encoder\.1' in train mode.*eval"):

@@ -1,0 +1,146 @@
+r"""What an estimate of the evidence log p(x) carries: its value, an interval, and the kind of guarantee behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+EXACT = "exact"
+NUMERICAL = "numerical"
+PROBABILISTIC = "probabilistic"
+ASYMPTOTIC = "asymptotic"
+
+
+class Interval(NamedTuple):
+    """An estimate of one number.
+
+    Attributes:
+        value: The estimate.
+        lower: Lower end of its interval.
+        upper: Upper end.
+        standard_error: Standard error.
+    """
+
+    value: float
+    lower: float
+    upper: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    r"""log p(x_n) in nats, per datum.
+
+    What an interval means is said by its guarantee, one string a datum:
+
+    - ``"exact"``: a closed form.
+    - ``"numerical"``: quadrature or a limit, within the error that the method estimates of itself.
+    - ``"probabilistic"``: by Markov's inequality, whatever the guide. exp(lower) comes from an unbiased estimate of
+      p(x), exp(-upper) from one of 1 / p(x); each end that is finite is right with the stated probability, both
+      together with probability at least ``level``.
+    - ``"asymptotic"``: two-sided at the stated level, by the normal approximation of a mean of weights whose variance
+      exists.
+
+    Attributes:
+        value: The estimate, (N,) float64.
+        lower: Lower end of the interval, (N,).
+        upper: Upper end, (N,); infinite where nothing bounds it.
+        standard_error: Standard error of the value, (N,); zero where it is not random.
+        guarantee: One of the four strings for each datum.
+        level: Confidence level of the intervals that are not exact.
+        method: The method that made it.
+        pareto_k: Tail shape of the importance weights, (N,); None where there are none.
+        effective_sample_size: (N,); None where there are no weights.
+        raw_lower: Log of an unbiased estimate of p(x_n), (N,): a lower bound of log p(x_n) in expectation; None where
+            there is none.
+        raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
+        num_samples: Samples per datum; 0 where there are none.
+        evaluations: Evaluations of the joint density per datum, on average; gradients count like values.
+        seconds: Wall time of the whole estimate.
+    """
+
+    value: Tensor
+    lower: Tensor
+    upper: Tensor
+    standard_error: Tensor
+    guarantee: tuple[str, ...]
+    level: float
+    method: str
+    pareto_k: Tensor | None = None
+    effective_sample_size: Tensor | None = None
+    raw_lower: Tensor | None = None
+    raw_upper: Tensor | None = None
+    num_samples: int = 0
+    evaluations: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def mean(self) -> Interval:
+        r"""The data set's mean log-evidence, in nats per datum, with an interval of its own.
+
+        The errors of the data are independent. Markov's inequality holds for the product of all unbiased estimates
+        too, so that it costs the mean log(1 / delta) / N nats only. Where one datum has no upper end, neither has the
+        mean.
+        """
+        num_data, value = len(self.value), float(self.value.mean())
+        error = float(self.standard_error.square().sum().sqrt()) / num_data
+        if all(g in (EXACT, NUMERICAL) for g in self.guarantee):
+            return Interval(value, float(self.lower.mean()), float(self.upper.mean()), 0.0)
+        if PROBABILISTIC in self.guarantee:
+            bounded = self.raw_upper is not None and bool(torch.isfinite(self.upper).all())
+            price = math.log((2 if bounded else 1) / (1 - self.level)) / num_data
+            lower = self.value if self.raw_lower is None else self.raw_lower
+            upper = float(self.raw_upper.mean()) + price if bounded and self.raw_upper is not None else math.inf
+            return Interval(value, float(lower.mean()) - price, upper, error)
+        width = normal_quantile(self.level) * error
+        return Interval(value, value - width, value + width, error)
+
+
+def concatenate(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of several blocks of data as that of all of them; one method and level.
+
+    Args:
+        parts: At least one.
+    """
+    joined: dict[str, Any] = {}
+    for name in (
+        "value",
+        "lower",
+        "upper",
+        "standard_error",
+        "pareto_k",
+        "effective_sample_size",
+        "raw_lower",
+        "raw_upper",
+    ):
+        values = [getattr(part, name) for part in parts]
+        joined[name] = None if any(v is None for v in values) else torch.cat(values)
+    counts = torch.tensor([len(part.value) for part in parts], dtype=torch.float64)
+    costs = torch.tensor([part.evaluations for part in parts], dtype=torch.float64)
+    return replace(
+        parts[0],
+        guarantee=tuple(g for part in parts for g in part.guarantee),
+        evaluations=float((counts * costs).sum() / counts.sum()),
+        seconds=sum(part.seconds for part in parts),
+        **joined,
+    )
+
+
+def check_level(level: float) -> None:
+    """Refuse what is no confidence level.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"expected level between 0 and 1, got {level}")
+
+
+def normal_quantile(level: float) -> float:
+    """Half-width in standard errors of a two-sided normal interval."""
+    return float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))

@@ -1,0 +1,41 @@
+"""The evidence by the model's own closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from inference.estimates import EXACT, Evidence
+from inference.methods import Method, Problem
+from inference.pair import refuse_batch_laws
+from inference.protocols import SupportsLogEvidence
+
+
+@dataclass(frozen=True)
+class Exact(Method):
+    """The model's own ``log_evidence``, in float64."""
+
+    name: ClassVar[str] = "exact"
+
+    @torch.no_grad()
+    def estimate(self, problem: Problem) -> Evidence:
+        """The evidence of all data of the problem, (N,).
+
+        Raises:
+            TypeError: If the model has no closed form, or there are arguments beyond the data.
+            ValueError: If the data are unfit.
+        """
+        if not isinstance(problem.model, SupportsLogEvidence):
+            raise TypeError(
+                f"expected a model with log_evidence(x) for method='exact', got {type(problem.model).__name__}: "
+                "use method='auto' or another"
+            )
+        if len(problem.args) > 1 or problem.kwargs:
+            raise TypeError(
+                f"expected no arguments beyond the data for method='exact', got {problem.args[1:]} and {problem.kwargs}"
+            )
+        with refuse_batch_laws(problem.model):
+            value = problem.model.log_evidence(problem.args[0])
+        return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, self.name)

@@ -1,0 +1,363 @@
+r"""The log joint density of any Pyro model as a function of its latents, per datum.
+
+.. math:: u_n \mapsto \log p(x_n, T(u_n)) + \log |\det T'(u_n)|, \quad u_n \in R^d
+
+T takes unconstrained numbers to the support of each latent site, in trace order. Whatever walks, integrates or
+optimises over a posterior is written against this one function.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Size, Tensor
+from torch.distributions import Distribution, biject_to
+
+from inference.checks import check_arguments, check_count
+from inference.messengers import Site, isolated
+from inference.pair import (
+    DATA_PLATE,
+    Draw,
+    Layout,
+    Program,
+    layout_of,
+    refuse_batch_laws,
+    run_pair,
+    run_program,
+)
+from inference.seeding import random_state
+
+
+class LogDensity(NamedTuple):
+    """The two parts of a log joint density, each (S, N) or (N,) in nats.
+
+    Attributes:
+        prior: log p(z) + log |det T'|, the density of the prior in unconstrained coordinates.
+        likelihood: log p(x | z).
+    """
+
+    prior: Tensor
+    likelihood: Tensor
+
+
+class LogJoint:
+    r"""log p(x_n, z) of a Pyro model in unconstrained coordinates, one value per datum.
+
+    Transforms are built inside each run, so that the support of a site may depend on the sites before it. Indices of
+    subsampling plates are drawn once and kept. The model's own parameters are used, never those of Pyro's store.
+
+    Args:
+        model: Pyro model whose sites all stand in one vectorised plate over the data.
+        *args: Its positional arguments.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        broadcast: Evaluate samples side by side; False evaluates them one by one, for models that cannot broadcast
+            (:meth:`constrain` and :meth:`unconstrain` then take one sample).
+        **kwargs: Its keyword arguments.
+
+    Attributes:
+        dim: d, unconstrained coordinates per datum.
+        num_data: N.
+        evaluations: Evaluations of the joint density so far, counted per sample and datum.
+
+    Raises:
+        TypeError: If data are of the wrong type.
+        ValueError: If data are unfit, a site stands outside the plate, carries a scale, is masked though latent, or
+            is discrete; the message names the site.
+
+    Example:
+        >>> from zoo import PPCA
+        >>> log_joint = LogJoint(PPCA(5, 2).double(), torch.zeros(4, 5).double())
+        >>> log_joint(torch.zeros(7, 4, 2).double()).shape
+        torch.Size([7, 4])
+    """
+
+    def __init__(
+        self, model: Program, *args: Any, plate: str | None = None, broadcast: bool = True, **kwargs: Any
+    ) -> None:
+        check_arguments((model,), args, kwargs)
+        self._model, self._args, self._kwargs = model, args, kwargs
+        self._broadcast, self._plate = broadcast, plate
+        self._cost = [0]
+        with refuse_batch_laws(model), isolated(), random_state(None), torch.no_grad():
+            run = run_program(model, args, kwargs, None, 1, None)
+        self._subsamples = run.subsamples
+        self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
+        latents = {name: site for name, site in run.sites.items() if not site.is_observed}
+        self._places = _places(latents, self._layout)
+        self._draw({**run.sites}, 1).refuse_scales()
+        like = next(iter(latents.values())).value
+        self._like = like.new_empty(0, dtype=like.dtype)
+
+    @property
+    def dim(self) -> int:
+        """Unconstrained coordinates per datum, d."""
+        return sum(place.numel for place in self._places)
+
+    @property
+    def num_data(self) -> int:
+        """Data, N."""
+        return self._layout.num_data
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the joint density so far, one for each sample and datum."""
+        return self._cost[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The latents' dtype."""
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the latents live."""
+        return self._like.device
+
+    def __call__(self, u: Tensor) -> Tensor:
+        """Log joint density at u, unconstrained and with the log-determinant of the transform, in nats.
+
+        Args:
+            u: (S, N, d) or (N, d).
+
+        Returns:
+            (S, N) or (N,), with gradient where ``u`` has one; finite or minus infinity for legal models.
+
+        Raises:
+            ValueError: If ``u`` is of another shape.
+        """
+        terms = self.terms(u)
+        return terms.prior + terms.likelihood
+
+    def terms(self, u: Tensor) -> LogDensity:
+        """The prior's and the likelihood's parts of the log joint density at u, (S, N, d) or (N, d).
+
+        Raises:
+            ValueError: If ``u`` is of another shape.
+        """
+        if u.dim() == 3 and not self._broadcast:
+            each = [self.terms(sample) for sample in u]
+            return LogDensity(*(torch.stack([getattr(part, name) for part in each]) for name in LogDensity._fields))
+        draw, coordinates = self._run(u)
+        latent = draw.total(draw.model_sites, observed=False) + coordinates.log_det
+        parts = (latent, draw.total(draw.model_sites, observed=True))
+        return LogDensity(*((part[0] if u.dim() == 2 else part) for part in parts))
+
+    def constrain(self, u: Tensor) -> dict[str, Tensor]:
+        """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them."""
+        draw, _ = self._run(u)
+        return {place.name: draw.model_sites[place.name].value for place in self._places}
+
+    def unconstrain(self, values: Mapping[str, Tensor], num_samples: int) -> tuple[Tensor, Tensor]:
+        """Coordinates of given latents, and the log-determinant of the transform at them.
+
+        Args:
+            values: Values by site name, with samples left of all plates where there are several.
+            num_samples: S.
+
+        Returns:
+            u (S, N, d), and log |det T'(u)| (S, N) in nats.
+        """
+        coordinates = _Coordinates(self._places, self._layout, num_samples, None)
+        self._run_with(coordinates, {**self._subsamples, **values}, num_samples)
+        return coordinates.joined(), coordinates.log_det
+
+    @torch.no_grad()
+    def sample_prior(self, num_samples: int) -> Tensor:
+        """Draws from the prior, u (S, N, d)."""
+        check_count(num_samples, "num_samples")
+        return torch.cat([self._draw_prior(count) for count in self._counts(num_samples)])
+
+    def _draw_prior(self, num_samples: int) -> Tensor:
+        coordinates = _Coordinates(self._places, self._layout, num_samples, None)
+        self._run_with(coordinates, self._subsamples, num_samples)
+        return coordinates.joined()
+
+    def _counts(self, num_samples: int) -> list[int]:
+        """Samples that are drawn side by side."""
+        return [num_samples] if self._broadcast else [1] * num_samples
+
+    @torch.no_grad()
+    def sample_guide(self, guide: Program, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws from a guide of the same arguments.
+
+        Args:
+            guide: Pyro guide.
+            num_samples: S.
+
+        Returns:
+            u (S, N, d), and the guide's log-density of it in these coordinates, (S, N) in nats.
+
+        Raises:
+            ValueError: If the two are no pair, see :func:`inference.pair.run_pair`.
+        """
+        check_count(num_samples, "num_samples")
+        parts = []
+        for count in self._counts(num_samples):
+            draw = run_pair(
+                self._model,
+                guide,
+                self._args,
+                self._kwargs,
+                num_samples=count,
+                plate=self._plate,
+                subsamples=self._subsamples,
+            )
+            u, log_det = self.unconstrain(draw.latents, count)
+            parts.append((u, draw.total(draw.guide_sites) + log_det))
+        return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
+
+    def rows(self, index: Tensor) -> LogJoint:
+        """The log joint of chosen data, which may repeat; its evaluations count here.
+
+        Args:
+            index: Integers in 0..N-1, (M,).
+
+        Raises:
+            ValueError: If the model subsamples its data, or no argument has one row per datum.
+        """
+        if self._layout.plate_scale != 1:
+            raise ValueError(
+                f"expected a model that takes all its data, got a subsampling plate {self._layout.plate!r}"
+            )
+        chosen = copy.copy(self)
+        rows = {id(a) for a in (*self._args, *self._kwargs.values()) if self._is_row(a)}
+        if not rows:
+            raise ValueError(f"expected an argument with one row for each of {self.num_data} data, got none")
+        chosen._args = tuple(a[index] if id(a) in rows else a for a in self._args)
+        chosen._kwargs = {name: a[index] if id(a) in rows else a for name, a in self._kwargs.items()}
+        chosen._layout = replace(self._layout, num_data=len(index))
+        chosen._subsamples = {name: i for name, i in self._subsamples.items() if name != self._layout.plate}
+        return chosen
+
+    def _is_row(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self.num_data
+
+    def _run(self, u: Tensor) -> tuple[Draw, _Coordinates]:
+        if u.dim() not in (2, 3) or u.shape[-2:] != (self.num_data, self.dim):
+            raise ValueError(f"expected u of shape (S, {self.num_data}, {self.dim}), got {tuple(u.shape)}")
+        samples = u.unsqueeze(0) if u.dim() == 2 else u
+        self._cost[0] += len(samples) * self.num_data
+        coordinates = _Coordinates(self._places, self._layout, len(samples), samples)
+        return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+
+    def _run_with(self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int) -> Draw:
+        depth = self._layout.depth if num_samples > 1 else None
+        with isolated(), coordinates:
+            run = run_program(self._model, self._args, self._kwargs, values, num_samples, depth)
+        return self._draw(run.sites, num_samples)
+
+    def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
+        return Draw(self._layout, num_samples, sites, {}, self._subsamples)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a latent site stands in a datum's vector, and the shape of what stands there.
+
+    Attributes:
+        name: The site.
+        start: First coordinate.
+        plates: Sizes of the plates around it from the outside in, the data plate as None.
+        event: Shape of one unconstrained value.
+    """
+
+    name: str
+    start: int
+    plates: tuple[int | None, ...]
+    event: Size
+
+    @property
+    def numel(self) -> int:
+        return Size(p for p in self.plates if p is not None).numel() * self.event.numel()
+
+    def unpack(self, u: Tensor, layout: Layout) -> Tensor:
+        """A piece (S, N, numel) as the site's batch + event; without the sample dimension where S = 1."""
+        others = [p for p in self.plates if p is not None]
+        value = u.reshape(*u.shape[:2], *others, *self.event)
+        value = value.movedim(1, 1 + self.plates.index(None))
+        if len(u) == 1:
+            return value[0]
+        missing = layout.depth - len(self.plates)
+        return value.reshape(len(u), *(1,) * missing, *value.shape[1:])
+
+    def pack(self, value: Tensor, layout: Layout, num_samples: int) -> Tensor:
+        """The inverse of :meth:`unpack`, for values that may lack plates on the left."""
+        shape = [layout.num_data if p is None else p for p in self.plates]
+        value = value.reshape(-1, *shape, *self.event).expand(num_samples, *shape, *self.event)
+        return value.movedim(1 + self.plates.index(None), 1).reshape(num_samples, layout.num_data, self.numel)
+
+
+def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
+    if not latents:
+        raise ValueError("expected a model with a latent site, got only observed ones")
+    places: list[_Place] = []
+    for name, site in latents.items():
+        if site.mask is not None and site.mask is not True:
+            raise ValueError(f"expected no mask on latent site {name!r}, got one")
+        batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
+        raw = _transform(name, site.fn).inv(site.value)
+        plates: list[int | None] = list(batch)
+        plates[layout.dim] = None
+        start = places[-1].start + places[-1].numel if places else 0
+        places.append(_Place(name, start, tuple(plates), raw.shape[len(batch) :]))
+    return places
+
+
+def _transform(name: str, fn: Distribution) -> Any:
+    try:
+        support = fn.support
+        if support is None or support.is_discrete:
+            raise NotImplementedError
+        return biject_to(support)
+    except NotImplementedError:
+        raise ValueError(
+            f"expected a continuous law with a known support at latent site {name!r}, got {type(fn).__name__}"
+        ) from None
+
+
+class _Coordinates(Messenger):
+    """Dictates latents by pieces of u, or records the coordinates of those that a run has; sums log-determinants.
+
+    Entered outside the particle plate, where a site's law is expanded already.
+    """
+
+    def __init__(self, places: list[_Place], layout: Layout, num_samples: int, u: Tensor | None) -> None:
+        super().__init__()
+        self._places, self._layout, self._num_samples = {p.name: p for p in places}, layout, num_samples
+        self._u = u
+        self._pieces: dict[str, Tensor] = {}
+        self.log_det: Any = 0.0
+
+    def joined(self) -> Tensor:
+        """The recorded coordinates, (S, N, d)."""
+        return torch.cat([self._pieces[name] for name in self._places], dim=-1)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        place = None if msg["is_observed"] else self._places.get(msg["name"])
+        if place is None or self._u is None:
+            return
+        raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
+        transform = biject_to(msg["fn"].support)
+        msg["value"], msg["done"] = transform(raw), True
+        self._account(transform, raw, msg["value"], msg["fn"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        place = None if msg["is_observed"] else self._places.get(msg["name"])
+        if place is None or self._u is not None:
+            return
+        transform = biject_to(msg["fn"].support)
+        raw = transform.inv(msg["value"])
+        self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
+        self._account(transform, raw, msg["value"], msg["fn"])
+
+    def _account(self, transform: Any, raw: Tensor, value: Tensor, fn: Any) -> None:
+        log_det = transform.log_abs_det_jacobian(raw, value)
+        extra = log_det.dim() - (value.dim() - len(fn.event_shape))
+        if extra > 0:
+            log_det = log_det.sum(tuple(range(-extra, 0)))
+        self.log_det = self.log_det + self._layout.per_datum(log_det, self._num_samples)

@@ -166,40 +166,9 @@ class AnalyticKLELBO(Objective):
     """
 
     def bound(self, pair: Pair) -> Tensor:
-        """ELBO per datum, (N,).
-
-        Raises:
-            NotImplementedError: If a site has no closed-form KL; the message names it. Use :class:`ELBO` there.
-            ValueError: If model and guide sample the latents in different orders, or treat one differently.
-        """
-        draw = pair.draw(self.num_particles)
-        latents = list(draw.latents)
-        order = [name for name, site in draw.model_sites.items() if not site.is_observed]
-        if order != latents:
-            raise ValueError(
-                f"expected model and guide to sample the latents in one order for a closed-form KL, got {order} "
-                f"in the model and {latents} in the guide"
-            )
-        reconstruction = draw.total(draw.model_sites, observed=True)
-        divergence = torch.stack([self._kl(draw, name) for name in latents]).sum(0)
-        return (reconstruction - divergence).mean(0)
-
-    @staticmethod
-    def _kl(draw: Draw, name: str) -> Tensor:
-        q, p = draw.guide_sites[name], draw.model_sites[name]
-        if q.mask is not p.mask or (q.scale is not p.scale and q.scale != p.scale):
-            raise ValueError(
-                f"expected site {name!r} under the same mask and scale in model and guide for a closed-form KL, "
-                f"got mask {p.mask} and scale {p.scale} in the model, {q.mask} and {q.scale} in the guide"
-            )
-        try:
-            divergence = kl_divergence(q.fn, p.fn)
-        except NotImplementedError as error:
-            raise NotImplementedError(
-                f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
-                "use the objective ELBO"
-            ) from error
-        return draw.term(q, apply_mask(divergence, q.mask))
+        """ELBO per datum, (N,); raises what :func:`reconstruction_and_rate` does."""
+        reconstruction, rate = reconstruction_and_rate(pair.draw(self.num_particles))
+        return (reconstruction - rate).mean(0)
 
 
 class BetaELBO(Objective):
@@ -332,3 +301,37 @@ def check_weight(weight: float | Schedule, name: str) -> Schedule:
         raise ValueError(f"expected {name} to be a finite number of at least zero or a schedule, got {weight}")
     constant = torch.tensor(float(weight), dtype=torch.float64)
     return lambda _: constant
+
+
+def reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
+    """The log-likelihood of a draw and the closed-form KL of its latents, each (S, N) in nats with gradient.
+
+    Raises:
+        NotImplementedError: If a site has no closed-form KL; the message names it. Use :class:`ELBO` there.
+        ValueError: If model and guide sample the latents in different orders, or treat one differently.
+    """
+    latents = list(draw.latents)
+    order = [name for name, site in draw.model_sites.items() if not site.is_observed]
+    if order != latents:
+        raise ValueError(
+            f"expected model and guide to sample the latents in one order for a closed-form KL, got {order} "
+            f"in the model and {latents} in the guide"
+        )
+    return draw.total(draw.model_sites, observed=True), torch.stack([_kl(draw, name) for name in latents]).sum(0)
+
+
+def _kl(draw: Draw, name: str) -> Tensor:
+    q, p = draw.guide_sites[name], draw.model_sites[name]
+    if q.mask is not p.mask or (q.scale is not p.scale and q.scale != p.scale):
+        raise ValueError(
+            f"expected site {name!r} under the same mask and scale in model and guide for a closed-form KL, "
+            f"got mask {p.mask} and scale {p.scale} in the model, {q.mask} and {q.scale} in the guide"
+        )
+    try:
+        divergence = kl_divergence(q.fn, p.fn)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
+            "use the objective ELBO"
+        ) from error
+    return draw.term(q, apply_mask(divergence, q.mask))

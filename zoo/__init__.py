@@ -3,8 +3,11 @@
 from zoo.base import LatentVariableModel
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.deep_gaussian_vae import DeepGaussianVAE
+from zoo.floating_prior import FloatingPrior
+from zoo.flow_prior import AutoregressiveFlow
 from zoo.gaussian_algebra import LinearGaussian
 from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.mixture_priors import MixtureOfGaussians, VampPrior
 from zoo.networks import ConvDecoder
 from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
 from zoo.preprocessing import Logit, Raw, Scaled
@@ -13,11 +16,13 @@ from zoo.wrapped import WrappedDecoder
 
 __all__ = [
     "PPCA",
+    "AutoregressiveFlow",
     "Beta",
     "ConvDecoder",
     "Dataset",
     "DeepGaussianVAE",
     "FixedNoise",
+    "FloatingPrior",
     "Laplace",
     "LatentVariableModel",
     "LearntBeta",
@@ -30,12 +35,14 @@ __all__ = [
     "Logit",
     "LowRankNormal",
     "Marginal",
+    "MixtureOfGaussians",
     "OptimalNoise",
     "Prior",
     "Raw",
     "Scaled",
     "StandardNormal",
     "Uniform",
+    "VampPrior",
     "WrappedDecoder",
     "digits",
     "digits_logit",

@@ -2,8 +2,10 @@ r"""Priors of one latent z in R^K: modules whose call, without arguments, return
 
 A law has batch () and event (K,), and a ``support`` that ``biject_to`` knows, so that guides and samplers can reach it
 from unconstrained space. What is learnt is the module's parameters.
-:class:`StandardNormal`, :class:`Uniform`, :class:`Laplace` and :class:`Beta` are fixed, :class:`LearntBeta` and
-:class:`LearntDiagonal` learnt.
+
+Fixed: :class:`StandardNormal`, :class:`Uniform`, :class:`Laplace`, :class:`Beta`. Learnt: :class:`LearntBeta`,
+:class:`LearntDiagonal`, :class:`zoo.MixtureOfGaussians`, :class:`zoo.VampPrior`, :class:`zoo.AutoregressiveFlow`.
+Fitted to the codes of each batch: :class:`zoo.FloatingPrior`.
 """
 
 from __future__ import annotations
@@ -149,6 +151,15 @@ class _Laplace(dist.Laplace):
         return like + self.scale * torch.where(sign, size, -size)
 
 
+class _Beta(dist.Beta):
+    """Torch's beta law with draws that vmap knows: torch makes them by an autograd function."""
+
+    def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+        shape = self._extended_shape(Size(sample_shape))
+        with torch.no_grad():
+            return torch._sample_dirichlet(self._dirichlet.concentration.expand(*shape, 2).contiguous())[..., 0]
+
+
 class Beta(Prior):
     r"""Independent beta coordinates with given parameters.
 
@@ -174,7 +185,7 @@ class Beta(Prior):
 
     def forward(self) -> Distribution:
         """The law: batch (), event (K,)."""
-        return self._independent(dist.Beta(self.a, self.b, validate_args=False))
+        return self._independent(_Beta(self.a, self.b, validate_args=False))
 
 
 class LearntBeta(Prior):
@@ -199,7 +210,7 @@ class LearntBeta(Prior):
 
     def forward(self) -> Distribution:
         """The law: batch (), event (K,)."""
-        return self._independent(dist.Beta(self.log_a.exp(), self.log_b.exp(), validate_args=False))
+        return self._independent(_Beta(self.log_a.exp(), self.log_b.exp(), validate_args=False))
 
 
 class LearntDiagonal(Prior):

@@ -6,11 +6,14 @@ from typing import Any, TypeVar
 
 import pyro
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
 
+from guides.supports import Bounds, read_support
 from inference.checks import TakesRows, check_layout
 from inference.module import Module
 from inference.scaling import Standardise
+from inference.transformed import push
 
 Self = TypeVar("Self", bound="EncoderGuide")
 
@@ -47,19 +50,33 @@ class Guide(TakesRows, Module):
 
 
 class EncoderGuide(Guide):
-    """A guide whose posterior is ``family(encode(x))``: a network's output, read as the parameters of a law.
+    r"""A guide whose posterior is ``family(encode(x))``: a network's output, read as the parameters of a law.
+
+    .. math:: z = T(u), \quad u \mid x \sim \text{family}(\text{encode}(x))
+
+    T leads from all vectors to the latent's support; it is the identity by default.
 
     Args:
         data_dim: D.
         latent_dim: K.
+        support: Of the latent: ``model.prior().support``, or that of each coordinate, ``constraints.unit_interval``
+            say, or two bounds of which one may be None.
 
     Attributes:
+        support: Of the latent, as a constraint on vectors.
         standardise: The encoder's view of the data, see :meth:`standardise_by`.
+
+    Raises:
+        TypeError: If ``support`` is none.
+        ValueError: If it is discrete, of matrices, or has more entries than free coordinates.
     """
 
-    def __init__(self, data_dim: int, latent_dim: int) -> None:
+    def __init__(
+        self, data_dim: int, latent_dim: int, *, support: Constraint | Bounds = constraints.real_vector
+    ) -> None:
         super().__init__()
         self.data_dim, self.latent_dim = data_dim, latent_dim
+        self.support = read_support(support)
         self.standardise = Standardise(data_dim)
 
     def standardise_by(self: Self, x: Tensor) -> Self:
@@ -76,12 +93,12 @@ class EncoderGuide(Guide):
         raise NotImplementedError
 
     def family(self, parameters: Tensor) -> Distribution:
-        """The law with the given parameters (N, P): batch (N,), event (K,)."""
+        """The law of u with the given parameters (N, P): batch (N,), event (K,), on all vectors."""
         raise NotImplementedError
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,)."""
-        return self.family(self.encode(x))
+        """Law of z given x (N, D): batch (N,), event (K,), on the support."""
+        return push(self.family(self.encode(x)), self.support)
 
     def _check_layout(self, x: Any) -> None:
         like = self.standardise.shift

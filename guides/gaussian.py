@@ -12,19 +12,37 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
 from guides.networks import mlp
+from guides.supports import Bounds, describe_support
 from inference.distributions import DiagNormal, FullNormal
 
 
-class _NetworkGuide(EncoderGuide):
-    """Holds the encoder network and checks that its output has the width that the family needs."""
+class NetworkGuide(EncoderGuide):
+    """Base of guides that hold an encoder network; checks that its output has the width that the family needs.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+        num_parameters: P, what the family needs.
+        hidden: Widths of the hidden layers of the default encoder.
+        encoder: Any network from (N, D) to (N, P), or None for the default one.
+        support: Of the latent, see :class:`guides.EncoderGuide`.
+    """
 
     def __init__(
-        self, data_dim: int, latent_dim: int, num_parameters: int, hidden: Sequence[int], encoder: nn.Module | None
+        self,
+        data_dim: int,
+        latent_dim: int,
+        num_parameters: int,
+        hidden: Sequence[int],
+        encoder: nn.Module | None,
+        support: Constraint | Bounds,
     ) -> None:
-        super().__init__(data_dim, latent_dim)
+        super().__init__(data_dim, latent_dim, support=support)
         self.num_parameters = num_parameters
         self._hidden = None if encoder is not None else list(hidden)
         self.encoder = mlp(data_dim, num_parameters, hidden) if encoder is None else encoder
@@ -38,13 +56,18 @@ class _NetworkGuide(EncoderGuide):
         return parameters
 
     def config(self) -> dict[str, Any]:
-        """Constructor arguments, unless the encoder is the user's own."""
+        """Constructor arguments.
+
+        Raises:
+            NotImplementedError: If the encoder is the user's own, or JSON cannot describe the support.
+        """
         if self._hidden is None:
             return super().config()
-        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}
+        sizes = {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}
+        return sizes | describe_support(self.support)
 
 
-class MeanField(_NetworkGuide):
+class MeanField(NetworkGuide):
     r"""Amortised Gaussian guide with independent coordinates.
 
     .. math:: q(z \mid x) = \prod_k N(z_k; m_k(x), \sigma_k^2(x))
@@ -57,6 +80,7 @@ class MeanField(_NetworkGuide):
         latent_dim: K.
         hidden: Widths of the hidden layers of the default encoder.
         encoder: Any network from (N, D) to (N, 2 K), means first and log standard deviations second.
+        support: Of the latent, see :class:`guides.EncoderGuide`.
 
     Example:
         >>> MeanField(5, 2).posterior(torch.zeros(4, 5)).event_shape
@@ -64,9 +88,15 @@ class MeanField(_NetworkGuide):
     """
 
     def __init__(
-        self, data_dim: int, latent_dim: int, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
+        self,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        encoder: nn.Module | None = None,
+        support: Constraint | Bounds = constraints.real_vector,
     ) -> None:
-        super().__init__(data_dim, latent_dim, 2 * latent_dim, hidden, encoder)
+        super().__init__(data_dim, latent_dim, 2 * latent_dim, hidden, encoder, support)
 
     def family(self, parameters: Tensor) -> DiagNormal:
         """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
@@ -74,7 +104,7 @@ class MeanField(_NetworkGuide):
         return DiagNormal(mean, log_sigma.exp())
 
 
-class FullRank(_NetworkGuide):
+class FullRank(NetworkGuide):
     r"""Amortised Gaussian guide with a full covariance.
 
     .. math:: q(z \mid x) = N(z; m(x), L(x) L(x)^T)
@@ -85,6 +115,7 @@ class FullRank(_NetworkGuide):
         hidden: Widths of the hidden layers of the default encoder.
         encoder: Any network from (N, D) to (N, K + K (K + 1) / 2): means, log diagonal of L, then its strictly
             lower triangle row by row.
+        support: Of the latent, see :class:`guides.EncoderGuide`.
 
     Example:
         >>> FullRank(5, 2).posterior(torch.zeros(4, 5)).covariance_matrix.shape
@@ -94,10 +125,16 @@ class FullRank(_NetworkGuide):
     places: Tensor
 
     def __init__(
-        self, data_dim: int, latent_dim: int, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
+        self,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        hidden: Sequence[int] = (128, 128),
+        encoder: nn.Module | None = None,
+        support: Constraint | Bounds = constraints.real_vector,
     ) -> None:
         num_parameters = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
-        super().__init__(data_dim, latent_dim, num_parameters, hidden, encoder)
+        super().__init__(data_dim, latent_dim, num_parameters, hidden, encoder, support)
         # Where each entry of L stands in [0, diagonal, below]: a gather, because function transforms refuse writes.
         places = torch.diag(torch.arange(1, latent_dim + 1))
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)

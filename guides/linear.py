@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
+from guides.supports import Bounds, describe_support
 from inference.distributions import DiagNormal
 
 
@@ -26,6 +29,7 @@ class Linear(EncoderGuide):
     Args:
         data_dim: D.
         latent_dim: K.
+        support: Of the latent, see :class:`guides.EncoderGuide`.
 
     Attributes:
         V: (K, D).
@@ -33,8 +37,10 @@ class Linear(EncoderGuide):
         log_sigma: Half the log of D's diagonal, (K,).
     """
 
-    def __init__(self, data_dim: int, latent_dim: int) -> None:
-        super().__init__(data_dim, latent_dim)
+    def __init__(
+        self, data_dim: int, latent_dim: int, *, support: Constraint | Bounds = constraints.real_vector
+    ) -> None:
+        super().__init__(data_dim, latent_dim, support=support)
         self.V = nn.Parameter(torch.randn(latent_dim, data_dim) / math.sqrt(data_dim))
         self.bias = nn.Parameter(torch.zeros(latent_dim))
         self.log_sigma = nn.Parameter(torch.zeros(latent_dim))
@@ -49,4 +55,4 @@ class Linear(EncoderGuide):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim}
+        return {"data_dim": self.data_dim, "latent_dim": self.latent_dim} | describe_support(self.support)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import singledispatch
 from typing import Any
 
 import torch
 from pyro.distributions import MultivariateNormal
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
+from torch.distributions import Distribution, Transform, constraints, kl_divergence, register_kl
 from torch.distributions import Independent as TorchIndependent
 from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 from torch.distributions import Normal as TorchNormal
-from torch.distributions import constraints, kl_divergence, register_kl
+
+from inference.coordinates import expected_log_density, independent_factors
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -133,28 +136,81 @@ def diagonal_moments(law: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def gaussian_marginals(law: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviations (..., K) of each coordinate of a Gaussian law, else None."""
+    moments, full = diagonal_moments(law), as_full_normal(law)
+    return (full.loc, full.variance.sqrt()) if moments is None and full is not None else moments
+
+
+def coordinate_factors(law: Any) -> Distribution | None:
+    """The law of each coordinate, batch (..., K), of a law over vectors with independent ones, else None."""
+    moments = diagonal_moments(law)
+    return independent_factors(law) if moments is None else TorchNormal(*moments, validate_args=False)
+
+
+@singledispatch
 def coordinate_kl(q: Any, p: Any) -> Tensor:
-    r"""KL between the marginals of each coordinate of two Gaussian laws, (..., K) in nats.
+    r"""KL between the marginals of each coordinate of two laws, (..., K) in nats.
 
     .. math:: KL(q(z_k) \| p(z_k))
 
+    In closed form between Gaussians and for a Laplace p, else by quadrature, see
+    :func:`inference.coordinates.expectation` for its accuracy.
+
     Args:
-        q: Gaussian over vectors; with a full covariance its marginals count.
-        p: Gaussian with independent coordinates.
+        q: Gaussian over vectors, or one pushed to a support; with a full covariance its marginals count.
+        p: Any law with independent coordinates.
 
     Raises:
         TypeError: If one of them is not of that kind.
+        ValueError: If p is bounded and q is not.
     """
-    target, full = diagonal_moments(p), as_full_normal(q)
-    if target is None or full is None:
+    marginals, factors = gaussian_marginals(q), coordinate_factors(p)
+    if marginals is None or factors is None:
         raise TypeError(
-            f"expected a Gaussian against a Gaussian with independent coordinates, got {type(q).__name__} against "
+            f"expected a Gaussian against a law with independent coordinates, got {type(q).__name__} against "
             f"{type(p).__name__}"
         )
-    marginal = diagonal_moments(q)
-    mean, sigma = (full.loc, full.variance.sqrt()) if marginal is None else marginal
-    ratio = sigma / target[1]
-    return 0.5 * (ratio.square() + ((mean - target[0]) / target[1]).square() - 1) - ratio.log()
+    return marginal_kl(*marginals, factors)
+
+
+def marginal_kl(mean: Tensor, sigma: Tensor, prior: Distribution, transform: Transform | None = None) -> Tensor:
+    """KL of Gaussian coordinates (..., K), pushed through a transform, against a prior of one coordinate, in nats.
+
+    Args:
+        mean: (..., K).
+        sigma: Standard deviations, (..., K).
+        prior: Batch broadcastable to (..., K).
+        transform: Acts on each coordinate; None for the identity.
+
+    Raises:
+        ValueError: If the prior is bounded and the transform the identity.
+    """
+    if transform is None and isinstance(prior, TorchNormal):
+        ratio = sigma / prior.scale
+        return 0.5 * (ratio.square() + ((mean - prior.loc) / prior.scale).square() - 1) - ratio.log()
+    negative_entropy = -sigma.log() - 0.5 * (1 + LOG_2PI)
+    return negative_entropy - expected_log_density(prior, mean, sigma, transform)
+
+
+def gaussian_kl(q: Any, prior: Distribution, transform: Transform | None = None) -> Tensor:
+    """KL of a Gaussian law over vectors, pushed through a transform, against independent coordinates, (...) in nats.
+
+    Its covariance may be full: of the expected log-density only the marginals matter.
+
+    Args:
+        q: Gaussian, batch (...), event (K,).
+        prior: Law of one coordinate, batch broadcastable to (..., K).
+        transform: Acts on each coordinate; None for the identity.
+
+    Raises:
+        NotImplementedError: If ``q`` is not Gaussian.
+        ValueError: If the prior is bounded and the transform the identity.
+    """
+    marginals = gaussian_marginals(q)
+    if marginals is None:
+        raise NotImplementedError(f"no KL of {type(q).__name__} against independent coordinates")
+    return -q.entropy() - expected_log_density(prior, *marginals, transform).sum(-1)
 
 
 @register_kl(DiagNormal, DiagNormal)
@@ -185,13 +241,17 @@ def _as_diag(law: Any) -> Any:
     return law if moments is None else DiagNormal(*moments)
 
 
-# torch knows independent normals by another class: where they are Gaussian, take the closed forms above.
+# torch knows independent normals by another class: where they are Gaussian, take the closed forms above; a Gaussian
+# against any other independent coordinates goes one coordinate at a time.
 @register_kl(DiagNormal, TorchIndependent)
 @register_kl(TorchIndependent, DiagNormal)
 @register_kl(TorchMultivariateNormal, TorchIndependent)
 @register_kl(TorchIndependent, TorchMultivariateNormal)
 def _kl_of_independent(q: Any, p: Any) -> Tensor:
     laws = (_as_diag(q), _as_diag(p))
-    if any(isinstance(law, TorchIndependent) for law in laws):
+    if not any(isinstance(law, TorchIndependent) for law in laws):
+        return kl_divergence(*laws)
+    factors = coordinate_factors(p)
+    if factors is None or isinstance(laws[0], TorchIndependent):
         raise NotImplementedError(f"no closed-form KL between {type(q).__name__} and {type(p).__name__}")
-    return kl_divergence(*laws)
+    return gaussian_kl(laws[0], factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -52,6 +53,8 @@ def evidence(
 ) -> Evidence:
     """The evidence of a model, per datum, with an interval and the kind of guarantee that stands behind it.
 
+    Modules are evaluated in float64, as copies where they are of another dtype; functions as they are.
+
     Args:
         model: Pyro model.
         x: Data, (N, D): the model's first argument.
@@ -98,7 +101,7 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    problem = Problem(model, (x, *args), kwargs, guide, plate, broadcast, level, progress)
+    problem = _in_double(Problem(model, (x, *args), kwargs, guide, plate, broadcast, level, progress))
     check_arguments((), problem.args, kwargs)
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
@@ -124,6 +127,32 @@ def as_method(method: str | Method) -> Method:
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {sorted(METHODS)}, got {method!r}")
     return METHODS[method]()
+
+
+def _in_double(problem: Problem) -> Problem:
+    """The problem with modules and data in float64: the evidence of a float32 model at small sigma drowns in rounding.
+
+    The pair is copied as one, so that a guide which holds its model holds the copy.
+    """
+    programs = (problem.model, problem.guide)
+    modules = [p for p in programs if isinstance(p, nn.Module)]
+    if len(modules) < sum(p is not None for p in programs) or all(map(_is_double, modules)):
+        return problem
+    model, guide = copy.deepcopy(programs)
+    for module in (model, guide):
+        if isinstance(module, nn.Module):
+            module.double()
+
+    def convert(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    kwargs = {name: convert(value) for name, value in problem.kwargs.items()}
+    return replace(problem, model=model, guide=guide, args=tuple(map(convert, problem.args)), kwargs=kwargs)
+
+
+def _is_double(module: nn.Module) -> bool:
+    tensors = (*module.parameters(), *module.buffers())
+    return all(t.dtype == torch.float64 for t in tensors if t.is_floating_point())
 
 
 def _blocks(problem: Problem, block: int) -> list[Problem]:

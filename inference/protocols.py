@@ -49,6 +49,15 @@ class SupportsExpectedLogLikelihood(Protocol):
 
 
 @runtime_checkable
+class SupportsPrecision(Protocol):
+    """A model with Gaussian noise of a precision that can be set."""
+
+    def set_precision(self, gamma2: Tensor) -> None:
+        """Set the precision of the noise."""
+        ...
+
+
+@runtime_checkable
 class SupportsFreeze(Protocol):
     """A module whose output depends on the batch until it is frozen."""
 

@@ -1,7 +1,8 @@
-"""Weights that change with the step: annealing of the Kullback-Leibler term."""
+"""Numbers that change with the step: weights of the Kullback-Leibler term, and precisions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,3 +74,38 @@ class CyclicalAnnealing:
     def __call__(self, step: Tensor) -> Tensor:
         """The weight at a step, a scalar tensor."""
         return (torch.remainder(step, self.period) / (self.rise * self.period)).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class GeometricAnnealing:
+    r"""From ``start`` to ``end`` by one factor a step, ``end`` thereafter: for a precision over orders of magnitude.
+
+    .. math:: \gamma^2_t = s \, (e / s)^{\min(1, t / T)}
+
+    Args:
+        steps: T.
+        start: s, positive.
+        end: e, positive.
+
+    Raises:
+        ValueError: If ``start`` or ``end`` is not positive and finite.
+
+    Example:
+        >>> [round(GeometricAnnealing(2, 10.0, 1e5)(torch.tensor(t)).item()) for t in (0, 1, 2, 9)]
+        [10, 1000, 100000, 100000]
+    """
+
+    steps: int
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        check_count(self.steps, "steps")
+        for name, value in (("start", self.start), ("end", self.end)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"expected a positive finite {name}, got {value}")
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """The value at a step, a scalar tensor in float64."""
+        share = (step.double() / self.steps).clamp(max=1.0)
+        return self.start * (share * math.log(self.end / self.start)).exp()

@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from guides import Exact, FullRank, Guide, Linear, MeanField, TiedMeanField
-from zoo import PPCA, DeepGaussianVAE, LatentVariableModel, LinearVAE
+from zoo import IMAVAE, PPCA, DeepGaussianVAE, LatentVariableModel, LinearVAE
 
 # Name to a function that makes a new model: small, in float64.
 MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "PPCA": lambda: PPCA(5, 2).double(),
     "LinearVAE": lambda: LinearVAE(5, 2, sigma=0.5).double(),
     "DeepGaussianVAE": lambda: DeepGaussianVAE(5, 2, hidden=(8,)).double(),
+    "IMAVAE": lambda: IMAVAE(5, 2, gamma2=25.0, hidden=(8,)).double(),
     "LinearVAE-wide-standardised": lambda: LinearVAE(2, 3).standardise_by(3 + torch.randn(20, 2)).double(),
 }
 

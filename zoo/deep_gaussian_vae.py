@@ -20,7 +20,8 @@ from inference.checks import check_arguments
 from inference.pair import Program, run_pair
 from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
-from zoo.noise import GaussianNoise, LearntNoise, OptimalNoise
+from zoo.networks import decode_rows
+from zoo.noise import BatchNoise, GaussianNoise, LearntNoise
 from zoo.priors import StandardNormal
 
 _BATCH = 1024
@@ -43,7 +44,8 @@ class DeepGaussianVAE(LatentVariableModel):
         latent_dim: K.
         hidden: Widths of the hidden layers of the default decoder.
         noise: One of :class:`zoo.FixedNoise`, :class:`zoo.LearntNoise` (the default, from sigma = 1),
-            :class:`zoo.LearntNoisePerDim` and :class:`zoo.OptimalNoise`.
+            :class:`zoo.LearntNoisePerDim`, :class:`zoo.OptimalNoise`, :class:`zoo.BagginsReconstruction` and
+            :class:`zoo.PooledBagginsReconstruction`.
         network: Any decoder from (M, K) to (M, D), a convolutional one say.
         prior: One of :mod:`zoo.priors` with the same K; standard normal by default.
 
@@ -58,7 +60,7 @@ class DeepGaussianVAE(LatentVariableModel):
         latent_dim: int,
         *,
         hidden: Sequence[int] = (128, 128),
-        noise: GaussianNoise | OptimalNoise | None = None,
+        noise: GaussianNoise | BatchNoise | None = None,
         network: nn.Module | None = None,
         prior: nn.Module | None = None,
     ) -> None:
@@ -88,13 +90,7 @@ class DeepGaussianVAE(LatentVariableModel):
         Raises:
             ValueError: If the network's output is not (M, D).
         """
-        flat = z.reshape(-1, self.latent_dim)
-        output = self.network(flat)
-        if output.shape != (len(flat), self.data_dim):
-            raise ValueError(
-                f"expected the decoder's output of shape {(len(flat), self.data_dim)}, got {tuple(output.shape)}"
-            )
-        mean = output.reshape(*z.shape[:-1], self.data_dim)
+        mean = decode_rows(self.network, z, self.data_dim)
         return mean * self.standardise.scale + self.standardise.shift
 
     def likelihood(self, z: Tensor) -> Distribution:
@@ -107,6 +103,8 @@ class DeepGaussianVAE(LatentVariableModel):
 
         .. math:: \sigma^2 = \frac{1}{N D} \sum_n E_{q(z \mid x_n)} \|x_n - f(z)\|^2
 
+        or what else the noise makes of the residuals.
+
         Args:
             guide: The guide that the model was trained with.
             x: Training data, (N, D).
@@ -115,14 +113,15 @@ class DeepGaussianVAE(LatentVariableModel):
         Raises:
             TypeError: If the noise does not depend on the batch.
         """
-        if not isinstance(self.noise, OptimalNoise):
+        if not isinstance(self.noise, BatchNoise):
             raise TypeError(f"expected OptimalNoise to freeze, got {type(self.noise).__name__}")
         check_arguments((self, guide), (x,), {})
-        total = x.new_zeros(())
+        total = x.new_zeros(self.data_dim)
         for batch in x.split(_BATCH):
             (z,) = run_pair(self, guide, (batch,), num_samples=num_samples).latents.values()
-            total += (batch - self.decode(z)).square().sum() / num_samples
-        self.noise.freeze((total / x.numel()).sqrt() / self.standardise.scale)
+            total += (batch - self.decode(z)).square().flatten(0, -2).sum(0) / num_samples
+        variance = self.noise.variance_of(total / len(x), x.var(0, correction=0))
+        self.noise.freeze(variance.sqrt() / self.standardise.scale)
         self.eval()
 
     def config(self) -> dict[str, Any]:

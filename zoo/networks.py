@@ -1,4 +1,4 @@
-"""Decoder networks for images."""
+"""Decoder networks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from guides.networks import halved
+
+
+def decode_rows(network: nn.Module, z: Tensor, data_dim: int) -> Tensor:
+    """The output (..., D) of a network that takes rows (M, K), for latents z (..., K).
+
+    Raises:
+        ValueError: If the network's output is not (M, D).
+    """
+    flat = z.reshape(-1, z.shape[-1])
+    output = network(flat)
+    if output.shape != (len(flat), data_dim):
+        raise ValueError(f"expected the decoder's output of shape {(len(flat), data_dim)}, got {tuple(output.shape)}")
+    return output.reshape(*z.shape[:-1], data_dim)
 
 
 class ConvDecoder(nn.Module):

@@ -1,0 +1,49 @@
+"""Training at a noise precision that rises with the step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference.objectives import Objective, Pair
+from inference.protocols import SupportsPrecision
+from inference.schedules import Schedule
+
+
+class AnnealedPrecision(Objective):
+    r"""Another objective, with the precision of the model's noise set anew at each step.
+
+    .. math:: \gamma^2_t = s(t)
+
+    A near-deterministic model does not learn from its final precision at once: a random encoder's codes cost
+    gamma^2 times the squared error. The model keeps the last precision that was set.
+
+    Args:
+        objective: What to optimise at each step.
+        schedule: Precision by step, :class:`inference.GeometricAnnealing` say.
+
+    Raises:
+        TypeError: When called, if the model's precision cannot be set.
+
+    Example:
+        >>> from guides import MeanField
+        >>> from inference import AnalyticKLELBO, GeometricAnnealing
+        >>> from zoo import IMAVAE
+        >>> import torch
+        >>> model, guide = IMAVAE(3, 2), MeanField(3, 2)
+        >>> objective = AnnealedPrecision(AnalyticKLELBO(), GeometricAnnealing(100, 10.0, 1e4))
+        >>> loss = objective(model, guide)(torch.zeros(4, 3))
+        >>> model.gamma2
+        tensor(10.)
+    """
+
+    def __init__(self, objective: Objective, schedule: Schedule) -> None:
+        super().__init__(objective.num_particles, plate=objective.plate)
+        self.objective, self.schedule = objective, schedule
+
+    def bound(self, pair: Pair) -> Tensor:
+        """The other objective's bound per datum at the step's precision, (N,)."""
+        if not isinstance(pair.model, SupportsPrecision):
+            raise TypeError(f"expected a model with set_precision, got {type(pair.model).__name__}")
+        self.objective.step = self.step
+        pair.model.set_precision(self.schedule(self.step))
+        return self.objective.bound(pair)

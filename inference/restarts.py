@@ -1,0 +1,96 @@
+"""Training from several seeds, to keep the best by the ELBO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro.infer
+from torch import Tensor, nn
+
+from inference.importance import elbo, log_weights
+from inference.seeding import seeded
+from inference.svi import fit
+from inference.trainer import History
+
+_SCORE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Restarts:
+    """Pairs trained from several seeds.
+
+    Attributes:
+        model: The best pair's model.
+        guide: The best pair's guide.
+        seed: The best pair's seed.
+        elbo: Mean ELBO of the training data after training, in nats, by seed.
+        pairs: All pairs, by seed.
+        histories: Their training, by seed.
+    """
+
+    model: nn.Module
+    guide: nn.Module
+    seed: int
+    elbo: dict[int, float]
+    pairs: dict[int, tuple[nn.Module, nn.Module]]
+    histories: dict[int, History]
+
+    def __str__(self) -> str:
+        """One line a seed, the best one marked."""
+        mark = {self.seed: " (best)"}
+        return "\n".join(f"seed {s}: ELBO {value:.4f}{mark.get(s, '')}" for s, value in self.elbo.items())
+
+
+def fit_best(
+    make: Callable[[], tuple[nn.Module, nn.Module]],
+    data: Tensor | tuple[Tensor, ...],
+    *,
+    seeds: Sequence[int],
+    num_samples: int = 10,
+    checkpoint: str | Path | None = None,
+    **options: Any,
+) -> Restarts:
+    """Train a pair from each of several seeds, and choose the one with the highest mean ELBO of the training data.
+
+    No score but the ELBO enters the choice, so that what is measured afterwards is not selected for.
+
+    Args:
+        make: Makes a new pair; called under the seed.
+        data: See :func:`inference.fit`.
+        seeds: Seeds of initialisation, noise and order of the data.
+        num_samples: Samples per datum of the ELBO that chooses, under one fixed seed for all.
+        checkpoint: Folder of one checkpoint file per seed; an interrupted run goes on from there.
+        **options: Further options of :func:`inference.fit`; an ``objective`` is a function that makes one, since each
+            counts its own steps.
+
+    Raises:
+        TypeError: As :func:`inference.fit`, or if the objective is not a function.
+        ValueError: As :func:`inference.fit`, or if there is no seed or one twice.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected one seed or more, all different, got {list(seeds)}")
+    make_objective = options.pop("objective", None)
+    if make_objective is not None and (isinstance(make_objective, pyro.infer.ELBO) or not callable(make_objective)):
+        raise TypeError(f"expected objective as a function that makes one, got {type(make_objective).__name__}")
+    rows = data if isinstance(data, tuple) else (data,)
+    pairs, histories, scores = {}, {}, {}
+    for seed in seeds:
+        with seeded(seed):
+            pairs[seed] = make()
+        histories[seed] = fit(
+            *pairs[seed],
+            data,
+            seed=seed,
+            objective=None if make_objective is None else make_objective(),
+            checkpoint=None if checkpoint is None else Path(checkpoint) / f"seed_{seed}.safetensors",
+            **options,
+        )
+        with seeded(_SCORE_SEED):
+            device = next(pairs[seed][0].parameters()).device
+            weights = log_weights(*pairs[seed], *(r.to(device) for r in rows), num_samples=num_samples)
+        scores[seed] = float(elbo(weights).value.mean())
+    best = max(scores, key=lambda seed: scores[seed])
+    return Restarts(*pairs[best], best, scores, pairs, histories)

@@ -1,9 +1,24 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
+from inference.annealed_precision import AnnealedPrecision
+from inference.bilbo import BILBO, FittedPrior
+from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
+from inference.calibration import simulate
+from inference.combined_objectives import CIWAE, MIWAE, PIWAE
 from inference.compare import compare, differences, load_comparison, save_comparison
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.estimates import Evidence, Interval
 from inference.evidence import evidence
+from inference.gradient_noise import GradientNoise, gradient_noise
+from inference.identifiability import (
+    column_contrast,
+    conformal_contrast,
+    ima_contrast,
+    ima_contrast_of_inverse,
+    ima_penalty,
+    local_ima_contrast,
+    local_ima_contrast_of_inverse,
+)
 from inference.importance import (
     Estimate,
     WeightSummary,
@@ -16,26 +31,54 @@ from inference.importance import (
     summarise,
 )
 from inference.importance_evidence import Importance
+from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
+from inference.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.log_joint import LogJoint
 from inference.module import Module
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
+from inference.posterior_error import PosteriorError, posterior_error
 from inference.predictive import predictive, reconstruct, sample
-from inference.schedules import CyclicalAnnealing, LinearAnnealing
+from inference.rate_objectives import SampledTargetRate, TargetRate
+from inference.recovery import MCC, amari_distance, mcc, rank_mcc
+from inference.renyi_objectives import CUBO, VRBound, renyi_bound
+from inference.restarts import Restarts, fit_best
+from inference.sbc import SBC, Coverage, coverage, sbc
+from inference.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnnealing
+from inference.self_consistency import SelfConsistency, self_consistency
+from inference.simulation import Simulation
 from inference.storage import load_pair, save_pair
 from inference.svi import fit
 from inference.tables import table
+from inference.tarp import TARP, tarp
 from inference.trainer import History
+from inference.wake_sleep import WakeSleep, WakeWake
 
 __all__ = [
+    "BILBO",
+    "C2ST",
+    "CIWAE",
+    "CUBO",
     "ELBO",
+    "IWELBO",
+    "MCC",
+    "MIWAE",
+    "PIWAE",
+    "SBC",
+    "TARP",
     "AnalyticELBO",
     "AnalyticKLELBO",
+    "AnnealedPrecision",
     "BetaELBO",
+    "Coverage",
     "CyclicalAnnealing",
+    "DReG",
     "Estimate",
     "Evidence",
+    "FittedPrior",
     "FreeBitsELBO",
+    "GeometricAnnealing",
+    "GradientNoise",
     "History",
     "Importance",
     "Interval",
@@ -44,30 +87,65 @@ __all__ = [
     "Module",
     "MutualInformation",
     "Objective",
+    "PosteriorError",
+    "Restarts",
+    "SampledTargetRate",
+    "SelfConsistency",
+    "Simulation",
+    "StickingTheLanding",
+    "TargetRate",
+    "VRBound",
+    "WakeSleep",
+    "WakeWake",
     "WeightSummary",
     "active_units",
+    "amari_distance",
+    "c2st",
+    "c2st_joint",
+    "c2st_per_datum",
     "collapse_curve",
     "collapsed",
+    "column_angles",
+    "column_contrast",
+    "column_norms",
     "compare",
+    "conformal_contrast",
+    "coverage",
+    "decoder_jacobian",
     "differences",
     "effective_sample_size",
     "elbo",
     "evidence",
     "fit",
+    "fit_best",
+    "gradient_noise",
+    "ima_contrast",
+    "ima_contrast_of_inverse",
+    "ima_penalty",
     "iter_log_weights",
     "iwae",
     "latent_kl",
     "load_comparison",
     "load_pair",
+    "local_ima_contrast",
+    "local_ima_contrast_of_inverse",
     "log_weights",
+    "mcc",
     "mutual_information",
     "pareto_k",
+    "posterior_error",
     "posterior_means",
     "predictive",
+    "rank_mcc",
     "reconstruct",
+    "renyi_bound",
     "sample",
     "save_comparison",
     "save_pair",
+    "sbc",
+    "self_consistency",
+    "simulate",
     "summarise",
     "table",
+    "tarp",
 ]

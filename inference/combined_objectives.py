@@ -1,0 +1,105 @@
+"""Importance-weighted objectives that give the guide a better signal: CIWAE, MIWAE and PIWAE.
+
+More particles tighten the bound, which helps the model, but drown the gradient of the guide in noise. Each of the
+three gives the guide a looser bound than the model could have.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from inference.checks import check_count
+from inference.importance_objectives import gradient_parts, log_mean_exp, normalised, with_gradient_of
+from inference.objectives import Objective, Pair
+
+
+class CIWAE(Objective):
+    r"""A mixture of the ELBO and the importance-weighted bound, by the same samples; a lower bound as both are.
+
+    .. math:: \beta \, E \frac1K \sum_k \log w_k + (1 - \beta) \, E \log \frac1K \sum_k w_k
+
+    References:
+        Rainforth, Kosiorek, Le, Maddison, Igl, Wood, Teh, "Tighter Variational Bounds are Not Necessarily Better",
+        2018, arXiv 1802.04537.
+
+    Args:
+        beta: Share of the ELBO, in [0, 1].
+        num_particles: K, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If beta is not in [0, 1].
+    """
+
+    def __init__(self, beta: float, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"expected beta in [0, 1], got {beta}")
+        self.beta = beta
+
+    def bound(self, pair: Pair) -> Tensor:
+        """The mixture per datum, (N,)."""
+        log_weights = pair.draw(self.num_particles).log_weights
+        return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
+
+
+class MIWAE(Objective):
+    r"""The mean of M independent importance-weighted bounds of K particles each.
+
+    .. math:: E \frac1M \sum_m \log \frac1K \sum_k w_{mk}
+
+    References:
+        Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, arXiv 1802.04537.
+
+    Args:
+        num_groups: M; a datum takes M K samples.
+        num_particles: K, samples per group.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def __init__(self, num_groups: int, num_particles: int = 1, *, plate: str | None = None) -> None:
+        check_count(num_groups, "num_groups")
+        super().__init__(num_particles, plate=plate)
+        self.num_groups = num_groups
+
+    def bound(self, pair: Pair) -> Tensor:
+        """The mean of the groups' bounds per datum, (N,)."""
+        draw = pair.draw(self.num_groups * self.num_particles)
+        return log_mean_exp(draw.log_weights.unflatten(0, (self.num_particles, self.num_groups))).mean(0)
+
+
+class PIWAE(Objective):
+    r"""The importance-weighted bound of all M K particles for the model, :class:`MIWAE` for the guide.
+
+    What a parameter does in the model is moved by the first, what it does in the guide by the second. The value is the
+    first: a lower bound.
+
+    Warning:
+        A step costs two runs of model and guide. Batch normalisation and dropout in train mode are refused.
+
+    References:
+        Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, arXiv 1802.04537.
+
+    Args:
+        num_groups: M; a datum takes M K samples.
+        num_particles: K, samples per group.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def __init__(self, num_groups: int, num_particles: int = 1, *, plate: str | None = None) -> None:
+        check_count(num_groups, "num_groups")
+        super().__init__(num_particles, plate=plate)
+        self.num_groups = num_groups
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Importance-weighted bound of all particles per datum, (N,).
+
+        Raises:
+            ValueError: See :func:`inference.importance_objectives.gradient_parts`.
+        """
+        parts = gradient_parts(pair, self.num_groups * self.num_particles)
+        grouped = parts.log_weights.unflatten(0, (self.num_particles, self.num_groups))
+        for_guide = normalised(grouped).flatten(0, 1) / self.num_groups
+        for_model = normalised(parts.log_weights)
+        surrogate = for_guide * (parts.path - parts.log_guide) + for_model * parts.log_joint
+        return with_gradient_of(log_mean_exp(parts.log_weights), surrogate.sum(0))

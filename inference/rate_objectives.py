@@ -1,0 +1,91 @@
+r"""Training to a given rate: distortion plus the distance of the rate from its target.
+
+.. math:: D + \lambda \, |R - R^*|, \quad
+    D = -\frac1N \sum_n E_q \log p(x_n \mid z), \quad R = \frac1N \sum_n KL(q(z \mid x_n) \,\|\, p(z))
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from inference.objectives import Objective, Pair, reconstruction_and_rate
+
+
+class TargetRate(Objective):
+    r"""Least distortion at a given rate, the rate in closed form.
+
+    .. math:: -D_n - \lambda \, |R - R^*|
+
+    Warning:
+        No bound on the evidence: report :class:`inference.objectives.ELBO`. Above its target the rate costs lambda
+        nats per nat: with weight 1 that is the ELBO, so a target below the rate of the ELBO's optimum is reached
+        only with a weight above the slope -dD/dR of the frontier there. The rate is the mini-batch's.
+
+    References:
+        Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
+
+    Args:
+        rate: R*, nats per datum.
+        weight: lambda.
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If rate or weight is negative or not finite.
+    """
+
+    def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Minus distortion and penalty per datum, (N,); the penalty is the same for all.
+
+        Raises:
+            NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
+            ValueError: See :func:`inference.objectives.reconstruction_and_rate`.
+        """
+        reconstruction, rate = reconstruction_and_rate(pair.draw(self.num_particles))
+        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+
+
+class SampledTargetRate(Objective):
+    r"""Least distortion at a given rate, the rate by Monte Carlo: for flows, mixtures and learnt priors.
+
+    .. math:: -D_n - \lambda \, |\hat R - R^*|, \quad \hat R = \frac1N \sum_n [\log q(z_n \mid x_n) - \log p(z_n)]
+
+    Warning:
+        As :class:`TargetRate`. The noise of the estimated rate blunts the corner: the rate settles a fraction of its
+        standard error from the target. Take large batches or more particles.
+
+    References:
+        Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
+
+    Args:
+        rate: R*, nats per datum.
+        weight: lambda.
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If rate or weight is negative or not finite.
+    """
+
+    def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Minus distortion and penalty per datum, (N,); the penalty is the same for all."""
+        draw = pair.draw(self.num_particles)
+        rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+        reconstruction = draw.total(draw.model_sites, observed=True)
+        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+
+
+def _check_nats(value: float, name: str) -> float:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
+    return value

@@ -1,0 +1,120 @@
+r"""Bounds from powers of the importance weights: the variational Renyi bound and the chi upper bound (CUBO).
+
+.. math:: L_\alpha = \frac{1}{1 - \alpha} \log E_q \, w^{1 - \alpha}, \quad w = \frac{p(x, z)}{q(z \mid x)}
+
+It falls with alpha: the log-evidence at 0, the ELBO at 1. CUBO of order n is the same at alpha = 1 - n.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from inference.checks import check_count
+from inference.importance_objectives import gradient_parts, log_mean_exp
+from inference.objectives import Objective, Pair
+
+
+def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
+    r"""The estimate of the variational Renyi bound from samples, (N,) in nats.
+
+    .. math:: \hat L_\alpha = \frac{1}{1 - \alpha} \log \frac1S \sum_s w_s^{1 - \alpha}
+
+    It is the log of a power mean, hence never above the importance-weighted estimate for alpha >= 0 and never below
+    it for alpha <= 0, sample by sample.
+
+    Args:
+        log_weights: (S, N).
+        alpha: Order, not 1.
+
+    Raises:
+        ValueError: If alpha is 1, where the bound is the ELBO, or not finite.
+
+    Example:
+        >>> import torch
+        >>> renyi_bound(torch.tensor([[1.0], [3.0]]).log(), -1.0).exp().square()
+        tensor([5.])
+    """
+    _check_alpha(alpha)
+    return log_mean_exp((1 - alpha) * log_weights) / (1 - alpha)
+
+
+def _check_alpha(alpha: float) -> None:
+    if not math.isfinite(alpha) or alpha == 1:
+        raise ValueError(f"expected a finite alpha other than 1, where the bound is the objective ELBO, got {alpha}")
+
+
+class VRBound(Objective):
+    r"""Variational Renyi bound by Monte Carlo, for the pair.
+
+    .. math:: \hat L_\alpha = \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
+
+    Warning:
+        For alpha >= 0 the estimate is on average a lower bound on the log-evidence, for any K. For alpha < 0 only the
+        limit of infinitely many particles is an upper bound: one particle gives the ELBO on average, and any finite
+        K something between the ELBO and that limit. The gradient's bias falls like 1 / K.
+
+    References:
+        Li, Turner, "Renyi Divergence Variational Inference", 2016, arXiv 1602.02311.
+
+    Args:
+        alpha: Order, not 1; 0 is the importance-weighted bound.
+        num_particles: K, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If alpha is 1 or not finite.
+    """
+
+    def __init__(self, alpha: float, num_particles: int = 2, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        _check_alpha(alpha)
+        self.alpha = alpha
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Renyi bound per datum, (N,).
+
+        Raises:
+            ValueError: If a site is scaled beyond the data plate.
+        """
+        return renyi_bound(pair.draw(self.num_particles).log_weights, self.alpha)
+
+
+class CUBO(Objective):
+    r"""The chi upper bound on the log-evidence, for the guide alone: the loss is the bound, to be minimised.
+
+    .. math:: U_n = \frac1n \log E_q \, w^n \ge \log p(x)
+
+    An upper bound is no reason to move the model, whose parameters get no gradient.
+    :meth:`bound`, which objectives maximise, is *minus* the estimate of U_n.
+
+    Warning:
+        E w^n must exist, and the estimate of the n-th power is unbiased, not its logarithm: with K particles the value
+        is on average below U_n, for K = 1 the ELBO, and may lie below log p(x). It says nothing about modes that the
+        guide never visits. Train with many particles.
+
+    References:
+        Dieng, Tran, Ranganath, Paisley, Blei, "Variational Inference via chi Upper Bound Minimization", 2017,
+        arXiv 1611.00328.
+
+    Args:
+        order: n, at least 2.
+        num_particles: K, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def __init__(self, order: int = 2, num_particles: int = 16, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        check_count(order, "order", minimum=2)
+        self.order = order
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Minus the upper bound per datum, (N,).
+
+        Raises:
+            ValueError: See :func:`inference.importance_objectives.gradient_parts`.
+        """
+        parts = gradient_parts(pair, self.num_particles)
+        of_guide = parts.log_weights - parts.log_joint + parts.log_joint.detach()
+        return -renyi_bound(of_guide, 1 - self.order)

@@ -1,0 +1,153 @@
+r"""Reweighted wake-sleep: model and guide each climb a log-density of their own at weighted samples.
+
+.. math::
+    \text{model:} \; \sum_k \bar w_k \nabla \log p(x, z_k), \qquad
+    \text{guide, wake:} \; \sum_k \bar w_k \nabla \log q(z_k \mid x), \qquad
+    \text{guide, sleep:} \; \nabla \log q(z' \mid x'), \; (z', x') \sim p
+
+No gradient flows through samples, so latents may be of any law, discrete ones too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from inference.importance_objectives import at_fixed_latents, log_mean_exp, normalised, with_gradient_of
+from inference.messengers import RecordSites, isolated, masked_log_prob
+from inference.objectives import Objective, Pair
+from inference.pair import Draw, run_pair
+from inference.trainer import modules_of
+
+
+class WakeWake(Objective):
+    r"""Reweighted wake-sleep in which the guide learns at the data: it minimises the divergence from the posterior.
+
+    .. math:: \sum_k \bar w_k \left[\nabla \log p(x, z_k) + \nabla \log q(z_k \mid x)\right]
+
+    The value is the importance-weighted bound, of which the gradient is the model's alone; with K particles both
+    directions have a bias that falls like 1 / K.
+
+    Warning:
+        Model and guide climb two functions: a pair in which they share parameters is refused, and so are batch
+        normalisation and dropout in train mode. One particle does not train the guide: its score has mean zero.
+
+    References:
+        Bornschein, Bengio, "Reweighted Wake-Sleep", 2015, arXiv 1406.2751.
+
+    Args:
+        num_particles: K, samples per datum, at least 2.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If K is below 2.
+    """
+
+    def __init__(self, num_particles: int = 10, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        if num_particles < 2:
+            raise ValueError(f"expected num_particles of at least 2 for the wake phase of a guide, got {num_particles}")
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Importance-weighted bound per datum, (N,).
+
+        Raises:
+            ValueError: If model and guide share parameters; the message names them.
+        """
+        draw, log_joint, log_guide = _fixed_draw(pair, self.num_particles)
+        weights = normalised(draw.log_weights)
+        return with_gradient_of(log_mean_exp(draw.log_weights), (weights * (log_joint + log_guide)).sum(0))
+
+
+class WakeSleep(Objective):
+    r"""Reweighted wake-sleep in which the guide learns from the model's own dreams.
+
+    .. math:: \sum_k \bar w_k \nabla \log p(x, z_k) + \nabla \log q(z' \mid x'), \quad (z', x') \sim p
+
+    The value is the importance-weighted bound. There is one dream for each datum.
+
+    Warning:
+        As :class:`WakeWake`. The guide learns the posterior where the model's data are, not where the data are.
+
+    References:
+        Bornschein, Bengio, "Reweighted Wake-Sleep", 2015, arXiv 1406.2751. Hinton, Dayan, Frey, Neal, "The Wake-Sleep
+        Algorithm for Unsupervised Neural Networks", 1995, Science 268.
+
+    Args:
+        num_particles: K, samples per datum of the wake phase.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Importance-weighted bound per datum, (N,).
+
+        Raises:
+            ValueError: If model and guide share parameters, or an observed value is none of the pair's arguments.
+        """
+        draw, log_joint, _ = _fixed_draw(pair, self.num_particles)
+        surrogate = (normalised(draw.log_weights) * log_joint).sum(0) + _dream_score(pair, draw)
+        return with_gradient_of(log_mean_exp(draw.log_weights), surrogate)
+
+
+def _fixed_draw(pair: Pair, num_samples: int) -> tuple[Draw, Tensor, Tensor]:
+    """A draw without gradient, and log p(x, z) and log q(z | x) at it with gradient, (S, N)."""
+    with torch.no_grad():
+        draw = run_pair(pair.model, pair.guide, pair.args, pair.kwargs, num_samples=num_samples, plate=pair.plate)
+    pair.plate_scale = draw.layout.plate_scale
+    fixed = at_fixed_latents(pair, draw)
+    log_joint, log_guide = fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites)
+    _refuse_shared(pair, log_joint, log_guide)
+    return draw, log_joint, log_guide
+
+
+def _dream_score(pair: Pair, draw: Draw) -> Tensor:
+    """log q of dreamt latents given dreamt data, (N,)."""
+    with torch.no_grad(), isolated(), RecordSites(draw.subsamples) as dream:
+        poutine.uncondition(pair.model)(*pair.args, **pair.kwargs)
+    observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}
+    args = [_dreamt(value, observed, dream) for value in pair.args]
+    kwargs = {key: _dreamt(value, observed, dream) for key, value in pair.kwargs.items()}
+    if observed:
+        raise ValueError(
+            f"expected every observed value to be an argument of the pair, to put a dream in its place, got site "
+            f"{next(iter(observed))!r} with another value"
+        )
+    latents = {name: dream.sites[name].value for name in draw.latents}
+    with isolated(expose_params=True), RecordSites(dict(draw.subsamples) | latents) as run:
+        pair.guide(*args, **kwargs)
+    return torch.stack([draw.layout.per_datum(masked_log_prob(site), 1) for site in run.sites.values()]).sum((0, 1))
+
+
+def _dreamt(argument: Any, observed: dict[str, Any], dream: RecordSites) -> Any:
+    """What the model dreamt in place of an argument that it observes; the argument itself where it does not."""
+    names = [name for name, site in observed.items() if site.value is argument]
+    for name in names:
+        observed.pop(name)
+    return dream.sites[names[0]].value if names else argument
+
+
+def _refuse_shared(pair: Pair, log_joint: Tensor, log_guide: Tensor) -> None:
+    shared = _leaves(log_joint) & _leaves(log_guide)
+    if not shared:
+        return
+    names: dict[Tensor, str] = {
+        p: name for module in modules_of(pair.model, pair.guide) for name, p in module.named_parameters()
+    }
+    found = [names.get(p, f"a tensor of shape {tuple(p.shape)}") for p in shared]
+    raise ValueError(
+        f"expected model and guide without common parameters for wake-sleep, got {sorted(found)} in both: use DReG"
+    )
+
+
+def _leaves(value: Tensor) -> set[Tensor]:
+    """The tensors that a backward pass from a value would reach."""
+    seen, pending = set(), [value.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [parent for parent, _ in node.next_functions]
+    return {node.variable for node in seen if hasattr(node, "variable")}

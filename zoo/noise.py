@@ -3,13 +3,14 @@ r"""Gaussian observation noise around a decoder's mean, in four kinds.
 .. math:: p(x \mid z) = N(x; f(z), \operatorname{diag} \sigma^2)
 
 :class:`FixedNoise`, :class:`LearntNoise` (one sigma), :class:`LearntNoisePerDim`, and :class:`OptimalNoise` (the
-variance of the residuals, in closed form at every step). A model holds one of them; sigma is in the units of its
-decoder's output.
+variance of the residuals, in closed form at every step). :mod:`zoo.baggins` has two more of the last sort. A model
+holds one of them; sigma is in the units of its decoder's output.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from inference.checks import check_count
-from inference.distributions import LOG_2PI, DiagNormal
+from inference.distributions import DiagNormal
 
 
 def _log_sigma(sigma: float) -> float:
@@ -84,7 +85,63 @@ class LearntNoisePerDim(GaussianNoise):
         self.log_sigma = nn.Parameter(torch.full((data_dim,), _log_sigma(sigma)))
 
 
-class OptimalNoise(nn.Module):
+class BatchNoise(nn.Module):
+    """Base of the kinds whose variance is fitted to the batch; a subclass gives :meth:`variance_of`.
+
+    Warning:
+        A law that depends on the batch is no model. It serves training; :meth:`freeze` and eval mode then turn it
+        into one, and evidence and comparison refuse it before.
+
+    Args:
+        size: Number of variances, one or D.
+
+    Attributes:
+        log_sigma: (size,) buffer, NaN until frozen.
+    """
+
+    log_sigma: Tensor
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.register_buffer("log_sigma", torch.full((size,), math.nan))
+
+    def variance_of(self, squares: Tensor, spread: Tensor) -> Tensor:
+        """The variance, (size,), from the mean squares of the residuals and the variances of the data, (D,) each."""
+        raise NotImplementedError
+
+    @property
+    def frozen(self) -> bool:
+        """Whether sigma is set."""
+        return not bool(self.log_sigma.isnan().any())
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation, (size,); NaN until frozen."""
+        return self.log_sigma.exp()
+
+    @torch.no_grad()
+    def freeze(self, sigma: Tensor | float) -> None:
+        """Set sigma for good.
+
+        Args:
+            sigma: Standard deviation in the units of the decoder's output, one or (size,).
+
+        Raises:
+            ValueError: If it is not positive and finite.
+        """
+        sigma = torch.as_tensor(sigma).to(self.log_sigma).expand_as(self.log_sigma)
+        if not bool(((sigma > 0) & sigma.isfinite()).all()):
+            raise ValueError(f"expected a positive finite sigma, got {sigma.tolist()}")
+        self.log_sigma.copy_(sigma.log())
+
+    def forward(self, mean: Tensor, scale: Tensor) -> Distribution:
+        """Law of x around its mean (..., D): fitted to what it scores in train mode and until frozen."""
+        if self.training or not self.frozen:
+            return ResidualNormal(mean, self.variance_of)
+        return DiagNormal(mean, self.sigma * scale)
+
+
+class OptimalNoise(BatchNoise):
     r"""Noise whose variance is, in every batch, the one that fits the batch's residuals best.
 
     .. math:: \sigma^2 = \frac{1}{N D} \sum_n \|x_n - f(z_n)\|^2
@@ -102,53 +159,27 @@ class OptimalNoise(nn.Module):
         log_sigma: (1,) buffer, NaN until frozen.
     """
 
-    log_sigma: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("log_sigma", torch.full((1,), math.nan))
 
-    @property
-    def frozen(self) -> bool:
-        """Whether sigma is set."""
-        return not bool(self.log_sigma.isnan())
-
-    @property
-    def sigma(self) -> Tensor:
-        """Standard deviation, (1,); NaN until frozen."""
-        return self.log_sigma.exp()
-
-    @torch.no_grad()
-    def freeze(self, sigma: Tensor | float) -> None:
-        """Set sigma for good.
-
-        Args:
-            sigma: Standard deviation in the units of the decoder's output.
-
-        Raises:
-            ValueError: If it is not positive and finite.
-        """
-        self.log_sigma.fill_(_log_sigma(float(sigma)))
-
-    def forward(self, mean: Tensor, scale: Tensor) -> Distribution:
-        """Law of x around its mean (..., D): fitted to what it scores in train mode and until frozen."""
-        if self.training or not self.frozen:
-            return ResidualNormal(mean)
-        return DiagNormal(mean, self.sigma * scale)
+    def variance_of(self, squares: Tensor, spread: Tensor) -> Tensor:  # noqa: ARG002
+        """The mean of the squared residuals, (1,)."""
+        return squares.mean(-1, keepdim=True)
 
 
 class ResidualNormal(TorchDistribution):
-    """Spherical Gaussian whose variance is the mean square of all residuals of the batch that it scores.
+    """Gaussian whose variance is a function of the residuals and the data of the batch that it scores.
 
     Args:
         loc: Mean, (..., D).
+        variance_of: Makes the variance, (1,) or (D,), from the residuals' mean squares and the data's variances, (D,).
     """
 
     arg_constraints = {"loc": constraints.real_vector}  # noqa: RUF012
     support = constraints.real_vector
 
-    def __init__(self, loc: Tensor) -> None:
-        self.loc = loc
+    def __init__(self, loc: Tensor, variance_of: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.loc, self.variance_of = loc, variance_of
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     @property
@@ -158,7 +189,7 @@ class ResidualNormal(TorchDistribution):
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> ResidualNormal:
         """The same law over a larger batch."""
-        return ResidualNormal(self.loc.expand(Size(batch_shape) + self.event_shape))
+        return ResidualNormal(self.loc.expand(Size(batch_shape) + self.event_shape), self.variance_of)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: ARG002, B008
         """Refuse: without data there is no variance.
@@ -166,10 +197,13 @@ class ResidualNormal(TorchDistribution):
         Raises:
             RuntimeError: Always.
         """
-        raise RuntimeError("expected frozen noise to sample from, got OptimalNoise in training: call freeze first")
+        raise RuntimeError(
+            "expected frozen noise to sample from, got noise of the batch in training: call freeze first"
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats at the best variance for this very batch."""
+        """Log-density in nats at the variance for this very batch."""
         squares = (value - self.loc).square()
-        variance = squares.mean()
-        return -0.5 * (squares.sum(-1) / variance + squares.shape[-1] * (variance.log() + LOG_2PI))
+        data = value.expand_as(squares).flatten(0, -2)
+        variance = self.variance_of(squares.flatten(0, -2).mean(0), data.var(0, correction=0))
+        return DiagNormal(self.loc, variance.sqrt()).log_prob(value)

@@ -1,0 +1,199 @@
+r"""Simulated data with known latents, and what a guide makes of them: the raw material of every calibration test.
+
+.. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
+
+Where the guide is the posterior, truth and draws are exchangeable given the data. :func:`inference.sbc.sbc`,
+:func:`inference.tarp.tarp` and :func:`inference.c2st.c2st_joint` each look for a way in which they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.checks import check_arguments, check_count
+from inference.messengers import RecordSites, Site, isolated
+from inference.pair import Draw, Layout, Program, probe, refuse_batch_laws, run_pair
+from inference.predictive import sample
+from inference.seeding import seeded
+from inference.simulation import Simulation, join
+
+Quantity = Callable[[Mapping[str, Tensor]], Tensor]
+
+LOG_LIKELIHOOD = "log_likelihood"
+
+# Elements of the largest site in one run of the pair: 32 MB in float64.
+_CHUNK_ELEMENTS = 2**22
+
+
+@torch.no_grad()
+def simulate(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_simulations: int = 4000,
+    num_samples: int = 99,
+    quantities: Mapping[str, Quantity] | None = None,
+    chunk: int | None = None,
+    plate: str | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Simulation:
+    r"""Simulate data from a model and draw latents from its guide given those.
+
+    .. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
+
+    Next to every latent coordinate, the log-likelihood log p(x*_n | z) is kept as a test quantity: coordinates alone
+    cannot show whether a guide's correlations are right, and the log-likelihood tells a guide that ignores the data.
+
+    Warning:
+        The guide is tested on data as the *model* makes them. On data that the model does not describe it may be
+        worse. The law of an observation may depend on the argument that it replaces by its shape alone. The result
+        holds S N P numbers.
+
+    References:
+        Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
+        Calibration", 2018, arXiv 1804.06788.
+        Modrak, Moon, Kim, Buerkner, Huurre, Faltejskova, Gelman, Vehtari, "Simulation-Based Calibration Checking for
+        Bayesian Computation: The Choice of Test Quantities Shapes Sensitivity", 2022, arXiv 2211.02383.
+
+    Args:
+        model: Pyro model; what it observes must be arguments themselves, ``obs=x``.
+        guide: Pyro guide.
+        *args: Arguments of both, such as data (B, D). Those that the model observes are replaced by simulated ones of
+            their shape, again and again, B data at a time; all others, such as covariates, stay.
+        num_simulations: N.
+        num_samples: S, draws per datum. One less than a multiple of 20, such as 99, makes for even histograms.
+        quantities: Further test quantities by name: functions of the values of all sites by name, each (..., B) and
+            its event, that return one number per datum, (..., B).
+        chunk: Draws made side by side; None chooses by size, 1 runs without a particle plate.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        seed: Seed; leaves the global random state as it was.
+        progress: Whether to show a progress bar.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the pair is none (see :func:`inference.pair.run_pair`), observes nothing or what is no argument,
+            is scaled, or has a masked latent.
+
+    Example:
+        >>> from guides import Exact
+        >>> from zoo import LinearVAE
+        >>> model = LinearVAE(5, 2)
+        >>> simulation = simulate(model, Exact(model), torch.zeros(50, 5), num_simulations=100, progress=False)
+        >>> simulation.names, tuple(simulation.draws.shape)
+        (('z[0]', 'z[1]'), (99, 100, 2))
+    """
+    check_count(num_simulations, "num_simulations")
+    check_count(num_samples, "num_samples")
+    if chunk is not None:
+        check_count(chunk, "chunk")
+    check_arguments((model, guide), args, kwargs)
+    extra = {} if quantities is None else dict(quantities)
+    if LOG_LIKELIHOOD in extra:
+        raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
+    with seeded(seed), refuse_batch_laws(model, guide):
+        first = probe(model, guide, args, kwargs, plate=plate)
+        _check_sites(first, args, kwargs)
+        layout = first.layout
+        chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data)) if chunk is None else chunk
+        sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
+        rounds = tqdm(range(-(-num_simulations // layout.num_data)), desc="simulate", disable=not progress)
+        parts = []
+        for _ in rounds:
+            values = sample(model, *args, **kwargs)
+            new = (
+                [_simulated(a, first, values) for a in args],
+                {k: _simulated(a, first, values) for k, a in kwargs.items()},
+            )
+            truth = _replay(model, first, values, *new)
+            runs = [run_pair(model, guide, tuple(new[0]), new[1], num_samples=s, plate=plate) for s in sizes]
+            parts.append(_read(first, truth, runs, extra))
+    return join(parts, num_simulations)
+
+
+def _check_sites(first: Draw, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what cannot be simulated: data that are no arguments, and scaled or masked terms."""
+    observed = [name for name, site in first.model_sites.items() if site.is_observed]
+    if not observed:
+        raise ValueError(f"expected a model that observes something, got only latent sites {list(first.model_sites)}")
+    if len({id(first.model_sites[name].value) for name in observed}) != len(observed):
+        raise ValueError(
+            f"expected every observed site to have an argument of its own, got one for several of {observed}"
+        )
+    for name in observed:
+        if not any(first.model_sites[name].value is a for a in [*args, *kwargs.values()]):
+            raise ValueError(
+                f"expected the model to observe an argument as it is, obs=x, to be replaced by simulated data, got a "
+                f"value of shape {tuple(first.model_sites[name].value.shape)} at site {name!r} that is no argument"
+            )
+    for half, sites in (("model", first.model_sites), ("guide", first.guide_sites)):
+        for name, site in sites.items():
+            if not bool((torch.as_tensor(site.scale) == 1).all()):
+                raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
+            if not site.is_observed and site.mask is not None and site.mask is not True:
+                raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
+
+
+def _simulated(argument: Any, first: Draw, values: Mapping[str, Tensor]) -> Any:
+    """The simulated value of the site that observed this argument, else the argument."""
+    for name, site in first.model_sites.items():
+        if site.is_observed and site.value is argument:
+            return values[name]
+    return argument
+
+
+def _replay(
+    model: Program, first: Draw, values: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Draw:
+    """The model's run on the latents that the data were made from."""
+    latents = {name: values[name] for name in first.latents}
+    with isolated(), RecordSites(latents) as run:
+        model(*args, **kwargs)
+    return Draw(first.layout, 1, run.sites, {}, {})
+
+
+def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Quantity]) -> Simulation:
+    """One round of simulated data as a result."""
+    names, layout = list(first.latents), first.layout
+    latents = [torch.cat([flatten(layout, r.model_sites[n], r.num_samples) for r in runs]) for n in names]
+    truths = [flatten(layout, truth.model_sites[n], 1)[0] for n in names]
+    observed = [site for site in truth.model_sites.values() if site.is_observed]
+    data = torch.cat([flatten(layout, site, 1)[0] for site in observed], -1)
+    terms: dict[str, Callable[[Draw], Tensor]] = {LOG_LIKELIHOOD: lambda run: run.total(run.model_sites, observed=True)}
+    terms |= {name: partial(_evaluate, name, f) for name, f in extra.items()}
+    quantities = {name: (f(truth)[0], torch.cat([f(r) for r in runs])) for name, f in terms.items()}
+    return Simulation(labels(first), torch.cat(truths, -1), torch.cat(latents, -1), data, quantities)
+
+
+def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
+    """A site's values as (S, N, coordinates): what stands in further plates and events becomes coordinates."""
+    batch = site.value.dim() - len(site.fn.event_shape)
+    value = site.value.reshape((1,) * (layout.depth + 1 - batch) + site.value.shape)
+    value = value.movedim(layout.depth + 1 + layout.dim, 1)
+    return value.expand(num_samples, layout.num_data, *value.shape[2:]).reshape(num_samples, layout.num_data, -1)
+
+
+def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:
+    """A test quantity per draw and datum, (S, N)."""
+    value, layout = quantity({n: site.value for n, site in run.model_sites.items()}), run.layout
+    if not isinstance(value, Tensor) or not -layout.dim <= value.dim() <= layout.depth + 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"expected quantity {name!r} of shape (..., {layout.num_data}), one number per datum, got {got}"
+        )
+    return layout.per_datum(value, run.num_samples)
+
+
+def labels(run: Draw) -> tuple[str, ...]:
+    """One name per latent coordinate: z[0], z[1], or z where it has but one."""
+    sizes = {n: flatten(run.layout, run.guide_sites[n], run.num_samples).shape[-1] for n in run.latents}
+    names = [[n] if size == 1 else [f"{n}[{k}]" for k in range(size)] for n, size in sizes.items()]
+    return tuple(name for part in names for name in part)

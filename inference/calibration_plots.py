@@ -1,0 +1,206 @@
+"""Figures of calibration. Each function returns a matplotlib figure and touches no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import scipy
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from inference.compare import principal_map
+from inference.plots import pareto_k_map
+from inference.posterior_error import PosteriorError
+from inference.sbc import SBC, Coverage, ecdf_band
+from inference.tarp import TARP
+
+_PANEL = 3.0
+_BAND = "lightgrey"
+
+
+def _panels(result: SBC, title: str, draw: Callable[[Axes, int], None]) -> Figure:
+    """One panel a coordinate or quantity, with its smaller adjusted p-value."""
+    columns = min(len(result.names), 4)
+    rows = -(-len(result.names) // columns)
+    figure = Figure(figsize=(_PANEL * columns, 0.85 * _PANEL * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, ax in enumerate(axes.ravel()):
+        if i >= len(result.names):
+            ax.set_axis_off()
+            continue
+        draw(ax, i)
+        p_value = float(min(result.ks_adjusted[i], result.chi2_adjusted[i]))
+        ax.set_title(f"{result.names[i]}, p = {p_value:.2g}", fontsize=10)
+        ax.set_xlabel("rank of the truth / (S + 1)")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95) -> Figure:
+    """Histogram of the truth's rank, one panel a coordinate; the band holds each bar by itself.
+
+    Args:
+        result: From :func:`inference.sbc.sbc`.
+        num_bins: Bins.
+        level: Probability that a bar of the posterior lies in the band.
+    """
+    uniform = result.uniform.cpu().numpy()
+    band = scipy.stats.binom.interval(level, len(uniform), 1 / num_bins)
+
+    def draw(ax: Axes, i: int) -> None:
+        ax.axhspan(*band, color=_BAND, linewidth=0)
+        ax.axhline(len(uniform) / num_bins, color="black", linewidth=0.8)
+        ax.hist(uniform[:, i], bins=num_bins, range=(0.0, 1.0), color="tab:blue", alpha=0.8)
+        ax.set_xlim(0, 1)
+        ax.set_ylabel("data")
+
+    return _panels(result, f"Ranks of the truth among the draws (grey: {100 * level:g}% a bar)", draw)
+
+
+def ecdf_difference(result: SBC, *, level: float = 0.95) -> Figure:
+    """Distribution function of the ranks less the uniform one, one panel a coordinate; the band holds whole curves.
+
+    Args:
+        result: From :func:`inference.sbc.sbc`.
+        level: Probability that the whole curve of the posterior lies in the band.
+    """
+    uniform = np.sort(result.uniform.cpu().numpy(), 0)
+    points = np.arange(1, 100) / 100
+    ends = np.concatenate([[0.0], points, [1.0]])
+    lower, upper = (np.pad(b - points, 1) for b in ecdf_band(len(uniform), points, level=level))
+
+    def draw(ax: Axes, i: int) -> None:
+        ax.fill_between(ends, lower, upper, color=_BAND, linewidth=0)
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        curve = np.searchsorted(uniform[:, i], ends, side="right") / len(uniform) - ends
+        ax.plot(ends, curve, color="tab:blue")
+        ax.set_xlim(0, 1)
+        ax.set_ylabel("ECDF less uniform")
+
+    return _panels(result, f"Ranks of the truth, ECDF difference (grey: {100 * level:g}% simultaneous)", draw)
+
+
+def tarp_curve(results: Mapping[str, TARP]) -> Figure:
+    """Expected coverage against credibility level, and less the level, one curve a guide, with the first one's band.
+
+    Args:
+        results: From :func:`inference.tarp.tarp`, by name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    _check(results)
+    first = next(iter(results.values()))
+    figure = Figure(figsize=(7.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    band = [t.cpu().numpy() for t in (first.levels, first.lower, first.upper)]
+    for ax, label, share in zip(axes, ("expected coverage", "coverage less level"), (0.0, 1.0)):
+        base = share * band[0]
+        ax.fill_between(
+            band[0],
+            band[1] - base,
+            band[2] - base,
+            color=_BAND,
+            linewidth=0,
+            label=f"{100 * first.band_level:g}% simultaneous",
+        )
+        ax.plot([0, 1], [0, 1 - share], color="black", linewidth=0.8)
+        for name, result in results.items():
+            levels, curve = result.levels.cpu().numpy(), result.coverage.cpu().numpy()
+            ax.plot(levels, curve - share * levels, label=f"{name}, p = {result.p_value:.2g}")
+        ax.set_xlim(0, 1)
+        ax.set_xlabel("credibility level")
+        ax.set_ylabel(label)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle("Coverage of joint regions (TARP)", fontsize=11)
+    return figure
+
+
+def coverage_figure(result: Coverage) -> Figure:
+    """Coverage of central intervals less their nominal level, with binomial limits, one row of points a coordinate.
+
+    Args:
+        result: From :func:`inference.sbc.coverage`.
+    """
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    ax = figure.subplots()
+    places = np.arange(len(result.levels))
+    levels = result.levels.cpu().numpy()
+    for i, name in enumerate(result.names):
+        value, lower, upper = (t[:, i].cpu().numpy() for t in (result.value, result.lower, result.upper))
+        shift = 0.6 * ((i + 0.5) / len(result.names) - 0.5)
+        errors = 100 * np.stack([value - lower, upper - value])
+        ax.errorbar(places + shift, 100 * (value - levels), errors, fmt="o", markersize=4, label=name)
+    ax.axhline(0.0, color="black", linewidth=0.8)
+    ax.set_xticks(places, [f"{100 * level:g}%" for level in levels])
+    ax.set_xlabel("nominal level of the central interval")
+    ax.set_ylabel("coverage less nominal (%)")
+    ax.set_title(f"Coverage ({100 * result.confidence:g}% binomial limits)", fontsize=11)
+    ax.legend(fontsize=8, frameon=False, ncols=2)
+    return figure
+
+
+def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
+    """The data in their first two principal axes, coloured by k-hat, one panel a guide.
+
+    Args:
+        x: Data, (N, D).
+        pareto_k: k-hat per datum by name of the guide, (N,), such as ``inference.pareto_k(log_weights(...)).value``.
+
+    Raises:
+        ValueError: If there is none, or not one k-hat per datum.
+    """
+    _check(pareto_k)
+    for name, k in pareto_k.items():
+        if k.shape != (len(x),):
+            raise ValueError(f"expected k-hat of {name!r} of shape ({len(x)},), got {tuple(k.shape)}")
+    values = np.stack([k.cpu().numpy() for k in pareto_k.values()])[None]
+    dataset = xr.Dataset(
+        {
+            "pareto_k": (("seed", "guide", "datum"), values),
+            "map": (("datum", "axis"), principal_map(x).cpu().numpy()),
+        },
+        coords={"guide": list(pareto_k)},
+    )
+    return pareto_k_map(xr.DataTree.from_dict({"data": dataset}), split="data")
+
+
+def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
+    """Per datum: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
+
+    Args:
+        results: From :func:`inference.posterior_error.posterior_error`, by name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    _check(results)
+    figure = Figure(figsize=(3 * _PANEL, _PANEL), layout="constrained")
+    quantities: dict[str, Callable[[PosteriorError], Tensor]] = {
+        "2-Wasserstein distance": lambda r: r.wasserstein,
+        "mean error (posterior s.d.)": lambda r: r.mean_error,
+        "log variance ratio": lambda r: r.log_variance_ratio,
+    }
+    for ax, (label, read) in zip(figure.subplots(1, 3), quantities.items()):
+        values = [read(r).cpu().numpy().ravel() for r in results.values()]
+        ends = np.append(np.concatenate(values), 0.0)
+        margin = max(0.01 * np.ptp(ends), 1e-3)
+        bins = np.linspace(ends.min() - margin, ends.max() + margin, 41)
+        for name, value in zip(results, values):
+            ax.hist(value, bins=list(bins), weights=np.full(len(value), 1 / len(value)), alpha=0.6, label=name)
+        ax.axvline(0.0, color="black", linewidth=0.8)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.set_xlabel(label)
+    figure.axes[0].set_ylabel("share")
+    figure.axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle("Error of the guide's Gaussian part, per datum", fontsize=11)
+    return figure
+
+
+def _check(results: Mapping[str, object]) -> None:
+    if not results:
+        raise ValueError("expected at least one result, got none")

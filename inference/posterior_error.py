@@ -1,0 +1,233 @@
+r"""How far a guide is from the posterior, per datum: divergences both ways, Wasserstein distance, moments.
+
+.. math:: KL(q \,\|\, p), \quad KL(p \,\|\, q), \quad W_2(N(m_q, S_q), N(m_p, S_p)), \quad
+    \frac{m_q - m_p}{\sigma_p}, \quad \log \frac{\sigma_q^2}{\sigma_p^2}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, MultivariateNormal, kl_divergence
+
+from inference.calibration import flatten, labels
+from inference.checks import check_arguments, check_count, check_finite
+from inference.distributions import FullNormal, as_full_normal
+from inference.importance import Estimate, elbo
+from inference.messengers import RecordSites, isolated
+from inference.pair import Draw, Layout, Program, probe, refuse_batch_laws, run_pair
+from inference.protocols import SupportsPosterior
+from inference.seeding import seeded
+
+
+@dataclass(frozen=True)
+class PosteriorError:
+    """Distances of a guide from the posterior, per datum, in float64.
+
+    Attributes:
+        names: One name per latent coordinate, P of them.
+        kl: KL(q || p) in nats, (N,) and its standard error, zero where it is a closed form; None where no density of
+            the posterior is known.
+        reverse_kl: KL(p || q) likewise.
+        wasserstein: 2-Wasserstein distance of the Gaussians with the moments of both, (N,), in units of z; a lower
+            bound on the distance of the laws themselves.
+        mean_error: (mean_q - mean_p) / sigma_p, (N, P).
+        log_variance_ratio: log(var_q / var_p), (N, P).
+        closed_form: Whether both laws are Gaussian by themselves, so that no number has Monte Carlo error.
+        num_samples: Draws of the guide per datum; 0 where ``closed_form``.
+    """
+
+    names: tuple[str, ...]
+    kl: Estimate | None
+    reverse_kl: Estimate | None
+    wasserstein: Tensor
+    mean_error: Tensor
+    log_variance_ratio: Tensor
+    closed_form: bool
+    num_samples: int
+
+
+@torch.no_grad()
+def posterior_error(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    log_evidence: Tensor | None = None,
+    num_samples: int = 1000,
+    seed: int | None = None,
+) -> PosteriorError:
+    r"""Errors of a guide against the model's exact posterior, or against samples of it.
+
+    Two Gaussians are compared in closed form. Otherwise the moments are those of samples, and
+
+    .. math:: KL(q \| p) = \log p(x) - E_q \log w, \quad KL(p \| q) = E_p \log w - \log p(x), \quad
+        w = \frac{p(x, z)}{q(z \mid x)}
+
+    Warning:
+        Sample moments over-state distances: with S draws the squared Wasserstein distance of equal laws is of order
+        trace(covariance) P / S, not zero. KL(p || q) by Monte Carlo misses what samples of p never visit.
+
+    Args:
+        model: Pyro model, with ``posterior(x)`` or else with a ``reference``.
+        guide: Pyro guide.
+        x: Data, (N, D).
+        reference: Samples of the posterior by latent site, (S', N, ...), such as of a long Markov chain.
+        log_evidence: log p(x_n), (N,) in nats, from elsewhere: gives the divergences against a ``reference``.
+        num_samples: S, draws of the guide, and of an exact posterior that is not Gaussian.
+        seed: Seed; leaves the global random state as it was.
+
+    Raises:
+        TypeError: If the model has no ``posterior(x)`` and there is no reference.
+        ValueError: If the pair is none, or the reference or the evidence is of the wrong sites or shape.
+    """
+    check_count(num_samples, "num_samples", minimum=2)
+    check_arguments((model, guide), (x,), {})
+    if reference is None and not isinstance(model, SupportsPosterior):
+        raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
+    with seeded(seed), refuse_batch_laws(model, guide):
+        first = probe(model, guide, (x,))
+        _check_reference(first, reference, log_evidence)
+        exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
+        laws = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
+        if laws[0] is not None and laws[1] is not None:
+            return _closed_form(first, _double(laws[0]), _double(laws[1]))
+        own = run_pair(model, guide, (x,), num_samples=num_samples)
+        values = reference
+        if values is None:
+            assert exact is not None
+            values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
+        theirs = _replay(model, guide, x, first.layout, values)
+    kl, reverse = _divergences(own, theirs, exact, log_evidence)
+    q, p = (_sample_moments(run) if law is None else _moments(_double(law)) for law, run in zip(laws, (own, theirs)))
+    return _result(first, kl, reverse, q, p, closed_form=False, num_samples=num_samples)
+
+
+def _check_reference(first: Draw, reference: Mapping[str, Tensor] | None, log_evidence: Tensor | None) -> None:
+    latents, num_data = list(first.latents), first.layout.num_data
+    if reference is None:
+        if len(latents) != 1 or log_evidence is not None:
+            raise ValueError(
+                f"expected a reference where there are several latents or log_evidence is given, got None for {latents}"
+            )
+        return
+    if log_evidence is not None and log_evidence.shape != (num_data,):
+        raise ValueError(f"expected log_evidence of shape ({num_data},), got {tuple(log_evidence.shape)}")
+    if set(reference) != set(latents):
+        raise ValueError(f"expected a reference for the latent sites {latents}, got {list(reference)}")
+    sizes = {len(value) for value in reference.values()}
+    for name, value in reference.items():
+        expected = first.latents[name].shape
+        if len(sizes) != 1 or len(value) < 2 or value.shape[1:] != expected:
+            raise ValueError(
+                f"expected reference samples of {name!r} of shape (S, *{tuple(expected)}) with one S of at least 2 for "
+                f"all sites, got {tuple(value.shape)}"
+            )
+        check_finite(value, f"reference {name!r}")
+
+
+def _gaussian_guide(first: Draw) -> MultivariateNormal | None:
+    """The guide's law where it has one site and that is Gaussian, batch (N,) and event (K,)."""
+    site = next(iter(first.guide_sites.values()))
+    plain = len(first.guide_sites) == 1 and site.fn.batch_shape == (first.layout.num_data,)
+    return as_full_normal(site.fn) if plain and len(site.fn.event_shape) == 1 else None
+
+
+def _double(law: MultivariateNormal) -> FullNormal:
+    return FullNormal(law.loc.double(), law._unbroadcasted_scale_tril.double())
+
+
+def _replay(model: Program, guide: Program, x: Tensor, layout: Layout, values: Mapping[str, Tensor]) -> Draw:
+    """The pair's densities at samples of the posterior."""
+    num_samples, sites = len(next(iter(values.values()))), []
+    for program in (model, guide):
+        with isolated(), RecordSites(values) as run, layout.particles(num_samples):
+            program(x)
+        sites.append(run.sites)
+    return Draw(layout, num_samples, sites[0], sites[1], {})
+
+
+def _divergences(
+    own: Draw, theirs: Draw, exact: Distribution | None, log_evidence: Tensor | None
+) -> tuple[Estimate | None, Estimate | None]:
+    """KL(q || p) and KL(p || q) by Monte Carlo."""
+
+    def log_ratio(run: Draw) -> Tensor:
+        """log p(z | x) - log q(z | x), (S, N)."""
+        if exact is None:
+            assert log_evidence is not None
+            return run.log_weights.double() - log_evidence
+        (z,) = run.latents.values()
+        return (exact.log_prob(z) - run.total(run.guide_sites)).double()
+
+    if exact is None and log_evidence is None:
+        return None, None
+    return elbo(-log_ratio(own)), elbo(log_ratio(theirs))
+
+
+def _sample_moments(run: Draw) -> tuple[Tensor, Tensor]:
+    parts = [flatten(run.layout, run.guide_sites[name], run.num_samples) for name in run.latents]
+    z = torch.cat(parts, -1).double()
+    residual = z - z.mean(0)
+    return z.mean(0), torch.einsum("sni,snj->nij", residual, residual) / (len(z) - 1)
+
+
+def _moments(law: FullNormal) -> tuple[Tensor, Tensor]:
+    return law.loc, law.covariance_matrix
+
+
+def _closed_form(first: Draw, q: FullNormal, p: FullNormal) -> PosteriorError:
+    kl, reverse = (Estimate(value, torch.zeros_like(value)) for value in (kl_divergence(q, p), kl_divergence(p, q)))
+    return _result(first, kl, reverse, _moments(q), _moments(p), closed_form=True, num_samples=0)
+
+
+def _result(
+    first: Draw,
+    kl: Estimate | None,
+    reverse_kl: Estimate | None,
+    q: tuple[Tensor, Tensor],
+    p: tuple[Tensor, Tensor],
+    *,
+    closed_form: bool,
+    num_samples: int,
+) -> PosteriorError:
+    var_q, var_p = (cov.diagonal(dim1=-2, dim2=-1) for _, cov in (q, p))
+    return PosteriorError(
+        labels(first),
+        kl,
+        reverse_kl,
+        gaussian_wasserstein(*q, *p),
+        (q[0] - p[0]) / var_p.sqrt(),
+        (var_q / var_p).log(),
+        closed_form,
+        num_samples,
+    )
+
+
+def gaussian_wasserstein(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> Tensor:
+    r"""2-Wasserstein distance of Gaussians, (N,).
+
+    .. math:: W_2^2 = |m_q - m_p|^2 + \operatorname{tr}(S_q + S_p - 2 (S_p^{1/2} S_q S_p^{1/2})^{1/2})
+
+    References:
+        Dowson, Landau, "The Frechet Distance between Multivariate Normal Distributions", 1982, J. Multivar. Anal. 12.
+
+    Args:
+        mean_q: (N, P).
+        cov_q: (N, P, P).
+        mean_p: (N, P).
+        cov_p: (N, P, P).
+    """
+    values, vectors = torch.linalg.eigh(cov_p)
+    root = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    # The singular values of S_q^{1/2} S_p^{1/2}: their sum, by the square root of each factor once, cancels least.
+    values, vectors = torch.linalg.eigh(cov_q)
+    other = (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    u, _, v = torch.linalg.svd(other @ root)
+    # |A - B O|^2 over rotations O is least at the polar factor of A'B, and a sum of squares cannot cancel.
+    spread = (root - other @ (u @ v)).square().sum((-2, -1))
+    return ((mean_q - mean_p).square().sum(-1) + spread).sqrt()

@@ -1,0 +1,221 @@
+r"""Simulation-based calibration: the rank of the truth among a guide's draws, which is uniform for the posterior.
+
+.. math:: r_{nk} = \#\{s : z_{snk} < z^*_{nk}\} \sim U\{0, \dots, S\}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy  # loads scipy.stats where it is first used
+import torch
+from torch import Tensor
+
+from inference.checks import check_count
+from inference.estimates import check_level
+from inference.seeding import seeded
+from inference.simulation import Simulation
+
+
+@dataclass(frozen=True)
+class SBC:
+    """Ranks of the truth among a guide's draws and how likely such ranks are for the posterior.
+
+    Attributes:
+        names: Latent coordinates, then further test quantities; Q of them.
+        ranks: Draws below the truth, (N, Q) int64, ties broken at random.
+        uniform: (rank + U) / (S + 1) with U uniform on [0, 1], (N, Q): continuous and exactly uniform where the ranks
+            are, so that tests for continuous laws are exact.
+        num_samples: S.
+        ks: p-value of Kolmogorov and Smirnov's test of ``uniform``, (Q,).
+        chi2: p-value of the chi-squared test of the rank histogram, (Q,).
+        ks_adjusted: ``ks`` adjusted by Holm for the Q tests, (Q,): one below alpha is false with probability alpha.
+        chi2_adjusted: ``chi2`` likewise.
+    """
+
+    names: tuple[str, ...]
+    ranks: Tensor
+    uniform: Tensor
+    num_samples: int
+    ks: Tensor
+    chi2: Tensor
+    ks_adjusted: Tensor
+    chi2_adjusted: Tensor
+
+    @property
+    def p_value(self) -> float:
+        """p-value of all tests together, by Bonferroni over both kinds."""
+        return min(1.0, 2 * float(torch.minimum(self.ks_adjusted, self.chi2_adjusted).min()))
+
+    @property
+    def worst(self) -> str:
+        """The coordinate or quantity with the smallest p-value."""
+        return self.names[int(torch.minimum(self.ks, self.chi2).argmin())]
+
+
+def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> SBC:
+    r"""Simulation-based calibration of every latent coordinate and test quantity.
+
+    .. math:: r_{nk} = \#\{s : z_{snk} < z^*_{nk}\} \sim U\{0, \dots, S\} \text{ if } q(z \mid x) = p(z \mid x)
+
+    A histogram of ranks that is high in the middle shows a guide too wide, high at both ends one too narrow, a slope
+    one that is shifted.
+
+    Warning:
+        Uniform ranks are necessary, not sufficient: the prior, as a guide that ignores the data, has uniform ranks in
+        every latent coordinate. The log-likelihood's rank, which a simulation brings, tells it.
+
+    References:
+        Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
+        Calibration", 2018, arXiv 1804.06788.
+
+    Args:
+        simulation: From :func:`inference.calibration.simulate`.
+        num_bins: Bins of the chi-squared test; at least five data in each are wanted.
+        seed: Seed of the ties and of the continuous ranks; leaves the global random state as it was.
+
+    Raises:
+        ValueError: If there are fewer than five data per bin.
+
+    Example:
+        >>> truth, draws = torch.zeros(100, 1), torch.arange(-9.0, 10.0).expand(100, 1, 19).movedim(-1, 0) + 0.5
+        >>> sbc(Simulation(("z",), truth, draws, truth)).ranks.unique()
+        tensor([9])
+    """
+    check_count(num_bins, "num_bins", minimum=2)
+    names, num_data = (*simulation.names, *simulation.quantities), len(simulation.truth)
+    if num_data < 5 * num_bins:
+        raise ValueError(f"expected at least five data in each of {num_bins} bins, got {num_data} data")
+    with seeded(seed):
+        ranks = rank(simulation.truth, simulation.draws)
+        for truth, draws in simulation.quantities.values():
+            ranks = torch.cat([ranks, rank(truth.unsqueeze(-1), draws.unsqueeze(-1))], -1)
+        uniform = continuous(ranks, simulation.num_samples)
+    columns = uniform.cpu().numpy().T
+    ks = uniform.new_tensor([scipy.stats.kstest(u, "uniform").pvalue for u in columns])
+    counts = [np.histogram(u, num_bins, (0.0, 1.0))[0] for u in columns]
+    chi2 = uniform.new_tensor([scipy.stats.chisquare(c).pvalue for c in counts])
+    return SBC(names, ranks, uniform, simulation.num_samples, ks, chi2, holm(ks), holm(chi2))
+
+
+def rank(truth: Tensor, draws: Tensor) -> Tensor:
+    """Draws (S, N, Q) below the truth (N, Q), ties at random: (N, Q) int64."""
+    ties = (draws == truth).sum(0)
+    at_random = (torch.rand(truth.shape, dtype=torch.float64, device=truth.device) * (ties + 1)).long()
+    return (draws < truth).sum(0) + at_random
+
+
+def continuous(ranks: Tensor, num_samples: int) -> Tensor:
+    """Ranks spread over [0, 1] at random, each within its own 1 / (S + 1)."""
+    jitter = torch.rand(ranks.shape, dtype=torch.float64, device=ranks.device)
+    return (ranks + jitter) / (num_samples + 1)
+
+
+def holm(p_values: Tensor) -> Tensor:
+    """p-values (Q,) adjusted for their number.
+
+    References:
+        Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979, Scand. J. Statist. 6.
+    """
+    ordered, order = p_values.sort()
+    factors = torch.arange(len(p_values), 0, -1, dtype=p_values.dtype, device=p_values.device)
+    adjusted = (ordered * factors).cummax(0)[0].clamp(max=1)
+    return torch.empty_like(adjusted).scatter(0, order, adjusted)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often central credible intervals hold the truth.
+
+    Attributes:
+        names: Latent coordinates and quantities, Q.
+        levels: Nominal levels, (A,).
+        value: Share of the data whose interval holds the truth, (A, Q).
+        lower: Lower binomial limit of the true coverage, by Clopper and Pearson, (A, Q).
+        upper: Upper limit, (A, Q).
+        confidence: Of each pair of limits by itself.
+    """
+
+    names: tuple[str, ...]
+    levels: Tensor
+    value: Tensor
+    lower: Tensor
+    upper: Tensor
+    confidence: float
+
+    @property
+    def consistent(self) -> Tensor:
+        """Where the nominal level lies within the limits, (A, Q)."""
+        return (self.lower <= self.levels[:, None]) & (self.levels[:, None] <= self.upper)
+
+
+def coverage(
+    result: SBC, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99), *, confidence: float = 0.95
+) -> Coverage:
+    r"""Coverage of the central credible intervals of each coordinate, with binomial limits.
+
+    .. math:: c_k(\alpha) = \frac1N \#\{n : |u_{nk} - 1/2| \le \alpha / 2\}
+
+    The ends of an interval are order statistics of the draws, of two neighbours one at random, so that a guide that is
+    the posterior has exactly the nominal coverage whatever the number of draws.
+
+    References:
+        Clopper, Pearson, "The Use of Confidence or Fiducial Limits Illustrated in the Case of the Binomial", 1934,
+        Biometrika 26.
+
+    Args:
+        result: From :func:`sbc`.
+        levels: Nominal levels, A.
+        confidence: Of the binomial limits.
+
+    Raises:
+        ValueError: If a level is not between 0 and 1.
+    """
+    for level in (*levels, confidence):
+        check_level(level)
+    if not levels:
+        raise ValueError("expected at least one level, got none")
+    nominal = result.uniform.new_tensor(list(levels))
+    hits = ((result.uniform - 0.5).abs() <= nominal[:, None, None] / 2).sum(1)
+    num_data, k, tail = len(result.uniform), hits.cpu().numpy(), (1 - confidence) / 2
+    lower = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, k, num_data - k + 1))
+    upper = np.where(k == num_data, 1.0, scipy.stats.beta.ppf(1 - tail, k + 1, num_data - k))
+    low, high = (torch.from_numpy(bound).to(nominal) for bound in (lower, upper))
+    return Coverage(result.names, nominal, hits.double() / num_data, low, high, confidence)
+
+
+def ecdf_band(
+    num_data: int, points: np.ndarray, *, level: float = 0.95, num_repeats: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Band that holds the whole empirical distribution function of uniform data with the given probability.
+
+    Pointwise binomial limits, at the level that makes the band as a whole hold: found by simulating uniform data.
+
+    References:
+        Saeilynoja, Buerkner, Vehtari, "Graphical Test for Discrete Uniformity and Its Applications in Goodness of Fit
+        Evaluation and Multiple Sample Comparison", 2021, arXiv 2103.10522.
+
+    Args:
+        num_data: N.
+        points: Where the function is looked at, (P,) ascending in (0, 1).
+        level: Probability that it lies inside at all points.
+        num_repeats: Simulated data sets.
+        seed: Seed of NumPy's generator.
+
+    Returns:
+        Lower and upper limits, (P,) each.
+    """
+    check_count(num_data, "num_data")
+    check_level(level)
+    random = np.random.default_rng(seed)
+    steps = np.diff(points, prepend=0.0, append=1.0)
+    counts = random.multinomial(num_data, steps, num_repeats)[:, :-1].cumsum(1)
+    below = scipy.stats.binom.cdf(counts, num_data, points)
+    above = scipy.stats.binom.sf(counts - 1, num_data, points)
+    extreme = 2 * np.minimum(below, above).min(1)
+    pointwise = np.quantile(extreme, 1 - level, method="lower")
+    lower = scipy.stats.binom.ppf(pointwise / 2, num_data, points)
+    upper = scipy.stats.binom.isf(pointwise / 2, num_data, points)
+    return lower / num_data, upper / num_data

@@ -1,0 +1,78 @@
+"""Simulated data with the latents that made them and a guide's draws: what every calibration test takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from inference.checks import check_count, check_finite
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Simulated data, the latents that made them, and a guide's draws given the data; also one's own, by hand.
+
+    Attributes:
+        names: One name per latent coordinate, P of them.
+        truth: Latents that the data were made from, (N, P).
+        draws: The guide's, (S, N, P).
+        data: Observations, each datum's in one row, (N, D).
+        quantities: Further test quantities by name, each of the truth, (N,), and of the draws, (S, N).
+
+    Raises:
+        ValueError: If shapes do not fit or a number is not finite.
+    """
+
+    names: tuple[str, ...]
+    truth: Tensor
+    draws: Tensor
+    data: Tensor
+    quantities: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        num_data, dim = len(self.truth), len(self.names)
+        if self.truth.shape != (num_data, dim) or self.draws.dim() != 3 or self.draws.shape[1:] != (num_data, dim):
+            raise ValueError(
+                f"expected truth of shape (N, {dim}) and draws of shape (S, N, {dim}) for the names {self.names}, got "
+                f"{tuple(self.truth.shape)} and {tuple(self.draws.shape)}"
+            )
+        check_count(num_data, "the number of simulated data")
+        check_count(self.num_samples, "the number of draws")
+        if self.data.dim() != 2 or len(self.data) != num_data:
+            raise ValueError(f"expected data of shape ({num_data}, D), got {tuple(self.data.shape)}")
+        check_finite(self.truth, "truth")
+        check_finite(self.draws, "draws")
+        for name, (truth, draws) in self.quantities.items():
+            if truth.shape != (num_data,) or draws.shape != self.draws.shape[:2]:
+                raise ValueError(
+                    f"expected {name!r} of shapes ({num_data},) and {tuple(self.draws.shape[:2])}, got "
+                    f"{tuple(truth.shape)} and {tuple(draws.shape)}"
+                )
+            if bool(truth.isnan().any() | draws.isnan().any()):
+                raise ValueError(f"expected {name!r} to be a number everywhere, got NaN")
+
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return len(self.draws)
+
+
+def join(parts: Sequence[Simulation], num: int) -> Simulation:
+    """The first ``num`` data of several rounds."""
+    quantities = {
+        name: (
+            torch.cat([p.quantities[name][0] for p in parts])[:num],
+            torch.cat([p.quantities[name][1] for p in parts], 1)[:, :num],
+        )
+        for name in parts[0].quantities
+    }
+    return Simulation(
+        parts[0].names,
+        torch.cat([p.truth for p in parts])[:num],
+        torch.cat([p.draws for p in parts], 1)[:, :num],
+        torch.cat([p.data for p in parts])[:num],
+        quantities,
+    )

@@ -1,0 +1,148 @@
+r"""The Jacobian of a decoder at many points, and the geometry of its columns.
+
+.. math:: J = \partial f / \partial z \in R^{D \times K}
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from inference.checks import check_count, check_finite
+from inference.pair import refuse_batch_laws
+
+Decode = Callable[[Tensor], Tensor]
+
+_BLOCK = 2**19  # elements of the Jacobians of one block: small enough for the processor's cache
+
+
+def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tensor:
+    r"""Jacobian of a decoder at each point.
+
+    .. math:: J_{ndk} = \partial f_d(z_n) / \partial z_{nk}
+
+    Forward mode where K <= D, reverse mode otherwise: min(K, D) passes over all points side by side. Differentiable
+    with respect to the decoder's parameters and z.
+
+    Warning:
+        The decoder must treat points independently; batch normalisation and dropout in train mode are refused.
+
+    Args:
+        decode: Decoder from (M, K) to (M, D), a module or any callable; an unmixing (M, D) to (M, K) as well.
+        z: Points, (..., K).
+        chunk: Points in one block; None chooses.
+
+    Returns:
+        (..., D, K), in the decoder's dtype.
+
+    Raises:
+        TypeError: If ``z`` is no floating tensor.
+        ValueError: If ``z`` is not finite, or the decoder does not return (M, D) or has a batch's law.
+
+    Example:
+        >>> decoder_jacobian(torch.nn.Linear(2, 5), torch.zeros(7, 2)).shape
+        torch.Size([7, 5, 2])
+    """
+    points = flat_points(z)
+    blocks = list(iter_jacobians(decode, points, chunk))
+    return torch.cat(blocks).reshape(*z.shape[:-1], *blocks[0].shape[1:])
+
+
+def column_norms(jacobian: Tensor) -> Tensor:
+    """Lengths of the columns of (..., D, K): (..., K)."""
+    return jacobian.norm(dim=-2)
+
+
+def column_angles(jacobian: Tensor) -> Tensor:
+    """Angles between the columns of (..., D, K) in radians, from 0 to pi: (..., K, K) with zeros on the diagonal."""
+    unit = jacobian / column_norms(jacobian).unsqueeze(-2)
+    angles = (unit.mT @ unit).clamp(-1, 1).acos()
+    return angles - torch.diag_embed(angles.diagonal(dim1=-2, dim2=-1))
+
+
+def log_volume(jacobian: Tensor) -> Tensor:
+    r"""Logarithm of the volume that a Jacobian makes of a unit cube, in nats; log |det J| where it is square.
+
+    .. math:: \tfrac12 \log\det J^\top J
+
+    Args:
+        jacobian: (..., D, K) with D >= K.
+
+    Returns:
+        (...).
+
+    Raises:
+        ValueError: If D < K.
+    """
+    check_tall(jacobian)
+    if jacobian.shape[-2] == jacobian.shape[-1]:
+        return torch.linalg.slogdet(jacobian).logabsdet
+    return torch.linalg.qr(jacobian).R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+
+def directional_derivative(f: Decode, z: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of a function and its derivative along a direction of the shape of ``z``, by forward mode."""
+    load_forward_mode()
+    result = jvp(f, (z,), (direction,))
+    return result[0], result[1]
+
+
+@cache
+def load_forward_mode() -> None:
+    """Let torch load its rules of forward mode, which it does once in a process, with a deprecation of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+
+
+def iter_jacobians(decode: Decode, points: Tensor, chunk: int | None) -> Iterator[Tensor]:
+    """Jacobians of blocks of points (N, K), (B, D, K) each; see :func:`decoder_jacobian`."""
+    with refuse_batch_laws(decode):
+        with torch.no_grad():
+            output = decode(points[:1])
+        if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:
+            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"expected the decoder to map (1, {points.shape[1]}) to (1, D), got {got}")
+        dims = (output.shape[1], points.shape[1])
+        if chunk is None:
+            chunk = max(1, _BLOCK // math.prod(dims))
+        check_count(chunk, "chunk")
+        jacobian = _by_columns if dims[1] <= dims[0] else _by_rows
+        for block in points.split(chunk):
+            yield jacobian(decode, block)
+
+
+def _by_columns(decode: Decode, z: Tensor) -> Tensor:
+    """Forward mode: one direction for all points at a time."""
+    directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    return vmap(lambda e: directional_derivative(decode, z, e.expand_as(z))[1], out_dims=-1)(directions)
+
+
+def _by_rows(decode: Decode, z: Tensor) -> Tensor:
+    """Reverse mode: one output of all points at a time."""
+    result = vjp(decode, z)
+    output, pull = result[0], result[1]
+    directions = torch.eye(output.shape[1], dtype=output.dtype, device=z.device)
+    return vmap(lambda e: pull(e.expand_as(output))[0], out_dims=1)(directions)
+
+
+def check_tall(jacobian: Tensor) -> None:
+    """Raise ValueError unless a Jacobian has at least as many rows as columns."""
+    if jacobian.dim() < 2 or jacobian.shape[-2] < jacobian.shape[-1]:
+        raise ValueError(f"expected Jacobians of shape (..., D, K) with D >= K, got {tuple(jacobian.shape)}")
+
+
+def flat_points(z: Tensor) -> Tensor:
+    """Check points (..., K) and flatten them to (N, K)."""
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise TypeError(f"expected points as a floating tensor (..., K), got {getattr(z, 'dtype', type(z).__name__)}")
+    if z.dim() == 0 or 0 in z.shape:
+        raise ValueError(f"expected at least one point of shape (..., K), got {tuple(z.shape)}")
+    check_finite(z.detach(), "the points")
+    return z.reshape(-1, z.shape[-1])

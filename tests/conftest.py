@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from guides import Exact, FullRank, Guide, Linear, MeanField, TiedMeanField
-from zoo import IMAVAE, PPCA, DeepGaussianVAE, LatentVariableModel, LinearVAE
+from zoo import IMAVAE, PPCA, VAE, DeepGaussianVAE, LatentVariableModel, LinearVAE
 
 # Name to a function that makes a new model: small, in float64.
 MODELS: dict[str, Callable[[], LatentVariableModel]] = {
@@ -24,6 +24,7 @@ MODELS: dict[str, Callable[[], LatentVariableModel]] = {
     "LinearVAE": lambda: LinearVAE(5, 2, sigma=0.5).double(),
     "DeepGaussianVAE": lambda: DeepGaussianVAE(5, 2, hidden=(8,)).double(),
     "IMAVAE": lambda: IMAVAE(5, 2, gamma2=25.0, hidden=(8,)).double(),
+    "VAE-Bernoulli": lambda: VAE(5, 2, hidden=(8,)).double(),
     "LinearVAE-wide-standardised": lambda: LinearVAE(2, 3).standardise_by(3 + torch.randn(20, 2)).double(),
 }
 
@@ -106,7 +107,8 @@ def data_for(model, num=20, seed=1):
     """Data away from the origin, (num, D), that no model of the registry was made with."""
     generator = torch.Generator().manual_seed(seed)
     like = next(model.parameters())
-    return 1 + 1.5 * torch.randn(num, model.data_dim, generator=generator, dtype=like.dtype)
+    x = 1 + 1.5 * torch.randn(num, model.data_dim, generator=generator, dtype=like.dtype)
+    return (x > 0).to(x) if isinstance(model, VAE) else x
 
 
 def simulate(model, num, seed=1):
@@ -115,6 +117,8 @@ def simulate(model, num, seed=1):
     z = torch.from_numpy(random.standard_normal((num, model.latent_dim)))
     noise = torch.from_numpy(random.standard_normal((num, model.data_dim)))
     with torch.no_grad():
+        if isinstance(model, VAE):
+            return z, (torch.special.ndtr(noise) < model.decode(z)).to(z)
         return z, model.decode(z) + model.sigma * noise
 
 

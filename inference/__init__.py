@@ -1,5 +1,6 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
+from inference.analytic_objectives import AnalyticBetaELBO, AnalyticTargetRate
 from inference.annealed_precision import AnnealedPrecision
 from inference.bilbo import BILBO, FittedPrior
 from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
@@ -32,13 +33,17 @@ from inference.importance import (
 )
 from inference.importance_evidence import Importance
 from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
+from inference.information_bounds import information_bounds
 from inference.jacobian import column_angles, column_norms, decoder_jacobian
+from inference.limit import Limit
 from inference.log_joint import LogJoint
 from inference.module import Module
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.posterior_error import PosteriorError, posterior_error
 from inference.predictive import predictive, reconstruct, sample
+from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
+from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
 from inference.rate_objectives import SampledTargetRate, TargetRate
 from inference.recovery import MCC, amari_distance, mcc, rank_mcc
 from inference.renyi_objectives import CUBO, VRBound, renyi_bound
@@ -53,6 +58,7 @@ from inference.tables import table
 from inference.tarp import TARP, tarp
 from inference.trainer import History
 from inference.wake_sleep import WakeSleep, WakeWake
+from inference.water_filling import water_filling
 
 __all__ = [
     "BILBO",
@@ -66,11 +72,14 @@ __all__ = [
     "PIWAE",
     "SBC",
     "TARP",
+    "AnalyticBetaELBO",
     "AnalyticELBO",
     "AnalyticKLELBO",
+    "AnalyticTargetRate",
     "AnnealedPrecision",
     "BetaELBO",
     "Coverage",
+    "CurvePoint",
     "CyclicalAnnealing",
     "DReG",
     "Estimate",
@@ -82,12 +91,14 @@ __all__ = [
     "History",
     "Importance",
     "Interval",
+    "Limit",
     "LinearAnnealing",
     "LogJoint",
     "Module",
     "MutualInformation",
     "Objective",
     "PosteriorError",
+    "RateDistortion",
     "Restarts",
     "SampledTargetRate",
     "SelfConsistency",
@@ -115,6 +126,7 @@ __all__ = [
     "differences",
     "effective_sample_size",
     "elbo",
+    "empirical_entropy",
     "evidence",
     "fit",
     "fit_best",
@@ -122,6 +134,7 @@ __all__ = [
     "ima_contrast",
     "ima_contrast_of_inverse",
     "ima_penalty",
+    "information_bounds",
     "iter_log_weights",
     "iwae",
     "latent_kl",
@@ -137,6 +150,8 @@ __all__ = [
     "posterior_means",
     "predictive",
     "rank_mcc",
+    "rate_distortion",
+    "rate_distortion_curve",
     "reconstruct",
     "renyi_bound",
     "sample",
@@ -148,4 +163,5 @@ __all__ = [
     "summarise",
     "table",
     "tarp",
+    "water_filling",
 ]

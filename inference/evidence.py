@@ -21,12 +21,13 @@ from inference.checks import check_arguments, check_count
 from inference.estimates import Evidence, check_level, concatenate
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
+from inference.limit import Limit
 from inference.methods import Method, Problem
 from inference.pair import Program
 from inference.seeding import seeded
 from inference.storage import load_tree, save_tree, tensor_digest
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Automatic, Exact, Importance)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Automatic, Exact, Importance, Limit)}
 
 # Rows estimated together where the caller does not say: what bounds the memory, and what an interruption can lose.
 _BLOCK = 2048

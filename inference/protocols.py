@@ -49,6 +49,32 @@ class SupportsExpectedLogLikelihood(Protocol):
 
 
 @runtime_checkable
+class SupportsGaussianDecoder(Protocol):
+    """A model of one latent ``"z"`` with Gaussian noise around a decoder.
+
+    Attributes:
+        data_dim: D.
+        latent_dim: K.
+    """
+
+    data_dim: int
+    latent_dim: int
+
+    @property
+    def sigma(self) -> Tensor:
+        """Standard deviation of the noise in units of x, (1,) or (D,)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z], shape ``z.shape[:-1] + (D,)``."""
+        ...
+
+    def prior(self) -> Distribution:
+        """Law of one latent, event (K,)."""
+        ...
+
+
+@runtime_checkable
 class SupportsPrecision(Protocol):
     """A model with Gaussian noise of a precision that can be set."""
 

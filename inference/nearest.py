@@ -1,0 +1,101 @@
+r"""The latent whose decoding is nearest to each datum.
+
+.. math:: g(x_n) = \arg\min_z \|(x_n - f(z)) / \sigma\|^2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform
+
+from inference.jacobian import decoder_jacobian
+from inference.protocols import SupportsGaussianDecoder
+
+_STEPS = 200
+_FIRST_DAMPING, _MAX_DAMPING = 1e-3, 1e12
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Nearest latents of data.
+
+    Attributes:
+        z: (N, K), on the support of the prior.
+        residual: (x - f(z)) / sigma, (N, D).
+        slope: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
+        num_starts: Starts per datum, of which the nearest is kept.
+    """
+
+    z: Tensor
+    residual: Tensor
+    slope: Tensor
+    num_starts: int
+
+
+@torch.no_grad()
+def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Nearest:
+    """Search by Levenberg's and Marquardt's method in unconstrained coordinates, all data and starts side by side.
+
+    Warning:
+        The global minimum is found if a start lies in its basin.
+
+    References:
+        Levenberg, "A method for the solution of certain non-linear problems in least squares", 1944. Marquardt, "An
+        algorithm for least-squares estimation of nonlinear parameters", 1963.
+
+    Args:
+        model: Model with a decoder and Gaussian noise.
+        x: Data, (N, D).
+        starts: Latents to start from, (S, N, K), on the support of the prior.
+    """
+    support = model.prior().support
+    assert support is not None
+    transform = biject_to(support)
+    num_starts, num_data, latent_dim = starts.shape
+    targets = x.repeat(num_starts, 1)
+    u = _solve(model, transform, targets, transform.inv(starts.reshape(-1, latent_dim)))
+    z = transform(u)
+    residual = (targets - model.decode(z)) / model.sigma
+    best = residual.square().sum(-1).reshape(num_starts, num_data).argmin(0)
+    rows = best * num_data + torch.arange(num_data, device=x.device)
+    jacobian = decoder_jacobian(lambda u: model.decode(transform(u)), u[rows]) / model.sigma.unsqueeze(-1)
+    gradient = (jacobian.mT @ residual[rows].unsqueeze(-1)).squeeze(-1)
+    norms = jacobian.norm(dim=-2).clamp(min=torch.finfo(x.dtype).tiny)
+    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), num_starts)
+
+
+def _solve(model: SupportsGaussianDecoder, transform: Transform, x: Tensor, u: Tensor) -> Tensor:
+    """Damped Gauss-Newton steps, each datum with a damping of its own."""
+
+    def decode(u: Tensor) -> Tensor:
+        return model.decode(transform(u)) / model.sigma
+
+    target = x / model.sigma
+    residual = target - decode(u)
+    cost, damping = residual.square().sum(-1), torch.full_like(x[:, 0], _FIRST_DAMPING)
+    active = torch.arange(len(u), device=u.device)
+    for _ in range(_STEPS):
+        jacobian = decoder_jacobian(decode, u[active])
+        normal = jacobian.mT @ jacobian
+        scale = normal.diagonal(dim1=-2, dim2=-1)
+        scale = scale + 1e-12 * scale.amax(-1, keepdim=True) + torch.finfo(x.dtype).tiny
+        matrix = normal + torch.diag_embed(damping[active].unsqueeze(-1) * scale)
+        slope = jacobian.mT @ residual[active].unsqueeze(-1)
+        step = torch.linalg.solve_ex(matrix, slope)[0].squeeze(-1).nan_to_num(0.0)
+        proposal = u[active] + step
+        new_residual = target[active] - decode(proposal)
+        new_cost = new_residual.square().sum(-1)
+        better = new_cost < cost[active]
+        gain = torch.where(better, cost[active] - new_cost, torch.zeros_like(new_cost))
+        index = active[better]
+        u[index], residual[index], cost[index] = proposal[better], new_residual[better], new_cost[better]
+        damping[active] = torch.where(better, damping[active] / 5, damping[active] * 4)
+        small = (gain <= 1e-13 * (1 + cost[active])) & better
+        active = active[~(small | (damping[active] > _MAX_DAMPING))]
+        if len(active) == 0:
+            break
+    return u

@@ -1,0 +1,82 @@
+r"""Rate against distortion in closed form, for linear-Gaussian decoders under Gaussian guides: no noise at all.
+
+.. math:: D = -E_{q(z \mid x)} \log p(x \mid z), \qquad R = KL(q(z \mid x) \,\|\, p(z)), \qquad ELBO = -(D + R)
+
+At a fixed sigma^2 the optima lie on the curve of :mod:`inference.water_filling`.
+
+References:
+    Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
+    Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469 (the closed form).
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from inference.objectives import AnalyticELBO, Objective, Pair, check_weight
+from inference.protocols import SupportsExpectedLogLikelihood
+
+
+class AnalyticBetaELBO(Objective):
+    r"""The ELBO with a weighted rate, in closed form.
+
+    .. math:: -D_n - \beta R_n
+
+    Args:
+        beta: The weight of the rate.
+
+    Raises:
+        ValueError: If beta is negative or not finite.
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        check_weight(beta, "beta")
+        self.beta = beta
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Weighted ELBO per datum, (N,); raises as :class:`inference.AnalyticELBO`."""
+        elbo, rate = _exact_terms(pair)
+        return elbo + (1 - self.beta) * rate
+
+
+class AnalyticTargetRate(Objective):
+    r"""The least distortion at a given rate, in closed form.
+
+    .. math:: -D_n - w \, \left| \sigma - \frac1N \sum_m R_m \right|
+
+    Warning:
+        At weight one the slope is that of the ELBO wherever R exceeds the target, so the target is met only if it is at
+        least the rate of the ELBO's optimum; for a smaller one the weight must exceed -dD/dR of the frontier there.
+        The corner at the target is not for LBFGS: use Adam with a falling learning rate.
+
+    Args:
+        target: sigma, nats per datum.
+        weight: w.
+
+    Raises:
+        ValueError: If target or weight are negative or not finite.
+    """
+
+    def __init__(self, target: float, *, weight: float = 1.0) -> None:
+        super().__init__()
+        for name, value in (("target", target), ("weight", weight)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
+        self.target, self.weight = target, weight
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Objective per datum, (N,); raises as :class:`inference.AnalyticELBO`."""
+        elbo, rate = _exact_terms(pair)
+        return elbo + rate - self.weight * (self.target - rate.mean()).abs()
+
+
+def _exact_terms(pair: Pair) -> tuple[Tensor, Tensor]:
+    """ELBO and rate per datum, (N,) each."""
+    elbo = AnalyticELBO().bound(pair)  # checks the pair
+    assert isinstance(pair.model, SupportsExpectedLogLikelihood)
+    (site,) = pair.run_guide().values()
+    return elbo, kl_divergence(site.fn, pair.model.prior())

@@ -1,0 +1,123 @@
+r"""Bounds on the mutual information of data and latent from the guide's density alone: tighter than H - D and R."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.checks import check_arguments, check_count
+from inference.estimates import check_level
+from inference.messengers import isolated, masked_log_prob
+from inference.mutual_information import MutualInformation, information_report
+from inference.pair import Draw, Program, probe, refuse_batch_laws, run_pair, run_program
+from inference.rate_distortion import RateDistortion, rate_distortion
+from inference.seeding import seeded
+
+
+@torch.no_grad()
+def information_bounds(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int = 2,
+    chunk: int = 64,
+    seed: int | None = None,
+    level: float = 0.95,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> MutualInformation:
+    r"""Mutual information of data and latent under any guide with a density, from two multi-sample bounds.
+
+    .. math::
+        E \log \frac{q(z_n \mid x_n)}{\frac1N \sum_m q(z_n \mid x_m)} \le I_q(x; z) \le
+        E \log \frac{q(z_n \mid x_n)}{\frac1{N-1} \sum_{m \ne n} q(z_n \mid x_m)}
+
+    The left is InfoNCE with the guide itself as critic, and the information for the empirical law of the data; the
+    right leaves the own component out. They are what :func:`inference.mutual_information` computes for Gaussian guides
+    and priors, there with less noise; here the guide may be a flow, have several latent sites, and the prior be any.
+
+    Warning:
+        N data show at most log N nats, see :func:`inference.mutual_information`. The cost is S N^2 densities. The guide
+        must be able to score latents that it did not draw, for every datum.
+
+    References:
+        Poole, Ozair, van den Oord, Alemi, Tucker, "On Variational Bounds of Mutual Information", 2019,
+        arXiv 1905.06922.
+
+    Args:
+        model: Pyro model; gives the rate, from which ``aggregate_kl`` follows.
+        guide: Pyro guide of the same signature, without plates inside the one over the data.
+        *args: Arguments of both.
+        num_samples: S, draws per datum, at least 2.
+        chunk: Latents scored side by side, each under all N data.
+        seed: Seed of the draws; leaves the global random state as it was.
+        level: Confidence level of the intervals.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        The same as :func:`inference.mutual_information`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument or the pair is unfit, or a site stands in a plate inside the one over the data.
+    """
+    check_count(num_samples, "num_samples", minimum=2)
+    check_count(chunk, "chunk")
+    check_level(level)
+    check_arguments((model, guide), args, kwargs)
+    with refuse_batch_laws(model, guide):
+        first = probe(model, guide, args, kwargs, plate=plate)
+    first.refuse_scales()
+    if first.layout.depth != 1:
+        raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
+    with seeded(seed):
+        rates = rate_distortion(model, guide, *args, num_samples=2, plate=plate, **kwargs).rates
+        found = [_ratios(model, guide, args, kwargs, chunk, plate) for _ in range(num_samples)]
+    own, others = (torch.stack(terms) for terms in zip(*found, strict=True))
+    return information_report(own, others, rates.value, level)
+
+
+def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -> tuple[float, float]:
+    """The tighter of each side: the larger of H - D and InfoNCE, the smaller of R and the leave-one-out bound.
+
+    Args:
+        bounds: From :func:`information_bounds` or :func:`inference.mutual_information`.
+        terms: From :func:`inference.rate_distortion.rate_distortion`, same pair and data.
+        entropy: H of the law of the data in nats per datum.
+    """
+    lower, upper = terms.sandwich(entropy)
+    centre = float(bounds.per_datum.mean())
+    return max(lower, centre - bounds.bias_bound), min(upper, centre + bounds.bias_bound)
+
+
+def _ratios(
+    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], chunk: int, plate: str | None
+) -> tuple[Tensor, Tensor]:
+    """One draw per datum: its log ratios to the mixture with and without its own law, (N,) each."""
+    draw = run_pair(model, guide, args, kwargs, plate=plate)
+    num_data = draw.layout.num_data
+    found = []
+    for start in range(0, num_data, chunk):
+        log_q = _cross(guide, args, kwargs, draw, slice(start, start + chunk))
+        rows = torch.arange(len(log_q), device=log_q.device)
+        own = log_q[rows, start + rows]
+        log_q[rows, start + rows] = -math.inf
+        others = log_q.logsumexp(-1)
+        with_own = torch.logaddexp(others, own)
+        found.append(torch.stack([own - with_own + math.log(num_data), own - others + math.log(max(num_data - 1, 1))]))
+    with_own, without = torch.cat(found, 1)
+    return with_own, without
+
+
+def _cross(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], draw: Draw, rows: slice) -> Tensor:
+    """log q(z_m | x_n) of the drawn latents m in ``rows`` under every datum n, (rows, N) in float64."""
+    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.latents.items()}
+    (size,) = {len(value) for value in values.values()}
+    with isolated():
+        run = run_program(guide, args, kwargs, values, size, draw.layout.depth)
+    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.sites.values()]
+    return torch.stack(terms).sum(0).double()

@@ -96,7 +96,7 @@ def test_the_predicted_gap_is_the_contrast_of_the_columns():
     model = IMAVAE(2, 2, gamma2=1e6, network=torch.nn.Linear(2, 2, bias=False)).double().requires_grad_(False)
     model.network.weight.copy_(torch.tensor([[1.0, 0.8], [0.0, 0.6]], dtype=torch.float64))
     terms = limit_terms(model, model(n=5), torch.randn(3, 5, 2).double())
-    torch.testing.assert_close(terms.contrast, torch.full((5,), 0.510825624).double(), atol=1e-8, rtol=0)
+    torch.testing.assert_close(terms.contrast, torch.full((5,), 0.510825624, dtype=torch.float64), atol=1e-8, rtol=0)
 
 
 def test_the_method_answers_per_datum_with_its_error_and_guarantee():

@@ -1,0 +1,234 @@
+r"""Integrals over slices, one coordinate at a time, each by adaptive subdivision with a Gauss-Kronrod pair.
+
+.. math:: \int e^{L(v)} dv = \int dv_1 \int dv_2 \ldots e^{L(v_1, v_2, \ldots)}
+
+The integrals of all slices run side by side. Cells grow outwards from the peaks of a slice until what they would add
+is negligible, and are then halved where the two rules of the pair disagree.
+
+References:
+    Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983: the pair and its error estimate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.slices import Peaks, Slices
+
+# Nodes and weights of the 15-point Kronrod rule from the outside in, and of the 7-point Gauss rule on every second.
+_NODES = (
+    0.991455371120812639206854697526329,
+    0.949107912342758524526189684047851,
+    0.864864423359769072789712788640926,
+    0.741531185599394439863864773280788,
+    0.586087235467691130294144691258166,
+    0.405845151377397166906606412076961,
+    0.207784955007898467600689403773245,
+)
+_KRONROD = (
+    0.022935322010529224963732008058970,
+    0.063092092629978553290700663189204,
+    0.104790010322250183839876322541518,
+    0.140653259715525918745189590510238,
+    0.169004726639267902826583426598550,
+    0.190350578064785409913256402421014,
+    0.204432940075298892414161999234649,
+    0.209482141084727828012999174891714,
+)
+_GAUSS = (
+    0.129484966168869693270611432679082,
+    0.279705391489276667901467771423780,
+    0.381830050505118944950369775488975,
+    0.417959183673469387755102040816327,
+)
+
+# Edges of the cells around a peak, in its standard deviations: a Gaussian needs the first two on each side.
+_EDGES = (3.0, 6.4, *(6.4 * 4.0**i for i in range(1, 15)))
+# Slices worked on together.
+_CHUNK = 2048
+# Points evaluated together.
+_POINTS = 1 << 16
+# Halvings of a cell at most.
+_ROUNDS = 60
+# A slice that holds less than this part of the best slice of its datum need be no better than that one's tolerance.
+_MINOR = 1e-3
+# Each inner integral is better than the one around it by this factor.
+_FINER = 0.7
+
+
+class Integral(NamedTuple):
+    """Integrals and bounds on their errors, as estimated, (R,) each."""
+
+    value: Tensor
+    error: Tensor
+
+
+class Cells(NamedTuple):
+    """Cells of slices, each (C,).
+
+    Attributes:
+        row: The slice.
+        low: Left edge.
+        high: Right edge.
+        value: Integral over the cell.
+        error: Its error by the two rules.
+        noise: Its error by those of the inner integrals.
+        left: Integrand at the leftmost node.
+        right: Integrand at the rightmost node.
+    """
+
+    row: Tensor
+    low: Tensor
+    high: Tensor
+    value: Tensor
+    error: Tensor
+    noise: Tensor
+    left: Tensor
+    right: Tensor
+
+
+def rule(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes on (-1, 1) from left to right, Kronrod's weights and Gauss's, (15,) each."""
+    outer, kronrod = like.new_tensor(_NODES), like.new_tensor(_KRONROD)
+    gauss = like.new_zeros(8)
+    gauss[1::2] = like.new_tensor(_GAUSS)
+
+    def mirrored(half: Tensor) -> Tensor:
+        return torch.cat([half, half[:-1].flip(0)])
+
+    return torch.cat([-outer, like.new_zeros(1), outer.flip(0)]), mirrored(kronrod), mirrored(gauss)
+
+
+class NestedIntegrator:
+    """Integrates slices; counts the cells of the innermost integrals, and gives a datum up that needs too many.
+
+    Args:
+        num_data: N.
+        tolerance: Relative error of the outermost integral that is aimed at.
+        max_cells: Innermost cells of a datum at most.
+        bar: Progress bar, in cells.
+        like: Tensor of the dtype and device to work in.
+    """
+
+    def __init__(self, num_data: int, tolerance: float, max_cells: int, bar: tqdm, *, like: Tensor) -> None:
+        self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
+        self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
+        self._nodes, self._kronrod, self._gauss = rule(like)
+
+    @property
+    def exhausted(self) -> Tensor:
+        """Which data have spent their cells, (N,)."""
+        return self.cells >= self.max_cells
+
+    @torch.no_grad()
+    def integrate(self, slices: Slices) -> Integral:
+        """The integral of exp(log density) over the free coordinates of each slice."""
+        if len(slices.datum) > _CHUNK:
+            starts = range(0, len(slices.datum), _CHUNK)
+            parts = [self.integrate(slices[slice(i, i + _CHUNK)]) for i in starts]
+            return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
+        edges, active = _cover(slices.peaks(), len(slices.datum))
+        cells, tail = self._grow(slices, edges, active, tolerance)
+        cells = self._halve(slices, cells, tolerance)
+        return Integral(_sums(cells, cells.value, tail), _sums(cells, cells.error + cells.noise, tail) + tail)
+
+    def _grow(self, slices: Slices, edges: Tensor, active: Tensor, tolerance: float) -> tuple[Cells, Tensor]:
+        """Cells from the peaks outwards, and what is left out beyond them, (R,)."""
+        shape = active.shape
+        width = edges.diff(dim=-1)
+        valid = width.isfinite()
+        state = edges.new_zeros(5, *shape)
+        done = torch.zeros_like(active)
+        while True:
+            todo = active & ~done & valid & ~self.exhausted[slices.datum].unsqueeze(-1)
+            row, column = todo.nonzero().unbind(-1)
+            if len(row) == 0:
+                break
+            cells = self._evaluate(slices, row, edges[row, column], edges[row, column + 1])
+            state[:, row, column] = torch.stack(cells[3:])
+            done |= todo
+            beyond = state[3:] * torch.where(valid, width, 0.0)
+            needed = beyond > 0.2 * tolerance * self._scale(slices, state[0].sum(-1)).unsqueeze(-1)
+            active[:, :-1] |= needed[0, :, 1:]
+            active[:, 1:] |= needed[1, :, :-1]
+        row, column = done.nonzero().unbind(-1)
+        kept = Cells(row, edges[row, column], edges[row, column + 1], *state[:, row, column])
+        beyond = state[3:] * torch.where(valid, width, 0.0)
+        after, before = torch.zeros_like(done), torch.zeros_like(done)
+        after[:, :-1], before[:, 1:] = done[:, 1:], done[:, :-1]
+        return kept, (beyond[0] * ~before + beyond[1] * ~after).sum(-1)
+
+    def _halve(self, slices: Slices, cells: Cells, tolerance: float) -> Cells:
+        """The cells, halved where their errors are too large."""
+        zeros = cells.value.new_zeros(len(slices.datum))
+        for _ in range(_ROUNDS):
+            allowed = tolerance * self._scale(slices, _sums(cells, cells.value, zeros))
+            wide = _sums(cells, cells.error, zeros) > allowed
+            share = allowed / torch.bincount(cells.row, minlength=len(zeros)).clamp(min=1)
+            bad = wide[cells.row] & (cells.error > share[cells.row]) & (cells.error > 2 * cells.noise)
+            bad &= cells.high - cells.low > 1e-14 * torch.maximum(cells.low.abs(), cells.high.abs())
+            bad &= ~self.exhausted[slices.datum[cells.row]]
+            if not bool(bad.any()):
+                break
+            row, low, high = cells.row[bad], cells.low[bad], cells.high[bad]
+            middle = (low + high) / 2
+            halves = self._evaluate(slices, row.repeat(2), torch.cat([low, middle]), torch.cat([middle, high]))
+            cells = Cells(*(torch.cat([old[~bad], new]) for old, new in zip(cells, halves, strict=True)))
+        return cells
+
+    def _scale(self, slices: Slices, value: Tensor) -> Tensor:
+        """What the errors of slices are held against: their values, but no less than a part of the datum's best."""
+        best = value.new_zeros(len(self.cells)).scatter_reduce(0, slices.datum, value, "amax")
+        return torch.maximum(value, _MINOR * best[slices.datum])
+
+    def _evaluate(self, slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> Cells:
+        """Both rules on cells."""
+        half = (high - low) / 2
+        nodes = ((low + high) / 2).unsqueeze(-1) + half.unsqueeze(-1) * self._nodes
+        inner = self._integrand(slices.fix(row.repeat_interleave(nodes.shape[-1]), nodes.reshape(-1)))
+        f, noise = inner.value.view_as(nodes), inner.error.view_as(nodes)
+        value = half * (f @ self._kronrod)
+        gap = (value - half * (f @ self._gauss)).abs()
+        spread = half * ((f - (value / (2 * half)).unsqueeze(-1)).abs() @ self._kronrod)
+        error = torch.where(spread > 0, spread * (200 * gap / spread).pow(1.5).clamp(max=1), gap)
+        error = torch.maximum(error, 1e-15 * value)
+        return Cells(row, low, high, value, error, half * (noise @ self._kronrod), f[:, 0], f[:, -1])
+
+    def _integrand(self, slices: Slices) -> Integral:
+        """The density where all coordinates are fixed, else the integral over those that are not."""
+        if slices.num_free > 0:
+            return self.integrate(slices)
+        count = len(self._nodes)
+        self.cells.index_add_(0, slices.datum[::count], torch.ones_like(slices.datum[::count]))
+        self._bar.update(len(slices.datum) // count)
+        parts = zip(slices.datum.split(_POINTS), slices.fixed.split(_POINTS), strict=True)
+        value = torch.cat([slices.density.log(datum, v) for datum, v in parts]).exp()
+        return Integral(value.nan_to_num(nan=0.0), torch.zeros_like(value))
+
+
+def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
+    """Sums over the cells of each slice, (R,)."""
+    return torch.zeros_like(like).index_add(0, cells.row, values)
+
+
+def _cover(peaks: Peaks, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Edges of cells around the peaks of each slice, (R, C + 1) padded by infinity, and which cells touch a peak."""
+    count = torch.bincount(peaks.row, minlength=num_rows)
+    most = max(1, int(count.max())) if num_rows else 1
+    column = torch.arange(len(peaks.row), device=count.device) - (count.cumsum(0) - count)[peaks.row]
+    offsets = peaks.position.new_tensor([*(-e for e in reversed(_EDGES)), 0.0, *_EDGES])
+    edges = peaks.position.new_full((num_rows, most, len(offsets)), torch.inf)
+    edges[peaks.row, column] = peaks.position.unsqueeze(-1) + peaks.scale.unsqueeze(-1) * offsets
+    edges = edges.view(num_rows, -1).sort(-1).values
+    at = peaks.position.new_full((num_rows, most), torch.inf)
+    at[peaks.row, column] = peaks.position
+    right = torch.searchsorted(edges, at).clamp(max=edges.shape[-1] - 2)
+    active = torch.zeros_like(edges[:, 1:], dtype=torch.bool)
+    active.scatter_(1, right, True)
+    active.scatter_(1, (right - 1).clamp(min=0), True)
+    return edges, active

@@ -1,15 +1,23 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
+from inference.adaptive import Adaptive
 from inference.analytic_objectives import AnalyticBetaELBO, AnalyticTargetRate
 from inference.annealed_precision import AnnealedPrecision
+from inference.annealing import Annealed
+from inference.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
 from inference.bilbo import BILBO, FittedPrior
+from inference.bounds import cubo, eubo
+from inference.bridge import Bridge
 from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
 from inference.calibration import simulate
 from inference.combined_objectives import CIWAE, MIWAE, PIWAE
 from inference.compare import compare, differences, load_comparison, save_comparison
+from inference.defensive import Defensive
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.estimates import Evidence, Interval
 from inference.evidence import evidence
+from inference.exact_draws import ExactDraws, posterior_draws, simulated_draws
+from inference.gap import Gap, Refit, gap, refit
 from inference.gradient_noise import GradientNoise, gradient_noise
 from inference.identifiability import (
     column_contrast,
@@ -35,6 +43,7 @@ from inference.importance_evidence import Importance
 from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
 from inference.information_bounds import information_bounds
 from inference.jacobian import column_angles, column_norms, decoder_jacobian
+from inference.laplace import Laplace
 from inference.limit import Limit
 from inference.log_joint import LogJoint
 from inference.module import Module
@@ -52,6 +61,7 @@ from inference.sbc import SBC, Coverage, coverage, sbc
 from inference.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnnealing
 from inference.self_consistency import SelfConsistency, self_consistency
 from inference.simulation import Simulation
+from inference.smoothed_importance import SmoothedImportance
 from inference.storage import load_pair, save_pair
 from inference.svi import fit
 from inference.tables import table
@@ -72,25 +82,34 @@ __all__ = [
     "PIWAE",
     "SBC",
     "TARP",
+    "Adaptive",
     "AnalyticBetaELBO",
     "AnalyticELBO",
     "AnalyticKLELBO",
     "AnalyticTargetRate",
+    "Annealed",
     "AnnealedPrecision",
     "BetaELBO",
+    "Bracket",
+    "Bridge",
+    "ConvergedBracket",
     "Coverage",
     "CurvePoint",
     "CyclicalAnnealing",
     "DReG",
+    "Defensive",
     "Estimate",
     "Evidence",
+    "ExactDraws",
     "FittedPrior",
     "FreeBitsELBO",
+    "Gap",
     "GeometricAnnealing",
     "GradientNoise",
     "History",
     "Importance",
     "Interval",
+    "Laplace",
     "Limit",
     "LinearAnnealing",
     "LogJoint",
@@ -99,10 +118,12 @@ __all__ = [
     "Objective",
     "PosteriorError",
     "RateDistortion",
+    "Refit",
     "Restarts",
     "SampledTargetRate",
     "SelfConsistency",
     "Simulation",
+    "SmoothedImportance",
     "StickingTheLanding",
     "TargetRate",
     "VRBound",
@@ -111,6 +132,7 @@ __all__ = [
     "WeightSummary",
     "active_units",
     "amari_distance",
+    "bdmc",
     "c2st",
     "c2st_joint",
     "c2st_per_datum",
@@ -121,15 +143,19 @@ __all__ = [
     "column_norms",
     "compare",
     "conformal_contrast",
+    "converged_bracket",
     "coverage",
+    "cubo",
     "decoder_jacobian",
     "differences",
     "effective_sample_size",
     "elbo",
     "empirical_entropy",
+    "eubo",
     "evidence",
     "fit",
     "fit_best",
+    "gap",
     "gradient_noise",
     "ima_contrast",
     "ima_contrast_of_inverse",
@@ -146,6 +172,7 @@ __all__ = [
     "mcc",
     "mutual_information",
     "pareto_k",
+    "posterior_draws",
     "posterior_error",
     "posterior_means",
     "predictive",
@@ -153,6 +180,7 @@ __all__ = [
     "rate_distortion",
     "rate_distortion_curve",
     "reconstruct",
+    "refit",
     "renyi_bound",
     "sample",
     "save_comparison",
@@ -160,6 +188,7 @@ __all__ = [
     "sbc",
     "self_consistency",
     "simulate",
+    "simulated_draws",
     "summarise",
     "table",
     "tarp",

@@ -16,18 +16,38 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from inference.adaptive import Adaptive
+from inference.annealing import Annealed
 from inference.automatic import Automatic
+from inference.bridge import Bridge
 from inference.checks import check_arguments, check_count
+from inference.defensive import Defensive
 from inference.estimates import Evidence, check_level, concatenate
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
+from inference.laplace import Laplace
 from inference.limit import Limit
 from inference.methods import Method, Problem
 from inference.pair import Program
 from inference.seeding import seeded
+from inference.smoothed_importance import SmoothedImportance
 from inference.storage import load_tree, save_tree, tensor_digest
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Automatic, Exact, Importance, Limit)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Automatic,
+        Exact,
+        Importance,
+        Limit,
+        Annealed,
+        Adaptive,
+        Defensive,
+        Bridge,
+        Laplace,
+        SmoothedImportance,
+    )
+}
 
 # Rows estimated together where the caller does not say: what bounds the memory, and what an interruption can lose.
 _BLOCK = 2048

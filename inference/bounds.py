@@ -1,0 +1,73 @@
+"""Upper bounds of the evidence from samples of a pair, each with what it assumes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from inference.exact_draws import ExactDraws
+from inference.importance import Estimate, WeightSummary, summarise
+from inference.pair import Program, run_pair
+from inference.seeding import random_state
+
+
+def eubo(
+    model: Program, guide: Program, draws: ExactDraws, *args: Any, plate: str | None = None, **kwargs: Any
+) -> Estimate:
+    r"""Evidence upper bound per datum, the mean log weight of exact posterior draws, with its standard error.
+
+    .. math:: E_{p(z \mid x)} [\log p(x, z) - \log q(z \mid x)] = \log p(x) + KL(p(z \mid x) \| q(z \mid x))
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide with a density.
+        draws: What :func:`simulated_draws` or :func:`posterior_draws` returned; nothing else makes this an upper bound.
+        *args: Further arguments of both.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        (N,) in nats; of one draw per datum the error is infinite, and the mean over the data is what it is good for.
+
+    Raises:
+        ValueError: If the two are no pair.
+    """
+    with random_state(None), torch.no_grad():
+        draw = run_pair(
+            model,
+            guide,
+            (draws.x, *args),
+            kwargs,
+            num_samples=draws.num_samples,
+            plate=plate,
+            subsamples=draws.latents,
+        )
+        return summarise([draw.log_weights], draws.num_samples).elbo
+
+
+def cubo(summary: WeightSummary) -> Estimate:
+    r"""The chi bound of order two from a guide's importance weights, with its standard error: an asymptotic figure.
+
+    .. math:: \tfrac12 \log E_q w^2 \ge \log p(x)
+
+    Warning:
+        Only the limit of infinitely many samples lies above log p(x), and only if w^2 has a mean (Pareto k below 1/2;
+        the standard error needs k below 1/4). From samples the figure is biased downwards, and may lie below log p(x).
+
+    References:
+        Dieng, Tran, Ranganath, Paisley, Blei, "Variational Inference via chi Upper Bound Minimization", 2017,
+        arXiv 1611.00328.
+
+    Args:
+        summary: Of the weights, from :func:`inference.summarise`.
+
+    Example:
+        >>> round(float(cubo(summarise([torch.tensor([[1.0], [3.0]]).log()], 2)).value.exp().square()), 6)
+        5.0
+    """
+    log_s, second, fourth = math.log(summary.num_samples), summary.log_sums[1], summary.log_sums[3]
+    excess = torch.expm1(log_s + fourth - 2 * second).clamp(min=0)
+    spread = 0.5 * (excess / max(summary.num_samples - 1, 1)).sqrt()
+    return Estimate(0.5 * (second - log_s), spread if summary.num_samples > 1 else spread + math.inf)

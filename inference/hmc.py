@@ -1,0 +1,153 @@
+r"""Hamiltonian Monte Carlo on the geometric path from a Gaussian to a model's joint density, for all data at once.
+
+.. math:: \pi_\beta(v) \propto N(v; 0, I)^{1 - \beta} \, p(x, m + L v)^\beta
+
+Chains move in coordinates v that the Gaussian N(m, L L') whitens. Nothing here adapts to the chains.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from inference.log_joint import LogJoint
+
+Target = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# A trajectory of fixed length can return to where it began, so each chain's steps are shorter by up to this share.
+_JITTER = 0.4
+
+
+class Gaussian(NamedTuple):
+    """One Gaussian per datum: the start of the path, and the coordinates in which chains move.
+
+    Attributes:
+        loc: Means m, (N, d).
+        factor: Cholesky factors L, (N, d, d).
+    """
+
+    loc: Tensor
+    factor: Tensor
+
+    def colour(self, v: Tensor) -> Tensor:
+        """u = m + L v for v (S, N, d)."""
+        return self.loc + torch.einsum("nij,snj->sni", self.factor, v)
+
+    def whiten(self, u: Tensor) -> Tensor:
+        """The inverse of :meth:`colour`, (S, N, d)."""
+        residual = (u - self.loc).permute(1, 2, 0)
+        return torch.linalg.solve_triangular(self.factor, residual, upper=False).permute(2, 0, 1)
+
+
+class Chains(NamedTuple):
+    """Where the chains are, with the joint density there.
+
+    Attributes:
+        v: Whitened positions, (S, N, d).
+        value: Log joint density of v, (S, N) in nats.
+        gradient: Its gradient, (S, N, d).
+    """
+
+    v: Tensor
+    value: Tensor
+    gradient: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Log joint density less the log-density of the Gaussian, (S, N) in nats: what the path integrates."""
+        return self.value + 0.5 * (self.v.square().sum(-1) + self.v.shape[-1] * math.log(2 * math.pi))
+
+
+def whitened(log_joint: LogJoint, start: Gaussian, num_chains: int) -> Target:
+    """The log joint density of whitened coordinates with its gradient, traced to a flat graph where that succeeds.
+
+    Args:
+        log_joint: What chains move on.
+        start: The Gaussian that whitens.
+        num_chains: S; the function takes v of shape (S, N, d) alone.
+
+    Returns:
+        A function of v that returns the log-density (S, N) in nats and its gradient (S, N, d).
+    """
+    log_det = start.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def target(v: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            value = log_joint(start.colour(v)) + log_det
+            (gradient,) = torch.autograd.grad(value.sum(), v)
+        return value.detach(), gradient
+
+    return traced(target, torch.randn(num_chains, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device))
+
+
+def traced(target: Target, example: Tensor) -> Target:
+    """A function as a flat graph of tensor operations, without its Python; the function itself where it has no such.
+
+    Args:
+        target: Function of a tensor of the example's shape.
+        example: Where to trace it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(target)(example)
+        # What the model decided by the example's values, it decides otherwise elsewhere.
+        same = all(torch.equal(a, b) for a, b in zip(graph(-0.5 * example), target(-0.5 * example)))
+    except Exception:  # a user's model may fail to trace in any way
+        return target
+    return graph if same else target
+
+
+def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Chains, Tensor]:
+    r"""One step of Hamiltonian Monte Carlo that leaves :math:`\pi_\beta` invariant and is its own reverse.
+
+    Args:
+        target: See :func:`whitened`.
+        chains: Where they are.
+        beta: Inverse temperature of each datum, (N,).
+        step: Leapfrog step of each datum, (N,); neither may depend on where the chains are.
+        num_leapfrog: Leapfrog steps.
+
+    Returns:
+        The chains after the step, and the probability that each was to accept it, (S, N).
+
+    References:
+        Neal, "MCMC using Hamiltonian dynamics", 2011, arXiv 1206.1901.
+    """
+    beta, heat = beta.unsqueeze(-1), 1 - beta.unsqueeze(-1)
+    length = (step * (1 - _JITTER * torch.rand_like(chains.value))).unsqueeze(-1)
+
+    def force(at: Chains) -> Tensor:
+        return beta * at.gradient - heat * at.v
+
+    def energy(at: Chains, momentum: Tensor) -> Tensor:
+        kinetic = heat * at.v.square() + momentum.square()
+        return 0.5 * kinetic.sum(-1) - beta.squeeze(-1) * at.value
+
+    first = torch.randn_like(chains.v)
+    new, momentum = chains, first + 0.5 * length * force(chains)
+    for i in range(num_leapfrog):
+        v = new.v + length * momentum
+        new = Chains(v, *target(v))
+        momentum = momentum + (1.0 if i < num_leapfrog - 1 else 0.5) * length * force(new)
+    acceptance = acceptance_probability(energy(chains, first), energy(new, momentum))
+    accepted = torch.rand_like(acceptance) < acceptance
+    wide = accepted.unsqueeze(-1)
+    moved = Chains(
+        torch.where(wide, new.v, chains.v),
+        torch.where(accepted, new.value, chains.value),
+        torch.where(wide, new.gradient, chains.gradient),
+    )
+    return moved, acceptance
+
+
+def acceptance_probability(before: Tensor, after: Tensor) -> Tensor:
+    """Metropolis's probability of accepting a change of energy; zero where the trajectory broke down."""
+    return (before - after).clamp(max=0).exp().nan_to_num(0.0)

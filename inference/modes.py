@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from inference.checks import check_count
 from inference.log_joint import LogJoint
@@ -67,34 +68,43 @@ def find_modes(
 
     Args:
         log_joint: Log joint density of a model.
-        starts: Unconstrained coordinates, (S, N, d).
+        starts: Unconstrained coordinates, (S, N, d); NaN where a datum has fewer.
         location: Origin of the whitened coordinates, (N, d), see :func:`prior_scale`.
         scale: Their unit, (N, d).
         max_iterations: Newton steps at most.
     """
     check_count(max_iterations, "max_iterations")
-    num_starts, num_data, dim = starts.shape
-    datum = torch.arange(num_data, device=starts.device).repeat(num_starts)
+    num_starts, num_data, _ = starts.shape
+    sample, datum = (~starts.isnan().any(-1)).nonzero().unbind(-1)
+    whitened = in_prior_units(log_joint, location, scale)
+    points, at, rest = climb(
+        lambda rows, points: whitened(datum[rows], points),
+        ((starts - location) / scale)[sample, datum],
+        max_iterations=max_iterations,
+    )
 
-    def whitened(rows: Tensor, points: Tensor) -> Tensor:
-        index = datum[rows]
-        return log_joint.rows(index)(location[index] + scale[index] * points)
+    def table(values: Tensor, missing: float) -> Tensor:
+        full = values.new_full((num_starts, num_data, *values.shape[1:]), missing)
+        full[sample, datum] = values
+        return full
 
-    points = ((starts - location) / scale).reshape(-1, dim)
-    points, at, converged = climb(whitened, points, max_iterations=max_iterations)
-    shape = (num_starts, num_data)
-    keep = distinct(points.view(*shape, dim), at.value.view(shape), at.hessian.view(*shape, dim, dim))
-    value = torch.where(keep, at.value.view(shape), -torch.inf)
+    points, hessian = table(points, 0.0), table(at.hessian, 0.0)
+    value = table(at.value, -torch.inf)
+    keep = distinct(points, value, hessian)
+    value = torch.where(keep, value, -torch.inf)
     order = value.argsort(0, descending=True)[: max(1, int(keep.sum(0).max()))]
 
     def pick(values: Tensor) -> Tensor:
-        values = values.view(*shape, *values.shape[1:])
         return values[order, torch.arange(num_data, device=order.device)]
 
-    value = value.gather(0, order)
-    found = torch.where(value.isfinite()[..., None], pick(points), pick(points)[:1])
-    hessian = pick(at.hessian) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    return Modes(location + scale * found, value, hessian, pick(converged))
+    found = torch.where(pick(keep)[..., None], pick(points), pick(points)[:1])
+    hessian = pick(hessian) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    return Modes(location + scale * found, pick(value), hessian, pick(table(rest, False)))
+
+
+def in_prior_units(log_joint: LogJoint, location: Tensor, scale: Tensor) -> RowFunction:
+    """The log joint density of chosen data (M,) at points (M, d) in units of the prior, see :func:`prior_scale`."""
+    return lambda datum, points: log_joint.rows(datum)(location[datum] + scale[datum] * points)
 
 
 @torch.no_grad()
@@ -106,13 +116,64 @@ def prior_scale(log_joint: LogJoint, num_samples: int = 128) -> tuple[Tensor, Te
     return middle, ((high - low) / 1.349).clamp(min=1e-300)
 
 
-def spread_points(num_points: int, dim: int, *, like: Tensor) -> Tensor:
-    """Points that fill a standard normal law evenly (Sobol), (num_points, dim)."""
-    engine = torch.quasirandom.SobolEngine(dim, scramble=False)
-    engine.fast_forward(1)  # the first point is a corner of the cube
-    uniform = engine.draw(num_points, dtype=torch.float64).to(like)
-    # Off the lattice's centre, which is a saddle of every symmetric density.
-    return torch.special.ndtri(uniform * 0.998 + 0.0011)
+def grid_line(num_points: int, *, like: Tensor) -> Tensor:
+    """Points from -8 to 8 units of the prior, thrice as dense in the middle as on average, (num_points,)."""
+    even = torch.linspace(-1, 1, num_points, dtype=like.dtype, device=like.device)
+    return 3 * even + 5 * even**3
+
+
+def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The points of a grid that none of their neighbours exceeds: starts near every mode that the grid can tell.
+
+    Args:
+        function: See :func:`climb`.
+        num_rows: R.
+        dim: k, from 1 to 3.
+        num_points: Grid points per dimension.
+        like: Tensor of the dtype and device to work in.
+
+    Returns:
+        Rows (M,) and points (M, k).
+    """
+    line = grid_line(num_points, like=like)
+    cloud = torch.stack(torch.meshgrid(*[line] * dim, indexing="ij"), dim=-1).view(-1, dim)
+    widest = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
+    rows, points = [], []
+    for part in torch.arange(num_rows, device=like.device).split(max(1, _CHUNK * 4 // len(cloud))):
+        value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
+        value = value.view(len(part), 1, *(num_points,) * dim)
+        peak = (value >= widest(value, 3, stride=1, padding=1)) & value.isfinite()
+        row, index = peak.view(len(part), -1).nonzero().unbind(-1)
+        rows.append(part[row])
+        points.append(cloud[index])
+    return torch.cat(rows), torch.cat(points)
+
+
+def neighbourhood(points: Tensor, hessian: Tensor) -> Tensor:
+    """Starts on both sides of modes along the axes of their Hessians, at growing distances up to half a prior unit.
+
+    Across a fold of the likelihood a second mode stands beside the first, nearer than any fixed grid can tell.
+
+    Args:
+        points: In units of the prior, (..., k).
+        hessian: (..., k, k).
+
+    Returns:
+        (m, ..., k).
+    """
+    curvature, axes = torch.linalg.eigh(-hessian)
+    sigma = curvature.clamp(min=_LEAST_CURVATURE).rsqrt()
+    offsets = (axes.mT * distances(sigma).unsqueeze(-1)).movedim(-2, 1)
+    return torch.cat([points + offsets.flatten(0, 1), points - offsets.flatten(0, 1)])
+
+
+def distances(sigma: Tensor) -> Tensor:
+    """Distances (m, ...) from peaks of standard deviations sigma (...) to where their neighbours may stand."""
+    factors = 5 * 1.7 ** torch.arange(24, dtype=sigma.dtype, device=sigma.device)
+    farthest = 0.5
+    grown = factors.view(-1, *(1,) * sigma.dim()) * sigma
+    needed = int((grown < farthest).flatten(1).any(1).sum()) + 1
+    return grown[:needed].clamp(max=farthest)
 
 
 def climb(

@@ -16,7 +16,7 @@ from inference.checks import check_count
 from inference.estimates import NUMERICAL, Evidence
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import find_modes, prior_scale, spread_points
+from inference.modes import find_modes, in_prior_units, neighbourhood, prior_scale, scan
 from inference.nested import Integral, NestedIntegrator
 from inference.slices import Density, Slices
 
@@ -48,7 +48,9 @@ class Quadrature(Method):
         Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983.
 
     Args:
-        num_starts: Evenly spread starts of the mode search, also on every slice; half as many prior and guide draws.
+        grid: Points per dimension, within 8 standard deviations of the prior, of the grid on which modes are sought;
+            also on every slice.
+        num_draws: Draws from the prior that the search for modes starts from too; as many from the guide.
         tolerance: Relative error of the evidence p(x) that is aimed at.
         max_cells: Cells of the innermost integral per datum at most, 15 evaluations each.
 
@@ -61,13 +63,15 @@ class Quadrature(Method):
         True
     """
 
-    num_starts: int = 32
+    grid: int = 33
+    num_draws: int = 16
     tolerance: float = 1e-7
     max_cells: int = 1_000_000
     name: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
-        check_count(self.num_starts, "num_starts", 4)
+        check_count(self.grid, "grid", 5)
+        check_count(self.num_draws, "num_draws")
         check_count(self.max_cells, "max_cells")
         if not 1e-12 <= self.tolerance < 1:
             raise ValueError(f"expected tolerance between 1e-12 and 1, got {self.tolerance}")
@@ -90,7 +94,7 @@ class Quadrature(Method):
             density,
             torch.arange(num_data, device=device),
             density.origin.new_zeros(num_data, 0),
-            self.num_starts,
+            self.grid,
         )
         with tqdm(disable=not problem.progress, desc="quadrature", unit="cell") as bar:
             integrator = NestedIntegrator(num_data, self.tolerance, self.max_cells, bar, like=density.origin)
@@ -111,10 +115,17 @@ class Quadrature(Method):
         dtype = log_joint(location).dtype
         if dtype != torch.float64:
             raise TypeError(f"expected a model that computes in float64, got a log joint density in {dtype}")
-        even = spread_points(self.num_starts, log_joint.dim, like=location).unsqueeze(1)
-        starts = [location + scale * even, log_joint.sample_prior(self.num_starts // 2).to(location)]
+        row, points = scan(
+            in_prior_units(log_joint, location, scale), len(location), log_joint.dim, self.grid, like=location
+        )
+        starts = [_padded(row, location[row] + scale[row] * points, len(location))]
+        starts.append(log_joint.sample_prior(self.num_draws).to(location))
         if problem.guide is not None:
-            starts.append(log_joint.sample_guide(problem.guide, self.num_starts // 2)[0].to(location))
+            starts.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))
+        modes = find_modes(log_joint, torch.cat(starts), location, scale)
+        points, hessian = (modes.location - location) / scale, modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        beside = neighbourhood(points, hessian)
+        starts = [modes.location, (location + scale * beside).flatten(0, 1)]
         modes = find_modes(log_joint, torch.cat(starts), location, scale)
         return Density.around(log_joint, modes, location, scale)
 
@@ -131,3 +142,12 @@ class Quadrature(Method):
         error = torch.zeros_like(value)
         kinds = (NUMERICAL,) * len(value)
         return Evidence(value, lower, upper, error, kinds, level, self.name, evaluations=evaluations)
+
+
+def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:
+    """Points of rows (M, d), sorted by row, as a table (S, num_rows, d) with NaN where a row has fewer."""
+    count = torch.bincount(row, minlength=num_rows)
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    table = points.new_full((int(count.max()), num_rows, points.shape[-1]), torch.nan)
+    table[place, row] = points
+    return table

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.log_joint import LogJoint
-from inference.modes import Modes, climb, expand, spread_points
+from inference.modes import Modes, climb, distances, expand, grid_line, neighbourhood, scan
 
 # Peaks lower than this against the least of the important modes carry nothing, in nats.
 _LOWEST = -50.0
@@ -22,6 +22,8 @@ _UNIMPORTANT = 30.0
 # Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
 _ROUGH = 5e-3
 _NARROWEST, _WIDEST = 1e-12, 1.0
+# Modes that a slice is told of.
+_NEAREST = 3
 
 
 class Peaks(NamedTuple):
@@ -49,7 +51,7 @@ class Density:
         shift: What is subtracted, (N,) in nats.
         modes: Places of the modes, (J, N, d).
         precision: Minus the Hessians there, positive, (J, N, d, d).
-        found: Which of the modes there are, (J, N).
+        height: Log density there, (J, N) in nats; minus infinity where there is none.
     """
 
     log_joint: LogJoint
@@ -58,7 +60,7 @@ class Density:
     shift: Tensor
     modes: Tensor
     precision: Tensor
-    found: Tensor
+    height: Tensor
 
     @classmethod
     def around(cls, log_joint: LogJoint, modes: Modes, location: Tensor, scale: Tensor) -> Density:
@@ -82,7 +84,17 @@ class Density:
         precision = turn.mT @ (axes * curvature.unsqueeze(-2) @ axes.mT) @ turn
         places = (turn.mT @ ((modes.location - location) / scale).unsqueeze(-1)).squeeze(-1)
         frame = scale.unsqueeze(-1) * turn
-        return cls(log_joint, location, frame, shift, places, precision, modes.log_joint > shift + _LOWEST)
+        return cls(log_joint, location, frame, shift, places, precision, modes.log_joint - shift)
+
+    @property
+    def found(self) -> Tensor:
+        """Which modes there are and matter, (J, N)."""
+        return self.height > _LOWEST
+
+    def marginal(self, num: int) -> Tensor:
+        """Precisions of the first coordinates under the quadratic models of the modes, (J, N, num, num)."""
+        across = self.precision[..., :num, num:]
+        return self.precision[..., :num, :num] - across @ torch.linalg.solve(self.precision[..., num:, num:], across.mT)
 
     def log(self, datum: Tensor, v: Tensor) -> Tensor:
         """Log density of data (M,) at v (M, d), (M,)."""
@@ -98,13 +110,13 @@ class Slices:
         density: That of all data.
         datum: Whose density a slice is of, (R,).
         fixed: Its fixed coordinates, (R, l).
-        num_starts: Starts of the search for peaks in a slice.
+        grid: Points per dimension of the grid on which the peaks of a slice are sought.
     """
 
     density: Density
     datum: Tensor
     fixed: Tensor
-    num_starts: int
+    grid: int
 
     @property
     def num_free(self) -> int:
@@ -112,12 +124,12 @@ class Slices:
         return self.density.modes.shape[-1] - self.fixed.shape[-1]
 
     def __getitem__(self, rows: Tensor | slice) -> Slices:
-        return Slices(self.density, self.datum[rows], self.fixed[rows], self.num_starts)
+        return Slices(self.density, self.datum[rows], self.fixed[rows], self.grid)
 
     def fix(self, rows: Tensor, position: Tensor) -> Slices:
         """Chosen slices with one more coordinate fixed, at a position (M,)."""
         fixed = torch.cat([self.fixed[rows], position.unsqueeze(-1)], dim=-1)
-        return Slices(self.density, self.datum[rows], fixed, self.num_starts)
+        return Slices(self.density, self.datum[rows], fixed, self.grid)
 
     def log(self, rows: Tensor, free: Tensor) -> Tensor:
         """Log density of chosen slices at free coordinates (M, k), (M,)."""
@@ -128,20 +140,31 @@ class Slices:
         if self.num_free == 1:
             return _merged(*_line_peaks(self))
         if self.fixed.shape[-1] == 0:
-            centre, precision = self._conditional_modes()
-            found = self.density.found[:, self.datum]
-            row = torch.arange(len(self.datum), device=self.datum.device).expand_as(found)
-            return _merged(row[found], centre[found][:, 0], _marginal_scale(precision[found]))
+            found, row = self.density.found[:, self.datum].nonzero().unbind(-1)
+            datum = self.datum[row]
+            scale = _marginal_scale(self.density.precision[found, datum])
+            return _merged(row, self.density.modes[found, datum, 0], scale)
         return _merged(*_plane_peaks(self))
 
-    def _conditional_modes(self) -> tuple[Tensor, Tensor]:
-        """Where the modes' quadratic models peak in each slice, (J, R, k), and their precisions, (J, R, k, k)."""
-        num_fixed = self.fixed.shape[-1]
-        modes, precision = self.density.modes[:, self.datum], self.density.precision[:, self.datum]
-        offset = (self.fixed - modes[..., :num_fixed]).unsqueeze(-1)
-        free = precision[..., num_fixed:, num_fixed:]
-        drift = torch.linalg.solve(free, precision[..., num_fixed:, :num_fixed] @ offset)
-        return modes[..., num_fixed:] - drift.squeeze(-1), free
+
+def _nearest(slices: Slices) -> tuple[Tensor, Tensor]:
+    """Where in each slice the quadratic models of the modes nearest to it peak, (j, R, k), and their precisions.
+
+    Models are those of the log density about the modes, (j, R, k, k); near is what they give the most in the slice.
+    """
+    density, num_fixed = slices.density, slices.fixed.shape[-1]
+    if num_fixed == 0:
+        return density.modes[:, slices.datum], density.precision[:, slices.datum]
+    loss = density.height[:, slices.datum]
+    offset = slices.fixed - density.modes[:, slices.datum, :num_fixed]
+    marginal = density.marginal(num_fixed)[:, slices.datum]
+    loss = loss - 0.5 * (offset.unsqueeze(-2) @ marginal @ offset.unsqueeze(-1)).squeeze(-1).squeeze(-1)
+    near = loss.topk(min(_NEAREST, len(loss)), dim=0).indices
+    modes, precision = density.modes[near, slices.datum], density.precision[near, slices.datum]
+    offset = (slices.fixed - modes[..., :num_fixed]).unsqueeze(-1)
+    free = precision[..., num_fixed:, num_fixed:]
+    drift = torch.linalg.solve(free, precision[..., num_fixed:, :num_fixed] @ offset)
+    return modes[..., num_fixed:] - drift.squeeze(-1), free
 
 
 def _marginal_scale(precision: Tensor) -> Tensor:
@@ -150,60 +173,90 @@ def _marginal_scale(precision: Tensor) -> Tensor:
 
 
 def _merged(row: Tensor, position: Tensor, scale: Tensor) -> Peaks:
-    """Peaks sorted by slice and position, without those that are the one before them again."""
+    """Peaks sorted by slice and position, each once."""
     scale = scale.clamp(_NARROWEST, _WIDEST)
+    order = _unique(row, position, scale)
+    return Peaks(row[order], position[order], scale[order])
+
+
+def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
+    """Indices of peaks by slice and position, without those that are the one before them again."""
     order = position.argsort()
     order = order[row[order].argsort(stable=True)]
     row, position, scale = row[order], position[order], scale[order]
     again = torch.zeros_like(row, dtype=torch.bool)
     again[1:] = (row.diff() == 0) & (position.diff() < 0.3 * torch.minimum(scale[1:], scale[:-1]))
-    return Peaks(row[~again], position[~again], scale[~again])
+    return order[~again]
 
 
 def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
-    """Modes of slices with several free coordinates, from even starts and from where the known modes lead."""
-    num_rows, device = len(slices.datum), slices.datum.device
-    spread = spread_points(slices.num_starts, slices.num_free, like=slices.fixed).unsqueeze(1)
-    known, _ = slices._conditional_modes()
-    starts = torch.cat([known, spread.expand(-1, num_rows, -1)])
-    row = torch.arange(num_rows, device=device).repeat(len(starts))
-    points, at, _ = climb(
-        lambda rows, free: slices.log(row[rows], free),
-        starts.reshape(-1, slices.num_free),
-        tolerance=_ROUGH,
-        max_iterations=60,
-    )
+    """Modes of slices with several free coordinates, from a grid and from where the known modes lead."""
+    num_rows, num_free = len(slices.datum), slices.num_free
+    row, points = scan(slices.log, num_rows, num_free, slices.grid, like=slices.fixed)
+    known, _ = _nearest(slices)
+    every = torch.arange(num_rows, device=row.device).repeat(len(known))
+    row, points = torch.cat([row, every]), torch.cat([points, known.reshape(-1, num_free)])
+    row, points, hessian = _climbed(slices, row, points)
+    first = _unique(row, points[:, 0], _sigma(hessian))
+    beside = neighbourhood(points[first], hessian[first])
+    others = _climbed(slices, row[first].repeat(len(beside)), beside.reshape(-1, num_free))
+    row, points, hessian = (torch.cat(pair) for pair in zip((row, points, hessian), others, strict=True))
+    return row, points[:, 0], _sigma(hessian)
+
+
+def _climbed(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Modes that matter, from starts (M, k) in chosen slices: slice, place, Hessian."""
+    points, at, _ = climb(lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60)
     high = at.value > _LOWEST
-    curvature, axes = torch.linalg.eigh(-at.hessian[high])
-    variance = (axes[:, 0].square() / curvature.clamp(min=1 / _WIDEST**2)).sum(-1)
-    return row[high], points[high][:, 0], variance.sqrt()
+    return row[high], points[high], at.hessian[high]
+
+
+def _sigma(hessian: Tensor) -> Tensor:
+    """Standard deviation of the first coordinate at modes with Hessians (M, k, k)."""
+    curvature, axes = torch.linalg.eigh(-hessian)
+    return (axes[:, 0].square() / curvature.clamp(min=1 / _WIDEST**2)).sum(-1).sqrt()
 
 
 def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
     """Maxima on lines: between neighbouring grid points from which the density rises towards each other."""
     grid = _grid(slices)
-    row = torch.arange(len(grid), device=grid.device).unsqueeze(-1).expand_as(grid)
-    value, slope = _slopes(slices, row.reshape(-1), grid.reshape(-1))
-    value, slope = value.view_as(grid), slope.view_as(grid)
-    start, left = ((slope[:, :-1] >= 0) & (slope[:, 1:] < 0)).nonzero().unbind(-1)
-    position, scale, height = _refined(slices, start, grid[start, left], grid[start, left + 1])
+    row = torch.arange(len(grid), device=grid.device)
+    start, low, high, top, where = _brackets(slices, row, grid)
+    position, scale, height = _refined(slices, start, low, high)
     # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks at that point.
-    top, where = value.max(-1)
     reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, height, "amax")
-    lost = (reached < top - 0.1).nonzero()[:, 0]
-    row = torch.cat([start, lost])
-    position = torch.cat([position, grid[lost, where[lost]]])
-    scale = torch.cat([scale, torch.ones_like(top[lost])])
-    high = torch.cat([height, top[lost]]) > _LOWEST
+    lost = reached < top - 0.1
+    found = [(start, position, scale, height), (row[lost], where[lost], torch.ones_like(where[lost]), top[lost])]
+    # Beside each peak there may be another, across a fold, nearer than the grid can tell.
+    far = distances(scale).T
+    beside = torch.cat([position.unsqueeze(-1) - far.flip(-1), position.unsqueeze(-1) + far], dim=-1)
+    peak, low, high, _, _ = _brackets(slices, start, beside)
+    apart = (low > position[peak]) | (high < position[peak])
+    peak, low, high = start[peak[apart]], low[apart], high[apart]
+    found.append((peak, *_refined(slices, peak, low, high)))
+    row, position, scale, height = (torch.cat(column) for column in zip(*found, strict=True))
+    high = height > _LOWEST
     return row[high], position[high], scale[high]
 
 
+def _brackets(slices: Slices, row: Tensor, grid: Tensor) -> tuple[Tensor, ...]:
+    """Where the density rises from both ends into an interval of sorted points (G, T) on chosen lines (G,).
+
+    Returns:
+        Row of the grid and the two ends of each interval, (B,); the highest value on each row and its place, (G,).
+    """
+    value, slope = _slopes(slices, row.unsqueeze(-1).expand_as(grid).reshape(-1), grid.reshape(-1))
+    value, slope = value.view_as(grid), slope.view_as(grid)
+    at, left = ((slope[:, :-1] >= 0) & (slope[:, 1:] < 0)).nonzero().unbind(-1)
+    top, best = value.max(-1)
+    return at, grid[at, left], grid[at, left + 1], top, grid.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+
+
 def _grid(slices: Slices) -> Tensor:
-    """Where lines are looked at: from -12 to 12 prior units, densely in the middle, and about the known modes."""
-    even = torch.linspace(-1, 1, slices.num_starts + 1, dtype=slices.fixed.dtype, device=slices.fixed.device)
-    everywhere = (4 * even + 8 * even**5).expand(len(slices.datum), -1)
-    known, precision = slices._conditional_modes()
-    around = even.new_tensor([-3.0, -1.0, 0.0, 1.0, 3.0]) / precision[..., 0].sqrt()
+    """Where lines are looked at: on a grid, and about where the known modes lead."""
+    everywhere = grid_line(slices.grid, like=slices.fixed).expand(len(slices.datum), -1)
+    known, precision = _nearest(slices)
+    around = everywhere.new_tensor([-3.0, -1.0, 0.0, 1.0, 3.0]) / precision[..., 0].sqrt()
     near = (known + around).movedim(1, 0).reshape(len(everywhere), -1)
     return torch.cat([everywhere, near], dim=-1).sort(-1).values
 

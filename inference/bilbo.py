@@ -21,7 +21,6 @@ from inference.messengers import apply_mask
 from inference.module import Module
 from inference.objectives import Objective, Pair
 from inference.pair import Program, run_guide
-from inference.protocols import SupportsFreeze
 
 _BATCH = 1024
 
@@ -57,7 +56,7 @@ class BILBO(Objective):
             TypeError: If nothing in the model can be frozen: trained so, it would keep a prior that is not its own.
             NotImplementedError: If the guide's law has no closed-form KL to a Gaussian.
         """
-        if not (isinstance(pair.model, nn.Module) and any(isinstance(m, SupportsFreeze) for m in pair.model.modules())):
+        if not (isinstance(pair.model, nn.Module) and any(map(_can_be_frozen, pair.model.modules()))):
             raise TypeError(
                 "expected a model whose prior is fitted and frozen after training, FittedPrior(model) say, got "
                 f"{type(pair.model).__name__}"
@@ -78,7 +77,7 @@ class FittedPrior(Module):
 
     .. math:: z \sim N(0, \operatorname{diag} s)
 
-    Until then it runs with its own prior, and evidence and comparison refuse it by name.
+    Until then, and in train mode, it runs with its own prior, and evidence and comparison refuse it by name.
 
     Args:
         model: Pyro model; a module's parameters are trained as part of this one.
@@ -138,7 +137,7 @@ class FittedPrior(Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, with the fitted prior once it is frozen."""
-        if not self.frozen:
+        if self.training or not self.frozen:
             return self.model(*args, **kwargs)
         law = DiagNormal(torch.zeros_like(self.second_moment), self.second_moment.sqrt())
         with _Replace(self.site, law):
@@ -155,6 +154,10 @@ class _Replace(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.site:
             msg["fn"] = self.law.expand(msg["fn"].batch_shape)
+
+
+def _can_be_frozen(module: nn.Module) -> bool:
+    return hasattr(type(module), "freeze") and hasattr(type(module), "frozen")  # by class: no tensor is read
 
 
 def _second_moments(law: Distribution) -> Tensor:

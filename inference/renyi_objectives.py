@@ -12,7 +12,13 @@ import math
 from torch import Tensor
 
 from inference.checks import check_count
-from inference.importance_objectives import gradient_parts, log_mean_exp
+from inference.importance_objectives import (
+    at_fixed_latents,
+    draw_without_gradient,
+    log_mean_exp,
+    normalised,
+    with_gradient_of,
+)
 from inference.objectives import Objective, Pair
 
 
@@ -82,17 +88,21 @@ class VRBound(Objective):
 
 
 class CUBO(Objective):
-    r"""The chi upper bound on the log-evidence, for the guide alone: the loss is the bound, to be minimised.
+    r"""The chi upper bound on the log-evidence, minimised by the guide; the model does not learn from it.
 
-    .. math:: U_n = \frac1n \log E_q \, w^n \ge \log p(x)
+    .. math::
+        U_n = \frac1n \log E_q \, w^n \ge \log p(x), \quad
+        \nabla U_n = -\frac{n-1}{n} \, E_{\pi_n} \nabla \log q(z \mid x), \quad
+        \pi_n \propto p(x, z)^n q(z \mid x)^{1 - n}
 
-    An upper bound is no reason to move the model, whose parameters get no gradient.
-    :meth:`bound`, which objectives maximise, is *minus* the estimate of U_n.
+    The mean over pi_n is taken by weights w^n that are normalised over the K particles. :meth:`bound`, which
+    objectives maximise, is *minus* the estimate of U_n: the loss is the upper bound.
 
     Warning:
         E w^n must exist, and the estimate of the n-th power is unbiased, not its logarithm: with K particles the value
-        is on average below U_n, for K = 1 the ELBO, and may lie below log p(x). It says nothing about modes that the
-        guide never visits. Train with many particles.
+        is on average below U_n, and may lie below log p(x). It says nothing about modes that the guide never visits.
+        Take many particles. Descending the estimate along its reparameterised gradient would drive the guide away
+        from the posterior, where the estimate is smallest; hence the gradient at fixed z.
 
     References:
         Dieng, Tran, Ranganath, Paisley, Blei, "Variational Inference via chi Upper Bound Minimization", 2017,
@@ -100,21 +110,28 @@ class CUBO(Objective):
 
     Args:
         order: n, at least 2.
-        num_particles: K, samples per datum.
+        num_particles: K, samples per datum, at least 2.
         plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If n or K is below 2.
     """
 
     def __init__(self, order: int = 2, num_particles: int = 16, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
         check_count(order, "order", minimum=2)
+        check_count(num_particles, "num_particles", minimum=2)
         self.order = order
 
     def bound(self, pair: Pair) -> Tensor:
         """Minus the upper bound per datum, (N,).
 
         Raises:
-            ValueError: See :func:`inference.importance_objectives.gradient_parts`.
+            ValueError: If a site is scaled beyond the data plate, or see
+                :func:`inference.importance_objectives.at_fixed_latents`.
         """
-        parts = gradient_parts(pair, self.num_particles)
-        of_guide = parts.log_weights - parts.log_joint + parts.log_joint.detach()
-        return -renyi_bound(of_guide, 1 - self.order)
+        draw = draw_without_gradient(pair, self.num_particles)
+        fixed = at_fixed_latents(pair, draw)
+        score = normalised(self.order * draw.log_weights) * fixed.total(fixed.guide_sites)
+        value = -renyi_bound(draw.log_weights, 1 - self.order)
+        return with_gradient_of(value, (1 - 1 / self.order) * score.sum(0))

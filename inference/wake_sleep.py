@@ -16,10 +16,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.importance_objectives import at_fixed_latents, log_mean_exp, normalised, with_gradient_of
+from inference.checks import check_count
+from inference.importance_objectives import (
+    at_fixed_latents,
+    draw_without_gradient,
+    log_mean_exp,
+    normalised,
+    with_gradient_of,
+)
 from inference.messengers import RecordSites, isolated, masked_log_prob
 from inference.objectives import Objective, Pair
-from inference.pair import Draw, run_pair
+from inference.pair import Draw
 from inference.trainer import modules_of
 
 
@@ -48,8 +55,7 @@ class WakeWake(Objective):
 
     def __init__(self, num_particles: int = 10, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
-        if num_particles < 2:
-            raise ValueError(f"expected num_particles of at least 2 for the wake phase of a guide, got {num_particles}")
+        check_count(num_particles, "num_particles", minimum=2)
 
     def bound(self, pair: Pair) -> Tensor:
         """Importance-weighted bound per datum, (N,).
@@ -94,9 +100,7 @@ class WakeSleep(Objective):
 
 def _fixed_draw(pair: Pair, num_samples: int) -> tuple[Draw, Tensor, Tensor]:
     """A draw without gradient, and log p(x, z) and log q(z | x) at it with gradient, (S, N)."""
-    with torch.no_grad():
-        draw = run_pair(pair.model, pair.guide, pair.args, pair.kwargs, num_samples=num_samples, plate=pair.plate)
-    pair.plate_scale = draw.layout.plate_scale
+    draw = draw_without_gradient(pair, num_samples)
     fixed = at_fixed_latents(pair, draw)
     log_joint, log_guide = fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites)
     _refuse_shared(pair, log_joint, log_guide)

@@ -14,6 +14,10 @@ from inference import load_comparison, load_pair
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
+    "compare_objectives.py": [
+        *("--particles", "4", "--latent-dim", "2", "--warmup", "5", "--steps", "3"),
+        *("--repeats", "2", "--samples", "20", "--rows", "20"),
+    ],
     "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
     "linear_vae_landscape.py": ["--data", "synthetic", "--latent-dim", "2", "--points", "7"],
     "posterior_collapse.py": [
@@ -93,6 +97,20 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
         assert f"{name:24s}{f'{values[:, 0].mean():.2f}':>13s}" in printed
     assert rows["deep, fixed 1"][:, 2].tolist() == pytest.approx([1.0, 1.0])
     assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png"}
+
+
+def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_path, capsys):
+    tables = run("compare_objectives.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert len(tables) == 2
+    for rows in tables.values():
+        assert len(rows) == 13
+        for name, (bound, lower, log_p, gap, *_) in rows.items():
+            assert gap == pytest.approx(log_p - lower)
+            assert f"{name:22s}{bound:>13.3f}{lower:>13.3f}{log_p:>13.3f}" in printed
+        gaps = {name: row[3] for name, row in rows.items()}
+        assert min(gaps.values()) > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"compare_objectives.png"}
 
 
 def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):

@@ -64,6 +64,7 @@ from inference.simulation import Simulation
 from inference.smoothed_importance import SmoothedImportance
 from inference.storage import load_pair, save_pair
 from inference.svi import fit
+from inference.sweeps import fit_many
 from inference.tables import table
 from inference.tarp import TARP, tarp
 from inference.trainer import History
@@ -155,6 +156,7 @@ __all__ = [
     "evidence",
     "fit",
     "fit_best",
+    "fit_many",
     "gap",
     "gradient_noise",
     "ima_contrast",

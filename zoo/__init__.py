@@ -3,24 +3,43 @@
 from zoo.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
 from zoo.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.base import LatentVariableModel
+from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.floating_prior import FloatingPrior
 from zoo.flow_prior import AutoregressiveFlow
 from zoo.gaussian_algebra import LinearGaussian
+from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
+from zoo.ima_vae import IMAVAE
 from zoo.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
 from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
+from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
 from zoo.mixture_priors import MixtureOfGaussians, VampPrior
 from zoo.networks import ConvDecoder
 from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
 from zoo.preprocessing import Logit, Raw, Scaled
 from zoo.priors import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
+from zoo.random_mixings import (
+    affine_coupling_flow,
+    column_orthogonal,
+    moebius,
+    orthogonal,
+    orthogonal_mlp,
+    shear,
+    triangular_mlp,
+    unit_determinant,
+)
+from zoo.sprites import draw_sources, render_sprites, sprite_pair, sprites
+from zoo.spurious import Darmois, gaussian_darmois, rotated_gaussian
 from zoo.vae import VAE
 from zoo.wrapped import WrappedDecoder
 
 __all__ = [
+    "IMAVAE",
     "PPCA",
     "VAE",
+    "AffineCoupling",
     "AutoregressiveFlow",
     "AutoregressiveLaw",
     "AutoregressiveVAE",
@@ -28,12 +47,17 @@ __all__ = [
     "BernoulliLikelihood",
     "Beta",
     "CategoricalLikelihood",
+    "ComplexExp",
+    "ComplexPower",
+    "Composition",
     "ConvDecoder",
+    "Darmois",
     "Dataset",
     "DeepGaussianVAE",
     "FixedNoise",
     "FloatingPrior",
     "GaussianLikelihood",
+    "Inverted",
     "Laplace",
     "LatentVariableModel",
     "LearntBeta",
@@ -43,24 +67,49 @@ __all__ = [
     "Likelihood",
     "LinearGaussian",
     "LinearGaussianModel",
+    "LinearMixing",
     "LinearVAE",
     "Logit",
     "LowRankNormal",
     "Marginal",
+    "MixedDataset",
+    "Mixing",
     "MixtureOfGaussians",
+    "Moebius",
+    "NormalToLaplace",
+    "NormalToUniform",
     "OptimalNoise",
+    "Polar",
     "PooledBagginsReconstruction",
     "Prior",
     "Raw",
     "Scaled",
+    "SmoothLeakyReLU",
     "StandardNormal",
     "Uniform",
     "VampPrior",
     "WrappedDecoder",
+    "affine_coupling_flow",
+    "column_orthogonal",
     "digits",
     "digits_logit",
+    "draw_sources",
     "fashion_mnist",
+    "gaussian_darmois",
     "linear_gaussian",
     "load",
+    "load_mixed",
+    "mixed",
     "mnist",
+    "moebius",
+    "orthogonal",
+    "orthogonal_mlp",
+    "render_sprites",
+    "rotated_gaussian",
+    "save_mixed",
+    "shear",
+    "sprite_pair",
+    "sprites",
+    "triangular_mlp",
+    "unit_determinant",
 ]

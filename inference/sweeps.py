@@ -1,0 +1,163 @@
+r"""Many pairs of one architecture trained at once: a sweep over seeds, data sets or starting points.
+
+.. math:: \max_{\theta_1, \dots, \theta_M} \sum_m \sum_n \mathcal L(x_{mn}; \theta_m)
+
+The parameters are stacked and each step is one step of all, by ``torch.func.vmap``: small networks cost little more
+together than one of them by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from inference.checks import check_arguments
+from inference.objectives import ELBO, Objective, Pair
+from inference.svi import fit
+from inference.trainer import History
+
+
+def fit_many(
+    pairs: Sequence[tuple[nn.Module, nn.Module]],
+    data: Tensor | Sequence[Tensor],
+    *,
+    objective: Objective | None = None,
+    **options: Any,
+) -> History:
+    """Train pairs of one architecture in place, all at once; each as :func:`inference.fit` would by itself.
+
+    The pairs do not influence each other: an optimiser that treats every number by itself, as Adam does, makes of each
+    what it makes of one alone. Only the noise differs from that of single trainings, and the order of the data is one
+    for all.
+
+    Warning:
+        What is not a tensor (the support of a guide, the form of a network) is taken from the first pair. An optimiser
+        that mixes parameters, LBFGS say, or clips the norm of all gradients, couples the pairs.
+
+    Args:
+        pairs: M pairs (model, guide) of modules with the same names, shapes and dtypes of parameters and buffers.
+        data: One tensor (N, ...) for all pairs, or M of one shape.
+        objective: One of ours; :class:`inference.ELBO` by default.
+        **options: Further options of :func:`inference.fit` but ``device``; ``steps`` is needed.
+
+    Returns:
+        The history; its losses are sums over the pairs. With ``validation``, given as (N', M, ...) for M data sets,
+        the sum decides, too.
+
+    Raises:
+        TypeError: See :func:`inference.fit`, or if a pair is not of modules.
+        ValueError: See :func:`inference.fit`, or if there is no pair, or they or their data do not fit each other.
+
+    Example:
+        >>> from guides import MeanField
+        >>> from zoo import LinearVAE
+        >>> pairs = [(LinearVAE(5, 2), MeanField(5, 2)) for _ in range(3)]
+        >>> fit_many(pairs, torch.randn(20, 5), steps=4, progress=False).steps
+        4
+    """
+    if not pairs:
+        raise ValueError("expected one pair or more, got none")
+    rows = _rows_of_each(data, len(pairs))
+    for (model, guide), x in zip(pairs, rows, strict=True):
+        for half in (model, guide):
+            if not isinstance(half, nn.Module):
+                raise TypeError(f"expected pairs of modules, got {type(half).__name__}")
+        check_arguments((model, guide), (x,), {})
+    stack = _Stack([_Both(*pair) for pair in pairs])
+    shared = isinstance(data, Tensor)
+    sweep = _Sweep(ELBO() if objective is None else objective, shared)
+    together = rows[0] if shared else torch.stack(rows, 1)
+    history = fit(stack, stack, together, objective=sweep, **options)
+    stack.hand_back()
+    return history
+
+
+class _Both(nn.Module):
+    """Both halves of a pair as one module, so that one call swaps the tensors of both."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+
+    def forward(self, objective: Objective, x: Tensor) -> Tensor:
+        """The objective per datum, (N,)."""
+        return objective.per_datum(self.model, self.guide, x)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name."""
+        return dict(self.named_parameters()) | dict(self.named_buffers())
+
+
+class _Stack(nn.Module):
+    """The tensors of several pairs, stacked: parameters and buffers of its own."""
+
+    def __init__(self, pairs: Sequence[_Both]) -> None:
+        super().__init__()
+        forms = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in pair.tensors().items()} for pair in pairs]
+        for form in forms:
+            if form != forms[0]:
+                odd = sorted(n for n in form.keys() | forms[0].keys() if form.get(n) != forms[0].get(n))
+                raise ValueError(f"expected pairs of one architecture, got ones that differ in {odd}")
+        self.pairs = tuple(pairs)  # a tuple: their own parameters are not the stack's
+        for name in forms[0]:
+            stacked = torch.stack([pair.tensors()[name].detach() for pair in pairs])
+            if forms[0][name][2]:
+                self.register_parameter(_plain(name), nn.Parameter(stacked))
+            else:
+                self.register_buffer(_plain(name), stacked)
+
+    def train(self, mode: bool = True) -> _Stack:
+        """Set the mode of all pairs, too."""
+        for pair in self.pairs:
+            pair.train(mode)
+        return super().train(mode)
+
+    def stacked(self) -> dict[str, Tensor]:
+        """The stacked tensors by their names in a pair."""
+        return {name: getattr(self, _plain(name)) for name in self.pairs[0].tensors()}
+
+    @torch.no_grad()
+    def hand_back(self) -> None:
+        """Copy every pair's share into its own tensors."""
+        for name, stacked in self.stacked().items():
+            for pair, share in zip(self.pairs, stacked, strict=True):
+                pair.tensors()[name].copy_(share)
+
+
+class _Sweep(Objective):
+    """The sum over stacked pairs of an objective per datum."""
+
+    def __init__(self, objective: Objective, shared: bool) -> None:
+        super().__init__(objective.num_particles, plate=objective.plate)
+        self.objective, self.data_dim = objective, None if shared else 1
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Sum over the pairs, (N,)."""
+        assert isinstance(pair.model, _Stack)
+        both = pair.model.pairs[0]
+        self.objective.step = self.step
+
+        def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(both, tensors, (self.objective, x))
+
+        by_pair = vmap(one, in_dims=(0, self.data_dim), randomness="different")
+        return by_pair(pair.model.stacked(), pair.args[0]).sum(0)
+
+
+def _rows_of_each(data: Tensor | Sequence[Tensor], num_pairs: int) -> list[Tensor]:
+    if isinstance(data, Tensor):
+        return [data] * num_pairs
+    shapes = {tuple(x.shape) for x in data}
+    if len(data) != num_pairs or len(shapes) != 1:
+        raise ValueError(
+            f"expected one tensor, or {num_pairs} of one shape, got {len(data)} of shapes {sorted(shapes)}"
+        )
+    return list(data)
+
+
+def _plain(name: str) -> str:
+    return name.replace(".", "/")

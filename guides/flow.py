@@ -1,0 +1,140 @@
+r"""A guide by a conditional normalising flow; it needs zuko, an optional dependency.
+
+.. math:: z = T(m(x) + \sigma(x) \, v), \quad v = f_{c(x)}^{-1}(\epsilon), \quad \epsilon \sim N(0, I)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.distributions.constraints import Constraint
+
+from guides.gaussian import NetworkGuide
+from guides.supports import Bounds
+from inference.checks import check_count
+from inference.distributions import LOG_2PI
+
+
+class Flow(NetworkGuide):
+    r"""Amortised guide by a neural spline flow with coupling layers.
+
+    .. math:: q(z \mid x) = N(f_{c(x)}(v); 0, I) \, |\det f_{c(x)}'(v)| \, \prod_k \sigma_k(x)^{-1},
+        \quad v = \frac{z - m(x)}{\sigma(x)}
+
+    A spline is the identity outside a box around the origin: alone it would have to move there whatever the posterior's
+    place and width. The encoder's location and scale do that, and leave the shape to the spline.
+
+    Warning:
+        There is no closed-form KL: train with an objective that samples, :class:`inference.ELBO` say.
+
+    References:
+        Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, arXiv 1906.04032.
+
+    Args:
+        data_dim: D.
+        latent_dim: K.
+        context_dim: Numbers that tell the flow of the datum.
+        num_transforms: Spline layers.
+        flow_hidden: Widths of the hidden layers of each spline's network.
+        hidden: Widths of the hidden layers of the default encoder.
+        encoder: Any network from (N, D) to (N, 2 K + context_dim): means, log standard deviations, context.
+        support: Of the latent, see :class:`guides.EncoderGuide`.
+
+    Raises:
+        ImportError: If zuko is not installed.
+    """
+
+    def __init__(
+        self,
+        data_dim: int,
+        latent_dim: int,
+        *,
+        context_dim: int = 16,
+        num_transforms: int = 2,
+        flow_hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] = (128, 128),
+        encoder: nn.Module | None = None,
+        support: Constraint | Bounds = constraints.real_vector,
+    ) -> None:
+        check_count(context_dim, "context_dim")
+        check_count(num_transforms, "num_transforms")
+        super().__init__(data_dim, latent_dim, 2 * latent_dim + context_dim, hidden, encoder, support)
+        self.context_dim, self.num_transforms, self._flow_hidden = context_dim, num_transforms, list(flow_hidden)
+        self.flow = import_flows().NSF(
+            latent_dim, context_dim, transforms=num_transforms, passes=2, hidden_features=self._flow_hidden
+        )
+
+    def family(self, parameters: Tensor) -> ConditionalFlowLaw:
+        """The law with mean, log standard deviation and context side by side in (N, 2 K + context_dim)."""
+        k = self.latent_dim
+        mean, log_sigma, context = parameters.split([k, k, self.context_dim], dim=-1)
+        return ConditionalFlowLaw(mean, log_sigma.exp(), context, self.flow.transform)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        flow = {"num_transforms": self.num_transforms, "flow_hidden": self._flow_hidden}
+        return super().config() | flow | {"context_dim": self.context_dim}
+
+
+class ConditionalFlowLaw(TorchDistribution):
+    """The law of loc + sigma v, where a transform of zuko's that depends on a context leads from v to a normal law.
+
+    Args:
+        loc: (..., K).
+        sigma: (..., K).
+        context: (..., C).
+        transform: From a context to the transform, with ``call_and_ladj`` and ``inv``.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, sigma: Tensor, context: Tensor, transform: Any) -> None:
+        self.loc, self.sigma, self.context, self._transform = loc, sigma, context, transform
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Size, _instance: Any = None) -> ConditionalFlowLaw:
+        """The same law over a larger batch."""
+        batch_shape = Size(batch_shape)
+        if batch_shape == self.batch_shape:
+            return self
+        loc, sigma, context = (t.expand(batch_shape + t.shape[-1:]) for t in (self.loc, self.sigma, self.context))
+        return ConditionalFlowLaw(loc, sigma, context, self._transform)
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+        """Reparameterised draws, ``sample_shape`` + batch + (K,)."""
+        shape = self._extended_shape(Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return torch.addcmul(self.loc, self.sigma, self._at(shape).inv(noise))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, one per batch member."""
+        standardised = (value - self.loc) / self.sigma
+        noise, log_det = self._at(standardised.shape).call_and_ladj(standardised)
+        normal = -0.5 * (noise.square() + LOG_2PI).sum(-1)
+        return normal + log_det - self.sigma.log().sum(-1)
+
+    def _at(self, shape: Size) -> Any:
+        return self._transform(self.context.expand(*shape[:-1], self.context.shape[-1]))
+
+
+def import_flows() -> Any:
+    """The module zuko.flows, imported without its switching off the validation of everybody's distributions.
+
+    Raises:
+        ImportError: If zuko is not installed.
+    """
+    validate = Distribution._validate_args
+    try:
+        import zuko.flows
+    except ImportError as error:
+        raise ImportError("expected zuko for a flow, found none: pip install elbozoo[flows]") from error
+    finally:
+        Distribution.set_default_validate_args(validate)
+    return zuko.flows

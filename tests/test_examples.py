@@ -14,6 +14,10 @@ from inference import load_comparison, load_pair
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
+    "broken_elbo_toy.py": ["--steps", "20", "--runs", "2"],
+    "rate_distortion.py": [
+        *("--points", "2", "--iterations", "3", "--deep", "--epochs", "1", "--betas", "2"),
+    ],
     "compare_objectives.py": [
         *("--particles", "4", "--latent-dim", "2", "--warmup", "5", "--steps", "3"),
         *("--repeats", "2", "--samples", "20", "--rows", "20"),
@@ -26,6 +30,9 @@ TINY = {
     "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
     "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
+    "benchmarks/ima_contrast.py": [
+        *("--points", "40", "--subset", "4", "--repeats", "1", "--memory", "20", "40"),
+    ],
     "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
 }
 
@@ -111,6 +118,34 @@ def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_p
         gaps = {name: row[3] for name, row in rows.items()}
         assert min(gaps.values()) > 0
     assert {path.name for path in tmp_path.iterdir()} == {"compare_objectives.png"}
+
+
+def test_broken_elbo_toy_prints_a_row_an_objective_and_draws_it(run, tmp_path, capsys):
+    results = run("broken_elbo_toy.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    for name, values in results.items():
+        rate, distortion, total, information, _, classes = values.unbind(-1)
+        assert bool((total - rate - distortion).abs().max() < 1e-12)
+        assert bool((classes <= information + 1e-12).all())
+        assert f"{name:22s}{rate.mean():15.4f}" in printed
+    by_hand = results["by hand: e = p(z*|x)"]
+    assert by_hand[0, 0].item() == pytest.approx(0.5, abs=1e-6)  # the information of data and class, A2
+    assert by_hand[0, 5].item() == pytest.approx(0.3856, abs=1e-4)
+    assert "H(x) = 2.86291" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"toy.png"}
+
+
+def test_rate_distortion_prints_the_linear_curve_and_the_four_deep_ones(run, tmp_path, capsys):
+    errors, curves = run("rate_distortion.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert errors.shape == (2, 3)
+    assert bool((errors[:, 2] > 0).all())  # no code is below the curve, however little trained
+    assert len(curves) == 4
+    for name, points in curves.items():
+        assert name in printed
+        assert [p.parameter for p in points] == [2.0]
+    assert "R + D is at least 7.234" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"linear.png", "deep.png"}
 
 
 def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):

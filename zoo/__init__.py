@@ -18,6 +18,7 @@ from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, Sm
 from zoo.mixture_priors import MixtureOfGaussians, VampPrior
 from zoo.networks import ConvDecoder
 from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
+from zoo.optimal_decoder import OptimalDecoder
 from zoo.preprocessing import Logit, Raw, Scaled
 from zoo.priors import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
 from zoo.random_mixings import (
@@ -32,6 +33,7 @@ from zoo.random_mixings import (
 )
 from zoo.sprites import draw_sources, render_sprites, sprite_pair, sprites
 from zoo.spurious import Darmois, gaussian_darmois, rotated_gaussian
+from zoo.toy_channel import ToyChannel, beta_loss, class_information, target_rate_loss, toy_data, train_channel
 from zoo.vae import VAE
 from zoo.wrapped import WrappedDecoder
 
@@ -78,6 +80,7 @@ __all__ = [
     "Moebius",
     "NormalToLaplace",
     "NormalToUniform",
+    "OptimalDecoder",
     "OptimalNoise",
     "Polar",
     "PooledBagginsReconstruction",
@@ -86,10 +89,13 @@ __all__ = [
     "Scaled",
     "SmoothLeakyReLU",
     "StandardNormal",
+    "ToyChannel",
     "Uniform",
     "VampPrior",
     "WrappedDecoder",
     "affine_coupling_flow",
+    "beta_loss",
+    "class_information",
     "column_orthogonal",
     "digits",
     "digits_logit",
@@ -110,6 +116,9 @@ __all__ = [
     "shear",
     "sprite_pair",
     "sprites",
+    "target_rate_loss",
+    "toy_data",
+    "train_channel",
     "triangular_mlp",
     "unit_determinant",
 ]

@@ -101,10 +101,15 @@ class ToyChannel(nn.Module):
         """Entropy, distortion, rate and information of each run, (S,) in nats, for data log p(x) (X,)."""
         return channel_terms(log_p, *self.laws())
 
-    def class_information(self, log_joint: Tensor) -> Tensor:
-        """I(z; z*) of each run, (S,) in nats, for data log p(z*, x) (C, X)."""
-        with_code = (log_joint[:, :, None] + self.laws()[0].unsqueeze(-3)).logsumexp(-2)
-        return mutual_information_of(with_code)
+
+def class_information(log_joint: Tensor, log_encoder: Tensor) -> Tensor:
+    """I(z; z*), what the code tells of the class, (...) in nats.
+
+    Args:
+        log_joint: log p(z*, x), (C, X), from :func:`toy_data` say.
+        log_encoder: log e(z | x), (..., X, Z).
+    """
+    return mutual_information_of((log_joint[:, :, None] + log_encoder.unsqueeze(-3)).logsumexp(-2))
 
 
 def beta_loss(beta: float = 1.0) -> Loss:

@@ -4,7 +4,6 @@ A linear VAE (whose evidence is exact) and a small deep VAE are first trained by
 objective trains a copy of the pair. The table says what value the objective itself reached, what ELBO and log-evidence
 the pair then has, the gap between them, and the signal-to-noise ratio of the objective's gradient at the common start.
 
-    python examples/compare_objectives.py
     python examples/compare_objectives.py --particles 64 --steps 5000 --device cuda
 """
 
@@ -51,7 +50,7 @@ def objectives(k):
     """Name to objective, of k samples per datum each."""
     return {
         "ELBO": inference.ELBO(k),
-        "sticking the landing": inference.StickingTheLanding(1),
+        "sticking the landing, 1": inference.StickingTheLanding(1),
         "IWAE": inference.IWELBO(k),
         "DReG": inference.DReG(k),
         "CIWAE": inference.CIWAE(0.5, k),
@@ -61,7 +60,7 @@ def objectives(k):
         "CUBO (guide only)": inference.CUBO(2, k),
         "wake-wake": inference.WakeWake(k),
         "wake-sleep": inference.WakeSleep(k),
-        "target rate 20": inference.TargetRate(20.0, 5.0),
+        "target rate 20": inference.TargetRate(20.0, 5.0, k),
         "BILBO": inference.BILBO(k),
     }
 
@@ -107,18 +106,26 @@ def compare(model, guide, x, args):
             own.freeze(code, x)
         ratios = [noise[g].signal_to_noise for g in ("encoder", "decoder")]
         rows[name] = (*measure(own, code, x[: args.rows], objective, args), *ratios, seconds)
-        print(f"{name:22s}" + "".join(f"{v:>13.3f}" for v in rows[name]))
+        print(f"{name:24s}" + "".join(f"{v:>13.3f}" for v in rows[name]))
     return rows
 
 
 def draw(tables):
-    """One panel a model: the gap and the encoder's signal-to-noise ratio of each objective."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for ax, (title, rows) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
-        for name, row in rows.items():
-            ax.scatter(row[4], row[3], s=20)
-            ax.annotate(name, (row[4], row[3]), fontsize=7, xytext=(3, 3), textcoords="offset points")
-        ax.set(title=title, xlabel="gradient signal-to-noise ratio, encoder", ylabel="gap, log p - ELBO (nats)")
+    """Two panels a model, one row an objective: the gap, and the gradient's signal-to-noise ratio."""
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    axes = iter(figure.subplots(1, 2 * len(tables), sharey=True))
+    for title, rows in tables.items():
+        names, values = list(rows), torch.tensor(list(rows.values()))
+        gap, noise = next(axes), next(axes)
+        gap.plot(values[:, 3], names, "o")
+        noise.plot(values[:, 4], names, "o", label="encoder")
+        noise.plot(values[:, 5], names, "s", label="decoder", fillstyle="none")
+        noise.legend(fontsize=8)
+        gap.set_title(title, fontsize=9)
+        for ax, label in ((gap, "gap, log p - ELBO (nats)"), (noise, "gradient signal / noise")):
+            ax.set(xlabel=label, xlim=(0, None))
+            ax.grid(axis="y", alpha=0.3)
+    figure.axes[0].invert_yaxis()
     return figure
 
 
@@ -132,10 +139,9 @@ def main(argv=None):
     }
     tables = {}
     for title, (model, guide) in pairs.items():
-        print(f"\n{title}; nats per datum\n{'objective':22s}" + "".join(f"{c:>13s}" for c in COLUMNS))
+        print(f"\n{title}; nats per datum\n{'objective':24s}" + "".join(f"{c:>13s}" for c in COLUMNS))
         tables[title] = compare(model.standardise_by(x), guide.standardise_by(x), x, args)
     save_figure(draw(tables), args.out / "compare_objectives.png")
-    print(f"\nwrote {args.out}/")
     return tables
 
 

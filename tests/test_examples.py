@@ -114,7 +114,7 @@ def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_p
         assert len(rows) == 13
         for name, (bound, lower, log_p, gap, *_) in rows.items():
             assert gap == pytest.approx(log_p - lower)
-            assert f"{name:22s}{bound:>13.3f}{lower:>13.3f}{log_p:>13.3f}" in printed
+            assert f"{name:24s}{bound:>13.3f}{lower:>13.3f}{log_p:>13.3f}" in printed
         gaps = {name: row[3] for name, row in rows.items()}
         assert min(gaps.values()) > 0
     assert {path.name for path in tmp_path.iterdir()} == {"compare_objectives.png"}

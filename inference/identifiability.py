@@ -196,8 +196,12 @@ def ima_penalty(decode: Decode, z: Tensor) -> Tensor:
 
 def _locally(contrast: Callable[[Tensor], Tensor], decode: Decode, z: Tensor, chunk: int | None) -> Tensor:
     decode, points = _in_float64(decode, flat_points(z))
+    values = torch.empty(len(points), dtype=torch.float64, device=points.device)  # now: pieces would split up the heap
+    done = 0
     with torch.no_grad():
-        values = torch.cat([contrast(block) for block in iter_jacobians(decode, points, chunk)])
+        for block in iter_jacobians(decode, points, chunk):
+            values[done : done + len(block)] = contrast(block)
+            done += len(block)
     return values.reshape(z.shape[:-1])
 
 

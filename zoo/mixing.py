@@ -79,7 +79,7 @@ class Mixing(nn.Module):
             tensor = as_numbers(value)
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"expected {name} to be finite, got {value}")
-            self.register_buffer(name, tensor.detach().clone())
+            self.register_buffer(name, tensor.detach().clone(memory_format=torch.contiguous_format))
 
 
 def as_numbers(values: Any) -> Tensor:

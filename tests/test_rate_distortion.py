@@ -32,7 +32,7 @@ from inference.rate_distortion_curve import (
 )
 from inference.rate_distortion_plots import rate_distortion_figure
 from inference.water_filling import water_filling, water_filling_at_rate
-from zoo import LinearVAE, Scaled, WrappedDecoder, digits
+from zoo import VAE, AutoregressiveVAE, LinearVAE, Scaled, WrappedDecoder, digits
 from zoo.categorical_channel import channel_terms, optimal_decoder, optimal_marginal
 from zoo.maximum_likelihood import spectrum
 
@@ -542,3 +542,67 @@ def test_the_figure_holds_the_points_the_hull_and_the_diagonal():
     assert hull == pytest.approx(centres[lower_hull(*centres.T.tolist())])
     with pytest.raises(ValueError, match="at least one point"):
         rate_distortion_figure({"none": []})
+
+
+# --- powerful and simple decoders on binarised digits --------------------------------------------------------------
+
+BETAS = (0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 10.0)
+SEEDS = (0, 1, 2)
+
+
+@functools.cache
+def deep_run(family, beta, seed):
+    """Rate and distortion on the training data, over 30 draws a datum."""
+    x = (digits(dtype=torch.float32).train >= 8).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = family(64, 8, hidden=(256, 256))
+        guide = MeanField(64, 8, hidden=(256, 256))
+        steps = 200 * math.ceil(len(x) / 100)
+        fit(
+            model,
+            guide,
+            x,
+            steps=steps,
+            objective=BetaELBO(beta),
+            optimizer=lambda p: torch.optim.Adam(p, lr=1e-3),
+            scheduler=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda s: min(1.0, 2 * (1 - s / steps))),
+            batch_size=100,
+            seed=seed,
+            progress=False,
+        )
+    return rate_distortion(model, guide, x, num_samples=30, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a8_a_powerful_decoder_ignores_its_code_and_beta_restores_it(seed):
+    simple, powerful = deep_run(VAE, 2.0, seed), deep_run(AutoregressiveVAE, 2.0, seed)
+    assert powerful.rate.value < 0.1
+    assert simple.rate.value > 2.5
+    assert powerful.total.value < simple.total.value - 1.5
+    assert deep_run(AutoregressiveVAE, 0.3, seed).rate.value > 12
+    assert deep_run(VAE, 10.0, seed).distortion.value == pytest.approx(25.13, abs=0.1)  # independent pixels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a9_one_elbo_goes_with_different_rates(seed):
+    one, two = deep_run(AutoregressiveVAE, 1.0, seed), deep_run(AutoregressiveVAE, 2.0, seed)
+    assert abs(one.total.value - two.total.value) < 0.5
+    assert one.rate.value - two.rate.value > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("family", "best"), [(VAE, 16.0), (AutoregressiveVAE, 15.6)])
+def test_a7_the_curve_is_monotone_above_the_entropy_and_lowest_at_beta_one(family, best, seed):
+    runs = {beta: deep_run(family, beta, seed) for beta in BETAS}
+    rates, distortions, totals = (
+        np.array([getattr(run, term).value for run in runs.values()]) for term in ("rate", "distortion", "total")
+    )
+    assert np.diff(rates).max() < 0.3
+    assert np.diff(distortions).min() > -0.3
+    assert totals.min() >= 7.23
+    assert runs[1.0].total.value == pytest.approx(best, abs=0.4)
+    assert runs[1.0].total.value < totals.min() + 0.3

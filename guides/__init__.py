@@ -1,20 +1,37 @@
 """Posterior families; any of them serves any model with a latent site ``"z"``."""
 
 from guides.base import EncoderGuide, Guide
+from guides.constant_variance import ConstantVariance
 from guides.exact import Exact, TiedMeanField
+from guides.flow import Flow
+from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
 from guides.gaussian import FullRank, MeanField
+from guides.hmc_refined import HMCRefined
 from guides.linear import Linear
+from guides.low_rank import LowRank
+from guides.mixture import Mixture
 from guides.networks import ConvEncoder, mlp
+from guides.resampled import Resampled
+from guides.sampled import SampledGuide
 from guides.wrapped import WrappedEncoder
 
 __all__ = [
+    "ConstantVariance",
     "ConvEncoder",
     "EncoderGuide",
     "Exact",
+    "Flow",
     "FullRank",
+    "GaussNewtonDiagonal",
+    "GaussNewtonFull",
     "Guide",
+    "HMCRefined",
     "Linear",
+    "LowRank",
     "MeanField",
+    "Mixture",
+    "Resampled",
+    "SampledGuide",
     "TiedMeanField",
     "WrappedEncoder",
     "mlp",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
 
 import pyro
 from torch import Tensor
@@ -23,7 +24,12 @@ class Guide(TakesRows, Module):
 
     A subclass gives :meth:`posterior`. The call signature is the model's, so that both halves of a pair take the
     same arguments.
+
+    Attributes:
+        has_density: True; of a :class:`guides.sampled.SampledGuide` only samples are known.
     """
+
+    has_density: ClassVar[bool] = True
 
     def posterior(self, x: Tensor) -> Distribution:
         """Law of z given x (N, D): batch (N,), event (K,)."""
@@ -42,11 +48,21 @@ class Guide(TakesRows, Module):
         Raises:
             ValueError: If there are no data.
         """
-        if x is None:
-            raise ValueError(f"expected a guide to be given data x of shape (N, D), got x=None, n={n}")
-        self._check_layout(x)
-        with pyro.plate("data", len(x), dim=-1):
-            return pyro.sample("z", self.posterior(x))
+        if x is not None:
+            self._check_layout(x)
+        return sample_latent(self.posterior, x, n)
+
+
+def sample_latent(law: Callable[[Tensor], Distribution], x: Tensor | None, n: int | None) -> Tensor:
+    """Sample the site ``"z"`` from ``law(x)`` in the plate ``"data"``.
+
+    Raises:
+        ValueError: If there are no data.
+    """
+    if x is None:
+        raise ValueError(f"expected a guide to be given data x of shape (N, D), got x=None, n={n}")
+    with pyro.plate("data", len(x), dim=-1):
+        return pyro.sample("z", law(x))
 
 
 class EncoderGuide(Guide):

@@ -21,6 +21,7 @@ from conftest import (
     data_for,
     for_models_with,
     for_pairs_with,
+    has_closed_kl,
     models_with,
     pairs_with,
     simulate,
@@ -213,6 +214,7 @@ def under(*cases):
             pytest.param(pair, *case, id="-".join((*pair, case[0].__name__, *map(str, dict(*case[1:]).values()))))
             for case in cases
             for pair in pairs_with(*ASKS.get(case[0], []))
+            if case[0] is not AnalyticKLELBO or has_closed_kl(*pair)
         ],
         indirect=["make_pair"],
     )
@@ -260,7 +262,7 @@ def asked_of_the_model(guide_name):
 
 def test_every_model_pairs_with_every_guide_that_asks_no_more_of_it():
     expected = [(m, g) for m in MODELS for g in GUIDES if isinstance(MODELS[m](), asked_of_the_model(g))]
-    assert expected == PAIRS
+    assert expected == [pair for pair in PAIRS if pair[1] in GUIDES]
     refused = [(m, g) for m in MODELS for g in GUIDES if (m, g) not in PAIRS]
     assert not any(accepts(lambda m=m, g=g: GUIDES[g](MODELS[m]())) for m, g in refused)
 
@@ -285,7 +287,9 @@ def test_no_claim_leaves_out_a_model_or_a_pair_that_it_is_about():
     covered = Counter((case.values[0], case.values[1]) for case in parameters_of(under_every_objective.mark))
     analytic = [pair for pair in PAIRS if hasattr(every[pair[0]], "expected_log_likelihood")]
     assert set(covered.values()) == {1}
-    assert len(covered) == len(PAIRS) * (len(OBJECTIVES) - 1) + len(analytic)
+    closed = [pair for pair in PAIRS if has_closed_kl(*pair)]
+    assert {guide for _, guide in PAIRS} - {guide for _, guide in closed} == {"Mixture", "Flow"}
+    assert len(covered) == len(PAIRS) * 2 + len(closed) + len(analytic)
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -375,7 +379,8 @@ def test_a_saved_pair_is_rebuilt_from_its_file(pair, tmp_path):
     save_pair(tmp_path / "pair.safetensors", *pair)
     model, guide = load_pair(tmp_path / "pair.safetensors")
     assert changed(state(*pair), model, guide) == []
-    torch.testing.assert_close(guide.posterior(x).mean, pair[1].posterior(x).mean, rtol=0, atol=0)
+    z = torch.ones(len(x), pair[0].latent_dim, dtype=x.dtype)
+    assert torch.equal(guide.posterior(x).log_prob(z), pair[1].posterior(x).log_prob(z))
 
 
 # --- draws -----------------------------------------------------------------------------------------
@@ -384,12 +389,9 @@ def test_a_saved_pair_is_rebuilt_from_its_file(pair, tmp_path):
 def test_predictive_draws_latents_from_the_guide(pair):
     model, guide = pair
     x, num = data_for(model, 6), 4000
-    law = guide.posterior(x)
     z = Predictive(model, guide=guide, num_samples=num, parallel=True)(x)["z"].detach()
     assert z.shape == (num, 6, model.latent_dim)
-    sd = law.variance.sqrt()
-    assert largest((z.mean(0) - law.mean) / sd) < 5 / math.sqrt(num)
-    assert largest(z.std(0) / sd - 1) < 5 / math.sqrt(2 * num)
+    assert_same_moments(z, guide.posterior(x).sample((num,)))
 
 
 def test_predictive_of_an_unconditioned_model_draws_new_data(pair):
@@ -491,7 +493,7 @@ def test_uncondition_draws_the_data_too(model):
     torch.testing.assert_close(trace.log_prob_sum(), reference_log_joint(model, draw, z).sum())
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, ELBO, AnalyticKLELBO])
+@under((Trace_ELBO,), (ELBO,), (AnalyticKLELBO,))
 def test_scale_multiplies_the_loss(pair, objective):
     model, guide = pair
     x = data_for(model)
@@ -502,7 +504,7 @@ def test_scale_multiplies_the_loss(pair, objective):
     assert doubled == 2 * loss
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, ELBO, AnalyticKLELBO])
+@under((Trace_ELBO,), (ELBO,), (AnalyticKLELBO,))
 def test_masked_data_add_nothing_to_the_loss(pair, objective):
     model, guide = pair
     x, mask = data_for(model), torch.arange(20) % 3 > 0
@@ -733,7 +735,7 @@ def reference_loss(model, guide, x):
     return -len(x) * value, len(x) * error
 
 
-@pytest.mark.parametrize("objective", [ELBO, AnalyticKLELBO])
+@under((ELBO,), (AnalyticKLELBO,))
 @pytest.mark.parametrize("num_particles", [1, 400])
 def test_vmap_over_an_ensemble_draws_for_each_member(make_pair, objective, num_particles):
     pairs = [make_pair() for _ in range(3)]
@@ -748,7 +750,7 @@ def test_vmap_over_an_ensemble_draws_for_each_member(make_pair, objective, num_p
 
 def test_vmap_gives_equal_members_different_noise(make_pair):
     model, guide = make_pair()
-    losses = ensemble_losses([AnalyticKLELBO()(*copy.deepcopy((model, guide))) for _ in range(3)], data_for(model))
+    losses = ensemble_losses([ELBO()(*copy.deepcopy((model, guide))) for _ in range(3)], data_for(model))
     assert len(set(losses.tolist())) == 3
 
 

@@ -103,6 +103,7 @@ class _Stack(nn.Module):
                 odd = sorted(n for n in form.keys() | forms[0].keys() if form.get(n) != forms[0].get(n))
                 raise ValueError(f"expected pairs of one architecture, got ones that differ in {odd}")
         self.pairs = tuple(pairs)  # a tuple: their own parameters are not the stack's
+        self.names = tuple(forms[0])
         for name in forms[0]:
             stacked = torch.stack([pair.tensors()[name].detach() for pair in pairs])
             if forms[0][name][2]:
@@ -118,7 +119,7 @@ class _Stack(nn.Module):
 
     def stacked(self) -> dict[str, Tensor]:
         """The stacked tensors by their names in a pair."""
-        return {name: getattr(self, _plain(name)) for name in self.pairs[0].tensors()}
+        return {name: getattr(self, _plain(name)) for name in self.names}
 
     @torch.no_grad()
     def hand_back(self) -> None:

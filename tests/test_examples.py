@@ -27,6 +27,12 @@ TINY = {
     "posterior_collapse.py": [
         *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3"),
     ],
+    "self_consistency.py": ["--gamma2", "10", "1000", "--seeds", "2", "--rows", "100", "--steps", "3"],
+    "moebius_identifiability.py": [
+        *("--gamma2", "10", "1000", "--maps", "2", "--broken", "6", "--rows", "100", "--steps", "3"),
+        *("--latent-dim", "2"),
+    ],
+    "sprites.py": ["--size", "16", "--channels", "4", "4", "--rows", "60", "--steps", "3"],
     "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
     "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
@@ -154,6 +160,40 @@ def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_p
     assert found
     assert all(float(a) == pytest.approx(float(b), abs=1e-6) for a, b in found)
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
+
+
+def test_self_consistency_prints_a_row_a_precision_beside_the_papers(run, tmp_path, capsys):
+    rows = run("self_consistency.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(rows) == [10.0, 1000.0]
+    for values, paper in zip(rows.values(), ("(0.011)", "(4.5e-05)"), strict=True):
+        assert values.shape == (2, 3)  # seeds; squared error, variance, ratio to the formula
+        assert bool((values > 0).all())
+        assert f"{values[:, 0].median():.3g} {paper}" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["self_consistency.png"]
+
+
+def test_moebius_identifiability_measures_both_kinds_of_maps(run, tmp_path, capsys):
+    rows, broken, correlation = run("moebius_identifiability.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert [row.shape for row in rows.values()] == [(2, 3), (2, 3)]  # maps; contrast of the mixing, MCC, of the decoder
+    assert max(row[:, 0].max() for row in rows.values()) < 1e-12  # Moebius maps are conformal
+    assert broken.shape == (6, 3)
+    assert broken[:, 0].min() > 1e-3
+    assert correlation == pytest.approx(np.corrcoef(np.log(broken[:, 0]), broken[:, 1])[0, 1])
+    assert f"{correlation:.3f} (paper -0.507)" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["moebius_identifiability.png"]
+
+
+def test_sprites_prints_the_correlations_of_its_factors(run, tmp_path, capsys):
+    found, contrast = run("sprites.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert f"MCC {found.value:.3f} (paper .974" in printed
+    matched = found.correlations[found.matching, torch.arange(4)]
+    assert found.value == pytest.approx(float(matched.mean()))
+    assert f"hue {float(matched[3]):.3f}" in printed
+    assert contrast >= 0
+    assert [path.name for path in tmp_path.iterdir()] == ["sprites.png"]
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name.startswith("benchmarks/")])

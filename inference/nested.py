@@ -152,13 +152,13 @@ class NestedIntegrator:
             cells = self._evaluate(slices, row, edges[row, column], edges[row, column + 1])
             state[:, row, column] = torch.stack(cells[3:])
             done |= todo
-            beyond = state[3:] * torch.where(valid, width, 0.0)
+            beyond = state[3:] * _run_lengths(done, width)
             needed = beyond > 0.2 * tolerance * self._scale(slices, state[0].sum(-1)).unsqueeze(-1)
             active[:, :-1] |= needed[0, :, 1:]
             active[:, 1:] |= needed[1, :, :-1]
         row, column = done.nonzero().unbind(-1)
         kept = Cells(row, edges[row, column], edges[row, column + 1], *state[:, row, column])
-        beyond = state[3:] * torch.where(valid, width, 0.0)
+        beyond = state[3:] * _run_lengths(done, width)
         after, before = torch.zeros_like(done), torch.zeros_like(done)
         after[:, :-1], before[:, 1:] = done[:, 1:], done[:, :-1]
         return kept, (beyond[0] * ~before + beyond[1] * ~after).sum(-1)
@@ -214,6 +214,13 @@ class NestedIntegrator:
 def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
     """Sums over the cells of each slice, (R,)."""
     return torch.zeros_like(like).index_add(0, cells.row, values)
+
+
+def _run_lengths(done: Tensor, width: Tensor) -> Tensor:
+    """Length of the run of finished cells that each finished cell is in, (R, C): the scale of a tail beyond it."""
+    run = (~done).cumsum(-1)
+    length = width.new_zeros(len(width), width.shape[-1] + 1).scatter_add(1, run, torch.where(done, width, 0.0))
+    return length.gather(1, run) * done
 
 
 def _cover(peaks: Peaks, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from inference.checks import check_count
 from inference.estimates import NUMERICAL, Evidence
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import find_modes, in_prior_units, neighbourhood, prior_scale, scan
+from inference.modes import Modes, find_modes, in_prior_units, neighbourhood, prior_scale, scan
 from inference.nested import Integral, NestedIntegrator
 from inference.slices import Density, Slices
 
@@ -123,10 +123,14 @@ class Quadrature(Method):
         if problem.guide is not None:
             starts.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))
         modes = find_modes(log_joint, torch.cat(starts), location, scale)
-        points, hessian = (modes.location - location) / scale, modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-        beside = neighbourhood(points, hessian)
-        starts = [modes.location, (location + scale * beside).flatten(0, 1)]
-        modes = find_modes(log_joint, torch.cat(starts), location, scale)
+        beside = neighbourhood(
+            (modes.location - location) / scale, modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        )
+        around = location + scale * torch.where(_at_rest(modes), beside, torch.nan).flatten(0, 1)
+        others = find_modes(log_joint, around, location, scale)
+        found = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
+        found = torch.cat([found, torch.where(_at_rest(others), others.location, torch.nan)])
+        modes = find_modes(log_joint, found, location, scale)
         return Density.around(log_joint, modes, location, scale)
 
     def _report(
@@ -142,6 +146,11 @@ class Quadrature(Method):
         error = torch.zeros_like(value)
         kinds = (NUMERICAL,) * len(value)
         return Evidence(value, lower, upper, error, kinds, level, self.name, evaluations=evaluations)
+
+
+def _at_rest(modes: Modes) -> Tensor:
+    """Which modes there are that are known well, (J, N, 1)."""
+    return (modes.converged & modes.log_joint.isfinite()).unsqueeze(-1)
 
 
 def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:

@@ -84,6 +84,7 @@ class Annealer:
 
     def chains(self, v: Tensor) -> Chains:
         """Chains that begin at whitened positions v (S, N, d)."""
+        self.evaluations += len(v)
         with pyro.validation_enabled(False):
             return Chains(v, *self._target(len(v))(v))
 
@@ -119,7 +120,7 @@ class Annealer:
     def stay(self, chains: Chains, num_steps: int) -> Iterator[Chains]:
         """The chains after each of many steps at the posterior."""
         beta, step = self._frozen.betas[-1], self._frozen.steps[-1]
-        for _ in tqdm(range(num_steps), disable=not self._progress, desc="posterior"):
+        for _ in tqdm(range(num_steps), disable=not self._progress, leave=False, desc="posterior"):
             chains, _ = self.move(chains, beta, step)
             yield chains
 
@@ -144,8 +145,7 @@ class Annealer:
     def _walk(self, chains: Chains, schedule: Schedule) -> tuple[Chains, Tensor]:
         betas, steps = schedule
         total = torch.zeros_like(chains.value, dtype=torch.float64)
-        self.evaluations += len(chains.v)
-        for t in tqdm(range(1, len(betas)), disable=not self._progress, desc="annealing"):
+        for t in tqdm(range(1, len(betas)), disable=not self._progress, leave=False, desc="annealing"):
             total += (betas[t] - betas[t - 1]) * chains.log_ratio
             chains, _ = self.move(chains, betas[t], steps[t])
         if not bool((total < math.inf).all()):
@@ -159,7 +159,7 @@ class Annealer:
         beta = chains.value.new_zeros(num_data)
         step = torch.full_like(beta, dim**-0.25)
         betas, steps, spreads = [beta], [step], [torch.zeros_like(beta)]
-        for k in tqdm(range(_PILOT_STEPS), disable=not self._progress, desc="pilot"):
+        for k in tqdm(range(_PILOT_STEPS), disable=not self._progress, leave=False, desc="pilot"):
             spread = _spread(chains.log_ratio)
             last = k == _PILOT_STEPS - 1
             advance = (_PILOT_SPREAD / spread).clamp(max=1.0 if last else _PILOT_ADVANCE).minimum(1 - beta)

@@ -1,12 +1,8 @@
-r"""Modes of functions of many rows at once, and of the log joint density of any Pyro model.
-
-Newton's method in a trust region: where the Hessian is indefinite, the absolute values of its eigenvalues make the
-step an ascent away from saddles. Every row, a start of a datum, has its own Hessian and radius and stops by itself.
-"""
+r"""The modes of the log joint density of any Pyro model, per datum."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,30 +11,12 @@ from torch.nn import functional
 
 from inference.checks import check_count
 from inference.log_joint import LogJoint
+from inference.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
 
-# Log density of chosen rows at one point each: (M,) integers, (M, k) -> (M,), every row by itself.
-RowFunction = Callable[[Tensor, Tensor], Tensor]
-
-# Points evaluated side by side.
-_CHUNK = 1 << 15
 # Two points closer than this, in standard deviations of the better one, are one mode.
 _SAME = 1e-2
-# The least curvature per prior variance: the prior's own standard deviation is about 1, flatter than 1/100 is a ridge.
-_LEAST_CURVATURE = 1e-4
-
-
-class Expansion(NamedTuple):
-    """A function to second order around points.
-
-    Attributes:
-        value: (M,).
-        gradient: (M, k).
-        hessian: (M, k, k).
-    """
-
-    value: Tensor
-    gradient: Tensor
-    hessian: Tensor
+# Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.
+_FARTHEST = 0.5
 
 
 class Modes(NamedTuple):
@@ -55,6 +33,33 @@ class Modes(NamedTuple):
     log_joint: Tensor
     hessian: Tensor
     converged: Tensor
+
+
+def search_modes(
+    log_joint: LogJoint, draws: Sequence[Tensor], location: Tensor, scale: Tensor, *, grid: int = 33
+) -> Modes:
+    """The modes of the log joint density: from draws, from a grid where d is at most 3, and across folds from there.
+
+    Args:
+        log_joint: Log joint density of a model.
+        draws: Starts, each (S, N, d): from the prior, from a guide.
+        location: Origin of the grid, (N, d), see :func:`prior_scale`.
+        scale: Its unit, (N, d).
+        grid: Points per dimension, within 8 units.
+    """
+    starts = list(draws)
+    if log_joint.dim <= 3:
+        function = in_prior_units(log_joint, location, scale)
+        row, points = scan(function, len(location), log_joint.dim, grid, like=location)
+        starts.append(_padded(row, location[row] + scale[row] * points, len(location)))
+    modes = find_modes(log_joint, torch.cat(starts), location, scale)
+    hessian = modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    beside = neighbourhood((modes.location - location) / scale, hessian)
+    around = location + scale * torch.where(_at_rest(modes), beside, torch.nan).flatten(0, 1)
+    others = find_modes(log_joint, around, location, scale)
+    first = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
+    second = torch.where(_at_rest(others), others.location, torch.nan)
+    return find_modes(log_joint, torch.cat([first, second]), location, scale)
 
 
 def find_modes(
@@ -139,7 +144,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     cloud = torch.stack(torch.meshgrid(*[line] * dim, indexing="ij"), dim=-1).view(-1, dim)
     widest = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
     rows, points = [], []
-    for part in torch.arange(num_rows, device=like.device).split(max(1, _CHUNK * 4 // len(cloud))):
+    for part in torch.arange(num_rows, device=like.device).split(max(1, CHUNK * 4 // len(cloud))):
         value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
         value = value.view(len(part), 1, *(num_points,) * dim)
         peak = (value >= widest(value, 3, stride=1, padding=1)) & value.isfinite()
@@ -162,7 +167,7 @@ def neighbourhood(points: Tensor, hessian: Tensor) -> Tensor:
         (m, ..., k).
     """
     curvature, axes = torch.linalg.eigh(-hessian)
-    sigma = curvature.clamp(min=_LEAST_CURVATURE).rsqrt()
+    sigma = curvature.clamp(min=LEAST_CURVATURE).rsqrt()
     offsets = (axes.mT * distances(sigma).unsqueeze(-1)).movedim(-2, 1)
     return torch.cat([points + offsets.flatten(0, 1), points - offsets.flatten(0, 1)])
 
@@ -170,60 +175,9 @@ def neighbourhood(points: Tensor, hessian: Tensor) -> Tensor:
 def distances(sigma: Tensor) -> Tensor:
     """Distances (m, ...) from peaks of standard deviations sigma (...) to where their neighbours may stand."""
     factors = 5 * 1.7 ** torch.arange(24, dtype=sigma.dtype, device=sigma.device)
-    farthest = 0.5
     grown = factors.view(-1, *(1,) * sigma.dim()) * sigma
-    needed = int((grown < farthest).flatten(1).any(1).sum()) + 1
-    return grown[:needed].clamp(max=farthest)
-
-
-def climb(
-    function: RowFunction, points: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 200
-) -> tuple[Tensor, Expansion, Tensor]:
-    """Local maxima of a function from one start a row.
-
-    Args:
-        function: Of unit scale or smaller: a radius of 1 is trusted at first.
-        points: Starts, (M, k).
-        tolerance: Where the gain that Newton's step promises, in nats, is less, a row is at rest.
-        max_iterations: Steps at most.
-
-    Returns:
-        Points (M, k), the function around them, and whether they are at rest (M,).
-    """
-    points = points.detach().clone()
-    rows = torch.arange(len(points), device=points.device)
-    at = expand(function, rows, points)
-    radius = torch.ones_like(at.value)
-    rest = torch.zeros_like(rows, dtype=torch.bool)
-    active = at.value.isfinite().nonzero()[:, 0]
-    for _ in range(max_iterations):
-        step, gain = _newton_step(Expansion(*(part[active] for part in at)), radius[active])
-        resting = gain < tolerance
-        rest[active[resting]] = True
-        moving = ~resting & (radius[active] > 1e-14)
-        active, step, gain = active[moving], step[moving], gain[moving]
-        if len(active) == 0:
-            break
-        there = expand(function, active, points[active] + step)
-        ratio = (there.value - at.value[active]) / gain
-        better = (ratio > 1e-3) & there.value.isfinite()
-        length = step.norm(dim=-1)
-        shrunk = torch.where(better & (ratio > 0.25), radius[active], 0.25 * length)
-        radius[active] = torch.where(better & (ratio > 0.75), torch.maximum(shrunk, 2 * length), shrunk)
-        points[active[better]] += step[better]
-        for old, new in zip(at, there, strict=True):
-            old[active[better]] = new[better]
-    return points, at, rest
-
-
-def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """An ascent step within the radius and the gain that the quadratic model promises."""
-    curvature, axes = torch.linalg.eigh(-at.hessian)
-    slope = (axes.mT @ at.gradient.unsqueeze(-1)).squeeze(-1)
-    step = slope / curvature.abs().clamp(min=_LEAST_CURVATURE)
-    step = step * (radius / step.norm(dim=-1).clamp(min=1e-300)).clamp(max=1).unsqueeze(-1)
-    gain = (slope * step - 0.5 * curvature.abs() * step.square()).sum(-1)
-    return (axes @ step.unsqueeze(-1)).squeeze(-1), gain
+    needed = int((grown < _FARTHEST).flatten(1).any(1).sum()) + 1
+    return grown[:needed].clamp(max=_FARTHEST)
 
 
 def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
@@ -235,39 +189,28 @@ def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
         hessian: (S, N, k, k).
     """
     curvature, axes = torch.linalg.eigh(-hessian)
-    saddle = curvature[..., 0] < -1e-6 * curvature[..., -1].abs() - _LEAST_CURVATURE
+    saddle = curvature[..., 0] < -1e-6 * curvature[..., -1].abs() - LEAST_CURVATURE
     saddle &= ~saddle.all(0)
     value = torch.where(saddle, -torch.inf, value)
     order = value.argsort(0, descending=True)
     keep = torch.zeros_like(saddle)
     data = torch.arange(value.shape[1], device=value.device)
-    metric = axes.mT * curvature.clamp(min=_LEAST_CURVATURE).sqrt().unsqueeze(-1)
+    metric = axes.mT * curvature.clamp(min=LEAST_CURVATURE).sqrt().unsqueeze(-1)
     for best in order:
         apart = (metric @ (points - points[best, data]).unsqueeze(-1)).squeeze(-1).norm(dim=-1)
         keep[best, data] = ~(keep & (apart < _SAME)).any(0) & value[best, data].isfinite()
     return keep
 
 
-def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
-    """A function's value, gradient and Hessian at points (M, k), detached; minus infinity where it is undefined."""
-    if len(points) > _CHUNK:
-        parts = [expand(function, r, p) for r, p in zip(rows.split(_CHUNK), points.split(_CHUNK), strict=True)]
-        return Expansion(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    with torch.enable_grad():
-        points = points.detach().requires_grad_()
-        value = function(rows, points)
-        gradient = _gradient(value, points)
-        hessian = torch.stack([_gradient(gradient[:, i], points) for i in range(points.shape[-1])], dim=-1)
-    sound = value.isfinite() & gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
-    value = torch.where(sound, value, -torch.inf).detach()
-    gradient = torch.where(sound[:, None], gradient, 0.0).detach()
-    hessian = torch.where(sound[:, None, None], hessian, 0.0).detach()
-    return Expansion(value, gradient, (hessian + hessian.mT) / 2)
+def _at_rest(modes: Modes) -> Tensor:
+    """Which modes there are that are known well, (J, N, 1)."""
+    return (modes.converged & modes.log_joint.isfinite()).unsqueeze(-1)
 
 
-def _gradient(values: Tensor, points: Tensor) -> Tensor:
-    """Derivatives of each row's value by its own point, zero where it does not depend on it."""
-    if not values.requires_grad:
-        return torch.zeros_like(points)
-    (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=True, materialize_grads=True)
-    return gradient
+def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:
+    """Points of rows (M, d), sorted by row, as a table (S, num_rows, d) with NaN where a row has fewer."""
+    count = torch.bincount(row, minlength=num_rows)
+    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+    table = points.new_full((int(count.max()), num_rows, points.shape[-1]), torch.nan)
+    table[place, row] = points
+    return table

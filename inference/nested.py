@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.slices import Peaks, Slices
+from inference.peaks import Peaks, find_peaks
+from inference.slices import Slices
 
 # Nodes and weights of the 15-point Kronrod rule from the outside in, and of the 7-point Gauss rule on every second.
 _NODES = (
@@ -132,7 +133,7 @@ class NestedIntegrator:
             parts = [self.integrate(slices[slice(i, i + _CHUNK)]) for i in starts]
             return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
-        edges, active = _cover(slices.peaks(), len(slices.datum))
+        edges, active = _cover(find_peaks(slices), len(slices.datum))
         cells, tail = self._grow(slices, edges, active, tolerance)
         cells = self._halve(slices, cells, tolerance)
         return Integral(_sums(cells, cells.value, tail), _sums(cells, cells.error + cells.noise, tail) + tail)

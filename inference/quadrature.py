@@ -16,11 +16,13 @@ from inference.checks import check_count
 from inference.estimates import NUMERICAL, Evidence
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import Modes, find_modes, in_prior_units, neighbourhood, prior_scale, scan
+from inference.modes import prior_scale, search_modes
 from inference.nested import Integral, NestedIntegrator
 from inference.slices import Density, Slices
 
 _MAX_DIM = 3
+# What the pair of rules can tell from rounding.
+_LEAST_TOLERANCE = 1e-11
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
 _FLOOR = 1e-12
 _ROUNDING = 2e-15
@@ -73,8 +75,8 @@ class Quadrature(Method):
         check_count(self.grid, "grid", 5)
         check_count(self.num_draws, "num_draws")
         check_count(self.max_cells, "max_cells")
-        if not 1e-12 <= self.tolerance < 1:
-            raise ValueError(f"expected tolerance between 1e-12 and 1, got {self.tolerance}")
+        if not _LEAST_TOLERANCE <= self.tolerance < 1:
+            raise ValueError(f"expected tolerance between {_LEAST_TOLERANCE} and 1, got {self.tolerance}")
 
     @torch.no_grad()
     def estimate(self, problem: Problem) -> Evidence:
@@ -82,8 +84,8 @@ class Quadrature(Method):
 
         Raises:
             TypeError: If the model computes in less than float64.
-            ValueError: If the latents have more than three dimensions, no data argument has a row for each datum, or
-                no datum's density is finite anywhere or needs no more than ``max_cells`` cells.
+            ValueError: If the latents have more than three dimensions, or no argument of the model has a row for each
+                datum.
         """
         log_joint = problem.log_joint
         if log_joint.dim > _MAX_DIM:
@@ -100,37 +102,21 @@ class Quadrature(Method):
             integrator = NestedIntegrator(num_data, self.tolerance, self.max_cells, bar, like=density.origin)
             integral = integrator.integrate(whole)
         failed = integrator.exhausted | ~(integral.value > 0)
-        if bool(failed.all()):
-            raise ValueError(
-                f"expected a datum whose density is finite and needs at most {self.max_cells} cells, got none"
-            )
         return self._report(density, integral, failed, problem.level, log_joint.evaluations / num_data)
 
     def refined(self) -> Quadrature:
-        """With four times the cells, for data that ran out of them."""
-        return replace(self, max_cells=4 * self.max_cells)
+        """With four times the cells, for data that ran out of them, and a tenth of the tolerance."""
+        return replace(self, max_cells=4 * self.max_cells, tolerance=max(0.1 * self.tolerance, _LEAST_TOLERANCE))
 
     def _density(self, problem: Problem, log_joint: LogJoint) -> Density:
         location, scale = prior_scale(log_joint)
         dtype = log_joint(location).dtype
         if dtype != torch.float64:
             raise TypeError(f"expected a model that computes in float64, got a log joint density in {dtype}")
-        row, points = scan(
-            in_prior_units(log_joint, location, scale), len(location), log_joint.dim, self.grid, like=location
-        )
-        starts = [_padded(row, location[row] + scale[row] * points, len(location))]
-        starts.append(log_joint.sample_prior(self.num_draws).to(location))
+        draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.guide is not None:
-            starts.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))
-        modes = find_modes(log_joint, torch.cat(starts), location, scale)
-        beside = neighbourhood(
-            (modes.location - location) / scale, modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-        )
-        around = location + scale * torch.where(_at_rest(modes), beside, torch.nan).flatten(0, 1)
-        others = find_modes(log_joint, around, location, scale)
-        found = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
-        found = torch.cat([found, torch.where(_at_rest(others), others.location, torch.nan)])
-        modes = find_modes(log_joint, found, location, scale)
+            draws.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))
+        modes = search_modes(log_joint, draws, location, scale, grid=self.grid)
         return Density.around(log_joint, modes, location, scale)
 
     def _report(
@@ -146,17 +132,3 @@ class Quadrature(Method):
         error = torch.zeros_like(value)
         kinds = (NUMERICAL,) * len(value)
         return Evidence(value, lower, upper, error, kinds, level, self.name, evaluations=evaluations)
-
-
-def _at_rest(modes: Modes) -> Tensor:
-    """Which modes there are that are known well, (J, N, 1)."""
-    return (modes.converged & modes.log_joint.isfinite()).unsqueeze(-1)
-
-
-def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:
-    """Points of rows (M, d), sorted by row, as a table (S, num_rows, d) with NaN where a row has fewer."""
-    count = torch.bincount(row, minlength=num_rows)
-    place = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
-    table = points.new_full((int(count.max()), num_rows, points.shape[-1]), torch.nan)
-    table[place, row] = points
-    return table

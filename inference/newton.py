@@ -1,0 +1,110 @@
+r"""Newton's method for the local maxima of a function, from many starts at once.
+
+Where the Hessian is indefinite, the absolute values of its eigenvalues make the step an ascent away from saddles.
+Every start has its own Hessian and trust radius, and stops by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# Log density of chosen rows at one point each: (M,) integers, (M, k) -> (M,), every row by itself.
+RowFunction = Callable[[Tensor, Tensor], Tensor]
+
+# Points evaluated side by side.
+CHUNK = 1 << 15
+# The least curvature that is told from none, in squared units of the function's own scale.
+LEAST_CURVATURE = 1e-4
+
+
+class Expansion(NamedTuple):
+    """A function to second order around points.
+
+    Attributes:
+        value: (M,).
+        gradient: (M, k).
+        hessian: (M, k, k).
+    """
+
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+
+def climb(
+    function: RowFunction, points: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 200
+) -> tuple[Tensor, Expansion, Tensor]:
+    """Local maxima of a function from one start a row.
+
+    Args:
+        function: Of unit scale or smaller: a radius of 1 is trusted at first.
+        points: Starts, (M, k).
+        tolerance: Where the gain that Newton's step promises, in nats, is less, a row is at rest.
+        max_iterations: Steps at most.
+
+    Returns:
+        Points (M, k), the function around them, and whether they are at rest (M,).
+    """
+    points = points.detach().clone()
+    rows = torch.arange(len(points), device=points.device)
+    at = expand(function, rows, points)
+    radius = torch.ones_like(at.value)
+    rest = torch.zeros_like(rows, dtype=torch.bool)
+    active = at.value.isfinite().nonzero()[:, 0]
+    for _ in range(max_iterations):
+        step, gain = _newton_step(Expansion(*(part[active] for part in at)), radius[active])
+        resting = gain < tolerance
+        rest[active[resting]] = True
+        moving = ~resting & (radius[active] > 1e-14)
+        active, step, gain = active[moving], step[moving], gain[moving]
+        if len(active) == 0:
+            break
+        there = expand(function, active, points[active] + step)
+        ratio = (there.value - at.value[active]) / gain
+        better = (ratio > 1e-3) & there.value.isfinite()
+        length = step.norm(dim=-1)
+        shrunk = torch.where(better & (ratio > 0.25), radius[active], 0.25 * length)
+        radius[active] = torch.where(better & (ratio > 0.75), torch.maximum(shrunk, 2 * length), shrunk)
+        points[active[better]] += step[better]
+        for old, new in zip(at, there, strict=True):
+            old[active[better]] = new[better]
+    return points, at, rest
+
+
+def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
+    """An ascent step within the radius and the gain that the quadratic model promises."""
+    curvature, axes = torch.linalg.eigh(-at.hessian)
+    slope = (axes.mT @ at.gradient.unsqueeze(-1)).squeeze(-1)
+    step = slope / curvature.abs().clamp(min=LEAST_CURVATURE)
+    step = step * (radius / step.norm(dim=-1).clamp(min=1e-300)).clamp(max=1).unsqueeze(-1)
+    gain = (slope * step - 0.5 * curvature.abs() * step.square()).sum(-1)
+    return (axes @ step.unsqueeze(-1)).squeeze(-1), gain
+
+
+def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
+    """A function's value, gradient and Hessian at points (M, k), detached; minus infinity where it is undefined."""
+    if len(points) > CHUNK:
+        parts = [expand(function, r, p) for r, p in zip(rows.split(CHUNK), points.split(CHUNK), strict=True)]
+        return Expansion(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        value = function(rows, points)
+        gradient = _gradient(value, points)
+        hessian = torch.stack([_gradient(gradient[:, i], points) for i in range(points.shape[-1])], dim=-1)
+    sound = value.isfinite() & gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
+    value = torch.where(sound, value, -torch.inf).detach()
+    gradient = torch.where(sound[:, None], gradient, 0.0).detach()
+    hessian = torch.where(sound[:, None, None], hessian, 0.0).detach()
+    return Expansion(value, gradient, (hessian + hessian.mT) / 2)
+
+
+def _gradient(values: Tensor, points: Tensor) -> Tensor:
+    """Derivatives of each row's value by its own point, zero where it does not depend on it."""
+    if not values.requires_grad:
+        return torch.zeros_like(points)
+    (gradient,) = torch.autograd.grad(values.sum(), points, create_graph=True, materialize_grads=True)
+    return gradient

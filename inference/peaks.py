@@ -1,0 +1,171 @@
+r"""Where the density of slices peaks along their first free coordinate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.modes import distances, grid_line, neighbourhood, scan
+from inference.newton import climb, expand
+from inference.slices import LOWEST, WIDEST, Slices, nearest_modes
+
+# Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
+_ROUGH = 5e-3
+_NARROWEST = 1e-12
+
+
+class Peaks(NamedTuple):
+    """Local maxima along the first free coordinate of slices, sorted by slice and position.
+
+    Attributes:
+        row: The slice, (P,).
+        position: (P,).
+        scale: Standard deviation of the peak along this coordinate, (P,).
+    """
+
+    row: Tensor
+    position: Tensor
+    scale: Tensor
+
+
+def find_peaks(slices: Slices) -> Peaks:
+    """The peaks of all slices that matter, along the first free coordinate."""
+    if slices.num_free == 1:
+        return _merged(*_line_peaks(slices))
+    if slices.fixed.shape[-1] == 0:
+        density = slices.density
+        found, row = density.found[:, slices.datum].nonzero().unbind(-1)
+        datum = slices.datum[row]
+        sigma = torch.linalg.inv(density.precision[found, datum])[..., 0, 0].sqrt()
+        return _merged(row, density.modes[found, datum, 0], sigma)
+    return _merged(*_plane_peaks(slices))
+
+
+def _merged(row: Tensor, position: Tensor, scale: Tensor) -> Peaks:
+    """Peaks sorted by slice and position, each once."""
+    scale = scale.clamp(_NARROWEST, WIDEST)
+    order = _unique(row, position, scale)
+    return Peaks(row[order], position[order], scale[order])
+
+
+def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
+    """Indices of peaks by slice and position, without those that are the one before them again."""
+    order = position.argsort()
+    order = order[row[order].argsort(stable=True)]
+    row, position, scale = row[order], position[order], scale[order]
+    again = torch.zeros_like(row, dtype=torch.bool)
+    again[1:] = (row.diff() == 0) & (position.diff() < 0.3 * torch.minimum(scale[1:], scale[:-1]))
+    return order[~again]
+
+
+def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
+    """Modes of slices with several free coordinates, from a grid and from where the known modes lead."""
+    num_rows, num_free = len(slices.datum), slices.num_free
+    row, points = scan(slices.log, num_rows, num_free, slices.grid, like=slices.fixed)
+    known, _ = nearest_modes(slices)
+    every = torch.arange(num_rows, device=row.device).repeat(len(known))
+    row, points = torch.cat([row, every]), torch.cat([points, known.reshape(-1, num_free)])
+    row, points, hessian = _climbed(slices, row, points)
+    first = _unique(row, points[:, 0], _sigma(hessian))
+    beside = neighbourhood(points[first], hessian[first])
+    others = _climbed(slices, row[first].repeat(len(beside)), beside.reshape(-1, num_free))
+    row, points, hessian = (torch.cat(pair) for pair in zip((row, points, hessian), others, strict=True))
+    return row, points[:, 0], _sigma(hessian)
+
+
+def _climbed(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Modes that matter, from starts (M, k) in chosen slices: slice, place, Hessian."""
+    points, at, _ = climb(lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60)
+    high = at.value > LOWEST
+    return row[high], points[high], at.hessian[high]
+
+
+def _sigma(hessian: Tensor) -> Tensor:
+    """Standard deviation of the first coordinate at modes with Hessians (M, k, k)."""
+    curvature, axes = torch.linalg.eigh(-hessian)
+    return (axes[:, 0].square() / curvature.clamp(min=1 / WIDEST**2)).sum(-1).sqrt()
+
+
+def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
+    """Maxima on lines: between neighbouring grid points from which the density rises towards each other."""
+    grid = _grid(slices)
+    row = torch.arange(len(grid), device=grid.device)
+    start, low, high, top, where = _brackets(slices, row, grid)
+    position, scale, height = _refined(slices, start, low, high)
+    # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks at that point.
+    reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, height, "amax")
+    lost = reached < top - 0.1
+    found = [(start, position, scale, height), (row[lost], where[lost], torch.ones_like(where[lost]), top[lost])]
+    # Beside each peak there may be another, across a fold, nearer than the grid can tell.
+    far = distances(scale).T
+    beside = torch.cat([position.unsqueeze(-1) - far.flip(-1), position.unsqueeze(-1) + far], dim=-1)
+    peak, low, high, _, _ = _brackets(slices, start, beside)
+    apart = (low > position[peak]) | (high < position[peak])
+    peak, low, high = start[peak[apart]], low[apart], high[apart]
+    found.append((peak, *_refined(slices, peak, low, high)))
+    row, position, scale, height = (torch.cat(column) for column in zip(*found, strict=True))
+    high = height > LOWEST
+    return row[high], position[high], scale[high]
+
+
+def _brackets(slices: Slices, row: Tensor, grid: Tensor) -> tuple[Tensor, ...]:
+    """Where the density rises from both ends into an interval of sorted points (G, T) on chosen lines (G,).
+
+    Returns:
+        Row of the grid and the two ends of each interval, (B,); the highest value on each row and its place, (G,).
+    """
+    value, slope = _slopes(slices, row.unsqueeze(-1).expand_as(grid).reshape(-1), grid.reshape(-1))
+    value, slope = value.view_as(grid), slope.view_as(grid)
+    at, left = ((slope[:, :-1] >= 0) & (slope[:, 1:] < 0)).nonzero().unbind(-1)
+    top, best = value.max(-1)
+    return at, grid[at, left], grid[at, left + 1], top, grid.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+
+
+def _grid(slices: Slices) -> Tensor:
+    """Where lines are looked at: on a grid, and about where the known modes lead."""
+    everywhere = grid_line(slices.grid, like=slices.fixed).expand(len(slices.datum), -1)
+    known, precision = nearest_modes(slices)
+    around = everywhere.new_tensor([-3.0, -1.0, 0.0, 1.0, 3.0]) / precision[..., 0].sqrt()
+    near = (known + around).movedim(1, 0).reshape(len(everywhere), -1)
+    return torch.cat([everywhere, near], dim=-1).sort(-1).values
+
+
+def _slopes(slices: Slices, row: Tensor, position: Tensor, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
+    """Log density along lines and its derivative, (M,) each."""
+    parts = []
+    for rows, t in zip(row.split(chunk), position.split(chunk), strict=True):
+        with torch.enable_grad():
+            t = t.detach().requires_grad_()
+            value = slices.log(rows, t.unsqueeze(-1))
+            (slope,) = torch.autograd.grad(value.sum(), t)
+        sound = value.isfinite() & slope.isfinite()
+        parts.append((torch.where(sound, value.detach(), -torch.inf), torch.where(sound, slope, 0.0)))
+    values, slopes = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(slopes)
+
+
+def _refined(slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Maxima between two points each, by Newton's method safeguarded by bisection: position, scale, height."""
+    position, low, high = (low + high) / 2, low.clone(), high.clone()
+    scale, height = torch.ones_like(low), torch.full_like(low, -torch.inf)
+    active = torch.arange(len(row), device=row.device)
+    for count in range(80):
+        if len(active) == 0:
+            break
+        t = position[active]
+        at = expand(slices.log, row[active], t.unsqueeze(-1))
+        slope, bend = at.gradient[:, 0], at.hessian[:, 0, 0]
+        height[active] = at.value
+        scale[active] = torch.where(bend < 0, (-bend).clamp(min=1e-30).rsqrt(), 1.0)
+        low[active] = torch.where(slope >= 0, t, low[active])
+        high[active] = torch.where(slope < 0, t, high[active])
+        newton = t - slope / bend
+        inside = (bend < 0) & (newton > low[active]) & (newton < high[active]) & (count % 4 < 3)
+        position[active] = torch.where(inside, newton, (low[active] + high[active]) / 2)
+        done = (bend < 0) & (slope.square() < 2 * _ROUGH * bend.abs())
+        done |= high[active] - low[active] < 4e-16 * t.abs() + _NARROWEST
+        position[active[done]] = t[done]
+        active = active[~done]
+    return position, scale, height

@@ -7,8 +7,9 @@ from typing import Any
 
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import constraints
 
+from guides.flow import import_flows
 from inference.checks import check_count
 from inference.distributions import DiagNormal
 from zoo.priors import Prior
@@ -37,7 +38,7 @@ class AutoregressiveFlow(Prior):
     def __init__(self, latent_dim: int, *, num_transforms: int = 4, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__(latent_dim)
         check_count(num_transforms, "num_transforms")
-        self.flow = _flows().MAF(latent_dim, transforms=num_transforms, hidden_features=list(hidden))
+        self.flow = import_flows().MAF(latent_dim, transforms=num_transforms, hidden_features=list(hidden))
 
     def forward(self) -> FlowLaw:
         """The law: batch (), event (K,)."""
@@ -73,15 +74,3 @@ class FlowLaw(TorchDistribution):
         """Log-density in nats, one per batch member."""
         u, log_det = self.transform.call_and_ladj(value)
         return self.base.log_prob(u) + log_det
-
-
-def _flows() -> Any:
-    """The module zuko.flows, imported without its switching off the validation of everybody's distributions."""
-    validate = Distribution._validate_args
-    try:
-        import zuko.flows
-    except ImportError as error:
-        raise ImportError("expected zuko for a flow, found none: pip install elbozoo[flows]") from error
-    finally:
-        Distribution.set_default_validate_args(validate)
-    return zuko.flows

@@ -51,6 +51,7 @@ from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.posterior_error import PosteriorError, posterior_error
 from inference.predictive import predictive, reconstruct, sample
+from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
 from inference.rate_objectives import SampledTargetRate, TargetRate
@@ -118,6 +119,7 @@ __all__ = [
     "MutualInformation",
     "Objective",
     "PosteriorError",
+    "Quadrature",
     "RateDistortion",
     "Refit",
     "Restarts",

@@ -29,6 +29,7 @@ from inference.laplace import Laplace
 from inference.limit import Limit
 from inference.methods import Method, Problem
 from inference.pair import Program
+from inference.quadrature import Quadrature
 from inference.seeding import seeded
 from inference.smoothed_importance import SmoothedImportance
 from inference.storage import load_tree, save_tree, tensor_digest
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
         Defensive,
         Bridge,
         Laplace,
+        Quadrature,
         SmoothedImportance,
     )
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from inference.checks import check_count
 from inference.estimates import ASYMPTOTIC, PROBABILISTIC, Evidence, normal_quantile
@@ -95,4 +96,28 @@ def from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = I
         raw_lower=value,
         num_samples=summary.num_samples,
         evaluations=float(summary.num_samples),
+    )
+
+
+def with_value(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
+    """Evidence of importance weights with a better estimate in its place; what is unbiased stays that of the weights.
+
+    Two-sided intervals become normal ones around the value; Markov's lower bound stays, or is the value if that is
+    lower still.
+
+    Args:
+        plain: From :func:`from_weights`.
+        value: (N,).
+        standard_error: Its standard error, (N,).
+        method: The method that made it.
+    """
+    two_sided = torch.isfinite(plain.upper)
+    width = normal_quantile(plain.level) * standard_error
+    return replace(
+        plain,
+        value=value,
+        lower=torch.where(two_sided, value - width, torch.minimum(plain.lower, value)),
+        upper=torch.where(two_sided, value + width, plain.upper),
+        standard_error=standard_error,
+        method=method,
     )

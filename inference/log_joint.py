@@ -99,6 +99,11 @@ class LogJoint:
         return sum(place.numel for place in self._places)
 
     @property
+    def coordinates(self) -> dict[str, slice]:
+        """Where each latent site stands in u, by name in trace order."""
+        return {place.name: slice(place.start, place.start + place.numel) for place in self._places}
+
+    @property
     def num_data(self) -> int:
         """Data, N."""
         return self._layout.num_data

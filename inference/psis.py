@@ -17,19 +17,19 @@ _UNDERFLOW = 700.0
 _FEWEST = 30
 
 
-def _psislw(largest: np.ndarray, num_samples: int) -> np.ndarray:
-    """ArviZ's k-hat from the :func:`num_kept` largest log weights, (N, T)."""
+def _psislw(largest: np.ndarray, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """ArviZ's smoothed log weights, up to a constant, and k-hat from the :func:`num_kept` largest ones, (N, T)."""
     if importlib.util.find_spec("arviz_stats") is not None:
         from arviz_stats.base import array_stats
 
         # 1.x takes log-likelihoods, whose inverse the weights are, and cannot take the log of zero. A small r_eff makes
         # its tail a fifth of what it is given.
         smallest = largest.max(-1, keepdims=True) - _UNDERFLOW
-        return array_stats.psislw(-np.maximum(largest, smallest), r_eff=1e-9, axis=-1)[1]
+        return array_stats.psislw(-np.maximum(largest, smallest), r_eff=1e-9, axis=-1)
     import arviz
 
     # This r_eff makes its tail as long as that of all samples.
-    return arviz.psislw(largest, reff=largest.shape[-1] / num_samples)[1]
+    return arviz.psislw(largest, reff=largest.shape[-1] / num_samples)
 
 
 def tail_length(num_samples: int) -> int:
@@ -69,6 +69,35 @@ def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Ten
     elif fitted.any():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            k[fitted] = _psislw(weights[fitted], num_samples)
+            k[fitted] = _psislw(weights[fitted], num_samples)[1]
     k[(varied & ~fitted) | np.isnan(k)] = np.inf
     return torch.from_numpy(k).to(top.device)
+
+
+def smooth_tail(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:
+    """The largest importance weights, with those in the tail replaced by quantiles of the Pareto law fitted to them.
+
+    Args:
+        top: The :func:`num_kept` largest log weights, (T, N) in nats, in any order.
+        num_samples: S, how many there were in all; below 30 nothing is smoothed.
+        tolerance: Relative spread that is rounding, and no tail.
+
+    Returns:
+        (T, N) in nats, ascending; none above the largest raw weight.
+
+    References:
+        Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
+    """
+    weights = np.sort(top.detach().double().cpu().numpy().T)
+    if num_samples >= _FEWEST:
+        largest, anchor = weights[:, -1], -tail_length(num_samples) - 1
+        with np.errstate(invalid="ignore"):
+            varied = largest - weights[:, anchor] > tolerance * np.maximum(1.0, np.abs(largest))
+        chosen = np.flatnonzero(varied & np.isfinite(weights[:, anchor]))
+        if len(chosen):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                smooth = _psislw(weights[chosen], num_samples)[0]
+            # The weight below the tail is not smoothed: it tells the constant that ArviZ divides by.
+            weights[chosen] = np.sort(smooth + (weights[chosen, anchor] - smooth[:, anchor])[:, None])
+    return torch.from_numpy(weights.T.copy()).to(top.device)

@@ -158,19 +158,19 @@ class Annealer:
         num_data, dim = chains.v.shape[1:]
         beta = chains.value.new_zeros(num_data)
         step = torch.full_like(beta, dim**-0.25)
-        betas, steps, spreads = [beta], [step], [torch.zeros_like(beta)]
-        for k in tqdm(range(_PILOT_STEPS), disable=not self._progress, leave=False, desc="pilot"):
+        nodes = [(beta, step, torch.zeros_like(beta))]
+        for k in tqdm(range(1, _PILOT_STEPS + 1), disable=not self._progress, leave=False, desc="pilot"):
             spread = _spread(chains.log_ratio)
-            last = k == _PILOT_STEPS - 1
-            advance = (_PILOT_SPREAD / spread).clamp(max=1.0 if last else _PILOT_ADVANCE).minimum(1 - beta)
-            advance = 1 - beta if last else advance
+            rest = 1 - beta
+            advance = rest if k == _PILOT_STEPS else (_PILOT_SPREAD / spread).clamp(max=_PILOT_ADVANCE).minimum(rest)
             beta = beta + advance
             chains, acceptance = self.move(chains, beta, step)
             step = step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
-            betas, steps, spreads = [*betas, beta], [*steps, step], [*spreads, spread * advance]
-            if k % 16 == 15 and bool((beta >= 1).all()):  # not each time: asking makes a device wait
+            nodes.append((beta, step, spread * advance))
+            if k % 16 == 0 and bool((beta >= 1).all()):  # not each time: asking makes a device wait
                 break
-        return torch.stack(betas), torch.stack(steps), torch.stack(spreads)
+        betas, steps, spreads = map(torch.stack, zip(*nodes))
+        return betas, steps, spreads
 
 
 def _spread(log_ratio: Tensor) -> Tensor:

@@ -46,6 +46,17 @@ class Annealed(Method):
         num_chains: S, chains per datum.
         num_leapfrog: Leapfrog steps, each of one gradient, at each temperature.
         widening: Factor on the standard deviations of the Gaussian.
+
+    Raises:
+        TypeError: If a count is no integer.
+        ValueError: If a count is below one, or the widening not positive and finite.
+
+    Example:
+        >>> from inference import evidence
+        >>> from zoo import PPCA
+        >>> method = Annealed(num_temperatures=20, num_chains=4)
+        >>> evidence(PPCA(5, 2).double(), torch.zeros(4, 5).double(), method=method, progress=False).guarantee[0]
+        'probabilistic'
     """
 
     num_temperatures: int = 1000

@@ -340,6 +340,16 @@ def test_the_method_by_name_gives_one_sided_bounds_and_keeps_the_random_state():
     assert (a.value.dtype, a.value.requires_grad) == (torch.float64, False)
 
 
+def test_a_model_in_float32_in_blocks_gets_its_evidence_in_float64():
+    model = linear_model()
+    x = data_of(model, 5)
+    truth = scipy_evidence(model, x)
+    got = evidence(model.float(), x.float(), method=Annealed(50), block=3, seed=0, progress=False)
+    assert got.value.dtype == torch.float64
+    assert bool((np.abs(got.value.numpy() - truth) <= 4 * got.standard_error.numpy()).all())
+    assert float(got.standard_error.max()) < 0.5
+
+
 def test_evaluations_count_every_gradient(monkeypatch):
     calls = []
     monkeypatch.setattr(inference.hmc, "traced", lambda target, _: lambda v: (calls.append(len(v)), target(v))[1])
@@ -432,7 +442,9 @@ def test_only_a_model_with_a_posterior_has_exact_draws_of_given_data():
 def test_the_bracket_takes_posterior_draws_of_real_data():
     model = linear_model()
     x = 3 * torch.randn(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = bdmc(model, posterior_draws(model, x, seed=0), guide=Exact(model), method=Annealed(50), seed=0)
+    found = bdmc(
+        model, posterior_draws(model, x, seed=0), guide=Exact(model), method=Annealed(50), seed=0, progress=False
+    )
     truth = scipy_evidence(model, x)
     assert found.evidence.mean.lower <= truth.mean() <= found.evidence.mean.upper
 

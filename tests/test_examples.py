@@ -23,6 +23,10 @@ TINY = {
         *("--repeats", "2", "--samples", "20", "--rows", "20"),
     ],
     "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
+    "evidence_bracket.py": [
+        *("--steps", "30", "--num-data", "6", "--latent-dim", "3", "4"),
+        *("--temperatures", "5", "20", "--chains", "4", "--samples", "30"),
+    ],
     "linear_vae_landscape.py": ["--data", "synthetic", "--latent-dim", "2", "--points", "7"],
     "posterior_collapse.py": [
         *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3"),
@@ -152,6 +156,18 @@ def test_rate_distortion_prints_the_linear_curve_and_the_four_deep_ones(run, tmp
         assert [p.parameter for p in points] == [2.0]
     assert "R + D is at least 7.234" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"linear.png", "deep.png"}
+
+
+def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_path, capsys):
+    results = run("evidence_bracket.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(results) == [3, 4]
+    for found in results.values():
+        assert [row[0] for row in found["simulated"]] == [5, 20]
+        for num, mean, _, certified, cpu, wall in found["simulated"]:
+            assert certified == pytest.approx(mean + 2 * math.log(40) / 6)  # Markov's price, shared by six data
+            assert re.search(rf"simulated +{num} +{mean:.4f} .* {certified:.3f} +{cpu:.1f} +{wall:.1f}", printed)
+    assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}
 
 
 def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):

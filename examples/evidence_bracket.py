@@ -1,0 +1,137 @@
+"""How narrow a bracket of the evidence does a minute buy, for a trained deep VAE?
+
+Bidirectional Monte Carlo brackets the evidence of data that the model made, whatever the guide: from below by annealing
+to the posterior, from above by annealing back from the latents that made the data. On real data long chains stand in
+for those latents, and the upper end assumes that they have converged.
+
+    OMP_NUM_THREADS=1 python examples/evidence_bracket.py --latent-dim 8 16 --temperatures 100 300 1000 3000
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+import zoo
+from guides import MeanField
+from inference import (
+    AnalyticKLELBO,
+    Annealed,
+    bdmc,
+    converged_bracket,
+    cubo,
+    elbo,
+    eubo,
+    fit,
+    iwae,
+    log_weights,
+    plots,
+    summarise,
+)
+
+HEAD = f"{'':18s}{'T':>6s}{'mean':>9s}{'95 %':>8s}{'certified':>11s}{'CPU s':>8s}{'wall s':>8s}"
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--latent-dim", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--steps", type=int, default=1500, help="training steps")
+    parser.add_argument("--num-data", type=int, default=64, help="data to bracket, simulated and real")
+    parser.add_argument("--temperatures", type=int, nargs="+", default=[100, 300, 1000, 3000])
+    parser.add_argument("--chains", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=2000, help="importance samples, for comparison")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/evidence_bracket"))
+    return parser.parse_args(argv)
+
+
+def train(x, latent_dim, args):
+    torch.manual_seed(args.seed)
+    model = zoo.DeepGaussianVAE(x.shape[1], latent_dim).to(x).standardise_by(x)
+    guide = MeanField(x.shape[1], latent_dim).to(x).standardise_by(x)
+    fit(model, guide, x, steps=args.steps, objective=AnalyticKLELBO(), batch_size=256, seed=args.seed)
+    return model.requires_grad_(False), guide.requires_grad_(False)
+
+
+def simulated(model, guide, x, method, args):
+    """Raw ends on data that the model made, with the width of the data set's mean at 95 %."""
+    found = bdmc(model, len(x), guide=guide, method=method, seed=args.seed)
+    got = found.evidence
+    return got.raw_lower, got.raw_upper, got.mean.upper - got.mean.lower, found.draws
+
+
+def real(model, guide, x, method, args):
+    """The same on real data, if chains of as many steps as there are temperatures have converged."""
+    got = converged_bracket(
+        model, x, guide=guide, method=method, num_steps=max(4, method.num_temperatures), seed=args.seed
+    )
+    return got.raw_lower, got.upper_if_converged, float("nan"), None
+
+
+def measure(name, bracket, pair, x, args):
+    """A row for each number of temperatures: T, mean width, 95 % quantile of its size, certified, CPU and wall time."""
+    rows = []
+    for num in args.temperatures:
+        wall, cpu = time.perf_counter(), time.process_time()
+        lower, upper, certified, draws = bracket(*pair, x, Annealed(num, args.chains), args)
+        seconds = time.process_time() - cpu, time.perf_counter() - wall
+        width = upper - lower
+        rows.append((num, float(width.mean()), float(width.abs().quantile(0.95)), certified, *seconds))
+        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1]))
+    compare_bounds(pair, x if draws is None else draws.x, draws, lower, args)
+    return rows
+
+
+def compare_bounds(pair, x, draws, lower, args):
+    """The mean of other figures less the lower end: of these only EUBO is an upper bound, and only on average."""
+    weights = log_weights(*pair, x, num_samples=args.samples)
+    figures = {"ELBO": elbo(weights), "IWAE": iwae(weights), "CUBO": cubo(summarise([weights], args.samples))}
+    if draws is not None:
+        figures["EUBO"] = eubo(*pair, draws)
+    above = {name: float((figure.value - lower).mean()) for name, figure in figures.items()}
+    print(f"  nats above the lower end, S = {args.samples}: " + ", ".join(f"{n} {v:+.2f}" for n, v in above.items()))
+
+
+def draw(results):
+    """Width of the bracket against CPU seconds, one panel for each latent dimension."""
+    figure = Figure(figsize=(4.6 * len(results), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    for ax, (latent_dim, found) in zip(axes, results.items()):
+        for (name, rows), colour in zip(found.items(), ("tab:blue", "tab:orange")):
+            seconds = [row[4] for row in rows]
+            ax.plot(seconds, [row[2] for row in rows], "o-", color=colour, label=f"{name}, 95 % of the data")
+            ax.plot(seconds, [abs(row[1]) for row in rows], "s:", color=colour, label=f"{name}, |mean|")
+            if name == "simulated":
+                ax.plot(seconds, [row[3] for row in rows], "k--", linewidth=1, label="simulated, mean, certified")
+            for row in rows:
+                ax.annotate(f"{row[0]}", (row[4], row[2]), xytext=(3, 4), textcoords="offset points", fontsize=7)
+        ax.set(xscale="log", yscale="log", title=f"K = {latent_dim}", xlabel="CPU seconds (labels: temperatures)")
+    axes[0].set_ylabel("upper - lower end (nats)")
+    axes[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def main(argv=None):
+    args = parse(argv)
+    data = zoo.digits()
+    held_out = data.test[: args.num_data]
+    print(f"{data}\n{torch.get_num_threads()} threads")
+    results = {}
+    for latent_dim in args.latent_dim:
+        pair = train(data.train, latent_dim, args)
+        print(f"\nK = {latent_dim}: upper - lower end in nats, {args.chains} chains, {len(held_out)} data\n{HEAD}")
+        results[latent_dim] = {
+            "simulated": measure("simulated", simulated, pair, held_out, args),
+            "real, if converged": measure("real, if converged", real, pair, held_out, args),
+        }
+    plots.save_figure(draw(results), args.out / "evidence_bracket.png")
+    print(f"\nwrote {args.out}/")
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Posterior families; any of them serves any model with a latent site ``"z"``."""
 
-from guides.base import EncoderGuide, Guide
+from guides.base import EncoderGuide, Guide, Local
 from guides.constant_variance import ConstantVariance
 from guides.exact import Exact, TiedMeanField
 from guides.flow import Flow
@@ -8,6 +8,7 @@ from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
 from guides.gaussian import FullRank, MeanField
 from guides.hmc_refined import HMCRefined
 from guides.linear import Linear
+from guides.local import local_gaussian, nearest_local
 from guides.low_rank import LowRank
 from guides.mixture import Mixture
 from guides.networks import ConvEncoder, mlp
@@ -27,6 +28,7 @@ __all__ = [
     "Guide",
     "HMCRefined",
     "Linear",
+    "Local",
     "LowRank",
     "MeanField",
     "Mixture",
@@ -34,5 +36,7 @@ __all__ = [
     "SampledGuide",
     "TiedMeanField",
     "WrappedEncoder",
+    "local_gaussian",
     "mlp",
+    "nearest_local",
 ]

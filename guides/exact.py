@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from guides.base import Guide
+from guides.base import Guide, Local
+from guides.local import local_gaussian
 from inference.checks import ChecksData
 from inference.distributions import DiagNormal, as_full_normal
 from inference.protocols import SupportsPosterior
@@ -28,6 +30,15 @@ class _PosteriorGuide(Guide):
     def model(self) -> SupportsPosterior:
         """The model whose posterior this is."""
         return self._model[0]
+
+    @torch.no_grad()
+    def local(self, x: Tensor) -> Local:
+        """The guide of these data (N, D), with a Gaussian of this kind free for each datum.
+
+        Raises:
+            TypeError: If the posterior is not Gaussian.
+        """
+        return local_gaussian(x, self.posterior(x))
 
     def check_data(self, x: Any) -> None:
         """Check that ``x`` are data for the model.

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
+from guides.families import diagonal_law, full_law, triangle_places
 from guides.networks import mlp
 from guides.supports import Bounds, describe_support
 from inference.distributions import DiagNormal, FullNormal
@@ -100,8 +100,7 @@ class MeanField(NetworkGuide):
 
     def family(self, parameters: Tensor) -> DiagNormal:
         """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
-        mean, log_sigma = parameters.chunk(2, dim=-1)
-        return DiagNormal(mean, log_sigma.exp())
+        return diagonal_law(parameters)
 
 
 class FullRank(NetworkGuide):
@@ -135,15 +134,8 @@ class FullRank(NetworkGuide):
     ) -> None:
         num_parameters = 2 * latent_dim + latent_dim * (latent_dim - 1) // 2
         super().__init__(data_dim, latent_dim, num_parameters, hidden, encoder, support)
-        # Where each entry of L stands in [0, diagonal, below]: a gather, because function transforms refuse writes.
-        places = torch.diag(torch.arange(1, latent_dim + 1))
-        rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
-        places[rows, columns] = torch.arange(latent_dim + 1, num_parameters - latent_dim + 1)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", triangle_places(latent_dim), persistent=False)
 
     def family(self, parameters: Tensor) -> FullNormal:
         """The Gaussian with mean, log diagonal and lower triangle side by side in (N, K + K (K + 1) / 2)."""
-        k = self.latent_dim
-        mean, log_diagonal, below = parameters.split([k, k, k * (k - 1) // 2], dim=-1)
-        entries = torch.cat([torch.zeros_like(mean[..., :1]), log_diagonal.exp(), below], dim=-1)
-        return FullNormal(mean, entries[..., self.places])
+        return full_law(parameters, self.places)

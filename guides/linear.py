@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
+from guides.families import diagonal_law
 from guides.supports import Bounds, describe_support
 from inference.distributions import DiagNormal
 
@@ -46,12 +47,13 @@ class Linear(EncoderGuide):
         self.log_sigma = nn.Parameter(torch.zeros(latent_dim))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of z, (N, K)."""
-        return nn.functional.linear(self.standardise(x), self.V, self.bias)
+        """Means, and log standard deviations that are the same for all data, side by side in (N, 2 K)."""
+        mean = nn.functional.linear(self.standardise(x), self.V, self.bias)
+        return torch.cat([mean, self.log_sigma.expand_as(mean)], -1)
 
     def family(self, parameters: Tensor) -> DiagNormal:
-        """The Gaussian with the given mean (N, K)."""
-        return DiagNormal(parameters, self.log_sigma.exp())
+        """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
+        return diagonal_law(parameters)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.base import Guide
+from guides.base import Guide, Local
+from guides.local import local_gaussian
 
 
 class WrappedEncoder(Guide):
@@ -33,6 +35,15 @@ class WrappedEncoder(Guide):
     def __init__(self, network: nn.Module, law: Callable[[Any], Distribution]) -> None:
         super().__init__()
         self.network, self._law = network, law
+
+    @torch.no_grad()
+    def local(self, x: Tensor) -> Local:
+        """The guide of these data (N, D), with a Gaussian of the encoder's kind free for each datum.
+
+        Raises:
+            TypeError: If the law is not Gaussian.
+        """
+        return local_gaussian(x, self.posterior(x))
 
     def posterior(self, x: Tensor) -> Distribution:
         """Law of z given x (N, D): batch (N,), event (K,).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import time
@@ -22,6 +21,7 @@ from inference.automatic import Automatic
 from inference.bridge import Bridge
 from inference.checks import check_arguments, check_count
 from inference.defensive import Defensive
+from inference.double import Call, in_double
 from inference.estimates import Evidence, check_level, concatenate
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
@@ -124,7 +124,8 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    problem = _in_double(Problem(model, (x, *args), kwargs, guide, plate, broadcast, level, progress))
+    call = in_double(Call(model, guide, (x, *args), kwargs))
+    problem = Problem(call.model, call.args, call.kwargs, call.guide, plate, broadcast, level, progress)
     check_arguments((), problem.args, kwargs)
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
@@ -150,32 +151,6 @@ def as_method(method: str | Method) -> Method:
     if method not in METHODS:
         raise ValueError(f"expected method to be one of {sorted(METHODS)}, got {method!r}")
     return METHODS[method]()
-
-
-def _in_double(problem: Problem) -> Problem:
-    """The problem with modules and data in float64: the evidence of a float32 model at small sigma drowns in rounding.
-
-    The pair is copied as one, so that a guide which holds its model holds the copy.
-    """
-    programs = (problem.model, problem.guide)
-    modules = [p for p in programs if isinstance(p, nn.Module)]
-    if len(modules) < sum(p is not None for p in programs) or all(map(_is_double, modules)):
-        return problem
-    model, guide = copy.deepcopy(programs)
-    for module in (model, guide):
-        if isinstance(module, nn.Module):
-            module.double()
-
-    def convert(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    kwargs = {name: convert(value) for name, value in problem.kwargs.items()}
-    return replace(problem, model=model, guide=guide, args=tuple(map(convert, problem.args)), kwargs=kwargs)
-
-
-def _is_double(module: nn.Module) -> bool:
-    tensors = (*module.parameters(), *module.buffers())
-    return all(t.dtype == torch.float64 for t in tensors if t.is_floating_point())
 
 
 def _blocks(problem: Problem, block: int) -> list[Problem]:

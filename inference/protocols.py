@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
@@ -45,6 +45,15 @@ class SupportsExpectedLogLikelihood(Protocol):
 
     def prior(self) -> Distribution:
         """Law of one latent, event (K,)."""
+        ...
+
+
+@runtime_checkable
+class SupportsLocal(Protocol):
+    """A guide that can be freed for each datum."""
+
+    def local(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The guide of these data: each of its parameters has one row for each datum, (N, ...)."""
         ...
 
 

@@ -1,0 +1,90 @@
+"""Guides of given data, for guides that are no network's output: every Gaussian of the kind, free for each datum."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Size, Tensor, nn
+from torch.distributions import biject_to
+
+from guides.base import Local
+from guides.families import diagonal_law, full_law, triangle_places
+from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
+from inference.checks import check_arguments, check_count
+from inference.distributions import as_full_normal, diagonal_moments
+from inference.nearest import nearest_latents
+from inference.protocols import SupportsGaussianDecoder
+from inference.seeding import seeded
+from inference.transformed import Transformed, push
+
+
+def local_gaussian(x: Tensor, law: Any) -> Local:
+    """The local guide of all Gaussians, or of all with independent coordinates, started at a law of that kind.
+
+    Args:
+        x: Data, (N, D).
+        law: A Gaussian, or one pushed to a support: batch (N,), event (K,). Independent coordinates stay so.
+
+    Raises:
+        TypeError: If the law is of another kind.
+    """
+    base = law.base_dist if isinstance(law, Transformed) else law
+    moments, full = diagonal_moments(base), as_full_normal(base)
+    if moments is not None:
+        mean, sigma = (part.expand(len(x), -1) for part in moments)
+        start, scales = torch.cat([mean, sigma.log()], -1), torch.cat([sigma, torch.ones_like(sigma)], -1)
+        return Local(x, start, scales, family=diagonal_law, support=law.support)
+    if full is None:
+        raise TypeError(f"expected a Gaussian posterior to free for each datum, got {type(base).__name__}")
+    latent_dim = full.event_shape[0]
+    mean, factor = full.loc.expand(len(x), -1), full.scale_tril.expand(len(x), -1, -1)
+    diagonal, sd = factor.diagonal(dim1=-2, dim2=-1), full.variance.expand_as(full.loc.expand(len(x), -1)).sqrt()
+    rows, columns = torch.tril_indices(latent_dim, latent_dim, -1, device=x.device)
+    start = torch.cat([mean, diagonal.log(), factor[:, rows, columns]], -1)
+    scales = torch.cat([sd, torch.ones_like(sd), diagonal[:, rows]], -1)
+    family = partial(full_law, places=triangle_places(latent_dim).to(x.device))
+    return Local(x, start, scales, family=family, support=law.support)
+
+
+@torch.no_grad()
+def nearest_local(
+    model: SupportsGaussianDecoder,
+    x: Tensor,
+    *,
+    family: type[GaussNewtonDiagonal] | type[GaussNewtonFull] = GaussNewtonDiagonal,
+    num_starts: int = 16,
+    seed: int | None = 0,
+) -> Local:
+    """The local Gaussian guide at the latents whose decodings are nearest to the data, with the decoder's covariance.
+
+    Where the noise is low, that is next to the best of its family: :func:`inference.gap.refit` finds the rest of the
+    way, and so the ELBO that no encoder limits.
+
+    Args:
+        model: Model with a decoder and Gaussian noise.
+        x: Data, (N, D).
+        family: Independent coordinates, or any covariance.
+        num_starts: Draws of the prior that the search for each datum starts from.
+        seed: Seed of these draws.
+
+    Raises:
+        TypeError: If the model is of another kind, or the data of the wrong type.
+        ValueError: If the data are unfit.
+
+    Example:
+        >>> from inference import refit
+        >>> from zoo import IMAVAE
+        >>> model = IMAVAE(3, 2).double().requires_grad_(False)
+        >>> x = model(n=4)
+        >>> refit(model, nearest_local(model, x), x, progress=False).elbo.shape
+        torch.Size([4])
+    """
+    check_count(num_starts, "num_starts")
+    check_arguments((model,), (x,), {})
+    guide = family(model, encoder=nn.Identity())
+    with seeded(seed):
+        starts = model.prior().sample(Size((num_starts, len(x))))
+    u = biject_to(guide.support).inv(nearest_latents(model, x, starts).z)
+    return local_gaussian(x, push(guide.family(u), guide.support))

@@ -1,0 +1,287 @@
+r"""Where the ELBO's gap comes from: what the guide's family cannot say, and what its encoder fails to say.
+
+.. math::
+    \underbrace{\log p(x_n) - L_n(q)}_{\text{gap}}
+    = \underbrace{\log p(x_n) - L_n(q^*)}_{\text{approximation}} + \underbrace{L_n(q^*) - L_n(q)}_{\text{amortisation}}
+
+with q the guide and q* the best of its family for datum n.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from inference.batched_lbfgs import minimise
+from inference.checks import check_arguments, check_count
+from inference.double import Call, in_double
+from inference.estimates import Evidence
+from inference.evidence import evidence
+from inference.methods import Method
+from inference.pair import Program, probe, refuse_batch_laws, run_pair
+from inference.protocols import SupportsLocal
+from inference.seeding import random_state, seeded
+from inference.whitened_noise import WhitenedNoise
+
+_EVALUATIONS = 8
+_RESTART_SPREAD = 1.0
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The best of a guide's family for each datum, as far as it was found.
+
+    Attributes:
+        elbo: Its ELBO, (N,) in nats; never below the guide's own on the same noise.
+        standard_error: Of that, (N,).
+        own_elbo: The guide's ELBO on the same noise, (N,).
+        own_standard_error: Of that, (N,).
+        improvement: ``elbo - own_elbo``, (N,).
+        improvement_error: Its standard error over common noise, (N,).
+        gradient_norm: Of the ELBO at the optimum, in nats per natural unit of the parameters, (N,).
+        guide: The guide of these data that was refitted, a module.
+    """
+
+    elbo: Tensor
+    standard_error: Tensor
+    own_elbo: Tensor
+    own_standard_error: Tensor
+    improvement: Tensor
+    improvement_error: Tensor
+    gradient_norm: Tensor
+    guide: nn.Module
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The gap of a guide, split per datum; all (N,) in nats.
+
+    Attributes:
+        evidence: log p(x), with its interval and guarantee.
+        elbo: The guide's ELBO.
+        elbo_error: Its standard error.
+        total: ``evidence.value - elbo``.
+        total_error: Its standard error, where the evidence has one.
+        approximation: What the family leaves; None where the guide cannot be freed for each datum.
+        amortisation: What the encoder leaves; None likewise.
+        amortisation_error: Its standard error.
+        gradient_norm: Of the refitted guide's ELBO, which certifies the optimum.
+    """
+
+    evidence: Evidence
+    elbo: Tensor
+    elbo_error: Tensor
+    total: Tensor
+    total_error: Tensor
+    approximation: Tensor | None
+    amortisation: Tensor | None
+    amortisation_error: Tensor | None
+    gradient_norm: Tensor | None
+
+    def __str__(self) -> str:
+        """One line: the data set's mean of each part."""
+        if self.approximation is None or self.amortisation is None:
+            return f"gap {self.total.mean():.4f} nats, approximation: unknown, amortisation: unknown"
+        return (
+            f"gap {self.total.mean():.4f} nats = approximation {self.approximation.mean():.4f} "
+            f"+ amortisation {self.amortisation.mean():.4f}"
+        )
+
+
+def gap(
+    model: Program,
+    guide: Program,
+    x: Any,
+    *args: Any,
+    method: str | Method = "auto",
+    known: Evidence | None = None,
+    num_samples: int = 128,
+    restarts: int = 2,
+    plate: str | None = None,
+    seed: int | None = 0,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Gap:
+    """Split the gap between evidence and ELBO into approximation and amortisation, per datum.
+
+    A guide that offers ``local`` (see :class:`inference.protocols.SupportsLocal`) is refitted to each datum by
+    itself, as a whole. Of others the gap is known, but not its parts.
+
+    Warning:
+        Where the evidence is a lower bound, so are gap and approximation. Amortisation is what the optimiser found:
+        a better optimum moves nats from approximation to amortisation.
+
+    References:
+        Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, arXiv 1801.03558.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        x: Data, the first argument of both.
+        *args: Further arguments of both.
+        method: How to estimate the evidence, see :func:`inference.evidence`.
+        known: The evidence, where it is known already.
+        num_samples: Samples per datum of the refit, and of each of its eight evaluations.
+        restarts: Further starts per datum, one unit around the guide's own output.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        seed: Seed of all noise; leaves the global random state as it was.
+        progress: Show progress bars.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        TypeError: As :func:`inference.evidence`.
+        ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data.
+    """
+    check_arguments((model, guide), (x, *args), kwargs)
+    if known is None:
+        from_guide = None if method == "exact" else guide
+        known = evidence(
+            model, x, *args, method=method, guide=from_guide, plate=plate, seed=seed, progress=progress, **kwargs
+        )
+    num_data = probe(model, guide, (x, *args), kwargs, plate=plate).layout.num_data
+    if len(known.value) != num_data:
+        raise ValueError(f"expected the evidence of {num_data} data, got that of {len(known.value)}")
+    if isinstance(guide, SupportsLocal):
+        found = refit(
+            model,
+            guide,
+            x,
+            *args,
+            num_samples=num_samples,
+            restarts=restarts,
+            plate=plate,
+            seed=seed,
+            progress=progress,
+            **kwargs,
+        )
+        elbo, error = found.own_elbo, found.own_standard_error
+        parts = (known.value - found.elbo, found.improvement, found.improvement_error, found.gradient_norm)
+    else:
+        call = in_double(Call(model, guide, (x, *args), kwargs))
+        with seeded(seed):
+            elbo, error = _mean_and_error(_evaluations(call, num_samples, plate))
+        parts = (None, None, None, None)
+    total_error = (known.standard_error.square() + error.square()).sqrt()
+    return Gap(known, elbo, error, known.value - elbo, total_error, *parts)
+
+
+def refit(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int = 128,
+    restarts: int = 2,
+    max_steps: int = 200,
+    tolerance: float = 1e-6,
+    plate: str | None = None,
+    seed: int | None = 0,
+    progress: bool = True,
+    **kwargs: Any,
+) -> Refit:
+    """Find the best of a guide's family for each datum.
+
+    All data side by side, by limited-memory BFGS on whitened antithetic noise that stays the same; then evaluated on
+    fresh noise of the same kind.
+
+    Args:
+        model: Pyro model.
+        guide: Guide that can be freed for each datum.
+        *args: Arguments of both.
+        num_samples: Samples per datum.
+        restarts: Starts beside the guide's own output.
+        max_steps: Steps of the optimiser.
+        tolerance: Gradient norm at which it stops, in nats per natural unit.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        seed: Seed of all noise.
+        progress: Show a progress bar over the starts.
+        **kwargs: Keyword arguments of both.
+
+    Raises:
+        TypeError: If the guide cannot be freed for each datum.
+        ValueError: If the pair is none, or a parameter of the freed guide has not one row for each datum.
+    """
+    if not isinstance(guide, SupportsLocal):
+        raise TypeError(f"expected a guide with local(x), got {type(guide).__name__}")
+    check_count(num_samples, "num_samples", 2)
+    check_count(restarts, "restarts", 0)
+    check_arguments((model, guide), args, kwargs)
+    own = in_double(Call(model, guide, args, kwargs))
+    local = own.guide.local(*own.args, **own.kwargs)
+    freed = own._replace(guide=local)
+    with refuse_batch_laws(model, guide), seeded(seed):
+        problem = _LocalProblem(freed, local, num_samples, plate)
+        best = minimise(problem.evaluate, problem.start, max_steps=max_steps, tolerance=tolerance)
+        point, value, norm = best.point, best.value, best.gradient_norm
+        for _ in tqdm(range(restarts), disable=not progress or not restarts, desc="refit", unit="start"):
+            noise = _RESTART_SPREAD * torch.randn_like(problem.start)
+            other = minimise(problem.evaluate, problem.start + noise, max_steps=max_steps, tolerance=tolerance)
+            better = other.value < value
+            point = torch.where(better.unsqueeze(-1), other.point, point)
+            value, norm = torch.minimum(value, other.value), torch.where(better, other.gradient_norm, norm)
+        problem.set(point)
+        fresh = int(torch.randint(2**31, ()))
+        ours, refitted = (_evaluations(call, num_samples, plate, fresh) for call in (own, freed))
+    worse = refitted.mean(0) < ours.mean(0)
+    problem.set(torch.where(worse.unsqueeze(-1), problem.start, point))
+    refitted = torch.where(worse, ours, refitted)
+    means = [_mean_and_error(values) for values in (refitted, ours, refitted - ours)]
+    return Refit(*means[0], *means[1], *means[2], norm, local)
+
+
+class _LocalProblem:
+    """Minus the ELBO of each datum as a function of its own free parameters."""
+
+    def __init__(self, call: Call, local: nn.Module, num_samples: int, plate: str | None) -> None:
+        self.parameters = [p for p in local.parameters() if p.requires_grad]
+        self.call = call
+        self.options: dict[str, Any] = {"num_samples": num_samples, "plate": plate}
+        self.noise, self.seed = WhitenedNoise(), int(torch.randint(2**31, ()))
+        sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
+        if len(sizes) != 1:
+            raise ValueError(
+                f"expected the freed guide's parameters to have one row for each datum, got shapes "
+                f"{[tuple(p.shape) for p in self.parameters]}"
+            )
+        self.start = torch.cat([p.detach().flatten(1) for p in self.parameters], -1)
+
+    def set(self, point: Tensor) -> None:
+        """Write free parameters (N, P) into the guide."""
+        pieces = point.split([p[0].numel() for p in self.parameters], -1)
+        with torch.no_grad():
+            for parameter, piece in zip(self.parameters, pieces, strict=True):
+                parameter.copy_(piece.reshape(parameter.shape))
+
+    def evaluate(self, point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus the ELBO, and its gradient, of chosen data at given points; the others are run along."""
+        whole = self.start.clone()
+        whole[index] = point.to(whole)
+        self.set(whole)
+        # The same noise at each call, whoever draws it.
+        with torch.enable_grad(), random_state(self.seed), self.noise:
+            draw = run_pair(*self.call, **self.options)
+            loss = -draw.elbo_terms.mean(0)
+            gradients = torch.autograd.grad(loss.sum(), self.parameters)
+        gradient = torch.cat([g.flatten(1) for g in gradients], -1)
+        value = torch.where(loss.detach().isnan(), math.inf, loss.detach())
+        return value[index].double(), gradient[index].double()
+
+
+@torch.no_grad()
+def _evaluations(call: Call, num_samples: int, plate: str | None, seed: int | None = None) -> Tensor:
+    """The ELBO on several independent sets of whitened noise, (8, N)."""
+    values = []
+    with seeded(seed):
+        for _ in range(_EVALUATIONS):
+            with WhitenedNoise():
+                draw = run_pair(*call, num_samples=num_samples, plate=plate)
+            values.append(draw.elbo_terms.mean(0).double())
+    return torch.stack(values)
+
+
+def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.mean(0), values.std(0) / math.sqrt(len(values))

@@ -203,18 +203,32 @@ class LogJoint:
         check_count(num_samples, "num_samples")
         parts = []
         for count in self._counts(num_samples):
-            draw = run_pair(
-                self._model,
-                guide,
-                self._args,
-                self._kwargs,
-                num_samples=count,
-                plate=self._plate,
-                subsamples=self._subsamples,
-            )
+            draw = self._draw_guide(guide, count)
             u, log_det = self.unconstrain(draw.latents, count)
             parts.append((u, draw.total(draw.guide_sites) + log_det))
         return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
+
+    @torch.no_grad()
+    def draw_guide(self, guide: Program, num_samples: int) -> Tensor:
+        """Draws from a guide of the same arguments that need not know its density, u (S, N, d).
+
+        Raises:
+            ValueError: If the two are no pair, see :func:`inference.pair.run_pair`.
+        """
+        check_count(num_samples, "num_samples")
+        counts = self._counts(num_samples)
+        return torch.cat([self.unconstrain(self._draw_guide(guide, count).latents, count)[0] for count in counts])
+
+    def _draw_guide(self, guide: Program, num_samples: int) -> Draw:
+        return run_pair(
+            self._model,
+            guide,
+            self._args,
+            self._kwargs,
+            num_samples=num_samples,
+            plate=self._plate,
+            subsamples=self._subsamples,
+        )
 
     def rows(self, index: Tensor) -> LogJoint:
         """The log joint of chosen data, which may repeat; its evaluations count here.

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import inference.hmc
 import zoo
-from guides import Exact, MeanField
+from guides import Exact, HMCRefined, MeanField
 from guides.base import Guide
 from inference import (
     AnalyticKLELBO,
@@ -191,6 +191,15 @@ def test_the_start_has_the_moments_of_the_guides_draws_widened():
     assert float(white.abs().max()) < 4.5 / math.sqrt(num)
     inverse = torch.linalg.inv(1.2 * posterior.scale_tril) @ start.factor
     assert float((inverse @ inverse.mT - torch.eye(3)).abs().max()) < 4.5 * math.sqrt(2 / num)
+
+
+def test_a_guide_that_has_samples_only_will_do():
+    model = linear_model()
+    x = data_of(model, 5)
+    guide = HMCRefined(model, MeanField(6, 3, hidden=(8,)).double())
+    got = evidence(model, x, method=Annealed(50), guide=guide, seed=0, progress=False)
+    assert bool((np.abs(got.value.numpy() - scipy_evidence(model, x)) <= 4 * got.standard_error.numpy()).all())
+    assert float(got.standard_error.max()) < 0.5
 
 
 def test_the_start_without_a_guide_is_the_priors():

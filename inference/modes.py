@@ -16,7 +16,7 @@ from inference.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
 # Two points closer than this, in standard deviations of the better one, are one mode.
 _SAME = 1e-2
 # Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.
-_FARTHEST = 0.5
+_FARTHEST = 2.0
 
 
 class Modes(NamedTuple):
@@ -109,7 +109,12 @@ def find_modes(
 
 def in_prior_units(log_joint: LogJoint, location: Tensor, scale: Tensor) -> RowFunction:
     """The log joint density of chosen data (M,) at points (M, d) in units of the prior, see :func:`prior_scale`."""
-    return lambda datum, points: log_joint.rows(datum)(location[datum] + scale[datum] * points)
+    return lambda datum, points: log_joint_at(log_joint, datum, location[datum] + scale[datum] * points)
+
+
+def log_joint_at(log_joint: LogJoint, datum: Tensor, u: Tensor) -> Tensor:
+    """The log joint density of chosen data (M,) at u (M, d), (M,); of none for none, where no model can be run."""
+    return log_joint.rows(datum)(u) if len(datum) else u.sum(-1)
 
 
 @torch.no_grad()
@@ -128,7 +133,7 @@ def grid_line(num_points: int, *, like: Tensor) -> Tensor:
 
 
 def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The points of a grid that none of their neighbours exceeds: starts near every mode that the grid can tell.
+    """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid can tell.
 
     Args:
         function: See :func:`climb`.
@@ -142,12 +147,15 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     """
     line = grid_line(num_points, like=like)
     cloud = torch.stack(torch.meshgrid(*[line] * dim, indexing="ij"), dim=-1).view(-1, dim)
-    widest = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
+    pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
     rows, points = [], []
     for part in torch.arange(num_rows, device=like.device).split(max(1, CHUNK * 4 // len(cloud))):
         value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
         value = value.view(len(part), 1, *(num_points,) * dim)
-        peak = (value >= widest(value, 3, stride=1, padding=1)) & value.isfinite()
+        peak = value.isfinite()
+        for across in torch.eye(dim, dtype=torch.int).tolist():
+            beside = pool(value, [1 + 2 * a for a in across], stride=1, padding=across)
+            peak &= value >= beside
         row, index = peak.view(len(part), -1).nonzero().unbind(-1)
         rows.append(part[row])
         points.append(cloud[index])
@@ -155,7 +163,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
 
 
 def neighbourhood(points: Tensor, hessian: Tensor) -> Tensor:
-    """Starts on both sides of modes along the axes of their Hessians, at growing distances up to half a prior unit.
+    """Starts on both sides of modes along the axes of their Hessians, at growing distances up to two prior units.
 
     Across a fold of the likelihood a second mode stands beside the first, nearer than any fixed grid can tell.
 

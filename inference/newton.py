@@ -86,7 +86,7 @@ def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
-    """A function's value, gradient and Hessian at points (M, k), detached; minus infinity where it is undefined."""
+    """A function's value, gradient and Hessian at points (M, k), detached; minus infinity or zero where undefined."""
     if len(points) > CHUNK:
         parts = [expand(function, r, p) for r, p in zip(rows.split(CHUNK), points.split(CHUNK), strict=True)]
         return Expansion(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -95,10 +95,12 @@ def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
         value = function(rows, points)
         gradient = _gradient(value, points)
         hessian = torch.stack([_gradient(gradient[:, i], points) for i in range(points.shape[-1])], dim=-1)
-    sound = value.isfinite() & gradient.isfinite().all(-1) & hessian.isfinite().all(-1).all(-1)
-    value = torch.where(sound, value, -torch.inf).detach()
-    gradient = torch.where(sound[:, None], gradient, 0.0).detach()
-    hessian = torch.where(sound[:, None, None], hessian, 0.0).detach()
+    value = torch.where(value.isfinite(), value, -torch.inf).detach()
+    usable = value.isfinite() & gradient.isfinite().all(-1)
+    gradient = torch.where(usable[:, None], gradient, 0.0).detach()
+    # Second derivatives may overflow where value and slope do not; flat is then the safe guess.
+    usable &= hessian.isfinite().all(-1).all(-1)
+    hessian = torch.where(usable[:, None, None], hessian, 0.0).detach()
     return Expansion(value, gradient, (hessian + hessian.mT) / 2)
 
 

@@ -32,19 +32,22 @@ _ROUNDING = 2e-15
 class Quadrature(Method):
     r"""Adaptive quadrature of the joint density over the latents of one to three dimensions.
 
-    The modes are sought from several starts by Newton's method: evenly spread ones, draws from the prior, and draws
-    from the guide where there is one. The integral is taken one coordinate inside the other, from the direction in
-    which the best mode is widest to that in which it is narrowest. In each, cells grow from the peaks, which are
-    sought anew on every slice, until the tail is negligible, and are halved until a Gauss-Kronrod pair agrees. So
-    thin curved ridges cost little more than round modes: only the innermost integral meets their width.
+    The modes are sought by Newton's method: from the best points of a grid, from draws of the prior, from draws of the
+    guide where there is one, and from both sides of the modes so found. The integral is taken one coordinate inside
+    the other, from the direction in which the best mode is widest to that in which it is narrowest. In each, cells
+    grow from the peaks, which are sought anew on every slice, until the tail is negligible, and are halved until a
+    Gauss-Kronrod pair agrees. So thin curved ridges cost little more than round modes: only the innermost integral
+    meets their width.
 
     Warning:
-        The guarantee is ``"numerical"``: an error estimate, given the modes found from ``num_starts`` starts. A mode
-        that no start leads to, such as a needle at 40 prior standard deviations, is not in the value, and no error
-        says so. A guide that covers it leads to it.
+        The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
+        leads to, such as a needle at 40 prior standard deviations, is not in the value, and no error says so. A guide
+        that covers it leads to it.
 
-        A datum that would need more than ``max_cells`` cells keeps its value with infinite bounds. A function that
-        is no module must compute in float64 by itself; modules are converted by :func:`inference.evidence`.
+        A datum that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
+        that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
+        :func:`inference.evidence` converts modules with their data; a function that rounds to float32 inside is
+        limited by that, and its error estimate does not know.
 
     References:
         Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983.
@@ -83,7 +86,6 @@ class Quadrature(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            TypeError: If the model computes in less than float64.
             ValueError: If the latents have more than three dimensions, or no argument of the model has a row for each
                 datum.
         """
@@ -110,9 +112,6 @@ class Quadrature(Method):
 
     def _density(self, problem: Problem, log_joint: LogJoint) -> Density:
         location, scale = prior_scale(log_joint)
-        dtype = log_joint(location).dtype
-        if dtype != torch.float64:
-            raise TypeError(f"expected a model that computes in float64, got a log joint density in {dtype}")
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.guide is not None:
             draws.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.log_joint import LogJoint
-from inference.modes import Modes
+from inference.modes import Modes, log_joint_at
 
 # Peaks lower than this against the least of the important modes carry nothing, in nats.
 LOWEST = -50.0
@@ -83,7 +83,7 @@ class Density:
     def log(self, datum: Tensor, v: Tensor) -> Tensor:
         """Log density of data (M,) at v (M, d), (M,)."""
         u = self.origin[datum] + (self.frame[datum] @ v.unsqueeze(-1)).squeeze(-1)
-        return self.log_joint.rows(datum)(u) - self.shift[datum]
+        return log_joint_at(self.log_joint, datum, u) - self.shift[datum]
 
 
 @dataclass(frozen=True)

@@ -256,23 +256,22 @@ def test_a_mode_that_no_start_leads_to_is_missed_unless_the_guide_leads_there():
 
 
 def test_a_datum_that_needs_too_many_cells_has_infinite_bounds_and_the_others_stand():
-    x = torch.tensor([[4.0], [-30.0]], dtype=torch.float64)
-    model = noisy(lambda z: torch.where(z > 0, torch.sin(40 * z) * 30, z), 1, 0.1)
-    got = evidence(model, x, method=Quadrature(max_cells=20), seed=0, progress=False)
+    x = torch.tensor([[4.0], [-3.0]], dtype=torch.float64)
+    model = noisy(lambda z: torch.where(z > 0, 30 * torch.sin(40 * z) ** 2, z), 1, 0.1)
+    got = evidence(model, x, method=Quadrature(max_cells=100), seed=0, progress=False)
     assert got.lower[0] == -math.inf
     assert got.upper[0] == math.inf
     assert math.isfinite(float(got.upper[1]))
-    more = evidence(model, x, method=Quadrature(max_cells=20), tol=1e-6, seed=0, progress=False)
+    more = evidence(model, x, method=Quadrature(max_cells=100), tol=1e-6, seed=0, progress=False)
     assert bool((more.upper - more.lower < 2e-6).all())
 
 
 # --- the planted defect -------------------------------------------------------------------------------
 
 
-def test_a_rule_with_a_wrong_weight_fails_the_check(monkeypatch):
-    weights = list(nested._KRONROD)
-    weights[3] *= 1 + 1e-4
-    monkeypatch.setattr(nested, "_KRONROD", tuple(weights))
+def test_rules_with_wrong_weights_fail_the_check(monkeypatch):
+    for name in ("_KRONROD", "_GAUSS"):
+        monkeypatch.setattr(nested, name, tuple(1.00001 * weight for weight in getattr(nested, name)))
     with pytest.raises(AssertionError):
         check(*separable(("fold",), 0.1, num=2), label="defect")
 
@@ -333,5 +332,3 @@ def test_refusals_name_what_was_expected():
         Quadrature(tolerance=0.0)
     with pytest.raises(ValueError, match="expected grid to be at least 5, got 2"):
         Quadrature(grid=2)
-    with pytest.raises(TypeError, match="computes in float64"):
-        evidence(noisy(lambda z: z.float(), 1, 1.0), x[:, :1].float(), method="quadrature", progress=False)

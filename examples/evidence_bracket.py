@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 import zoo
 from guides import MeanField
@@ -73,15 +74,16 @@ def real(model, guide, x, method, args):
 
 
 def measure(name, bracket, pair, x, args):
-    """A row for each number of temperatures: T, mean width, 95 % quantile of its size, certified, CPU and wall time."""
+    """A row for each number of temperatures: T, mean width, 95 % quantile of its size, certified, seconds, s.e."""
     rows = []
     for num in args.temperatures:
         wall, cpu = time.perf_counter(), time.process_time()
         lower, upper, certified, draws = bracket(*pair, x, Annealed(num, args.chains), args)
         seconds = time.process_time() - cpu, time.perf_counter() - wall
         width = upper - lower
-        rows.append((num, float(width.mean()), float(width.abs().quantile(0.95)), certified, *seconds))
-        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1]))
+        error = float(width.std()) / len(width) ** 0.5
+        rows.append((num, float(width.mean()), float(width.abs().quantile(0.95)), certified, *seconds, error))
+        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1][:-1]))
     compare_bounds(pair, x if draws is None else draws.x, draws, lower, args)
     return rows
 
@@ -98,20 +100,24 @@ def compare_bounds(pair, x, draws, lower, args):
 
 def draw(results):
     """Width of the bracket against CPU seconds, one panel for each latent dimension."""
-    figure = Figure(figsize=(4.6 * len(results), 3.8), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(results), 3.8), layout="constrained")
     axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
     for ax, (latent_dim, found) in zip(axes, results.items()):
         for (name, rows), colour in zip(found.items(), ("tab:blue", "tab:orange")):
-            seconds = [row[4] for row in rows]
-            ax.plot(seconds, [row[2] for row in rows], "o-", color=colour, label=f"{name}, 95 % of the data")
-            ax.plot(seconds, [abs(row[1]) for row in rows], "s:", color=colour, label=f"{name}, |mean|")
+            num, mean, quantile, certified, seconds, _, error = zip(*rows)
+            ax.plot(seconds, quantile, "o-", color=colour, label=f"{name}: 95 % of the data, size")
+            ax.errorbar(seconds, mean, error, fmt="s:", color=colour, capsize=2, label=f"{name}: mean, with its s.e.")
             if name == "simulated":
-                ax.plot(seconds, [row[3] for row in rows], "k--", linewidth=1, label="simulated, mean, certified")
-            for row in rows:
-                ax.annotate(f"{row[0]}", (row[4], row[2]), xytext=(3, 4), textcoords="offset points", fontsize=7)
-        ax.set(xscale="log", yscale="log", title=f"K = {latent_dim}", xlabel="CPU seconds (labels: temperatures)")
+                ax.plot(seconds, certified, "k--", linewidth=1, label=f"{name}: mean, certified at 95 %")
+            for row in zip(num, seconds, quantile):
+                ax.annotate(f"{row[0]}", row[1:], xytext=(3, 4), textcoords="offset points", fontsize=7)
+        ax.set(xscale="log", title=f"K = {latent_dim}", xlabel="CPU seconds (labels: temperatures)")
+        ax.axhline(0, color="grey", linewidth=0.5)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("upper - lower end (nats)")
-    axes[0].legend(fontsize=7, frameon=False)
+    axes[-1].legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -164,7 +164,7 @@ def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_
     assert list(results) == [3, 4]
     for found in results.values():
         assert [row[0] for row in found["simulated"]] == [5, 20]
-        for num, mean, _, certified, cpu, wall in found["simulated"]:
+        for num, mean, _, certified, cpu, wall, _ in found["simulated"]:
             assert certified == pytest.approx(mean + 2 * math.log(40) / 6)  # Markov's price, shared by six data
             assert re.search(rf"simulated +{num} +{mean:.4f} .* {certified:.3f} +{cpu:.1f} +{wall:.1f}", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}

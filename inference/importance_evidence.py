@@ -31,6 +31,10 @@ class Importance(Method):
         asymptotic. Elsewhere only Markov's inequality speaks: a lower bound. Neither sees a mode of the posterior
         that the guide never visits.
 
+        The level is that of all data asked for. Where the true k is near 0.5 and few data of a guide pass, those few
+        were let through by the same luck that moves the value: at k = 0.48 and S = 1000, 2% pass, and half of their
+        intervals miss the truth. Distrust the two-sided intervals of a guide of which most are one-sided.
+
     References:
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv 1509.00519.
 

@@ -44,7 +44,8 @@ class Evidence:
       p(x), exp(-upper) from one of 1 / p(x); each end that is finite is right with the stated probability, both
       together with probability at least ``level``.
     - ``"asymptotic"``: two-sided at the stated level, by the normal approximation of a mean of weights whose variance
-      exists.
+      exists, or of a bridge between draws. Laplace's approximation, a limit in the number of observations, claims no
+      interval: its ends and its error are infinite.
 
     Attributes:
         value: The estimate, (N,) float64.
@@ -59,6 +60,8 @@ class Evidence:
         raw_lower: Log of an unbiased estimate of p(x_n), (N,): a lower bound of log p(x_n) in expectation; None where
             there is none.
         raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
+        spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: no less is
+            unknown, whatever the interval says.
         num_samples: Samples per datum; 0 where there are none.
         evaluations: Evaluations of the joint density per datum, on average; gradients count like values.
         seconds: Wall time of the whole estimate.
@@ -75,6 +78,7 @@ class Evidence:
     effective_sample_size: Tensor | None = None
     raw_lower: Tensor | None = None
     raw_upper: Tensor | None = None
+    spread: Tensor | None = None
     num_samples: int = 0
     evaluations: float = 0.0
     seconds: float = 0.0
@@ -100,6 +104,18 @@ class Evidence:
         width = normal_quantile(self.level) * error
         return Interval(value, value - width, value + width, error)
 
+    def __str__(self) -> str:
+        """Two lines at most: the mean with its interval, and where it is not known how well it is not."""
+        mean, kinds = self.mean, sorted(set(self.guarantee))
+        text = f"mean log p {mean.value:.4f} nats over {len(self.value)} data by {self.method}, {' and '.join(kinds)}"
+        if mean.lower < mean.upper:
+            text += f", [{mean.lower:.4f}, {'inf' if math.isinf(mean.upper) else f'{mean.upper:.4f}'}]"
+        unknown = self.value.new_zeros(()) if self.spread is None else self.spread.max()
+        if float(unknown) > mean.upper - mean.lower or math.isinf(mean.upper):
+            text += "\nno upper end"
+            text += f": not known to better than {float(unknown):.2g} nats" if self.spread is not None else ""
+        return text
+
 
 def concatenate(parts: Sequence[Evidence]) -> Evidence:
     """The evidence of several blocks of data as that of all of them; one method and level.
@@ -117,6 +133,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
         "effective_sample_size",
         "raw_lower",
         "raw_upper",
+        "spread",
     ):
         values = [getattr(part, name) for part in parts]
         joined[name] = None if any(v is None for v in values) else torch.cat(values)

@@ -104,6 +104,11 @@ class LogJoint:
         return {place.name: slice(place.start, place.start + place.numel) for place in self._places}
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the latent sites, in trace order."""
+        return tuple(place.name for place in self._places)
+
+    @property
     def num_data(self) -> int:
         """Data, N."""
         return self._layout.num_data

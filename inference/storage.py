@@ -78,7 +78,7 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, in hexadecimal."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:

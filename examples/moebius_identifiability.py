@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch.distributions import Uniform as UniformLaw
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -91,13 +92,16 @@ def draw(rows, broken, correlation):
     left, right = figure.subplots(1, 2, sharey=True)
     for gamma2, row in rows.items():
         left.plot([gamma2] * len(row), row[:, 1], ".", color="tab:blue", alpha=0.5)
-    left.plot(list(rows), [row[:, 1].mean() for row in rows.values()], color="tab:blue", label="here, mean")
+    left.plot(list(rows), [row[:, 1].mean() for row in rows.values()], "o-", color="tab:blue", label="here, mean")
     left.plot(list(PAPER), [p[0] for p in PAPER.values()], "k--", marker="x", linewidth=0.8, label="paper, mean")
     left.set(xscale="log", xlabel="gamma^2", ylabel="MCC", title="Moebius maps", ylim=(0, 1.03))
     right.plot(broken[:, 0], broken[:, 1], "o", markersize=4, color="tab:orange", alpha=0.7, label="broken maps")
     right.axhline(rows[max(rows)][:, 1].mean(), color="tab:blue", linewidth=1, label="Moebius maps, mean")
     right.set(xscale="log", xlabel="c_IMA of the mixing (nats)")
     right.set_title(f"correlation of log c_IMA and MCC {correlation:.2f} (paper {PAPER_CORRELATION:.2f})", fontsize=10)
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_locator(NullLocator())
     for ax in (left, right):
         ax.legend(fontsize=8, frameon=False, loc="lower right" if ax is left else "lower left")
     return figure

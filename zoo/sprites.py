@@ -16,11 +16,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from guides.gaussian import MeanField
-from guides.networks import ConvEncoder
+from guides.networks import ConvEncoder, mlp
 from inference.checks import check_count
 from inference.seeding import random_state
 from zoo.datasets import Dataset
@@ -145,9 +145,13 @@ def sprite_pair(
     gamma2: float = 1.0,
     a: float = 2.0,
     b: float = 2.0,
-    channels: Sequence[int] = (32, 32, 64),
+    channels: Sequence[int] = (16, 32, 32),
+    width: int = 128,
 ) -> tuple[IMAVAE, MeanField]:
     """A convolutional model with beta latents, and its guide, for coloured images.
+
+    Between latents and feature maps either network has two fully connected layers; the decoder sees the latents
+    centred and scaled to variance one.
 
     Args:
         x: Training images, (N, 3 size^2), by which both standardise.
@@ -157,16 +161,30 @@ def sprite_pair(
         a: First parameter of the latents' law.
         b: Second parameter.
         channels: Channels of the feature maps, from the image's side inwards.
+        width: Of the fully connected layers.
 
     Raises:
         ValueError: If the images are not of that size.
     """
     shape = (3, size, size)
-    decoder, encoder = ConvDecoder(latent_dim, shape, channels), ConvEncoder(shape, 2 * latent_dim, channels)
+    encoder = nn.Sequential(ConvEncoder(shape, width, channels), nn.SiLU(), mlp(width, 2 * latent_dim, (width,)))
+    dense = nn.Sequential(_Spread(a, b), mlp(latent_dim, width, (width,)), nn.SiLU())
+    decoder = nn.Sequential(*dense, ConvDecoder(width, shape, channels))
     data_dim = math.prod(shape)
     model = IMAVAE(data_dim, latent_dim, gamma2=gamma2, network=decoder, prior=Beta(latent_dim, a, b))
     guide = MeanField(data_dim, latent_dim, encoder=encoder, support=constraints.unit_interval)
     return model.standardise_by(x), guide.standardise_by(x)
+
+
+class _Spread(nn.Module):
+    """Beta latents, centred and scaled to variance one."""
+
+    def __init__(self, a: float, b: float) -> None:
+        super().__init__()
+        self.mean, self.sigma = a / (a + b), math.sqrt(a * b / (a + b + 1)) / (a + b)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.sigma
 
 
 def _colour(hue: Tensor) -> Tensor:

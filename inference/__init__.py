@@ -11,7 +11,8 @@ from inference.bridge import Bridge
 from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
 from inference.calibration import simulate
 from inference.combined_objectives import CIWAE, MIWAE, PIWAE
-from inference.compare import compare, differences, load_comparison, save_comparison
+from inference.compare import compare
+from inference.comparison import differences, load_comparison, save_comparison
 from inference.defensive import Defensive
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.estimates import Evidence, Interval

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from inference.compare import principal_map
+from inference.comparison import principal_map
 from inference.plots import pareto_k_map
 from inference.posterior_error import PosteriorError
 from inference.sbc import SBC, Coverage, ecdf_band

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,16 +12,21 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from inference.calibration import simulate
 from inference.checks import check_arguments, check_count, check_finite
+from inference.comparison import principal_map
+from inference.cost import Cost, cost
 from inference.estimates import Evidence, check_level, concatenate
+from inference.evidence import as_method
 from inference.exact_evidence import Exact
+from inference.gap import refit
 from inference.importance import WeightSummary, iter_log_weights, merge, summarise
 from inference.importance_evidence import from_weights
-from inference.methods import Problem
-from inference.pair import Program
-from inference.protocols import SupportsLogEvidence
-from inference.seeding import seeded
-from inference.storage import atomic_path
+from inference.methods import Method, Problem
+from inference.pair import Program, run_pair
+from inference.protocols import SupportsLocal, SupportsLogEvidence
+from inference.sbc import coverage, sbc
+from inference.seeding import random_state, seeded
 
 Pairs = Mapping[str, tuple[Program, Program]]
 
@@ -42,6 +46,9 @@ def compare(
     log_det: Tensor | float | None = None,
     held_out_log_det: Tensor | float | None = None,
     seeds: Sequence[int] | None = None,
+    method: str | Method | None = None,
+    split: int = 0,
+    simulated: int = 0,
     chunk: int | None = None,
     plate: str | None = None,
     level: float = 0.95,
@@ -50,8 +57,8 @@ def compare(
 ) -> xr.DataTree:
     """Measure how far the ELBO of each guide lies below the evidence of its model, per datum.
 
-    Where the model has a closed form, that is the evidence. Elsewhere it is estimated from the importance weights of
-    all guides of that model together.
+    Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or from the
+    importance weights of all guides of that model together.
 
     Args:
         model: Pyro model that the guides share; None where every entry of ``guides`` brings its own.
@@ -64,6 +71,12 @@ def compare(
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
+        method: How to estimate an evidence that has no closed form, see :func:`inference.evidence`; None pools the
+            importance weights of the guides. The guide that it is given is the model's first.
+        split: Rows of each data set, from its beginning, whose gap is split into approximation and amortisation, see
+            :func:`inference.gap`. That refits the guides; 0 leaves it.
+        simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
+            intervals is counted, see :func:`inference.coverage`; 0 leaves it.
         chunk: See :func:`inference.importance.iter_log_weights`.
         plate: See :func:`inference.importance.iter_log_weights`.
         level: Confidence level of the intervals.
@@ -72,16 +85,21 @@ def compare(
 
     Returns:
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and datum
-        ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and ``ess``;
-        per seed and guide ``mean_evidence`` with its own interval; per datum ``log_det`` and a two-dimensional
-        ``map`` of the data. Nats throughout. :func:`inference.table` prints it, :func:`save_comparison` writes netCDF.
+        ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and ``ess``,
+        and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
+        ``mean_evidence`` with its own interval, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
+        ELBO of one block takes; per datum ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
+        :func:`inference.table` prints it, :func:`inference.save_comparison` writes netCDF.
 
     Raises:
         TypeError: If data or guides are of the wrong type.
         ValueError: If there is no guide, or data or a pair are unfit.
     """
     check_count(num_samples, "num_samples", 2)
+    check_count(split, "split", 0)
+    check_count(simulated, "simulated", 0)
     check_level(level)
+    chosen = None if method is None else as_method(method)
     data = {TRAIN: x} | ({} if held_out is None else {HELD_OUT: held_out})
     for part in data.values():
         check_arguments(() if model is None else (model,), (part,), {})
@@ -102,13 +120,14 @@ def compare(
     num_blocks = sum(-(-len(part) // _BLOCK) for part in data.values())
     total = sum(len(pairs) for pairs in rows.values()) * num_blocks
     with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
-        for split, part in data.items():
+        for name, part in data.items():
             by_seed = []
             for pairs in rows.values():
                 options = {"num_samples": num_samples, "chunk": chunk, "plate": plate, "level": level, "bar": bar}
-                blocks = [_measure(pairs, block, **options) for block in part.split(_BLOCK)]
-                by_seed.append(_collect(pairs, blocks))
-            groups[split] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), part, offsets[split])
+                blocks = [_measure(pairs, block, method=chosen, **options) for block in part.split(_BLOCK)]
+                measured = _collect(pairs, blocks)
+                by_seed.append(measured.assign(_of_guides(measured, pairs, part, plate, split, simulated)))
+            groups[name] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), part, offsets[name])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
         "num_samples": num_samples,
@@ -152,6 +171,7 @@ def _measure(
     chunk: int | None,
     plate: str | None,
     level: float,
+    method: Method | None,
     bar: Any,
 ) -> Block:
     """Everything per datum of a block: columns by the guide's name, evidence by the model's identity."""
@@ -161,10 +181,11 @@ def _measure(
         weights[name] = summarise(chunks, num_samples)
         bar.update()
     truths: dict[int, Evidence] = {}
-    for model, _ in pairs.values():
+    for model, guide in pairs.values():
         if id(model) not in truths:
             shared = [weights[name] for name, (other, _) in pairs.items() if other is model]
-            truths[id(model)] = _reference(model, shared, block, level)
+            problem = Problem(model, (block,), {}, guide, plate, level=level, progress=False)
+            truths[id(model)] = _reference(problem, shared, method)
     return {name: _per_datum(weights[name], truths[id(model)]) for name, (model, _) in pairs.items()}, truths
 
 
@@ -183,13 +204,59 @@ def _collect(pairs: Pairs, blocks: Sequence[Block]) -> xr.Dataset:
     return xr.Dataset(variables, {"guide": list(pairs), "datum": np.arange(num_data)})
 
 
-def _reference(model: Program, weights: Sequence[WeightSummary], data: Tensor, level: float) -> Evidence:
-    if isinstance(model, SupportsLogEvidence):
-        return Exact().estimate(Problem(model, (data,)))
+def _reference(problem: Problem, weights: Sequence[WeightSummary], method: Method | None) -> Evidence:
+    if isinstance(problem.model, SupportsLogEvidence):
+        return Exact().estimate(problem)
+    if method is not None:
+        return method.estimate(problem)
     pooled = weights[0]
     for other in weights[1:]:
         pooled = merge(pooled, other)
-    return from_weights(pooled, level)
+    return from_weights(pooled, problem.level)
+
+
+def _of_guides(
+    measured: xr.Dataset, pairs: Pairs, part: Tensor, plate: str | None, split: int, simulated: int
+) -> dict[str, Any]:
+    """What a guide costs, how its gap splits on the first rows, and how often its intervals hold the truth."""
+    num_data = measured.sizes["datum"]
+    columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
+    for name, (model, guide) in pairs.items():
+        known = measured["evidence"].sel(guide=name).values
+        parts = _split(model, guide, part[:split], known[:split], plate) if split else (None, None)
+        for key, value in zip(("approximation", "amortisation"), parts, strict=True):
+            column = np.full(num_data, math.nan)
+            if value is not None:
+                column[: len(value)] = value.cpu().numpy()
+            columns[key].append(column)
+        seconds, memory = _cost_of(model, guide, part[:_BLOCK], plate)
+        columns["coverage"].append(_coverage(model, guide, part, simulated, plate) if simulated else math.nan)
+        columns["seconds"].append(seconds)
+        columns["memory"].append(memory)
+    dims = {"approximation": ("guide", "datum"), "amortisation": ("guide", "datum")}
+    return {key: (dims.get(key, ("guide",)), np.array(values)) for key, values in columns.items()}
+
+
+def _split(
+    model: Program, guide: Program, rows: Tensor, known: np.ndarray, plate: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(guide, SupportsLocal):
+        return None, None
+    found = refit(model, guide, rows, restarts=0, plate=plate, progress=False)
+    return torch.as_tensor(known).to(found.elbo) - found.elbo, found.improvement
+
+
+def _cost_of(model: Program, guide: Program, rows: Tensor, plate: str | None) -> Cost:
+    with torch.no_grad(), random_state(0):
+        return cost(lambda: run_pair(model, guide, (rows,), plate=plate).elbo_terms)
+
+
+def _coverage(model: Program, guide: Program, part: Tensor, simulated: int, plate: str | None) -> float:
+    rows = part[torch.arange(simulated, device=part.device) % len(part)]
+    simulation = simulate(
+        model, guide, rows, num_simulations=simulated, num_samples=99, plate=plate, seed=0, progress=False
+    )
+    return float(coverage(sbc(simulation), (0.9,)).value[0, : len(simulation.names)].mean())
 
 
 def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
@@ -221,75 +288,3 @@ def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
 def _with_data(dataset: xr.Dataset, data: Tensor, offsets: Tensor) -> xr.Dataset:
     place = principal_map(data).cpu().numpy()
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))
-
-
-def principal_map(x: Tensor) -> Tensor:
-    """Coordinates of data along their first two principal axes, (N, 2) float64, zero-padded where D is one."""
-    flat = x.reshape(len(x), -1).double()
-    centred = flat - flat.mean(0)
-    _, vectors = torch.linalg.eigh(centred.mT @ centred)
-    axes = vectors.flip(-1)[:, :2]
-    return torch.nn.functional.pad(centred @ axes, (0, 2 - axes.shape[1]))
-
-
-def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:
-    """Differences of a quantity's data mean to that of one guide, paired per datum.
-
-    Args:
-        tree: What :func:`compare` returned.
-        reference: Guide to compare with; the first by default.
-        quantity: Any variable per guide and datum.
-
-    Returns:
-        ``difference`` and ``standard_error`` in nats per datum, over split, seed and guide. The error is that of
-        the mean of paired differences over the data, which holds the Monte Carlo error, too.
-
-    Raises:
-        ValueError: If there is no such guide or quantity.
-    """
-    splits = []
-    for group in tree.children.values():
-        dataset = group.to_dataset()
-        names = [str(name) for name in dataset["guide"].values]
-        reference = names[0] if reference is None else reference
-        if reference not in names:
-            raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
-        if quantity not in dataset or dataset[quantity].dims != ("seed", "guide", "datum"):
-            raise ValueError(f"expected a quantity per guide and datum, got {quantity!r}")
-        paired = dataset[quantity] - dataset[quantity].sel(guide=reference, drop=True)
-        error = (
-            paired.std("datum", ddof=1) / math.sqrt(paired.sizes["datum"])
-            if paired.sizes["datum"] > 1
-            else paired.mean("datum") * math.nan
-        )
-        splits.append(xr.Dataset({"difference": paired.mean("datum"), "standard_error": error}))
-    return xr.concat(splits, xr.Variable("split", list(tree.children)))
-
-
-def bits_per_dim(dataset: xr.Dataset, data_dim: int) -> xr.DataArray:
-    """Bits per dimension of the original data by seed and guide: -(log p + log-determinant) / (D log 2)."""
-    total = dataset["mean_evidence"] + dataset["log_det"].mean()
-    return -total / (data_dim * math.log(2))
-
-
-def save_comparison(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
-    """Write a comparison to a netCDF file, atomically; :func:`load_comparison` reads it.
-
-    Args:
-        tree: What :func:`compare` returned.
-        path: File to replace, ``.nc`` by custom.
-    """
-    with atomic_path(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf")
-
-
-def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
-    """Read a comparison from a netCDF file into memory.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"expected a comparison at {os.fspath(path)}, found no file")
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        return tree.load()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from inference.compare import bits_per_dim, differences
+from inference.comparison import bits_per_dim, differences
 
 # Above this k-hat an importance-weighted estimate is not to be trusted (Vehtari et al. 2015).
 _HEAVY = 0.7
@@ -30,7 +30,11 @@ def table(tree: xr.DataTree) -> str:
         _block(guides, {split: _gap_cells(dataset) for split, dataset in splits.items()}),
         _block(guides, {split: _weight_cells(dataset, data_dim) for split, dataset in splits.items()}),
     ]
-    lines = [*blocks[0], "", *blocks[1], *_difference_lines(tree, guides), "", *_notes(tree, splits)]
+    lines = [*blocks[0], "", *blocks[1]]
+    parts = {split: _part_cells(dataset) for split, dataset in splits.items()}
+    if any(parts.values()):
+        lines += ["", *_block(guides, parts)]
+    lines += [*_difference_lines(tree, guides), "", *_notes(tree, splits)]
     return "\n".join(lines)
 
 
@@ -66,6 +70,22 @@ def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:
     }
 
 
+def _part_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
+    """Approximation and amortisation of the rows that were split, coverage, and cost; nothing where all are missing."""
+    rows = dataset["approximation"].notnull().any(("seed", "guide"))
+    cells: dict[str, list[str]] = {}
+    if bool(rows.any()):
+        chosen = dataset.isel(datum=np.flatnonzero(rows.values))
+        for head in ("approximation", "amortisation"):
+            cells[head] = _cells(chosen[head].mean("datum", skipna=False))
+    if bool(dataset["coverage"].notnull().any()):
+        cells["cover 90%"] = [f"{100 * v:.1f}%" for v in dataset["coverage"].mean("seed").values]
+    if cells:
+        cells["ms"] = [f"{1000 * v:.1f}" for v in dataset["seconds"].mean("seed").values]
+        cells["MB"] = [f"{v / 1e6:.1f}" for v in dataset["memory"].mean("seed").values]
+    return cells
+
+
 def _cells(value: xr.DataArray, error: xr.DataArray | None = None) -> list[str]:
     """A number a guide, with its standard deviation over seeds where there are several, else with its own error."""
     means = value.mean("seed").values
@@ -79,6 +99,8 @@ def _cells(value: xr.DataArray, error: xr.DataArray | None = None) -> list[str]:
 
 
 def _number(value: float) -> str:
+    if math.isnan(value):
+        return "unknown"
     text = f"{value:.4f}"
     return text.removeprefix("-") if float(text) == 0 else text  # no minus zero
 

@@ -15,16 +15,11 @@ from matplotlib.collections import PathCollection
 from scipy.special import logsumexp
 from sklearn.decomposition import PCA
 
-from guides import Exact, Linear, MeanField, TiedMeanField
+from guides import Exact, Guide, Linear, MeanField, TiedMeanField
 from inference import AnalyticELBO, evidence, fit, log_weights
-from inference.compare import (
-    bits_per_dim,
-    compare,
-    differences,
-    load_comparison,
-    principal_map,
-    save_comparison,
-)
+from inference.compare import compare
+from inference.comparison import bits_per_dim, differences, load_comparison, principal_map, save_comparison
+from inference.distributions import DiagNormal, FullNormal
 from inference.plots import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
 from inference.tables import table
 from zoo import PPCA, LinearVAE, digits
@@ -49,6 +44,25 @@ def data(model, num, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model(n=num)
+
+
+class Unknown(Guide):
+    """A guide that cannot be freed for each datum."""
+
+    def posterior(self, x):
+        return DiagNormal(x[:, :2], torch.ones_like(x[:, :2]))
+
+
+class NarrowGuide(Guide):
+    """The exact posterior at half its width."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.exact = (model,)
+
+    def posterior(self, x):
+        law = self.exact[0].posterior(x)
+        return FullNormal(law.loc, 0.5 * law.scale_tril)
 
 
 def measure(model, guides, x, **options):
@@ -180,7 +194,9 @@ def test_a_comparison_repeats_and_leaves_the_random_state(case):
     options = {"held_out": splits["held_out"], "log_det": 0.5, "held_out_log_det": HELD_OUT_LOG_DET}
     again, other = (measure(model, guides, splits["train"], **options, seed=seed) for seed in (7, 8))
     assert torch.equal(before, torch.get_rng_state())
-    assert again.identical(tree)
+    for split in ("train", "held_out"):  # all but the time that it took
+        assert again[split].to_dataset().drop_vars("seconds").identical(tree[split].to_dataset().drop_vars("seconds"))
+    assert again.attrs == tree.attrs
     assert not np.array_equal(other["train"]["elbo"], tree["train"]["elbo"])
 
 
@@ -210,6 +226,79 @@ def test_paired_errors_hold_the_monte_carlo_error():
         z.append(float(one["difference"].squeeze()) / float(one["standard_error"].squeeze()))
     lower, upper = scipy.stats.chi2.ppf([5e-5, 1 - 5e-5], 40)
     assert lower < np.sum(np.square(z)) < upper
+
+
+def test_p_values_are_those_of_the_normal_law_adjusted_by_holm(tree):
+    got = differences(tree).isel(seed=0).sel(split="train")
+    raw = {}
+    for name in ("tied", "untrained"):
+        one = got.sel(guide=name)
+        raw[name] = 2 * scipy.stats.norm.sf(abs(float(one["difference"] / one["standard_error"])))
+    small, large = sorted(raw, key=raw.__getitem__)
+    assert float(got["p_value"].sel(guide=small)) == pytest.approx(min(1, 2 * raw[small]))
+    assert float(got["p_value"].sel(guide=large)) == pytest.approx(min(1, max(2 * raw[small], raw[large])))
+    assert math.isnan(float(got["p_value"].sel(guide="exact")))
+
+
+# --- the parts of the gap, coverage and cost -------------------------------------------------------
+
+
+def test_the_gap_is_split_on_the_first_rows_and_known_to_be_unknown_elsewhere():
+    model = make_model()
+    x = data(model, 30, 1)
+    guides = {"mean field": mean_field(), "tied": TiedMeanField(model), "unknown": Unknown()}
+    dataset = measure(model, guides, x, split=12)["train"].to_dataset().isel(seed=0)
+    precision = model.W.mT @ model.W / model.sigma.square() + torch.eye(2).double()
+    expected = float(0.5 * (precision.diagonal().log().sum() - torch.logdet(precision)))
+    for name in ("mean field", "tied"):
+        one = dataset.sel(guide=name)
+        np.testing.assert_allclose(one["approximation"].values[:12], np.full(12, expected), atol=1e-6)
+        assert np.isnan(one["approximation"].values[12:]).all()
+        total = one["approximation"].values[:12] + one["amortisation"].values[:12]
+        posterior = guides[name].posterior(x[:12])
+        truth = torch.distributions.kl_divergence(posterior, model.posterior(x[:12])).detach().numpy()
+        np.testing.assert_allclose(total, truth, atol=1e-6)
+    assert np.isnan(dataset["approximation"].sel(guide="unknown")).all()
+    rows = table(measure(model, guides, x, split=12)).splitlines()
+    head = next(i for i, row in enumerate(rows) if "approximation" in row)
+    unknown = next(row for row in rows[head:] if row.startswith("unknown"))
+    assert unknown.split()[1:3] == ["unknown", "unknown"]
+    assert "approximation" not in table(measure(model, guides, x))
+
+
+def test_coverage_is_nominal_for_the_posterior_and_less_for_a_narrow_guide():
+    model = make_model()
+    x = data(model, 30, 1)
+    guides = {"exact": Exact(model), "narrow": NarrowGuide(model)}
+    tree = measure(model, guides, x, simulated=1000)
+    cover = tree["train"].to_dataset()["coverage"].isel(seed=0)
+    error = math.sqrt(0.9 * 0.1 / 1000)
+    assert abs(float(cover.sel(guide="exact")) - 0.9) < 4 * error
+    half = 2 * scipy.stats.norm.cdf(0.5 * scipy.stats.norm.ppf(0.95)) - 1  # of an interval half as wide
+    assert abs(float(cover.sel(guide="narrow")) - half) < 4 * error + 0.01
+    assert "cover 90%" in table(tree)
+
+
+def test_evidence_without_closed_form_may_come_from_a_method():
+    model = make_model()
+    x = data(model, 6, 1)
+    guides = {"a": mean_field()}
+    tree = measure(lambda x: model(x), guides, x, method="quadrature")
+    dataset = tree["train"].to_dataset().isel(seed=0, guide=0)
+    np.testing.assert_allclose(dataset["evidence"].values, model.log_evidence(x).numpy(), atol=1e-8)
+    assert str(dataset["method"].values) == "quadrature"
+    with pytest.raises(ValueError, match="expected method to be one of"):
+        measure(model, guides, x, method="guess")
+
+
+def test_costs_are_those_of_one_elbo(case):
+    model, _, splits, tree = case
+    dataset = tree["train"].to_dataset().isel(seed=0)
+    assert (dataset["seconds"] > 0).all()
+    # at least the draws, the means of the data and their residuals: 30 x (2 + 5 + 5) numbers
+    assert (dataset["memory"] >= 30 * 12 * 8).all()
+    more = measure(model, {"tied": TiedMeanField(model)}, torch.cat([splits["train"]] * 10))
+    assert float(more["train"]["memory"].squeeze()) > 5 * float(dataset["memory"].sel(guide="tied"))
 
 
 def test_differences_of_one_datum_have_no_error():

@@ -15,16 +15,13 @@ import time
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from torch.func import grad
 
-from inference import plots
+from inference.collapse_plots import landscape_figure, threshold_figure
+from inference.plots import save_figure
 from zoo import Scaled, digits, linear_gaussian, load
 from zoo import stationary_points as sp
 from zoo.maximum_likelihood import spectrum
-
-COLOURS = ("tab:blue", "tab:orange", "tab:green")
-STYLES = ({"linewidth": 3, "alpha": 0.35}, {"linestyle": "--"})
 
 
 def parse(argv):
@@ -54,11 +51,15 @@ def objectives(eigen, var):
     }
 
 
+def components(latent_dim):
+    """A leading, a middle and a trailing component."""
+    return sorted({0, latent_dim // 2, latent_dim - 1})
+
+
 def points_of_interest(eigen, latent_dim):
     """The maximum, and those with a leading, a middle or a trailing latent collapsed; sigma^2 fixed or its own."""
-    lam, axes = eigen.eigenvalues, eigen.eigenvectors
-    var = lam[latent_dim:].mean().item()
-    for dropped in (None, *sorted({0, latent_dim // 2, latent_dim - 1})):
+    lam, axes, var = eigen.eigenvalues, eigen.eigenvectors, eigen.eigenvalues[latent_dim:].mean().item()
+    for dropped in (None, *components(latent_dim)):
         active = tuple(i for i in range(latent_dim) if i != dropped)
         name = "none" if dropped is None else f"latent {dropped + 1}"
         yield name, "fixed", sp.stationary_point(lam, axes, active, latent_dim, var)
@@ -67,82 +68,81 @@ def points_of_interest(eigen, latent_dim):
             yield name, "its own", sp.stationary_point(lam, axes, active, latent_dim, own)
 
 
-def table(points):
-    lines = ["collapsed  sigma^2             log p      ELBO      gap  ways up (log p, ELBO)"]
+def show(points):
+    print("collapsed  sigma^2             log p      ELBO      gap  ways up (log p, ELBO)")
     for name, kind, p in points:
         ways = "none: a maximum" if p.is_maximum else f"{p.evidence_inertia[0]}, {p.elbo_inertia[0]}: a saddle"
         values = f"{p.log_evidence:8.4f}  {p.elbo:8.4f}  {abs(p.gap):7.0e}"
-        lines.append(f"{name:9s}  {kind:7s}  {p.var:.5f}  {values}  {ways}")
-    return "\n".join(lines)
+        print(f"{name:9s}  {kind:7s}  {p.var:.5f}  {values}  {ways}")
 
 
-def perturbed_zero_column(eigen, latent_dim, num):
-    """Figure 1 of the paper: a zero column pushed towards two components, for three values of sigma^2."""
-    lam, axes = eigen.eigenvalues, eigen.eigenvectors
-    active, pair = tuple(range(latent_dim - 1)), (latent_dim - 1, latent_dim + 1)  # the paper's are two apart
-    larger, smaller, last = lam[pair[0]].item(), lam[pair[1]].item(), lam[latent_dim - 2].item()
-    noises = {"below both": 0.6 * smaller, "between": math.sqrt(larger * smaller), "above both": 0.5 * (larger + last)}
-    directions = torch.zeros(2, len(lam), latent_dim, dtype=lam.dtype)
-    directions[:, :, -1] = axes[:, list(pair)].mT
-    grid = 1.5 * math.sqrt(larger) * torch.linspace(-1, 1, num, dtype=lam.dtype)
-    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
-    for column, (name, var) in enumerate(noises.items()):
-        W, functions = sp.stationary_point(lam, axes, active, latent_dim, var).W, objectives(eigen, var)
-        top, bottom = (figure.add_subplot(2, 3, column + row) for row in (1, 4))
-        for direction, component, colour in zip(directions, pair, COLOURS):
-            for (label, f), style in zip(functions.items(), STYLES):
-                line = sp.landscape(f, W, direction[None], grid) - f(W)
-                top.plot(grid, line, color=colour, label=f"{label}, component {component + 1}", **style)
-        plane = sp.landscape(functions["ELBO"], W, directions, grid) - functions["ELBO"](W)
-        colours = bottom.contourf(grid, grid, plane.mT, levels=20, cmap="viridis")
-        bottom.plot(0, 0, "+", color="red", markersize=10)
-        bar = figure.colorbar(colours, ax=bottom, location="bottom", label="ELBO above zero column (nats)", shrink=0.9)
-        bar.locator = MaxNLocator(5)
-        top.set(title=f"sigma^2 = {var:.3f}, {name}", xlabel="zero column moved by", ylabel="nats above zero column")
-        bottom.set(xlabel=f"along component {pair[0] + 1}", ylabel=f"along component {pair[1] + 1}")
-    figure.axes[0].legend(fontsize=7, frameon=False)
-    figure.suptitle(f"A zero column of W pushed towards components with eigenvalues {larger:.3f} and {smaller:.3f}")
-    return figure
+def zero_column(eigen, latent_dim):
+    """All latents collapsed, W = 0; three values of sigma^2; and one column moved towards each component, (3, D, K)."""
+    chosen, dim = components(latent_dim), len(eigen.eigenvalues)
+    lam = eigen.eigenvalues[chosen].tolist()
+    noises = {"below all": 0.6 * lam[-1], "between": math.sqrt(lam[-2] * lam[-1]), "above all": 1.3 * lam[0]}
+    directions = torch.zeros(len(chosen), dim, latent_dim, dtype=torch.float64)
+    directions[:, :, -1] = eigen.eigenvectors[:, chosen].mT
+    return torch.zeros(dim, latent_dim, dtype=torch.float64), noises, directions
+
+
+def curvatures(eigen, latent_dim):
+    """Second derivatives of minus log p and minus ELBO along each direction, by autograd, and theory's."""
+    (W, noises, directions), chosen = zero_column(eigen, latent_dim), components(latent_dim)
+    print("\nW = 0 and a column moved towards a component: curvature")
+    print("sigma^2  component  eigenvalue    of -log p     of -ELBO  (sigma^2 - eigenvalue) / sigma^4")
+    for var in noises.values():
+        for component, own, direction in zip(chosen, eigen.eigenvalues[chosen].tolist(), directions):
+            along = [lambda t, f=f, d=direction: -f(W + t * d) for f in objectives(eigen, var).values()]
+            found = [*(grad(grad(f))(W.sum()).item() for f in along), (var - own) / var**2]
+            state = "stable" if min(found) > 0 else "wakes up"
+            print(f"{var:7.4f}{component + 1:11d}{own:12.4f}" + "".join(f"{c:13.6f}" for c in found) + f"  {state}")
+            yield var, own, *found
+
+
+def moved_zero_column(eigen, latent_dim, num):
+    """Figure 1 of the paper: a zero column pushed towards three components, for three values of sigma^2."""
+    W, noises, directions = zero_column(eigen, latent_dim)
+    lam, panels, labels = eigen.eigenvalues, {}, [f"component {i + 1}" for i in components(latent_dim)]
+    grid = 1.3 * lam[0].sqrt() * torch.linspace(-1, 1, num, dtype=lam.dtype)
+    for name, var in noises.items():
+        functions, lines = objectives(eigen, var), {}
+        for label, way in zip(labels, directions):
+            lines[label] = {key: sp.landscape(f, W, way[None], grid) - f(W) for key, f in functions.items()}
+        elbo = functions["ELBO"]
+        panels[f"sigma^2 = {var:.3f}, {name}"] = lines, sp.landscape(elbo, W, directions[[0, -1]], grid) - elbo(W)
+    return landscape_figure(grid, panels, plane_labels=(labels[0], labels[-1]))
 
 
 def thresholds(eigen, latent_dim, num):
     """Smallest curvature of minus the ELBO, freed of units by sigma^2, with all latents from one on collapsed."""
-    lam, axes = eigen.eigenvalues, eigen.eigenvectors
-    figure, found = Figure(figsize=(7, 4.4), layout="constrained"), {}
-    ax = figure.add_subplot()
-    for component, colour in zip(sorted({0, latent_dim // 2, latent_dim - 1}), COLOURS):
+    lam, axes, found, curves = eigen.eigenvalues, eigen.eigenvectors, {}, {}
+    for component in components(latent_dim):
         active, own = tuple(range(component)), lam[component].item()
         high = 0.5 * (own + lam[component - 1].item()) if component else 1.5 * own
-        bracket = {"low": 0.5 * own, "high": high, "objective": sp.profiled_elbo}
-        found[component] = sp.collapse_threshold(lam, axes, active, latent_dim, **bracket)
-        grid, curve = torch.linspace(0.5 * own, high, max(num // 3, 2)).tolist(), []
-        for var in grid:
+        options = {"low": 0.5 * own, "high": high, "objective": sp.profiled_elbo}
+        found[component] = sp.collapse_threshold(lam, axes, active, latent_dim, **options), own
+        grid, curve = torch.linspace(0.5 * own, high, max(num // 3, 2)), []
+        for var in grid.tolist():
             W, f = sp.stationary_point(lam, axes, active, latent_dim, var).W, objectives(eigen, var)["ELBO"]
             curve.append(var * sp.smallest_curvature(f, W).item())
-        ax.plot(grid, curve, ".-", markersize=4, color=colour, label=f"latents from {component + 1} on collapsed")
-        ax.axvline(own, color=colour, linewidth=0.8, linestyle=":")
-        ax.plot(found[component], 0, "o", color=colour, markerfacecolor="none", markersize=9)
-    ax.axhline(0, color="black", linewidth=0.8)
-    ax.set(xlabel="sigma^2 (dotted: eigenvalue; circle: bisection)", ylabel="sigma^2 x smallest curvature")
-    ax.set_title("Collapsed latents are stable where sigma^2 exceeds the next eigenvalue", fontsize=11)
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
-    return figure, found
+        curves[f"latents from {component + 1} on collapsed"] = grid, torch.tensor(curve), *reversed(found[component])
+    return threshold_figure(curves), found
 
 
 def main(argv=None):
-    args = parse(argv)
-    start = time.perf_counter()
+    args, start = parse(argv), time.perf_counter()
     eigen = spectrum(read(args.data, args.seed))
     points = list(points_of_interest(eigen, args.latent_dim))
-    print(table(points))
+    show(points)
+    rows = list(curvatures(eigen, args.latent_dim))
     figure, found = thresholds(eigen, args.latent_dim, args.points)
-    for component, var in found.items():
-        own = eigen.eigenvalues[component].item()
+    for component, (var, own) in found.items():
         print(f"latent {component + 1} wakes up below sigma^2 = {var:.9f}, eigenvalue {own:.9f}")
-    plots.save_figure(figure, args.out / "threshold.png")
-    plots.save_figure(perturbed_zero_column(eigen, args.latent_dim, args.points), args.out / "zero_column.png")
+    save_figure(figure, args.out / "threshold.png")
+    save_figure(moved_zero_column(eigen, args.latent_dim, args.points), args.out / "zero_column.png")
     print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
-    return points, found
+    return points, found, rows
 
 
 if __name__ == "__main__":

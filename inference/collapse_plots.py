@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,99 @@ def latent_kl_figure(runs: Mapping[str, Tensor], *, prediction: Tensor | None = 
     return figure
 
 
-def _check_runs(runs: Mapping[str, Tensor]) -> None:
+def alive_figure(runs: Mapping[str, Tensor]) -> Figure:
+    """Measured number of live latents against the predicted one, one colour a kind of model.
+
+    The area of a mark is the number of runs there; on the diagonal the prediction is right.
+
+    Args:
+        runs: Predicted and measured numbers, (M, 2), by name of the kind of model; the prediction is
+            :func:`inference.diagnostics.predicted_alive`, say.
+
+    Raises:
+        ValueError: If there is no run, or one is not (M, 2).
+    """
+    _check_runs(runs)
+    for name, points in runs.items():
+        if points.dim() != 2 or points.shape[1] != 2 or len(points) == 0:
+            raise ValueError(f"expected points of shape (M, 2) for {name!r}, got {tuple(points.shape)}")
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    ax = figure.subplots()
+    ends = [-0.5, max(float(points.max()) for points in runs.values()) + 0.5]
+    ax.plot(ends, ends, color="grey", linewidth=0.8, linestyle=":", label="as predicted")
+    for i, (name, points) in enumerate(runs.items()):
+        places, counts = np.unique(points.detach().cpu().numpy(), axis=0, return_counts=True)
+        ax.scatter(places[:, 0], places[:, 1], 30 * counts, color=f"C{i}", alpha=0.6, linewidth=0)
+        ax.scatter([], [], 30, color=f"C{i}", alpha=0.6, linewidth=0, label=name)
+    ax.set_aspect("equal")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("eigenvalues above the noise variance, at most K")
+    ax.set_ylabel("latents that are not collapsed")
+    ax.set_title("Live latents (area: number of runs)", fontsize=11)
+    ax.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def landscape_figure(
+    grid: Tensor,
+    panels: Mapping[str, tuple[Mapping[str, Mapping[str, Tensor]], Tensor]],
+    *,
+    plane_labels: tuple[str, str],
+) -> Figure:
+    """Objectives around a point along several directions, and one of them over a plane; one column a panel.
+
+    Args:
+        grid: Steps away from the point, (G,).
+        panels: By title, the lines and the plane (G, G). Lines are values (G,) by direction and then by objective: the
+            first objective is drawn broad and pale, further ones dashed. All are relative to the point's own value.
+        plane_labels: Names of the plane's two directions, first index first.
+
+    Raises:
+        ValueError: If there is no panel.
+    """
+    _check_runs(panels)
+    figure = Figure(figsize=(3.5 * len(panels), 7.6), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False)
+    for (title, (lines, plane)), top, bottom in zip(panels.items(), *axes):
+        for i, (direction, values) in enumerate(lines.items()):
+            for j, (objective, value) in enumerate(values.items()):
+                style = {"linestyle": "--"} if j else {"linewidth": 3, "alpha": 0.35}
+                top.plot(grid, value, color=f"C{i}", label=f"{objective}, {direction}", **style)
+        colours = bottom.contourf(grid, grid, plane.mT, levels=20, cmap="viridis")
+        bottom.plot(0, 0, "+", color="red", markersize=10)
+        bar = figure.colorbar(colours, ax=bottom, location="bottom", label="above the red cross (nats)", shrink=0.9)
+        bar.locator = MaxNLocator(5)
+        top.set(title=title, xlabel="step", ylabel="above the starting point (nats)")
+        bottom.set(xlabel=f"step to {plane_labels[0]}", ylabel=f"step to {plane_labels[1]}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    return figure
+
+
+def threshold_figure(curves: Mapping[str, tuple[Tensor, Tensor, float, float]]) -> Figure:
+    """Smallest curvature of collapsed latents against the variance of the noise: below zero they wake up.
+
+    Args:
+        curves: By name: variances (G,), curvatures (G,), the eigenvalue where theory has the sign change (dotted), and
+            where it was found (circle).
+
+    Raises:
+        ValueError: If there is no curve.
+    """
+    _check_runs(curves)
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    ax = figure.subplots()
+    ax.axhline(0, color="black", linewidth=0.8)
+    for i, (name, (grid, curve, eigenvalue, found)) in enumerate(curves.items()):
+        ax.plot(grid, curve, ".-", markersize=4, color=f"C{i}", label=name)
+        ax.axvline(eigenvalue, color=f"C{i}", linewidth=0.8, linestyle=":")
+        ax.plot(found, 0, "o", color=f"C{i}", markerfacecolor="none", markersize=9)
+    ax.set(xlabel="sigma^2 (dotted: eigenvalue; circle: bisection)", ylabel="sigma^2 x smallest curvature")
+    ax.set_title("Collapsed latents are stable where sigma^2 exceeds the next eigenvalue", fontsize=11)
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    return figure
+
+
+def _check_runs(runs: Mapping[str, Any]) -> None:
     if not runs:
         raise ValueError("expected at least one run, got none")

@@ -8,6 +8,8 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.integrate
+import scipy.special
 import scipy.stats
 import torch
 from conftest import data_for
@@ -17,7 +19,13 @@ from torch.optim import LBFGS
 
 from guides import Exact, FullRank, Linear, MeanField, TiedMeanField, WrappedEncoder
 from inference import AnalyticELBO, fit
-from inference.collapse_plots import collapse_curve_figure, latent_kl_figure
+from inference.collapse_plots import (
+    alive_figure,
+    collapse_curve_figure,
+    landscape_figure,
+    latent_kl_figure,
+    threshold_figure,
+)
 from inference.diagnostics import (
     active_units,
     collapse_curve,
@@ -27,9 +35,10 @@ from inference.diagnostics import (
     predicted_alive,
     predicted_kl,
 )
+from inference.distributions import gaussian_marginals
 from inference.mutual_information import CEILING_MARGIN, mutual_information
 from inference.plots import save_figure
-from zoo import LinearVAE, Scaled, digits, digits_logit
+from zoo import IMAVAE, Beta, LinearVAE, Scaled, digits, digits_logit
 from zoo.maximum_likelihood import spectrum
 
 # A defect must be told with a p-value below 1e-6: a two-sided normal deviate of 4.9.
@@ -98,6 +107,43 @@ def test_latent_kl_reads_the_priors_own_law_at_a_site_of_any_name():
     assert (latent_kl(*pair, x) - expected).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_latent_kl_on_a_bounded_support_is_scipys_integral_over_each_marginal(dtype, full):
+    model = IMAVAE(3, 2, prior=Beta(2, 2.0, 3.5), hidden=(8,)).to(dtype)
+    family = FullRank if full else MeanField
+    guide = family(3, 2, hidden=(8,), support=model.prior().support).to(dtype)
+    x = torch.randn(5, 3, dtype=dtype)
+    got = latent_kl(model, guide, x, batch_size=2)
+    assert (got.shape, got.dtype) == ((5, 2), torch.float64)
+    with torch.no_grad():
+        base = guide.posterior(x).base_dist
+    for n, k in ((0, 0), (3, 1)):
+        mean, sigma = float(base.mean[n, k]), float(base.variance[n, k]) ** 0.5
+
+        def integrand(u, mean=mean, sigma=sigma):
+            z = scipy.special.expit(u)
+            slope = z * (1 - z)
+            ratio = scipy.stats.norm.logpdf(u, mean, sigma) - scipy.stats.beta.logpdf(z, 2, 3.5) - math.log(slope)
+            return scipy.stats.norm.pdf(u, mean, sigma) * ratio
+
+        expected = scipy.integrate.quad(integrand, mean - 10 * sigma, mean + 10 * sigma, epsabs=1e-12)[0]
+        assert float(got[n, k]) == pytest.approx(expected, abs=1e-9 if dtype == torch.float64 else 1e-5)
+
+
+def test_latent_kl_knows_priors_that_are_not_gaussian_and_says_what_a_bounded_one_needs():
+    x = torch.randn(6, 2).double()
+    pair = function_pair(
+        lambda x: dist.Normal(x, 0.5).to_event(1), lambda x: dist.Laplace(0 * x, 2.0 + 0 * x).to_event(1)
+    )
+    law, prior = Normal(x, torch.tensor(0.5).double()), torch.distributions.Laplace(0.0 * x, 2.0)
+    z = law.sample((50_000,))
+    ratio = law.log_prob(z) - prior.log_prob(z)
+    assert ((latent_kl(*pair, x) - ratio.mean(0)).abs() < PASS * ratio.std(0) / 50_000**0.5).all()
+    with pytest.raises(ValueError, match=r"give the guide support=model.prior\(\).support"):
+        latent_kl(IMAVAE(3, 2, prior=Beta(2, 2.0, 3.5)), MeanField(3, 2), torch.zeros(4, 3))
+
+
 def test_marginal_divergences_fall_short_of_the_joint_one_by_the_correlations():
     factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)  # unit variances, correlation 0.6
     pair = function_pair(lambda x: dist.MultivariateNormal(0 * x, scale_tril=factor))
@@ -118,10 +164,15 @@ def test_mean_kl_is_torchs_divergence_of_the_joint_laws():
     assert mutual_information(*pair, x, seed=0).mean_kl == pytest.approx(expected, rel=1e-12)
 
 
-def test_every_pair_of_the_registry_is_read(pair):
+def test_every_pair_of_the_registry_with_a_gaussian_law_is_read_and_no_other(pair):
     model, guide = pair
     x = data_for(model)
     law = guide.posterior(x)
+    if gaussian_marginals(law) is None:
+        for door in (latent_kl, posterior_means):
+            with pytest.raises(TypeError, match=f"got {type(law).__name__}"):
+                door(model, guide, x)
+        return
     expected = kl_divergence(Normal(law.mean, law.variance.sqrt()), Normal(0.0, 1.0))
     assert torch.allclose(latent_kl(model, guide, x), expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(posterior_means(model, guide, x), law.mean.detach())
@@ -628,11 +679,17 @@ LAWS = [
 DOORS = [latent_kl, posterior_means, functools.partial(mutual_information, seed=0)]
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", DOORS[1:])
 @pytest.mark.parametrize(("posterior", "prior", "message"), LAWS)
 def test_other_laws_are_refused_by_name(door, posterior, prior, message):
     with pytest.raises(TypeError, match=message):
         door(*function_pair(posterior, prior), torch.zeros(4, 2).double())
+
+
+@pytest.mark.parametrize(("posterior", "prior"), [law[:2] for law in LAWS[:3]])
+def test_the_divergence_per_latent_is_refused_where_coordinates_have_no_law_of_their_own(posterior, prior):
+    with pytest.raises(TypeError, match=r"Gaussian against a law with independent coordinates, got (Indep|Multiv)"):
+        latent_kl(*function_pair(posterior, prior), torch.zeros(4, 2).double())
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -731,6 +788,10 @@ def test_unfit_arguments_of_the_information_are_refused():
         (lambda: predicted_alive(torch.ones(2), 1.0, 0), ValueError, "latent_dim to be at least 1, got 0"),
         (lambda: collapse_curve_figure({}), ValueError, "at least one run, got none"),
         (lambda: latent_kl_figure({}), ValueError, "at least one run, got none"),
+        (lambda: alive_figure({}), ValueError, "at least one run, got none"),
+        (lambda: alive_figure({"deep": torch.ones(3)}), ValueError, r"shape \(M, 2\) for 'deep', got \(3,\)"),
+        (lambda: threshold_figure({}), ValueError, "at least one run, got none"),
+        (lambda: landscape_figure(torch.ones(3), {}, plane_labels=("a", "b")), ValueError, "at least one run"),
     ],
 )
 def test_unfit_arguments_are_refused(call, error, message):
@@ -761,6 +822,35 @@ def test_figures_show_the_numbers(tmp_path):
     for figure in (curve, bars):
         save_figure(figure, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+def test_the_figure_of_live_latents_shows_each_place_and_how_many_runs_are_there():
+    deep, linear = torch.tensor([[2, 0], [6, 2], [2, 0]]), torch.tensor([[2, 2], [6, 6], [6, 6]])
+    ax = alive_figure({"deep": deep, "linear": linear}).axes[0]
+    shown = [c for c in ax.collections if len(c.get_offsets())]
+    assert [c.get_offsets().tolist() for c in shown] == [[[2, 0], [6, 2]], [[2, 2], [6, 6]]]
+    assert [(c.get_sizes() / min(c.get_sizes())).tolist() for c in shown] == [[2, 1], [1, 2]]
+    assert np.array_equal(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as predicted", "deep", "linear"]
+
+
+def test_figures_of_the_landscape_show_the_lines_and_where_they_change_sign():
+    grid = torch.linspace(-1, 1, 5)
+    lines = {"leading": {"evidence": grid, "ELBO": -grid}, "trailing": {"evidence": 2 * grid, "ELBO": grid**2}}
+    figure = landscape_figure(grid, {"low": (lines, torch.outer(grid, grid))}, plane_labels=("one", "two"))
+    shown = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert shown == {
+        f"{objective}, {direction}": value.tolist()
+        for direction, values in lines.items()
+        for objective, value in values.items()
+    }
+    assert (figure.axes[1].get_xlabel(), figure.axes[1].get_ylabel()) == ("step to one", "step to two")
+    ax = threshold_figure({"all": (grid, grid**3, 0.5, 0.25)}).axes[0]
+    zero, curve, eigenvalue, found = (line.get_xydata().tolist() for line in ax.lines)
+    assert [y for _, y in zero] == [0, 0]
+    assert curve == [list(pair) for pair in zip(grid.tolist(), (grid**3).tolist())]
+    assert [x for x, _ in eigenvalue] == [0.5, 0.5]
+    assert found == [[0.25, 0.0]]
 
 
 def test_a_tied_guide_of_an_untrained_model_needs_no_prediction():

@@ -29,7 +29,7 @@ TINY = {
     ],
     "linear_vae_landscape.py": ["--data", "synthetic", "--latent-dim", "2", "--points", "7"],
     "posterior_collapse.py": [
-        *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3"),
+        *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3", "--steps", "2"),
     ],
     "self_consistency.py": ["--gamma2", "10", "1000", "--seeds", "2", "--rows", "100", "--steps", "3"],
     "moebius_identifiability.py": [
@@ -38,6 +38,7 @@ TINY = {
     ],
     "sprites.py": ["--size", "16", "--channels", "4", "4", "--rows", "60", "--steps", "3"],
     "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
+    "training_choices.py": ["--epochs", "1", "--seeds", "0", "1", "--rows", "200", "--starts", "30", "3"],
     "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
     "benchmarks/ima_contrast.py": [
@@ -52,7 +53,8 @@ def run(monkeypatch):
     """Run an example's main with arguments, as its command line would."""
 
     def run_main(name, *arguments):
-        monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+        for folder in (EXAMPLES, EXAMPLES / "benchmarks"):
+            monkeypatch.syspath_prepend(str(folder))
         path = EXAMPLES / name
         spec = importlib.util.spec_from_file_location(f"example_{path.stem}", path)
         module = importlib.util.module_from_spec(spec)
@@ -109,11 +111,49 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
     printed = capsys.readouterr().out
     assert list(rows) == [f"{kind}, {mode}" for kind in ("deep", "linear") for mode in ("fixed 1", "learnt 3")]
     for name, values in rows.items():
-        assert values.shape == (2, 5)  # seeds; ELBO, tuned ELBO, sigma^2, share collapsed, KL
+        assert values.shape == (
+            2,
+            7,
+        )  # seeds; ELBO, tuned ELBO, sigma^2, share collapsed, KL; live: predicted, measured
         assert bool((values[:, 1] >= values[:, 0] - 1e-6).all())
+        assert values[:, 6].tolist() == pytest.approx([20 * (1 - share / 100) for share in values[:, 3].tolist()])
         assert f"{name:24s}{f'{values[:, 0].mean():.2f}':>13s}" in printed
     assert rows["deep, fixed 1"][:, 2].tolist() == pytest.approx([1.0, 1.0])
-    assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png"}
+    for kind in ("deep", "linear"):
+        live = torch.cat([values[:, 5:] for name, values in rows.items() if name.startswith(kind)])
+        assert f"{kind}: as many latents live as predicted in {int((live[:, 0] == live[:, 1]).sum())} of 4" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png", "alive.png"}
+
+
+def test_the_linear_vae_of_posterior_collapse_keeps_what_the_spectrum_predicts(run, capsys, tmp_path):
+    arguments = ["--kinds", "linear", "--rows", "2000", "--seeds", "0", "--steps", "25", "--out", str(tmp_path)]
+    rows = run("posterior_collapse.py", *arguments, "--fixed", "20", "10", "--learnt")
+    assert [values[0, 5:].tolist() for values in rows.values()] == [[3.0, 3.0], [6.0, 6.0]]
+    printed = capsys.readouterr().out
+    assert "linear: as many latents live as predicted in 2 of 2 runs; correlation 1.000 (Pearson), 1.000" in printed
+
+
+def test_training_choices_report_the_elbo_of_every_choice_at_beta_one(run, tmp_path, capsys):
+    tables = run("training_choices.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(tables) == [30.0, 3.0]
+    for start, rows in tables.items():
+        assert len(rows) == 11
+        for name, values in rows.items():
+            elbo, tuned, sigma2, _, share, rate, active, seconds = values.unbind(-1)
+            assert values.shape == (2, 8)
+            assert bool((seconds > 0).all())
+            # KL once, and two Gaussian log-likelihoods with one residual: the one tells the other
+            residual = (-(tuned + rate) / 32 - 1).exp() / (2 * math.pi)
+            expected = -rate - 32 * (2 * math.pi * sigma2).log() - 32 * residual / sigma2
+            torch.testing.assert_close(elbo, expected)
+            assert f"{name:24s}{f'{elbo.mean():.2f}':>10s}" in printed
+            assert bool(((share >= 0) & (share <= 100) & (rate > 0) & (active <= 20)).all())
+        assert rows["fixed sigma^2"][:, 2].tolist() == pytest.approx([start] * 2)
+        gain = rows["KL annealed"] - rows["sampled KL"]
+        assert f"KL annealed against sampled KL: ELBO {gain[:, 0].mean():.2f} (" in printed
+    assert torch.equal(*(rows["optimal sigma^2"][:, :7] for rows in tables.values()))  # has no start
+    assert {path.name for path in tmp_path.iterdir()} == {"training_choices.png"}
 
 
 def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_path, capsys):
@@ -171,10 +211,17 @@ def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_
 
 
 def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):
-    run("linear_vae_landscape.py", "--out", str(tmp_path))
-    found = re.findall(r"wakes up below sigma\^2 = (\S+), eigenvalue (\S+)", capsys.readouterr().out)
+    _, _, rows = run("linear_vae_landscape.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    found = re.findall(r"wakes up below sigma\^2 = (\S+), eigenvalue (\S+)", printed)
     assert found
     assert all(float(a) == pytest.approx(float(b), abs=1e-6) for a, b in found)
+    assert len(rows) == 6  # three values of sigma^2, a leading and a trailing component (K = 2 has none between)
+    for var, eigenvalue, log_p, elbo, theory in rows:
+        assert theory == pytest.approx((var - eigenvalue) / var**2)
+        assert (log_p, elbo) == pytest.approx((theory, theory), abs=1e-10)
+        assert f"{log_p:13.6f}{elbo:13.6f}{theory:13.6f}  {'wakes up' if eigenvalue > var else 'stable'}" in printed
+    assert [theory < 0 for *_, theory in rows] == [True, True, True, False, False, False]
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
 
 

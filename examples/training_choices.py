@@ -1,0 +1,146 @@
+"""Which training choices cure posterior collapse? One table for a deep Gaussian VAE, from a bad and a good sigma^2.
+
+Each row changes one thing of the first, a learnt sigma^2 under the ELBO with its KL term in closed form. Reported is
+always the ELBO with beta = 1 in eval mode, on the training data. "Early" is after a tenth of the steps, where linear
+annealing has reached beta = 0.2: does what was alive collapse again (Lucas et al., 2019)? Annealed and weighted
+objectives sample the KL term: compare them with "sampled KL". Free bits keep latents alive by decree, useful or not.
+
+    python examples/training_choices.py --starts 30 3 --epochs 300
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from posterior_collapse import measure  # its neighbour in this folder
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from guides import MeanField, mlp
+from inference import ELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective, fit
+from inference.diagnostics import active_units, posterior_means
+from inference.plots import save_figure
+from inference.schedules import CyclicalAnnealing, LinearAnnealing
+from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, OptimalNoise, digits_logit
+
+
+class Choice(NamedTuple):
+    """An objective for a number of steps, the noise from an initial sigma, the encoder's normalisation."""
+
+    objective: Callable[[int], Objective] = lambda _: AnalyticKLELBO()
+    noise: Callable[[float], nn.Module] = LearntNoise
+    norm: Callable[[int], nn.Module] | None = None
+
+
+def annealed(steps):
+    return BetaELBO(LinearAnnealing(math.ceil(steps / 2)))
+
+
+CHOICES = {
+    "learnt sigma^2": Choice(),
+    "sampled KL": Choice(lambda _: ELBO()),
+    "KL annealed": Choice(annealed),
+    "KL annealed in 4 cycles": Choice(lambda steps: BetaELBO(CyclicalAnnealing(math.ceil(steps / 4)))),
+    "beta = 0.5": Choice(lambda _: BetaELBO(0.5)),
+    "beta = 2": Choice(lambda _: BetaELBO(2.0)),
+    "free bits, 0.25 nats": Choice(lambda _: FreeBitsELBO(0.25)),
+    "batch-norm in encoder": Choice(norm=nn.BatchNorm1d),
+    "optimal sigma^2": Choice(noise=lambda _: OptimalNoise()),  # has no start
+    "fixed sigma^2": Choice(noise=FixedNoise),
+    "fixed, KL annealed": Choice(annealed, FixedNoise),
+}
+COMPARED = {"KL annealed": "sampled KL", "KL annealed in 4 cycles": "sampled KL", "fixed, KL annealed": "fixed sigma^2"}
+TITLES = ("ELBO", "tuned ELBO", "final s2", "% early", "% collapsed", "KL", "active", "seconds")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--starts", type=float, nargs="+", default=[30, 1], help="initial values of sigma^2")
+    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=100)
+    parser.add_argument("--rows", type=int, default=None, help="training rows; all of them by default")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epsilon", type=float, default=0.1, help="nats below which a latent counts as collapsed")
+    parser.add_argument("--out", type=Path, default=Path("out/training_choices"))
+    return parser.parse_args(argv)
+
+
+def run(choice, sigma2, x, seed, args):
+    """Train one pair by Adam with a learning rate that falls to zero over the second half: the numbers of TITLES."""
+    torch.manual_seed(seed)
+    decoder = mlp(20, x.shape[1], (128, 256), nn.ReLU)
+    model = DeepGaussianVAE(x.shape[1], 20, network=decoder, noise=choice.noise(math.sqrt(sigma2)))
+    guide = MeanField(x.shape[1], 20, encoder=mlp(x.shape[1], 40, (256, 128), nn.ReLU, norm=choice.norm))
+    steps = args.epochs * math.ceil(len(x) / args.batch)
+    schedule = partial(LambdaLR, lr_lambda=lambda step: min(1.0, 2 * (1 - step / steps)))
+    options = {"objective": choice.objective(steps), "scheduler": schedule, "batch_size": args.batch, "seed": seed}
+    measured = []
+    with tempfile.TemporaryDirectory() as folder:  # the second call goes on where the first one stopped
+        for end in (max(1, steps // 10), steps):
+            history = fit(model, guide, x, steps=end, checkpoint=Path(folder) / "run.safetensors", **options)
+            if isinstance(model.noise, OptimalNoise):
+                model.freeze(guide, x, num_samples=10)
+            measured.append(measure(model, guide, x, args.epsilon)[0])
+    early, final = measured
+    active = active_units(posterior_means(model, guide, x)).sum().item()
+    return *final[:3], early[3], *final[3:], active, history.seconds
+
+
+def cells(values):
+    """Means and standard errors over seeds, (seeds, numbers), as text."""
+    error = values.std(0, correction=min(1, len(values) - 1)) / math.sqrt(len(values))
+    return [f"{m:.2f} ({e:.2f})" for m, e in zip(values.mean(0), error, strict=True)]
+
+
+def chart(tables):
+    """Tuned ELBO and collapse of every choice: a dot is the mean over seeds, hollow after a tenth of the steps."""
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for i, (start, rows) in enumerate(tables.items()):
+        at = torch.arange(len(CHOICES)) + 0.3 * (i + 0.5) / len(tables) - 0.15
+        values = torch.stack([rows[name] for name in CHOICES])
+        mean, error = values.mean(1), values.std(1, correction=0) / math.sqrt(max(1, values.shape[1] - 1))
+        for ax, column, face in ((left, 1, f"C{i}"), (right, 3, "white"), (right, 4, f"C{i}")):
+            label = f"sigma^2 from {start:g}" + (" (early)" if column == 3 else "")
+            style = {"fmt": "o", "color": f"C{i}", "markerfacecolor": face, "markersize": 5, "label": label}
+            ax.errorbar(mean[:, column], at, xerr=error[:, column], **style)
+    left.set(xlabel="tuned ELBO (nats per datum)", yticks=range(len(CHOICES)), yticklabels=list(CHOICES))
+    left.invert_yaxis()
+    right.set(xlabel="collapsed latents (%)", xlim=(-4, 104))
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def main(argv=None):
+    args, begin = parse(argv), time.perf_counter()
+    x = digits_logit(test_size=0, dtype=torch.float32).train[: args.rows]
+    x = x - x.mean(0)
+    print(f"digits: {tuple(x.shape)}, mean (s.e.) over {len(args.seeds)} seeds, nats per datum of the training set")
+    tables = {}
+    for start in args.starts:
+        print(f"\n{f'sigma^2 from {start:g}':24s}" + "".join(f"{title:>17s}" for title in TITLES))
+        rows = tables[start] = {}
+        for name, choice in CHOICES.items():
+            rows[name] = torch.tensor([run(choice, start, x, seed, args) for seed in args.seeds], dtype=torch.float64)
+            print(f"{name:24s}" + "".join(f"{cell:>17s}" for cell in cells(rows[name])), flush=True)
+        for name, base in COMPARED.items():
+            elbo, _, _, _, collapsed, *_ = cells(rows[name] - rows[base])
+            print(f"{name} against {base}: ELBO {elbo} nats, collapsed {collapsed} points")
+    save_figure(chart(tables), args.out / "training_choices.png")
+    print(f"\nwrote {args.out}/ in {time.perf_counter() - begin:.0f} s")
+    return tables
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from zoo.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
 from zoo.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.base import LatentVariableModel
+from zoo.catalogue import DATASET_NAMES, named_dataset
 from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.deep_gaussian_vae import DeepGaussianVAE
@@ -11,6 +12,7 @@ from zoo.flow_prior import AutoregressiveFlow
 from zoo.gaussian_algebra import LinearGaussian
 from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.ima_vae import IMAVAE
+from zoo.known_answers import KnownAnswer, known_answers
 from zoo.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
 from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
@@ -38,6 +40,7 @@ from zoo.vae import VAE
 from zoo.wrapped import WrappedDecoder
 
 __all__ = [
+    "DATASET_NAMES",
     "IMAVAE",
     "PPCA",
     "VAE",
@@ -60,6 +63,7 @@ __all__ = [
     "FloatingPrior",
     "GaussianLikelihood",
     "Inverted",
+    "KnownAnswer",
     "Laplace",
     "LatentVariableModel",
     "LearntBeta",
@@ -102,12 +106,14 @@ __all__ = [
     "draw_sources",
     "fashion_mnist",
     "gaussian_darmois",
+    "known_answers",
     "linear_gaussian",
     "load",
     "load_mixed",
     "mixed",
     "mnist",
     "moebius",
+    "named_dataset",
     "orthogonal",
     "orthogonal_mlp",
     "render_sprites",

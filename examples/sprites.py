@@ -22,7 +22,7 @@ from inference import AnalyticKLELBO, fit, ima_contrast, mcc
 from inference.plots import save_figure
 from zoo import draw_sources, sprite_pair, sprites
 
-# The paper's precision is one per raw pixel at 64 x 64: .013 when standardised. At 32 x 32 .05 says as much of an image.
+# The paper's precision, one per raw pixel at 64 x 64, is .013 when standardised; at 32 x 32 .05 says as much.
 PAPER = ".974 +- .003, C_IMA .008"
 BATCH = 500
 FACTORS = ("x", "y", "size", "hue", "angle")

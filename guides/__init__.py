@@ -14,6 +14,7 @@ from guides.mixture import Mixture
 from guides.networks import ConvEncoder, mlp
 from guides.resampled import Resampled
 from guides.sampled import SampledGuide
+from guides.semi_amortised import SemiAmortised
 from guides.wrapped import WrappedEncoder
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Mixture",
     "Resampled",
     "SampledGuide",
+    "SemiAmortised",
     "TiedMeanField",
     "WrappedEncoder",
     "local_gaussian",

@@ -127,10 +127,15 @@ class EncoderGuide(Guide):
             x: Data, (N, D).
         """
         start = self.encode(x)
-        scales, full = torch.ones_like(start), as_full_normal(self.family(start))
-        if full is not None:  # a Gaussian's parameters begin with its mean, whose unit is the standard deviation
-            scales[:, : self.latent_dim] = full.variance.sqrt()
-        return Local(x, start, scales, family=self.family, support=self.support)
+        return Local(x, start, self.natural_units(start), family=self.family, support=self.support)
+
+    def natural_units(self, parameters: Tensor) -> Tensor:
+        """What counts as one for each of the parameters (N, P): a mean's standard deviation, else one."""
+        full = as_full_normal(self.family(parameters))
+        if full is None:
+            return torch.ones_like(parameters)
+        sigma = full.variance.sqrt().expand(len(parameters), -1)  # a Gaussian's parameters begin with its mean
+        return torch.cat([sigma, torch.ones_like(parameters[:, self.latent_dim :])], -1)
 
     def _check_layout(self, x: Any) -> None:
         like = self.standardise.shift

@@ -78,7 +78,9 @@ def load_tree(path: str | os.PathLike[str]) -> Any:
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, in hexadecimal."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).hexdigest()
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:
@@ -190,10 +192,17 @@ def _build(saved: dict[str, Any], references: dict[str, nn.Module]) -> nn.Module
     known = {f"{c.__module__}.{c.__qualname__}": c for c in _subclasses(Module)}
     if saved["class"] not in known:
         raise ValueError(f"the file holds a {saved['class']}: import its module before loading")
-    config = {k: references.get(v, v) if isinstance(v, str) else v for k, v in saved["config"].items()}
+    config = {key: _argument(value, references) for key, value in saved["config"].items()}
     module = known[saved["class"]](**config)
     dtypes = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
     return module.to(dtypes[saved["dtype"]]) if saved["dtype"] in dtypes else module
+
+
+def _argument(value: Any, references: dict[str, nn.Module]) -> Any:
+    """A constructor argument: what a reference stands for, a module of its own, or the value itself."""
+    if isinstance(value, dict) and set(value) == {"class", "config"}:
+        return _build(value | {"dtype": None}, references)
+    return references.get(value, value) if isinstance(value, str) else value
 
 
 def _subclasses(cls: type[Module]) -> Iterator[type[Module]]:

@@ -27,6 +27,7 @@ from guides import (
     LowRank,
     MeanField,
     Mixture,
+    SemiAmortised,
     TiedMeanField,
 )
 from zoo import IMAVAE, PPCA, VAE, DeepGaussianVAE, LatentVariableModel, LinearVAE
@@ -58,6 +59,9 @@ FAMILIES: dict[str, Callable[[Any], Guide]] = {
     "Flow": lambda model: Flow(model.data_dim, model.latent_dim, hidden=(8,), flow_hidden=(8,)).double(),
     "GaussNewtonDiagonal": lambda model: GaussNewtonDiagonal(model, hidden=(8,)).double(),
     "GaussNewtonFull": lambda model: GaussNewtonFull(model, hidden=(8,)).double(),
+    "SemiAmortised": lambda model: SemiAmortised(
+        model, MeanField(model.data_dim, model.latent_dim, hidden=(8,)), steps=2, num_samples=4
+    ).double(),
 }
 
 

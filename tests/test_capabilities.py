@@ -19,6 +19,7 @@ from guides import (
     MeanField,
     Mixture,
     Resampled,
+    SemiAmortised,
     TiedMeanField,
 )
 from inference import ELBO, log_weights, predictive
@@ -56,6 +57,7 @@ GUIDES = {
     "Flow": encoder(Flow, hidden=(4,), flow_hidden=(4,)),
     "GaussNewtonDiagonal": lambda model: GaussNewtonDiagonal(model, hidden=(4,)),
     "GaussNewtonFull": lambda model: GaussNewtonFull(model, hidden=(4,)),
+    "SemiAmortised": refining(SemiAmortised, steps=1),
     "Resampled": refining(Resampled, num_proposals=3),
     "HMCRefined": refining(HMCRefined, num_steps=1),
 }
@@ -76,6 +78,7 @@ CAPABILITIES = {
     "Flow":                ("SDRPF",    "SDRPF",    "SDRPF",    "SDRPF",    "SDRPF",    "SDRPF"),
     "GaussNewtonDiagonal": ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "-"),
     "GaussNewtonFull":     ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "-"),
+    "SemiAmortised":       ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF"),
     "Resampled":           ("S",        "S",        "S",        "S",        "S",        "S"),
     "HMCRefined":          ("S",        "S",        "S",        "S",        "S",        "S"),
 }  # fmt: skip

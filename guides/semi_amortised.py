@@ -1,0 +1,181 @@
+r"""A guide whose encoder is only a start: a few steps up the ELBO of each datum follow, by the model.
+
+.. math:: q(z \mid x) = \text{family}(\phi_T(x)), \quad \phi_0(x) = \text{encode}(x)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.func import grad
+from torch.overrides import TorchFunctionMode
+
+from guides.base import EncoderGuide, Guide, Local
+from guides.sampled import LatentModel
+from inference.checks import check_count
+from inference.pair import refuse_batch_laws
+from inference.seeding import random_state
+from inference.transformed import push
+from inference.whitened_noise import WhitenedNoise
+
+_SEED = 0
+_GROW, _SHRINK = 1.5, 0.5
+
+
+class SemiAmortised(Guide):
+    r"""Another guide's law, refined for each datum by gradient steps on the ELBO of a model.
+
+    .. math:: \phi_t = \phi_{t-1} + r_t \, s \odot \frac{g}{\|g\|}, \quad
+        g = s \odot \nabla_\phi \frac1S \sum_{i=1}^S \log \frac{p(x, z_i(\phi))}{q_\phi(z_i(\phi))}
+
+    with s the natural units of the parameters (a mean's is its standard deviation) and z_i made from noise that is
+    drawn once, whitened, and the same for every datum: so the law is a function of x alone, with a density. A step that
+    would lower the datum's ELBO on this noise is not taken and the next is half as long; after one that is, half as
+    long again.
+
+    In training the steps count as constants, phi_T(x) = encode(x) + const: the gradient at the refined parameters
+    goes straight through to the encoder, and nothing is differentiated through the steps.
+
+    Warning:
+        That gradient is not the ELBO's: where the steps reach the optimum it says nothing of where they start. Train
+        the guide underneath by itself first, and through the steps, if at all, at a low learning rate; at a high one
+        the ELBO may fall. Every call takes the steps anew. Laws of the model that depend on the batch are refused.
+
+    References:
+        Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018, arXiv 1802.02550.
+        Marino, Yue, Mandt, "Iterative Amortized Inference", 2018, arXiv 1807.09356.
+
+    Args:
+        model: Model with ``prior()`` and ``likelihood(z)``.
+        base: The guide to start from.
+        steps: T; with none the law is that of ``base``.
+        num_samples: S, a datum and step; twice the latent's dimension or more whiten the noise.
+        rate: r_1, the length of the first step in natural units.
+
+    Attributes:
+        base: The guide underneath; its parameters are this guide's.
+        noise: Standard normal noise of one datum, (S, K) buffer.
+        uniform: Uniform noise of one datum, for laws that choose, (S,) buffer.
+
+    Raises:
+        TypeError: If model or guide is of another kind.
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> from guides import MeanField
+        >>> from zoo import LinearVAE
+        >>> model = LinearVAE(5, 2)
+        >>> SemiAmortised(model, MeanField(5, 2), steps=3).posterior(torch.zeros(4, 5)).event_shape
+        torch.Size([2])
+    """
+
+    noise: Tensor
+    uniform: Tensor
+
+    def __init__(
+        self, model: LatentModel, base: EncoderGuide, *, steps: int = 10, num_samples: int = 16, rate: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, LatentModel):
+            raise TypeError(f"expected a model with prior() and likelihood(z), got {type(model).__name__}")
+        if not isinstance(base, EncoderGuide):
+            raise TypeError(f"expected a guide with encode(x) and family(parameters), got {type(base).__name__}")
+        check_count(steps, "steps", minimum=0)
+        check_count(num_samples, "num_samples", minimum=2)
+        if not 0 < rate < math.inf:
+            raise ValueError(f"expected a positive finite rate, got {rate}")
+        # In a tuple: as an attribute the model would become part of the guide, parameters and all.
+        self._model, self.base = (model,), base
+        self.steps, self.num_samples, self.rate = steps, num_samples, rate
+        with random_state(_SEED), WhitenedNoise():
+            noise, uniform = torch.randn((num_samples, 1, base.latent_dim)), torch.randperm(num_samples) + 0.5
+        like = base.standardise.shift
+        self.register_buffer("noise", noise.squeeze(1).to(like))
+        self.register_buffer("uniform", (uniform / num_samples).to(like))
+
+    @property
+    def model(self) -> LatentModel:
+        """The model whose ELBO the steps go up."""
+        return self._model[0]
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """Law of z given x (N, D): batch (N,), event (K,), on the support."""
+        parameters = self.base.encode(x)
+        return self._law(parameters + self._refinement(x, parameters.detach()))
+
+    @torch.no_grad()
+    def local(self, x: Tensor) -> Local:
+        """The guide of these data (N, D), with free parameters for each datum, started where the steps end.
+
+        Args:
+            x: Data, (N, D).
+        """
+        local = self.base.local(x)
+        start = local.start + self._refinement(x, local.start)
+        return Local(x, start, local.scales, family=self.base.family, support=self.base.support)
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments: the model is the other half of the pair."""
+        kind = type(self.base)
+        base = {"class": f"{kind.__module__}.{kind.__qualname__}", "config": self.base.config()}
+        numbers = {"steps": self.steps, "num_samples": self.num_samples, "rate": self.rate}
+        return {"model": "<model>", "base": base} | numbers
+
+    def _law(self, parameters: Tensor) -> Distribution:
+        return push(self.base.family(parameters), self.base.support)
+
+    @torch.no_grad()
+    def _refinement(self, x: Tensor, start: Tensor) -> Tensor:
+        """What the steps add to the parameters (N, P), without gradient."""
+        scales, move = self.base.natural_units(start), torch.zeros_like(start)
+        if not self.steps:
+            return move
+
+        def negative_elbo(move: Tensor) -> tuple[Tensor, Tensor]:
+            loss = -self._elbo(x, start + scales * move)
+            return loss.sum(), loss.detach()
+
+        rate = torch.full_like(start[:, :1], self.rate)
+        slope = grad(negative_elbo, has_aux=True)
+        with refuse_batch_laws(*(part for part in self._model if isinstance(part, nn.Module))):
+            gradient, loss = slope(move)
+            for _ in range(self.steps):
+                length = gradient.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rate.dtype).tiny)
+                trial = move - rate * gradient / length
+                new_gradient, new_loss = slope(trial)
+                lower = (new_loss < loss).unsqueeze(-1)
+                move, gradient = torch.where(lower, trial, move), torch.where(lower, new_gradient, gradient)
+                loss = torch.where(lower.squeeze(-1), new_loss, loss)
+                rate = rate * torch.where(lower, _GROW, _SHRINK).to(rate)
+        return scales * move
+
+    def _elbo(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """The ELBO of each datum on the guide's own noise, (N,)."""
+        law = self._law(parameters)
+        with _OneNoise(self.noise, self.uniform):
+            z = law.rsample(torch.Size((self.num_samples,)))
+        log_joint = self.model.prior().log_prob(z) + self.model.likelihood(z).log_prob(x)
+        return (log_joint - law.log_prob(z)).mean(0)
+
+    def _check_layout(self, x: Any) -> None:
+        self.base._check_layout(x)
+
+
+class _OneNoise(TorchFunctionMode):
+    """While active, ``torch.randn`` of (S, N, K) and ``torch.rand`` of (S, N) give every datum the same noise."""
+
+    def __init__(self, noise: Tensor, uniform: Tensor) -> None:
+        super().__init__()
+        self.noise, self.uniform = noise, uniform
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer the two, and leave everything else as it is."""
+        if func is torch.randn:
+            return self.noise.unsqueeze(1).expand(*args)
+        if func is torch.rand:
+            return self.uniform.unsqueeze(1).expand(*args)
+        return func(*args, **(kwargs or {}))

@@ -121,8 +121,8 @@ class VampPrior(Prior):
     the prior's gradient reaches. Copy, move and save the two halves together.
 
     Warning:
-        Prior and guide share parameters, so estimators that drop the guide's score (sticking the landing, doubly
-        reparameterised gradients) are biased here.
+        Prior and guide share parameters: :class:`inference.StickingTheLanding` with more than one particle is biased
+        here; :class:`inference.DReG` is not; wake-sleep refuses the pair.
 
     References:
         Tomczak, Welling, "VAE with a VampPrior", 2018, arXiv 1705.07120.

@@ -45,7 +45,7 @@ from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
 from inference.information_bounds import information_bounds
 from inference.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.laplace import Laplace
-from inference.limit import Limit
+from inference.limit import Limit, predicted_gap
 from inference.log_joint import LogJoint
 from inference.module import Module
 from inference.mutual_information import MutualInformation, mutual_information
@@ -180,6 +180,7 @@ __all__ = [
     "posterior_draws",
     "posterior_error",
     "posterior_means",
+    "predicted_gap",
     "predictive",
     "rank_mcc",
     "rate_distortion",

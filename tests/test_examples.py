@@ -22,7 +22,8 @@ TINY = {
         *("--particles", "4", "--latent-dim", "2", "--warmup", "5", "--steps", "3"),
         *("--repeats", "2", "--samples", "20", "--rows", "20"),
     ],
-    "elbo_gap.py": ["--steps", "30", "--samples", "30", "--latent-dim", "3"],
+    "elbo_gap.py": [*("--steps", "30", "--samples", "30", "--latent-dim", "3", "--rows", "3", "--temperatures", "10")],
+    "elbo_gap_vs_gamma.py": ["--exponents", "2", "5", "--rows", "3", "--steps", "3"],
     "evidence_bracket.py": [
         *("--steps", "30", "--num-data", "6", "--latent-dim", "3", "4"),
         *("--temperatures", "5", "20", "--chains", "4", "--samples", "30"),
@@ -83,7 +84,15 @@ def test_elbo_gap_measures_saves_and_prints(run, tmp_path, capsys):
     exact = tree["train"].sel(guide="pPCA / exact")
     assert float(np.abs(exact["gap"]).max()) < 1e-9
     assert float(tree["train"]["gap"].mean("datum").min()) > -1e-9
-    assert "log p: exact" in printed
+    assert "log p: exact, importance" in printed
+    for name in ("pPCA rotated / tied", "linear VAE / mean_field"):
+        # of linear models the decoder's prediction is the measured approximation, to the last digit printed
+        row = next(line for line in reversed(printed.splitlines()) if line.startswith(name))
+        approximation, predicted = row.removeprefix(name).split()[:2]
+        assert approximation == predicted
+    for name in ("deep VAE / mean_field", "IMA VAE / mean_field"):
+        row = next(line for line in reversed(printed.splitlines()) if line.startswith(name))
+        assert "] if chains have converged" in row
     reread = load_comparison(tmp_path / "elbo_gap.nc")
     assert reread.identical(tree)
     assert {p.suffix for p in tmp_path.iterdir()} == {".nc", ".png", ".safetensors"}
@@ -196,6 +205,25 @@ def test_rate_distortion_prints_the_linear_curve_and_the_four_deep_ones(run, tmp
         assert [p.parameter for p in points] == [2.0]
     assert "R + D is at least 7.234" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"linear.png", "deep.png"}
+
+
+def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsys):
+    tables = run("elbo_gap_vs_gamma.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert len(tables) == 5
+    for name, (rows, contrast, condition) in tables.items():
+        assert list(rows) == [2.0, 5.0]
+        assert f"{name}: C_IMA = {contrast:.4f} nats" in printed
+        assert 0 < rows[2.0][0] < rows[5.0][0]  # the gap rises
+        assert abs(rows[5.0][0] / contrast - 1) < 0.02  # to the contrast
+        assert abs(rows[5.0][4]) < 0.02 * contrast  # of which a full covariance leaves nothing
+        assert contrast >= 1
+        assert condition <= 100 or "paper" in name
+    first = next(iter(tables.values()))[0]
+    assert [row[5] for row in first.values()] == [8.461, 7.155]
+    assert min(row[6] for row in first.values()) > 0
+    assert "amortisation is below one nat up to gamma^2 = 10^nan" in printed  # after three steps
+    assert [path.name for path in tmp_path.iterdir()] == ["elbo_gap_vs_gamma.png"]
 
 
 def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from guides import MeanField
 from inference import evidence
 from inference.estimates import NUMERICAL
-from inference.limit import Limit, limit_terms
+from inference.limit import Limit, limit_terms, predicted_gap
 from inference.nearest import nearest_latents
 from zoo import IMAVAE, LinearVAE, Uniform
 
@@ -147,3 +147,19 @@ def test_models_without_gaussian_noise_and_single_precision_are_refused():
         evidence(torch.nn.Module(), torch.zeros(3, 5).double(), method="limit")
     with pytest.raises(TypeError, match=r"expected float64 for the limit of little noise, got torch\.float32"):
         limit_terms(curve(100.0).float(), torch.zeros(3, 3), torch.zeros(1, 3, 1))
+
+
+@pytest.mark.parametrize("sigma", [1e-4, 1.0, 100.0])
+def test_the_prediction_is_the_closed_form_of_a_linear_model(sigma):
+    model = linear(1 / sigma**2)
+    precision = model.W.mT @ model.W / sigma**2 + torch.eye(3).double()
+    expected = 0.5 * (precision.diagonal().log().sum() - torch.logdet(precision))
+    got = predicted_gap(model, torch.randn(4, 3).double())
+    torch.testing.assert_close(got, expected.expand(4), atol=1e-9, rtol=1e-9)
+
+
+def test_the_prediction_tends_to_the_contrast():
+    model = IMAVAE(4, 2, gamma2=1e8, hidden=(16,)).double().requires_grad_(False)
+    z = torch.randn(10, 2).double()
+    contrast = limit_terms(model, model.decode(z), z[None]).contrast
+    torch.testing.assert_close(predicted_gap(model, z), contrast, atol=1e-4, rtol=0)

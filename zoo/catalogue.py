@@ -1,0 +1,45 @@
+"""Data sets by name, as a command line gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.preprocessing import Scaled
+
+_MADE: dict[str, Callable[[], Dataset]] = {
+    "digits": digits,
+    "digits-scaled": lambda: digits(transform=Scaled(16.0)),
+    "digits-logit": digits_logit,
+    "synthetic": lambda: linear_gaussian(2000, 20, 8, test_size=500),
+}
+_IMAGES: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": fashion_mnist}
+
+DATASET_NAMES = (*_MADE, *_IMAGES)
+
+
+def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
+    """A data set in float64 by its name, or from a file.
+
+    Args:
+        name: One of ``DATASET_NAMES``, images with ``=PATH`` for a local copy (``"mnist=mnist.npz"``); or the path of
+            a .npy, .npz or .csv file.
+        test_size: The share of a file's rows that is held out, unless it brings test rows of its own.
+
+    Raises:
+        FileNotFoundError: If it is neither a name nor a file.
+        ValueError: If the file is unfit.
+
+    Example:
+        >>> named_dataset("synthetic").data_dim
+        20
+    """
+    if name in _MADE:
+        return _MADE[name]()
+    kind, _, path = name.partition("=")
+    if kind in _IMAGES:
+        return _IMAGES[kind](path or None, dtype=torch.float64)
+    data = load(name)
+    return data if len(data.test) else load(name, test_size=test_size)

@@ -465,3 +465,20 @@ def test_landscape_of_a_zero_column(var: float, unstable: tuple[bool, bool]) -> 
         # in one direction the column's length solves a scalar problem: t^2 = lambda - sigma^2, or 0
         for line, lam in zip(lines, problem.lam[2:4].tolist()):
             assert abs(abs(grid[line.argmax()]) - math.sqrt(max(lam - var, 0))) <= 0.05 + 1e-9
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("var", [0.5, 1.6, 6.0])
+def test_curvature_of_a_fully_collapsed_model_towards_each_component(name: str, var: float) -> None:
+    """(sigma^2 - lambda) / sigma^4, by differences of the landscape, for leading, middle and trailing components."""
+    problem, W, step = textbook(3, var), torch.zeros(6, 3, dtype=torch.float64), 1e-3
+    for lam, axis in zip(problem.lam.tolist(), problem.axes.mT):
+        direction = torch.zeros(1, 6, 3, dtype=torch.float64)
+        direction[0, :, 2] = axis
+        left, middle, right = sp.landscape(
+            problem.of(OBJECTIVES[name]), W, direction, torch.tensor([-step, 0.0, step], dtype=torch.float64)
+        )
+        found = -float(left - 2 * middle + right) / step**2
+        truncation = step**2 * (lam / var**3 - 0.5 / var**2)  # the quartic term of the scalar problem
+        rounding = 20 * torch.finfo(torch.float64).eps * abs(float(middle)) / step**2
+        assert found == pytest.approx((var - lam) / var**2 + truncation, abs=rounding)

@@ -2,8 +2,8 @@ r"""Posterior collapse, and the two parts of the rate: what the latent tells of 
 
 .. math:: E_n KL(q(z \mid x_n) \,\|\, p(z)) = I_q(x; z) + KL(q(z) \,\|\, p(z)), \quad q(z) = E_x q(z \mid x)
 
-Everything here is for one latent site with a Gaussian guide and a prior with independent Gaussian coordinates, and is
-computed in float64 from the two laws alone.
+Everything here is for one latent site with a Gaussian guide, on a bounded support too, and a prior with independent
+coordinates, and is computed in float64 from the two laws alone.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 
 from inference.checks import check_count, check_finite
-from inference.gaussian_laws import BATCH_SIZE, read_laws
+from inference.distributions import coordinate_kl
+from inference.gaussian_laws import BATCH_SIZE, latent_laws, read_laws
 from inference.pair import Program
 
 
 @torch.no_grad()
 def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
-    r"""Divergence of the guide from the prior per datum and latent coordinate, in closed form.
+    r"""Divergence of the guide from the prior per datum and latent coordinate.
 
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
         = \tfrac12 \left[\frac{v_{nk} + (m_{nk} - \mu_k)^2}{s_k^2} - 1 - \log \frac{v_{nk}}{s_k^2}\right]
+
+    for a Gaussian prior; for others, and on bounded supports, see :func:`inference.distributions.coordinate_kl`.
 
     Warning:
         Of a full-rank guide these are the divergences of its marginals: they do not add up to the divergence of the
@@ -34,8 +37,8 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
 
     Args:
-        model: Pyro model with one latent site, of event (K,), a priori Gaussian with independent coordinates.
-        guide: Pyro guide with a Gaussian law there.
+        model: Pyro model with one latent site, of event (K,), a priori with independent coordinates.
+        guide: Pyro guide with a Gaussian law there, or one pushed to a support.
         x: Data, (N, D).
         batch_size: Data in one run of the pair.
 
@@ -44,7 +47,8 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
 
     Raises:
         TypeError: If one of the two laws is another one, or the data are of the wrong type.
-        ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, or data are unfit.
+        ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, data are unfit, or the
+            prior is bounded and the guide is not.
 
     Example:
         >>> from guides import Linear
@@ -52,10 +56,8 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    laws, prior_mean, prior_sigma = read_laws(model, guide, x, batch_size)
-    ratio = laws.var / prior_sigma.square()
-    shift = ((laws.mean - prior_mean) / prior_sigma).square()
-    return 0.5 * (ratio - 1 - ratio.log() + shift)
+    laws = latent_laws(model, guide, x, batch_size)
+    return torch.cat([coordinate_kl(law, prior) for _, prior, law in laws]).double()
 
 
 @torch.no_grad()
@@ -63,8 +65,8 @@ def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: in
     """Means of the guide's law per datum, what :func:`active_units` takes.
 
     Args:
-        model: See :func:`latent_kl`.
-        guide: See :func:`latent_kl`.
+        model: As for :func:`latent_kl`, with a Gaussian prior.
+        guide: As for :func:`latent_kl`, on all vectors.
         x: Data, (N, D).
         batch_size: Data in one run of the pair.
 

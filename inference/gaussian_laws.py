@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inference.checks import check_arguments, check_count
 from inference.distributions import LOG_2PI, as_full_normal, diagonal_moments
+from inference.double import Call, in_double
 from inference.messengers import Site
 from inference.pair import Program, probe, refuse_batch_laws
 
@@ -70,35 +71,44 @@ class Gaussians:
         return torch.cat([squares, z], -1)
 
 
-def read_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
-    """The guide's laws, and the prior's means and standard deviations (N, K), in float64."""
+def latent_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> list[tuple[str, Any, Any]]:
+    """Per batch of data the name of the pair's one latent, its law a priori, and the guide's; modules in float64."""
     check_count(batch_size, "batch_size")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
     check_arguments((model, guide), (x,), {})
+    call = in_double(Call(model, guide, (x,), {}))
     with refuse_batch_laws(model, guide):
-        batches = [_read_batch(model, guide, part) for part in x.split(batch_size)]
-    mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
-    return Gaussians(mean, factor), prior_mean, prior_sigma
+        return [_latent_laws(call.model, call.guide, part) for part in call.args[0].split(batch_size)]
 
 
-def _read_batch(model: Program, guide: Program, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _latent_laws(model: Program, guide: Program, x: Tensor) -> tuple[str, Any, Any]:
     draw = probe(model, guide, (x,))
     if len(draw.latents) != 1:
         raise ValueError(f"expected a pair with one latent site, got {list(draw.latents)}")
     (name,) = draw.latents
     for half, site in (("model", draw.model_sites[name]), ("guide", draw.guide_sites[name])):
         _check_site(half, name, site, len(x))
-    prior = diagonal_moments(draw.model_sites[name].fn)
-    if prior is None:
+    return name, draw.model_sites[name].fn, draw.guide_sites[name].fn
+
+
+def read_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
+    """The guide's laws, and the prior's means and standard deviations (N, K), in float64."""
+    batches = [_numbers(*laws) for laws in latent_laws(model, guide, x, batch_size)]
+    mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
+    return Gaussians(mean, factor), prior_mean, prior_sigma
+
+
+def _numbers(name: str, prior: Any, law: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    moments = diagonal_moments(prior)
+    if moments is None:
         raise TypeError(
-            f"expected a prior with independent Gaussian coordinates at site {name!r}, got "
-            f"{_name(draw.model_sites[name].fn)}"
+            f"expected a prior with independent Gaussian coordinates at site {name!r}, got {law_name(prior)}"
         )
-    mean, factor = _moments(name, draw.guide_sites[name].fn)
-    return mean, factor, prior[0].expand_as(mean), prior[1].expand_as(mean)
+    mean, factor = _moments(name, law)
+    return mean, factor, moments[0].expand_as(mean), moments[1].expand_as(mean)
 
 
 def _check_site(half: str, name: str, site: Site, num_data: int) -> None:
@@ -121,10 +131,11 @@ def _moments(name: str, law: Any) -> tuple[Tensor, Tensor]:
         return diagonal[0], diagonal[1].expand_as(diagonal[0])
     full = as_full_normal(law)
     if full is None:
-        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {_name(law)}")
+        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {law_name(law)}")
     return full.loc, full._unbroadcasted_scale_tril.expand(full.loc.shape + full.loc.shape[-1:])
 
 
-def _name(law: Any) -> str:
-    inner = f" of {_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
+def law_name(law: Any) -> str:
+    """The class of a law, with those of the laws inside."""
+    inner = f" of {law_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
     return type(law).__name__ + inner

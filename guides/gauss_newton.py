@@ -9,50 +9,30 @@ the log-determinant of T.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, biject_to
+from torch.distributions import biject_to
 from torch.func import grad, vmap
 
 from guides.gaussian import NetworkGuide
 from guides.low_rank import cholesky_of_sum
 from inference.distributions import DiagNormal, FullNormal
 from inference.jacobian import directional_derivative
+from inference.protocols import SupportsGaussianDecoder
 
 # Curvature that a coordinate has at least: one that neither decoder nor prior knows of has a sigma of a thousand.
 _FLOOR = 1e-6
-
-
-@runtime_checkable
-class GaussianDecoder(Protocol):
-    """A model of one latent with a decoder, Gaussian noise around it, and a prior."""
-
-    data_dim: int
-    latent_dim: int
-
-    @property
-    def sigma(self) -> Tensor:
-        """Standard deviation of the noise, (1,) or (D,)."""
-        ...
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Mean of the data, (..., D), for z (..., K)."""
-        ...
-
-    def prior(self) -> Distribution:
-        """Law of one latent, event (K,)."""
-        ...
 
 
 class _GaussNewton(NetworkGuide):
     """Holds the model in a tuple: as an attribute it would become part of the guide, parameters and all."""
 
     def __init__(
-        self, model: GaussianDecoder, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
+        self, model: SupportsGaussianDecoder, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
     ) -> None:
-        if not isinstance(model, GaussianDecoder):
+        if not isinstance(model, SupportsGaussianDecoder):
             raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
         support = model.prior().support
         assert support is not None
@@ -60,7 +40,7 @@ class _GaussNewton(NetworkGuide):
         self._model = (model,)
 
     @property
-    def model(self) -> GaussianDecoder:
+    def model(self) -> SupportsGaussianDecoder:
         """The model whose decoder this follows."""
         return self._model[0]
 

@@ -3,7 +3,6 @@ r"""Whether encoder and decoder of a pair are each other's inverse, and the enco
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,28 +10,11 @@ from torch.distributions import Distribution
 from torch.func import grad
 
 from inference.checks import check_count, check_finite
-from inference.distributions import diagonal_moments
 from inference.jacobian import Decode, decoder_jacobian, directional_derivative
-from inference.protocols import SupportsPosterior
+from inference.protocols import SupportsGaussianDecoder, SupportsPosterior
 from inference.seeding import seeded
 
 _NUM_DRAWS = 1000
-
-
-class GaussianDecoder(Protocol):
-    """A model with independent Gaussian noise around a decoder."""
-
-    def prior(self) -> Distribution:
-        """Law of one latent, event (K,)."""
-        ...
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Mean of x given z (M, K): (M, D)."""
-        ...
-
-    def likelihood(self, z: Tensor) -> Distribution:
-        """Law of x given z, a Gaussian with independent coordinates."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +40,7 @@ class SelfConsistency:
 
 
 def self_consistency(
-    model: GaussianDecoder,
+    model: SupportsGaussianDecoder,
     guide: SupportsPosterior,
     x: Tensor,
     *,
@@ -82,7 +64,7 @@ def self_consistency(
         VAEs perform independent mechanism analysis", 2022, arXiv 2206.02416.
 
     Args:
-        model: The model: ``decode``, ``likelihood`` and ``prior``.
+        model: Model with a decoder and Gaussian noise.
         guide: What offers ``posterior(x)``.
         x: Data, (N, D).
         inverse: g, the inverse of the decoder, from (M, D) to (M, K).
@@ -93,11 +75,14 @@ def self_consistency(
         A :class:`SelfConsistency`, float64.
 
     Raises:
-        TypeError: If the likelihood is no Gaussian with independent coordinates.
-        ValueError: If ``x`` is not finite.
+        TypeError: If the model is of another kind.
+        ValueError: If ``x`` is not finite, or the noise not yet frozen.
     """
+    if not isinstance(model, SupportsGaussianDecoder):
+        raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
     check_count(batch_size, "batch_size")
     check_finite(x)
+    check_finite(model.sigma.detach(), "sigma")
     with torch.no_grad(), seeded(seed):
         parts = [_compare(model, guide, block, inverse) for block in x.split(batch_size)]
     reconstruction, inversion, var, predicted = (torch.cat(p).double() for p in zip(*parts, strict=True))
@@ -105,16 +90,11 @@ def self_consistency(
 
 
 def _compare(
-    model: GaussianDecoder, guide: SupportsPosterior, x: Tensor, inverse: Decode | None
+    model: SupportsGaussianDecoder, guide: SupportsPosterior, x: Tensor, inverse: Decode | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, var = _moments(guide.posterior(x))
     z = mean if inverse is None else inverse(x)
-    noise = diagonal_moments(model.likelihood(z))
-    if noise is None:
-        raise TypeError(
-            f"expected a Gaussian likelihood with independent coordinates, got {type(model.likelihood(z)).__name__}"
-        )
-    information = (decoder_jacobian(model.decode, z) / noise[1].unsqueeze(-1)).square().sum(-2)
+    information = (decoder_jacobian(model.decode, z) / model.sigma.unsqueeze(-1)).square().sum(-2)
     residual = (model.decode(mean) - x).norm(dim=-1)
     return residual, (mean - z).norm(dim=-1), var, (information + _curvature(model.prior(), z)).reciprocal()
 

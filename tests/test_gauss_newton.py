@@ -1,6 +1,8 @@
 """Guides whose covariance is the decoder's own: exact where that is known, and what a diagonal guide tends to."""
 
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -171,3 +173,13 @@ def test_it_trains_with_an_analytic_divergence_from_a_bounded_prior(kind):
 def test_a_model_without_gaussian_noise_is_refused():
     with pytest.raises(TypeError, match=r"expected a model with decode\(z\), sigma and prior\(\), got VAE"):
         GaussNewtonFull(VAE(5, 2))
+
+
+def test_forward_mode_warns_of_nothing_where_it_is_the_first_use_in_a_process():
+    script = (
+        "import torch; from guides import GaussNewtonFull; from zoo import LinearVAE; "
+        "print(GaussNewtonFull(LinearVAE(5, 2)).posterior(torch.zeros(4, 5)).event_shape)"
+    )
+    command = [sys.executable, "-W", "error::DeprecationWarning", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "torch.Size([2])\n"), done.stderr

@@ -31,8 +31,11 @@ from inference import (
 )
 from inference.jacobian import log_volume
 from zoo import (
+    VAE,
     ConvDecoder,
+    DeepGaussianVAE,
     LinearVAE,
+    OptimalNoise,
     column_orthogonal,
     moebius,
     orthogonal_mlp,
@@ -325,16 +328,15 @@ class NearDeterministic(nn.Module):
 
     def __init__(self, mixing, sigma, law, codes=None, var=None):
         super().__init__()
-        self.mixing, self.sigma, self.law, self.codes, self.var = mixing, sigma, law, codes, var
+        self.mixing, self.law, self.codes, self.var = mixing, law, codes, var
+        self.data_dim, self.latent_dim = mixing.data_dim, mixing.latent_dim
+        self.register_buffer("sigma", torch.full((1,), sigma, dtype=F64))
 
     def prior(self):
         return self.law
 
     def decode(self, z):
         return self.mixing(z)
-
-    def likelihood(self, z):
-        return dist.Normal(self.mixing(z), self.sigma).to_event(1)
 
     def posterior(self, x):  # noqa: ARG002
         return dist.Normal(self.codes, self.var.sqrt()).to_event(1)
@@ -428,6 +430,10 @@ def test_a_measure_preserving_automorphism_keeps_the_law_but_not_contrast_and_so
 # -- refusals
 
 
+def unfrozen():
+    return DeepGaussianVAE(5, 2, hidden=(8,), noise=OptimalNoise())
+
+
 @pytest.mark.parametrize(
     ("error", "act", "message"),
     [
@@ -447,6 +453,12 @@ def test_a_measure_preserving_automorphism_keeps_the_law_but_not_contrast_and_so
         (ValueError, lambda: mcc(torch.full((4, 2), math.nan), torch.ones(4, 2)), "codes to be finite"),
         (ValueError, lambda: mcc(torch.ones(1, 2), torch.ones(1, 2)), "two data"),
         (ValueError, lambda: amari_distance(torch.eye(2), torch.eye(3)), r"\(2, 2\) and \(3, 3\)"),
+        (
+            TypeError,
+            lambda: self_consistency(VAE(5, 2), None, torch.ones(4, 5)),
+            r"decode\(z\), sigma and prior\(\), got VAE",
+        ),
+        (ValueError, lambda: self_consistency(unfrozen(), None, torch.ones(4, 5)), "sigma to be finite"),
     ],
 )
 def test_bad_input_is_named(error, act, message):

@@ -137,13 +137,14 @@ def gap(
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data.
     """
-    check_arguments((model, guide), (x, *args), kwargs)
+    call = in_double(Call(model, guide, (x, *args), kwargs))
+    check_arguments((call.model, call.guide), call.args, kwargs)
     if known is None:
         from_guide = None if method == "exact" else guide
         known = evidence(
             model, x, *args, method=method, guide=from_guide, plate=plate, seed=seed, progress=progress, **kwargs
         )
-    num_data = probe(model, guide, (x, *args), kwargs, plate=plate).layout.num_data
+    num_data = probe(*call, plate=plate).layout.num_data
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data, got that of {len(known.value)}")
     if isinstance(guide, SupportsLocal):
@@ -162,7 +163,6 @@ def gap(
         elbo, error = found.own_elbo, found.own_standard_error
         parts = (known.value - found.elbo, found.improvement, found.improvement_error, found.gradient_norm)
     else:
-        call = in_double(Call(model, guide, (x, *args), kwargs))
         with seeded(seed):
             elbo, error = _mean_and_error(_evaluations(call, num_samples, plate))
         parts = (None, None, None, None)
@@ -209,8 +209,8 @@ def refit(
         raise TypeError(f"expected a guide with local(x), got {type(guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
-    check_arguments((model, guide), args, kwargs)
     own = in_double(Call(model, guide, args, kwargs))
+    check_arguments((own.model, own.guide), own.args, kwargs)
     local = own.guide.local(*own.args, **own.kwargs)
     freed = own._replace(guide=local)
     with refuse_batch_laws(model, guide), seeded(seed):
@@ -247,7 +247,7 @@ class _LocalProblem:
                 f"expected the freed guide's parameters to have one row for each datum, got shapes "
                 f"{[tuple(p.shape) for p in self.parameters]}"
             )
-        self.start = torch.cat([p.detach().flatten(1) for p in self.parameters], -1)
+        self.start = torch.cat([p.detach().reshape(len(p), -1) for p in self.parameters], -1)
 
     def set(self, point: Tensor) -> None:
         """Write free parameters (N, P) into the guide."""
@@ -266,7 +266,7 @@ class _LocalProblem:
             draw = run_pair(*self.call, **self.options)
             loss = -draw.elbo_terms.mean(0)
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        gradient = torch.cat([g.flatten(1) for g in gradients], -1)
+        gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], -1)
         value = torch.where(loss.detach().isnan(), math.inf, loss.detach())
         return value[index].double(), gradient[index].double()
 

@@ -19,6 +19,7 @@ from inference import (
     evidence,
     fit,
     fit_best,
+    gap,
     log_weights,
 )
 from zoo import IMAVAE, LinearVAE, Uniform
@@ -205,3 +206,42 @@ def test_a_bounded_prior_and_a_guide_on_its_support_train():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         IMAVAE(3, **arguments)
+
+
+# --- single precision at the doors -----------------------------------------------------------------
+
+
+def sharp():
+    """A pair in float32 at gamma^2 = 1e8, and float32 data, off the decoder's image by their own rounding."""
+    torch.manual_seed(0)
+    model, guide = IMAVAE(3, 2, gamma2=1e8, hidden=(16,)), MeanField(3, 2, hidden=(16,))
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter *= 3
+    return model, guide, model(n=6).detach()
+
+
+def test_a_float32_model_of_little_noise_has_the_evidence_and_gap_of_its_double_copy():
+    model, guide, x = sharp()
+    twin = copy.deepcopy(model).double(), copy.deepcopy(guide).double(), x.double()
+    for method in ("limit", "quadrature"):
+        single, double = (evidence(*pair, method=method, seed=0, progress=False) for pair in ((model, x), twin[::2]))
+        assert torch.equal(single.value, double.value)
+    options = {"num_samples": 16, "restarts": 0, "progress": False}
+    ours, theirs = gap(model, guide, x, known=single, **options), gap(*twin, known=double, **options)
+    for name in ("total", "approximation", "amortisation"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert ours.elbo.dtype == torch.float64
+    assert {p.dtype for p in (*model.parameters(), *guide.parameters())} == {torch.float32}
+    # the twin: where nothing is converted, rounding shows
+    z = guide.posterior(x).mean.detach()
+    off = model.likelihood(z).log_prob(x) - twin[0].likelihood(z.double()).log_prob(twin[2])
+    assert float(off.detach().abs().max()) > 1
+
+
+def test_training_in_single_precision_is_refused_where_its_rounding_shows_and_double_trains():
+    model, guide, x = sharp()
+    with pytest.raises(ValueError, match=r"resolves sigma = 0\.0001, got torch\.float32.* use model\.double\(\)"):
+        fit(model, guide, x, steps=1, progress=False)
+    history = fit(model.double(), guide.double(), x.double(), steps=50, seed=0, progress=False)
+    assert history.loss[-1] < history.loss[0]

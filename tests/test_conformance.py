@@ -239,7 +239,7 @@ def accepts(call):
 
 # A capability, and the door of the library that lets in the models that have it and no others.
 DOORS = {
-    SupportsLogEvidence: lambda model: evidence(model, data_for(model)),
+    SupportsLogEvidence: lambda model: evidence(model, data_for(model), method="exact"),
     SupportsPosterior: Exact,
     SupportsExpectedLogLikelihood: lambda model: AnalyticELBO().loss(
         model, GUIDES["MeanField"](model), data_for(model)

@@ -37,7 +37,7 @@ MODELS = ("ppca", "linear_vae", "deep_vae", "ima_vae")
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = f"{', '.join(zoo.DATASET_NAMES)}; or a .npy, .npz or .csv file (mnist=PATH for a local copy)"
+    names = f"{', '.join(zoo.dataset_names())}; or a .npy, .npz or .csv file (mnist=PATH for a local copy)"
     parser.add_argument("--data", default="digits", help=names)
     parser.add_argument("--model", nargs="+", default=["all"], choices=[*MODELS, "all"])
     parser.add_argument("--guide", nargs="+", default=list(GUIDES), choices=list(GUIDES))

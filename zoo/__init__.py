@@ -3,7 +3,7 @@
 from zoo.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
 from zoo.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.base import LatentVariableModel
-from zoo.catalogue import DATASET_NAMES, named_dataset
+from zoo.catalogue import dataset_names, named_dataset
 from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.deep_gaussian_vae import DeepGaussianVAE
@@ -40,7 +40,6 @@ from zoo.vae import VAE
 from zoo.wrapped import WrappedDecoder
 
 __all__ = [
-    "DATASET_NAMES",
     "IMAVAE",
     "PPCA",
     "VAE",
@@ -101,6 +100,7 @@ __all__ = [
     "beta_loss",
     "class_information",
     "column_orthogonal",
+    "dataset_names",
     "digits",
     "digits_logit",
     "draw_sources",

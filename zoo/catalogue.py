@@ -17,14 +17,17 @@ _MADE: dict[str, Callable[[], Dataset]] = {
 }
 _IMAGES: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": fashion_mnist}
 
-DATASET_NAMES = (*_MADE, *_IMAGES)
+
+def dataset_names() -> tuple[str, ...]:
+    """The names that :func:`named_dataset` knows."""
+    return (*_MADE, *_IMAGES)
 
 
 def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
     """A data set in float64 by its name, or from a file.
 
     Args:
-        name: One of ``DATASET_NAMES``, images with ``=PATH`` for a local copy (``"mnist=mnist.npz"``); or the path of
+        name: One of :func:`dataset_names`, images with ``=PATH`` for a local copy (``"mnist=mnist.npz"``); or the path of
             a .npy, .npz or .csv file.
         test_size: The share of a file's rows that is held out, unless it brings test rows of its own.
 

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from inference import load_comparison, load_pair
+from inference.evidence import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
@@ -24,6 +27,10 @@ TINY = {
     ],
     "elbo_gap.py": [*("--steps", "30", "--samples", "30", "--latent-dim", "3", "--rows", "3", "--temperatures", "10")],
     "elbo_gap_vs_gamma.py": ["--exponents", "2", "5", "--rows", "3", "--steps", "3"],
+    "estimator_scorecard.py": [
+        *("--latent-dim", "2", "--sigma", "0.1", "--num-data", "3"),
+        *("--samples", "100", "--temperatures", "5", "--chains", "4"),
+    ],
     "evidence_bracket.py": [
         *("--steps", "30", "--num-data", "6", "--latent-dim", "3", "4"),
         *("--temperatures", "5", "20", "--chains", "4", "--samples", "30"),
@@ -236,6 +243,44 @@ def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_
             assert certified == pytest.approx(mean + 2 * math.log(40) / 6)  # Markov's price, shared by six data
             assert re.search(rf"simulated +{num} +{mean:.4f} .* {certified:.3f} +{cpu:.1f} +{wall:.1f}", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}
+
+
+def test_estimator_scorecard_scores_every_method_on_every_problem(run, tmp_path, capsys):
+    results = run("estimator_scorecard.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(results) == [*METHODS, "bdmc"]
+    families = ["linear K=2", "fold", "half-seen fold", "bimodal", "banana", "ring", "unseen mode"]
+    for parts in results.values():
+        assert [family for family, _ in parts] == families
+    error, lower, upper = results["quadrature"]["banana", 0.1][0]
+    assert np.abs(error).max() < 1e-6
+    assert bool(((lower <= 0) & (upper >= 0)).all())
+    assert results["quadrature"]["unseen mode", 0.02][0][0].max() < -math.log(2) + 1e-6  # no rule sees it
+    assert "exact refuses: expected a model with log_evidence(x)" in printed
+    table = pd.read_csv(tmp_path / "scorecard.csv", index_col=["method", "problem"])
+    assert len(table) == len(families) * len(results)
+    annealed = results["annealed"]["fold", 0.1][0][0]
+    assert table.loc[("annealed", "fold"), "error"] == pytest.approx(annealed.mean())
+    assert table.loc[("annealed", "fold"), "s.e."] == pytest.approx(annealed.std(ddof=1) / math.sqrt(3))
+    assert {path.name for path in tmp_path.iterdir()} == {"scorecard.csv", "scorecard.png"}
+    check_scores(sys.modules["example_estimator_scorecard"].score)
+
+
+def check_scores(score):
+    """What misses, and what is on the wrong side, is counted and marked."""
+    zero, inf = np.zeros(40), np.full(40, math.inf)
+    above = np.where(np.arange(40) < 10, 0.5, -1.0)  # ten of forty lie above the truth
+    good, bad = (np.stack([zero, -1 + zero, 1 + zero]), 8.0, 2.0), (np.stack([zero, above, 1 + zero]), 8.0, 2.0)
+    one_sided = (np.stack([zero + 2, above, inf]), 8.0, 2.0)
+    assert (score([good])["coverage"], score([good])["verdict"]) == (1.0, "")
+    assert (score([bad])["coverage"], score([bad])["verdict"]) == (0.75, "MISSES")
+    assert (score([one_sided])["wrong side"], score([one_sided])["verdict"]) == (0.25, "MISSES")
+    both = score([good, one_sided, "no"])
+    assert (both["refused"], both["two-sided"], both["one-sided"]) == (pytest.approx(1 / 3), 0.5, 0.5)
+    assert both["error"] == 1.0
+    assert both["s/datum"] == 0.05
+    limits = scipy.stats.beta.ppf(0.005, 30, 11), scipy.stats.beta.ppf(0.995, 31, 10)
+    assert (score([bad])["from"], score([bad])["to"]) == pytest.approx(limits)
 
 
 def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_path, capsys):

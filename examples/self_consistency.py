@@ -105,9 +105,10 @@ def main(argv=None):
     law, options = Normal(0.0, 1.0), {"num": args.rows, "test_size": args.rows // 5, "dtype": torch.float32}
     datasets = [mixed(orthogonal_mlp(DIM, seed=s), sources=law, seed=s, **options) for s in range(args.seeds)]
     print(
-        f"{args.seeds} mixings, {args.rows} data (a fifth held out and measured on), {args.steps} steps of {args.batch}"
+        f"{args.seeds} mixings, {args.rows} data, a fifth held out and measured on, {args.steps} steps of {args.batch}"
     )
-    print(f"medians here, and the paper's in brackets\n{'gamma^2':>9s}" + "".join(f"{name:>24s}" for name in COLUMNS))
+    print("medians here, and the paper's in brackets (mixings of another scale: compare slopes, and the last column)")
+    print(f"{'gamma^2':>9s}" + "".join(f"{name:>24s}" for name in COLUMNS))
     rows = {}
     for gamma2 in args.gamma2:
         pairs, seconds = train(datasets, gamma2, args)

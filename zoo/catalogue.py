@@ -27,8 +27,8 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
     """A data set in float64 by its name, or from a file.
 
     Args:
-        name: One of :func:`dataset_names`, images with ``=PATH`` for a local copy (``"mnist=mnist.npz"``); or the path of
-            a .npy, .npz or .csv file.
+        name: One of :func:`dataset_names`, images with ``=PATH`` for a local copy (``"mnist=mnist.npz"``); or the path
+            of a .npy, .npz or .csv file.
         test_size: The share of a file's rows that is held out, unless it brings test rows of its own.
 
     Raises:

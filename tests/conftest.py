@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures without a display
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers side by side: threads of torch would only fight
 
 import numpy as np
 import pyro

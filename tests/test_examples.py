@@ -21,6 +21,12 @@ TINY = {
     "rate_distortion.py": [
         *("--points", "2", "--iterations", "3", "--deep", "--epochs", "1", "--betas", "2"),
     ],
+    "compare_guides.py": [
+        *("--latent-dim", "2", "--hidden", "4", "--model-steps", "5", "--steps", "3", "--rows", "2", "--samples", "20"),
+    ],
+    "constant_variance.py": [
+        *("--latent-dim", "2", "--hidden", "8", "--steps", "3", "--sigmas", "0.5", "--rows", "5", "--unit-steps", "3"),
+    ],
     "compare_objectives.py": [
         *("--particles", "4", "--latent-dim", "2", "--warmup", "5", "--steps", "3"),
         *("--repeats", "2", "--samples", "20", "--rows", "20"),
@@ -184,6 +190,40 @@ def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_p
         gaps = {name: row[3] for name, row in rows.items()}
         assert min(gaps.values()) > 0
     assert {path.name for path in tmp_path.iterdir()} == {"compare_objectives.png"}
+
+
+def test_compare_guides_splits_the_gap_of_every_guide_with_a_density(run, tmp_path, capsys):
+    tables = run("compare_guides.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert [len(table) for table in tables.values()] == [14, 12]
+    for table in tables.values():
+        for name, (elbo, gap, approximation, amortisation, k_hat, distance, *_) in table.items():
+            assert name in printed
+            assert distance >= 0
+            if name in ("mean field, resampled", "mean field + HMC"):
+                assert all(math.isnan(v) for v in (elbo, gap, approximation, amortisation, k_hat))
+            else:
+                assert gap == pytest.approx(approximation + amortisation, abs=1e-9)
+                assert amortisation >= 0
+        assert table["mean field + 5 steps"][3] < table["mean field + 1 step"][3] < table["mean field"][3]
+    linear = tables["linear VAE"]
+    assert abs(linear["exact"][1]) < 1e-9
+    assert linear["tied mean field"][3] == pytest.approx(0, abs=1e-6)
+    assert linear["mean field"][2] == pytest.approx(linear["tied mean field"][2], abs=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["compare_guides.png"]
+
+
+def test_constant_variance_knows_no_units_and_what_a_variance_network_does(run, tmp_path, capsys):
+    table, losses, shifts, learnt = run("constant_variance.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    for name, (elbo, rate, distortion, *_) in table.items():
+        assert f"{name:30s}{elbo:12.3f}" in printed
+        assert elbo == pytest.approx(-rate - distortion)
+    assert table["half width, BILBO"][4] < table["mean field"][4]
+    assert min(losses[0.5]) > 0
+    assert max(abs(shift) for shift in shifts.values()) < 1e-3
+    assert "the loss is nan" in learnt[1e3]
+    assert [path.name for path in tmp_path.iterdir()] == ["constant_variance.png"]
 
 
 def test_broken_elbo_toy_prints_a_row_an_objective_and_draws_it(run, tmp_path, capsys):

@@ -27,12 +27,15 @@ class Nearest:
         z: (N, K), on the support of the prior.
         residual: (x - f(z)) / sigma, (N, D).
         slope: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
+        rival: How many nats less likely the next best of the other points found is, by its residual alone, (N,);
+            infinite where all starts led to one point.
         num_starts: Starts per datum, of which the nearest is kept.
     """
 
     z: Tensor
     residual: Tensor
     slope: Tensor
+    rival: Tensor
     num_starts: int
 
 
@@ -60,12 +63,17 @@ def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -
     u = _solve(model, transform, targets, transform.inv(starts.reshape(-1, latent_dim)))
     z = transform(u)
     residual = (targets - model.decode(z)) / model.sigma
-    best = residual.square().sum(-1).reshape(num_starts, num_data).argmin(0)
+    costs = residual.square().sum(-1).reshape(num_starts, num_data)
+    best = costs.argmin(0)
     rows = best * num_data + torch.arange(num_data, device=x.device)
     jacobian = decoder_jacobian(lambda u: model.decode(transform(u)), u[rows]) / model.sigma.unsqueeze(-1)
     gradient = (jacobian.mT @ residual[rows].unsqueeze(-1)).squeeze(-1)
     norms = jacobian.norm(dim=-2).clamp(min=torch.finfo(x.dtype).tiny)
-    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), num_starts)
+    # Another point is one that is more than a posterior standard deviation away.
+    steps = (u - u[rows].repeat(num_starts, 1)).reshape(num_starts, num_data, latent_dim)
+    away = torch.einsum("ndk,snk->snd", jacobian, steps).norm(dim=-1) > 1
+    rival = torch.where(away, 0.5 * (costs - costs.amin(0)), torch.inf).amin(0)
+    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), rival, num_starts)
 
 
 def _solve(model: SupportsGaussianDecoder, transform: Transform, x: Tensor, u: Tensor) -> Tensor:

@@ -163,3 +163,13 @@ def test_the_prediction_tends_to_the_contrast():
     z = torch.randn(10, 2).double()
     contrast = limit_terms(model, model.decode(z), z[None]).contrast
     torch.testing.assert_close(predicted_gap(model, z), contrast, atol=1e-4, rtol=0)
+
+
+def test_a_second_latent_that_decodes_to_the_same_data_is_refused():
+    class Fold(torch.nn.Module):
+        def forward(self, z):
+            return torch.cat([z.square(), 1.0 * z.abs().square()], -1)
+
+    model = IMAVAE(2, 1, gamma2=1e6, network=Fold()).double()
+    with pytest.raises(ValueError, match=r"got 2 of 2 data beyond, .* and (0\.99|1|1\.0) nats"):
+        evidence(model, torch.tensor([[1.0, 1.0], [4.0, 4.0]]).double(), method="limit", seed=0)

@@ -127,9 +127,9 @@ def draw(tables):
         parts.set(xlabel="gap, log p - ELBO (nats)", title=title)
         parts.legend(fontsize=7, loc="center right")
         distance.plot(values[:, 5], names, "o")
-        distance.set(xlabel="W2 from the posterior", xlim=(0, None), yticklabels=[])
-        parts.invert_yaxis()
-        distance.invert_yaxis()
+        distance.set(xlabel="W2 from the posterior", xlim=(0, None))
+        distance.tick_params(labelleft=False)
+        distance.set_ylim(*parts.set_ylim(len(names) - 0.5, -0.5))
     return figure
 
 

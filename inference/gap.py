@@ -102,6 +102,7 @@ def gap(
     known: Evidence | None = None,
     num_samples: int = 128,
     restarts: int = 2,
+    max_steps: int = 200,
     plate: str | None = None,
     seed: int | None = 0,
     progress: bool = True,
@@ -128,6 +129,7 @@ def gap(
         known: The evidence, where it is known already.
         num_samples: Samples per datum of the refit, and of each of its eight evaluations.
         restarts: Further starts per datum, one unit around the guide's own output.
+        max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
@@ -155,6 +157,7 @@ def gap(
             *args,
             num_samples=num_samples,
             restarts=restarts,
+            max_steps=max_steps,
             plate=plate,
             seed=seed,
             progress=progress,

@@ -102,7 +102,9 @@ def posterior_error(
             assert exact is not None
             values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
         theirs = _replay(model, guide, x, first.layout, values)
-    kl, reverse = _divergences(own, theirs, exact, log_evidence)
+    # A guide may say that it has samples and no density: then there are no divergences.
+    known = getattr(guide, "has_density", True)
+    kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
     q, p = (_sample_moments(run) if law is None else _moments(_double(law)) for law, run in zip(laws, (own, theirs)))
     return _result(first, kl, reverse, q, p, closed_form=False, num_samples=num_samples)
 

@@ -17,7 +17,7 @@ from pyro.infer import MCMC, NUTS
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from guides import Exact, FullRank, MeanField, TiedMeanField
+from guides import Exact, FullRank, MeanField, Resampled, TiedMeanField
 from inference import (
     Simulation,
     c2st,
@@ -741,3 +741,14 @@ def test_figures_show_the_numbers(tmp_path):
     for name, figure in figures.items():
         save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_of_a_guide_with_samples_only_moments_are_compared_and_no_divergences():
+    model = LinearVAE(5, 2, sigma=0.5).double().requires_grad_(False)
+    x = model(n=10).detach()
+    guide = Resampled(model, Exact(model), num_proposals=5)
+    got = posterior_error(model, guide, x, num_samples=4000, seed=0)
+    assert got.kl is None
+    assert got.reverse_kl is None
+    assert (got.mean_error.abs() < 4 / 4000**0.5).all()
+    assert (got.wasserstein < 0.1).all()

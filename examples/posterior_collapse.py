@@ -48,7 +48,7 @@ def parse(argv):
     parser.add_argument("--rows", type=int, default=None, help="training rows; all of them by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--kinds", nargs="+", default=["deep", "linear"], choices=["deep", "linear"])
-    parser.add_argument("--steps", type=int, default=60, help="of 20 iterations of LBFGS, for the linear VAE; 300 for MNIST")
+    parser.add_argument("--steps", type=int, default=60, help="of LBFGS, for the linear VAE; 300 for MNIST")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("out/posterior_collapse"))
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-r"""The evidence by bridge sampling between a Student-t law and draws of the posterior.
+r"""The evidence by bridge sampling between an adapted mixture t and draws of the posterior.
 
 .. math:: \hat p(x_n) = \frac{\frac1{S} \sum_{u_s \sim t} h(u_s) \, p(x_n, u_s)}
     {\frac1{M} \sum_{u_m \sim p(\cdot \mid x_n)} h(u_m) \, t(u_m)},
@@ -15,15 +15,14 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.adaptive import Adaptive, fresh_log_weights
+from inference.adaptive import Adaptive, where_enough
 from inference.checks import check_count
-from inference.estimates import Evidence, concatenate
+from inference.estimates import Evidence
 from inference.hmc import Chains, transition, whitened
 from inference.importance import Estimate, summarise
 from inference.importance_evidence import from_weights, with_value
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.student import Student
+from inference.proposal import Proposal
 
 # The acceptance that the chains' steps are tuned to in the first transitions, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6
@@ -33,17 +32,19 @@ _STARTS = 1000
 
 @dataclass(frozen=True)
 class Bridge(Method):
-    r"""Bridge sampling between the law that :class:`inference.Adaptive` adapts and chains on the posterior.
+    r"""Bridge sampling between the mixture that :class:`inference.Adaptive` adapts and chains on the posterior.
 
-    The chains begin at weighted draws of the law, resampled, and move by Hamiltonian Monte Carlo. The error adds the
-    spread of fresh draws of the law and the spread between the chains.
+    The chains begin at weighted draws of the mixture, resampled, which divides them between the modes that guide or
+    adapted laws cover; from there they move by Hamiltonian Monte Carlo, and need not cross. The error adds the spread
+    of fresh draws of the mixture and the spread between the chains.
 
     Warning:
         Asymptotic only, in the number of draws and the length of the chains; the estimate is no bound, not even in
         expectation. Two-sided where k-hat of the fresh draws shows a variance, though every term of the estimate is
-        bounded; elsewhere the interval is Markov's, of the plain mean weight. A mode of the posterior that the law
-        does not reach is seen by neither half: the value then is log p(x) less the log of the mode's share, with a
-        narrow interval.
+        bounded, and they are worth a quarter of their number; elsewhere the interval is Markov's, of the plain mean
+        weight. A mode of the posterior that the mixture does not reach is seen by neither half: the value then is
+        log p(x) less the log of the mode's share, with a narrow interval. So it is, more rarely, at the far ends of
+        thin bent ridges.
 
     References:
         Meng, Wong, "Simulating ratios of normalizing constants via a simple identity", 1996. Gronau et al., "A tutorial
@@ -51,7 +52,7 @@ class Bridge(Method):
         and Markov switching models using bridge sampling techniques", 2004.
 
     Args:
-        num_samples: S, fresh draws of the law per datum.
+        num_samples: S, fresh draws of the mixture per datum.
         num_chains: Chains on the posterior of each datum, at least two.
         num_steps: Draws kept of each chain.
         num_warmup: Transitions before, in which steps are tuned.
@@ -76,28 +77,27 @@ class Bridge(Method):
 
         Raises:
             ValueError: If model, guide or data are unfit, or no data argument has a row for each datum.
-            FloatingPointError: If the joint density is NaN or plus infinity at a draw of the law.
+            FloatingPointError: If the joint density is NaN or plus infinity at a draw of the mixture.
         """
-        parts = []
-        for log_joint, law in Adaptive(self.num_samples).adapted(problem):
-            drawn = torch.cat(list(fresh_log_weights(log_joint, law, self.num_samples)))
-            plain = from_weights(summarise([drawn], self.num_samples), problem.level)
-            estimate = bridge_estimate(self._chain_log_weights(log_joint, law), drawn)
-            parts.append(with_value(plain, *estimate, method=self.name))
+        proposal = Adaptive(self.num_samples).adapted(problem)
+        drawn = torch.cat([block for blocks, _ in proposal.log_weights(self.num_samples) for block in blocks])
+        plain = where_enough(from_weights(summarise([drawn], self.num_samples), problem.level))
+        result = with_value(plain, *bridge_estimate(self._chain_log_weights(proposal), drawn), method=self.name)
         log_joint = problem.log_joint
         gradients = self.num_chains * (self.num_warmup + self.num_steps) * self.num_leapfrog
-        return replace(concatenate(parts), evaluations=log_joint.evaluations / log_joint.num_data + gradients)
+        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data + gradients)
 
     def refined(self) -> Bridge:
         """With four times the draws on both sides."""
         return replace(self, num_samples=4 * self.num_samples, num_steps=4 * self.num_steps)
 
-    def _chain_log_weights(self, log_joint: LogJoint, law: Student) -> Tensor:
-        """Log joint density less that of the law, at draws of the posterior: (steps, chains, N) in nats."""
-        kept = []
+    def _chain_log_weights(self, proposal: Proposal) -> Tensor:
+        """Log joint density less that of the proposal, at draws of the posterior: (steps, chains, N) in nats."""
+        kept, scale = [], proposal.laws.within
+        log_det = scale.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         with pyro.validation_enabled(False):
-            target = whitened(log_joint, law.gaussian, self.num_chains)
-            v = law.gaussian.whiten(_resampled(log_joint, law, self.num_chains)).contiguous()  # as the graph's
+            target = whitened(proposal.log_joint, scale, self.num_chains)
+            v = scale.whiten(_resampled(proposal, self.num_chains)).contiguous()  # as the graph's
             chains = Chains(v, *target(v))
             beta = torch.ones_like(chains.value[0])
             step = beta * v.shape[-1] ** -0.25
@@ -106,14 +106,14 @@ class Bridge(Method):
                 if i < self.num_warmup:
                     step = step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
                 else:
-                    kept.append(chains.value - law.log_det - law.log_prob_whitened(chains.v))
+                    kept.append(chains.value - log_det - proposal.log_prob(scale.colour(chains.v)))
         return torch.stack(kept)
 
 
-def _resampled(log_joint: LogJoint, law: Student, num_chains: int) -> Tensor:
-    """Draws of the law, (C, N, d), chosen by their weights."""
-    u, log_density = law.draw(_STARTS)
-    weights = torch.softmax((log_joint(u) - log_density).nan_to_num(nan=-math.inf), 0).nan_to_num(1.0)
+def _resampled(proposal: Proposal, num_chains: int) -> Tensor:
+    """Draws of the proposal, (C, N, d), chosen by their weights."""
+    u = torch.cat([block for blocks, _ in proposal.draws(_STARTS) for block in blocks])
+    weights = torch.softmax((proposal.log_joint(u) - proposal.log_prob(u)).nan_to_num(nan=-math.inf), 0).nan_to_num(1.0)
     chosen = torch.multinomial(weights.mT, num_chains, replacement=True).mT
     return u.gather(0, chosen.unsqueeze(-1).expand(-1, -1, u.shape[-1]))
 

@@ -93,7 +93,7 @@ class _Mixture:
     def of_guide(self) -> Iterator[Tensor]:
         for size in self._sizes(self.guides):
             u, log_guide = self._log_joint.sample_guide(self._guide, size)
-            _check_same(log_guide, self._density(u))
+            check_same(log_guide, self._density(u))
             yield self._balanced(u, log_guide)
 
     def of_prior(self) -> Iterator[Tensor]:
@@ -149,7 +149,7 @@ def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:
     return lambda u: own(u[..., order])
 
 
-def _check_same(drawn: Tensor, evaluated: Tensor) -> None:
+def check_same(drawn: Tensor, evaluated: Tensor) -> None:
     """Refuse a guide whose density at given coordinates is another than it was at those same as a draw.
 
     Raises:

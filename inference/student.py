@@ -8,8 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from inference.hmc import Gaussian
+
+# Share of a mixture below which a law falls away.
+_LEAST_SHARE = 0.01
 
 
 class Student(NamedTuple):
@@ -27,20 +31,20 @@ class Student(NamedTuple):
 
     def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draws u (S, N, d), and their log-density (S, N) in nats."""
+        v = self.noise(num_samples)
+        return self.gaussian.colour(v), self.log_prob_whitened(v)
+
+    def noise(self, num_samples: int) -> Tensor:
+        """Draws v (S, N, d), of the law with m = 0 and L = I."""
         loc = self.gaussian.loc
         noise = torch.randn(num_samples, *loc.shape, dtype=loc.dtype, device=loc.device)
         half = torch.full(noise.shape[:2], self.degrees / 2, dtype=loc.dtype, device=loc.device)
         chi_squared = 2 * torch.distributions.Gamma(half, torch.ones_like(half), validate_args=False).sample()
-        v = noise * (self.degrees / chi_squared).sqrt().unsqueeze(-1)
-        return self.gaussian.colour(v), self.log_prob_whitened(v)
+        return noise * (self.degrees / chi_squared).sqrt().unsqueeze(-1)
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Log-density at u (S, N, d), (S, N) in nats."""
         return self.log_prob_whitened(self.gaussian.whiten(u))
-
-    def rows(self, index: Tensor) -> Student:
-        """The laws of chosen data, (M,) integers."""
-        return Student(Gaussian(*(part[index] for part in self.gaussian)), self.degrees)
 
     @property
     def log_det(self) -> Tensor:
@@ -54,9 +58,79 @@ class Student(NamedTuple):
         return constant - self.log_det - (nu + dim) / 2 * torch.log1p(v.square().sum(-1) / nu)
 
 
-def mixture_log_prob(laws: Sequence[Student], u: Tensor) -> Tensor:
-    """Log-density of the mixture of laws in equal parts at u (S, N, d), (S, N) in nats."""
-    return torch.stack([law.log_prob(u) for law in laws]).logsumexp(0) - math.log(len(laws))
+class Students(NamedTuple):
+    """A mixture of Student-t laws of equal degrees, one mixture per datum.
+
+    Attributes:
+        laws: J laws.
+        log_shares: Logs of their shares, (J, N); minus infinity where a datum has fewer.
+    """
+
+    laws: tuple[Student, ...]
+    log_shares: Tensor
+
+    def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
+        """Draws u (S, N, d), and their log-density (S, N) in nats."""
+        v = self.laws[0].noise(num_samples)
+        below = self.log_shares.softmax(0).cumsum(0)[:-1]
+        chosen = (torch.rand_like(v[..., 0]) > below.unsqueeze(1)).sum(0).unsqueeze(-1)
+        u = self.laws[0].gaussian.colour(v)
+        for j, law in enumerate(self.laws[1:], 1):
+            u = torch.where(chosen == j, law.gaussian.colour(v), u)
+        return u, self.log_prob(u)
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Log-density at u (S, N, d), (S, N) in nats."""
+        return self.terms(u).logsumexp(0)
+
+    def terms(self, u: Tensor) -> Tensor:
+        """Log-densities of the laws, each with its share, at u (S, N, d): (J, S, N) in nats."""
+        return torch.stack([law.log_prob(u) for law in self.laws]) + self.log_shares.unsqueeze(1)
+
+    def rows(self, index: Tensor) -> Students:
+        """The mixtures of chosen data, (M,) integers."""
+        laws = (Student(Gaussian(*(part[index] for part in law.gaussian)), law.degrees) for law in self.laws)
+        return Students(tuple(laws), self.log_shares[:, index])
+
+    @property
+    def within(self) -> Gaussian:
+        """The mean of the mixture, with the mean covariance of its laws: their scale, not the distance between them."""
+        shares = self.log_shares.softmax(0).unsqueeze(-1)
+        loc = torch.stack([law.gaussian.loc for law in self.laws])
+        factor = torch.stack([law.gaussian.factor for law in self.laws])
+        covariance = (shares.unsqueeze(-1) * (factor @ factor.mT)).sum(0)
+        fitted, info = torch.linalg.cholesky_ex(covariance)
+        return Gaussian((shares * loc).sum(0), torch.where((info == 0).reshape(-1, 1, 1), fitted, factor[0]))
+
+
+def joined(parts: Sequence[Students]) -> Students:
+    """Mixtures of some data after another, in order."""
+    num_laws = max(len(part.laws) for part in parts)
+    columns = [part.laws + part.laws[:1] * (num_laws - len(part.laws)) for part in parts]
+    laws = (
+        Student(Gaussian(*map(torch.cat, zip(*[law.gaussian for law in row]))), row[0].degrees) for row in zip(*columns)
+    )
+    shares = [pad(part.log_shares, (0, 0, 0, num_laws - len(part.laws)), value=-math.inf) for part in parts]
+    return Students(tuple(laws), torch.cat(shares, 1))
+
+
+def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
+    """The mixture that weighted draws suggest: one step of expectation and maximisation from the one before.
+
+    Laws whose share is least fall away.
+
+    Args:
+        u: (S, N, d).
+        log_weights: (S, N).
+        before: What the step goes from.
+    """
+    each = log_weights + before.terms(u).log_softmax(0)
+    laws = [moment_fit(u, own, law) for own, law in zip(each, before.laws)]
+    shares = each.logsumexp(1).log_softmax(0)
+    shares = torch.where(shares.isnan().any(0), before.log_shares, shares)
+    shares = torch.where(shares < math.log(_LEAST_SHARE), -math.inf, shares).log_softmax(0)
+    kept = [j for j, alive in enumerate((shares > -math.inf).any(1).tolist()) if alive]
+    return Students(tuple(laws[j] for j in kept), shares[kept])
 
 
 def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:

@@ -1,6 +1,7 @@
 """Adaptive importance sampling: intervals that cover, on a thousand problems, and where it is blind."""
 
 import math
+import typing
 
 import numpy as np
 import pyro
@@ -21,10 +22,14 @@ from pyro_problems import (
     square_model,
 )
 
-from inference import Adaptive, evidence
+from inference import Adaptive, Bridge, evidence
 from inference.estimates import ASYMPTOTIC
 from inference.hmc import Gaussian
-from inference.student import Student, mixture_log_prob, moment_fit, temperatures
+from inference.importance import merge, summarise
+from inference.methods import Problem
+from inference.proposal import Proposal, usable_guide
+from inference.student import Student, Students, joined, moment_fit, refit, temperatures
+from zoo.known_answers import banana, bimodal, fold, half_seen_fold, ring
 
 
 def adaptive(model, x, guide=None, method=Adaptive(), seed=0, **options):  # noqa: B008
@@ -91,9 +96,101 @@ def test_a_model_that_cannot_broadcast_gives_the_same():
 
 def test_groups_of_data_are_put_together_in_order(monkeypatch):
     monkeypatch.setattr("inference.adaptive._ELEMENTS", 5000)  # a datum a group
+    monkeypatch.setattr("inference.proposal._ELEMENTS", 5000)
     model, x, truth = problem(1, 4)
     got = adaptive(model, x, method=Adaptive(2000))
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
+
+
+# --- what the guide covers is kept ---------------------------------------------------------------
+
+
+def inside(made, method, *, seed=0):
+    """Two-sided intervals, and how many of them hold the truth; one-sided bounds, and how many are above it."""
+    got = adaptive(made.model, made.x, made.guide, method, seed)
+    two, truth = torch.isfinite(got.upper), made.log_evidence
+    held = (got.lower <= truth) & ((truth <= got.upper) | ~two)
+    return int(two.sum()), int((held & two).sum()), int((~two).sum()), int((~held & ~two).sum())
+
+
+@pytest.mark.parametrize("make", [fold, bimodal])
+@pytest.mark.parametrize("sigma", [1e-2, 1e-3])
+@pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
+def test_both_modes_of_a_guide_are_kept(make, sigma, method):
+    torch.manual_seed(1)
+    two, held, _, _ = inside(make(sigma, 100), method)
+    assert two >= 90
+    assert held >= scipy.stats.binom.ppf(0.001, two, 0.95)
+
+
+@pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
+def test_a_guide_of_one_mode_does_not_cover(method):
+    """The twin."""
+    torch.manual_seed(1)
+    two, held, _, _ = inside(half_seen_fold(1e-2, 100), method)
+    assert held < scipy.stats.binom.ppf(0.001, two, 0.95)
+
+
+@pytest.mark.parametrize("make", [banana, ring])
+@pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
+def test_thin_bent_ridges_get_bounds_that_hold(make, method):
+    torch.manual_seed(1)
+    two, held, one, above = inside(make(1e-2, 40), method)
+    assert held >= scipy.stats.binom.ppf(0.001, two, 0.95)
+    assert one >= 20
+    assert above <= scipy.stats.binom.ppf(0.999, one, 0.05)
+
+
+def test_the_guides_share_keeps_a_mode_that_the_laws_have_lost():
+    torch.manual_seed(0)
+    made = fold(1e-2, 20)
+    problem_ = Problem(made.model, (made.x,), guide=made.guide)
+    one = made.guide.posterior(made.x)
+    laws = Student(Gaussian(one.locs[:, 0], one.sigmas[:, 0].unsqueeze(-1)), 6.0)
+    laws = Students((laws,), torch.zeros(1, 20).double())
+    log_joint = problem_.log_joint
+
+    def errors(proposal):
+        strata = [summarise(blocks, size) for blocks, size in proposal.log_weights(4000)]
+        value, error = (strata[0] if len(strata) == 1 else merge(*strata)).iwae
+        return (value - made.log_evidence) / error
+
+    apart = made.x[:, 0] > 0.1  # both modes matter and stand apart
+    with torch.no_grad():
+        assert bool((errors(Proposal(log_joint, laws, *usable_guide(problem_))).abs() < 4).all())
+        assert bool((errors(Proposal(log_joint, laws)) < -4)[apart].all())
+
+
+def test_a_guide_that_knows_no_density_gives_starts():
+    class Roots(dist.TorchDistribution):
+        support = torch.distributions.constraints.real
+        arg_constraints: typing.ClassVar = {}
+
+        def __init__(self, x):
+            self.root = x[:, 0].sqrt()
+            super().__init__(self.root.shape, validate_args=False)
+
+        def rsample(self, sample_shape=()):
+            shape = (*sample_shape, *self.root.shape)
+            sign = 1 - 2 * (torch.rand(shape) < 0.5).double()
+            return sign * self.root + 0.01 * torch.randn(shape).double()
+
+        def expand(self, batch_shape, _instance=None):
+            new = Roots.__new__(Roots)
+            new.root = self.root.expand(batch_shape)
+            dist.TorchDistribution.__init__(new, batch_shape, validate_args=False)
+            return new
+
+        def log_prob(self, value):
+            raise NotImplementedError
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Roots(x))
+
+    assert usable_guide(Problem(square_model, (SQUARES,), guide=guide)) == (None, None)
+    got = adaptive(square_model, SQUARES, guide)
+    assert (np.abs(got.value.numpy() - square_evidence(SQUARES)) < 4 * got.standard_error.numpy()).all()
 
 
 # --- where it is blind -----------------------------------------------------------------------------
@@ -135,10 +232,48 @@ def test_the_student_law_is_scipys_and_its_draws_follow_it():
         assert scipy.stats.kstest(distance, scipy.stats.chi2(3).cdf).pvalue < 1e-4
 
 
-def test_a_mixture_is_in_equal_parts():
-    laws, u = [random_law(), random_law()], torch.randn(7, 2, 3).double()
-    expected = np.log(sum(law.log_prob(u).exp().numpy() for law in laws) / 2)
-    np.testing.assert_allclose(mixture_log_prob(laws, u).numpy(), expected, rtol=1e-10)
+def random_mixture():
+    return Students((random_law(), random_law()), torch.tensor([[0.3, 0.0], [0.7, 1.0]]).double().log())
+
+
+def numpy_terms(mixture, u, n):
+    """Shares times densities of the laws of datum n, (J, S)."""
+    laws = [[part[n].numpy() for part in law.gaussian] for law in mixture.laws]
+    densities = [scipy.stats.multivariate_t(loc, f @ f.T, df=5).pdf(u[:, n].numpy()) for loc, f in laws]
+    return mixture.log_shares[:, n].exp().numpy()[:, None] * densities
+
+
+def test_a_mixtures_density_is_the_sum_and_its_draws_have_its_mean():
+    mixture = random_mixture()
+    u, log_density = mixture.draw(20_000)
+    for n in range(2):
+        np.testing.assert_allclose(log_density[:, n].exp().numpy(), numpy_terms(mixture, u, n).sum(0), rtol=1e-9)
+        shares = mixture.log_shares[:, n].exp()
+        mean = sum(share * law.gaussian.loc[n] for share, law in zip(shares, mixture.laws)).numpy()
+        error = u[:, n].std(0).numpy() / math.sqrt(20_000)
+        assert (np.abs(u[:, n].mean(0).numpy() - mean) < 4 * error).all()
+        np.testing.assert_allclose(mixture.within.loc[n].numpy(), mean, rtol=1e-10)
+
+
+def test_a_refit_is_a_step_of_expectation_and_maximisation():
+    before, u, log_weights = random_mixture(), torch.randn(4000, 2, 3).double(), torch.randn(4000, 2).double()
+    got = refit(u, log_weights, before)
+    terms = numpy_terms(before, u, 0)
+    weights = np.exp(log_weights[:, 0].numpy()) * terms / terms.sum(0)
+    np.testing.assert_allclose(got.log_shares[:, 0].exp().numpy(), weights.sum(1) / weights.sum(), rtol=1e-9)
+    for law, own in zip(got.laws, weights):
+        np.testing.assert_allclose(law.gaussian.loc[0].numpy(), np.average(u[:, 0].numpy(), 0, own), rtol=1e-9)
+    assert got.log_shares[:, 1].exp().tolist() == pytest.approx([0, 1])
+
+
+def test_laws_that_nothing_supports_fall_away_and_mixtures_are_joined_in_order():
+    one, two = random_mixture(), random_mixture().rows(torch.tensor([1]))
+    u = two.laws[1].draw(500)[0]
+    single = refit(u, torch.zeros(500, 1).double(), two)
+    assert len(single.laws) == 1
+    both, at = joined([one, single]), torch.randn(7, 3, 3).double()
+    expected = torch.cat([one.log_prob(at[:, :2]), single.log_prob(at[:, 2:])], 1)
+    torch.testing.assert_close(both.log_prob(at), expected)
 
 
 def test_moments_are_weighted_and_drawn_towards_the_law_before():

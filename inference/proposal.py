@@ -1,0 +1,105 @@
+"""A proposal that keeps what the guide covers: adapted Student-t laws mixed with the guide, per datum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference.defensive import check_same, guide_density
+from inference.log_joint import LogJoint
+from inference.methods import Problem
+from inference.pair import Program
+from inference.student import Students
+
+# Coordinates of draws, of all laws, side by side.
+_ELEMENTS = 2**21
+# Share of the draws that are the guide's.
+_GUIDE_SHARE = 0.2
+# Draws at which the guide's density is compared with itself.
+_COMPARED = 8
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A mixture of adapted laws with the guide, which keeps what the guide covers.
+
+    Attributes:
+        log_joint: Log joint density of the data that it is for.
+        laws: The adapted laws.
+        guide: Pyro guide whose density is known; None where there is none.
+        density: Its log-density of u (S, N, d), (S, N) in nats.
+    """
+
+    log_joint: LogJoint
+    laws: Students
+    guide: Program | None = None
+    density: Callable[[Tensor], Tensor] | None = None
+
+    def log_prob(self, u: Tensor, share: float = _GUIDE_SHARE) -> Tensor:
+        """Log-density at u (S, N, d), (S, N) in nats, where the guide has a share of the draws."""
+        laws = self.laws.log_prob(u)
+        if self.density is None or share == 0:
+            return laws
+        # Outside the guide's support its coordinates are NaN, and its density is zero.
+        with pyro.validation_enabled(False):
+            guide = self.density(u).nan_to_num(nan=-math.inf)
+        return torch.logaddexp(math.log(share) + guide, math.log1p(-share) + laws)
+
+    def draws(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
+        """Draws of the guide and of the laws, in blocks u (S', N, d), and how many of each."""
+        guides = 0 if self.guide is None else round(_GUIDE_SHARE * num_samples)
+        strata = [(self._of_laws(num_samples - guides), num_samples - guides)]
+        return [(self._of_guide(guides), guides), *strata] if guides else strata
+
+    def log_weights(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
+        """Log weights of new draws of each stratum, in blocks (S', N) in nats, and how many of each.
+
+        Raises:
+            FloatingPointError: If one is NaN or plus infinity.
+        """
+        strata = self.draws(num_samples)
+        share = 1 - strata[-1][1] / num_samples
+        return [(self._weighed(blocks, share), size) for blocks, size in strata]
+
+    def _weighed(self, blocks: Iterator[Tensor], share: float) -> Iterator[Tensor]:
+        for u in blocks:
+            log_weights = silent(self.log_joint, u) - self.log_prob(u, share)
+            if not bool((log_weights < math.inf).all()):
+                raise FloatingPointError("a log weight is NaN or +inf: the model's density breaks down far out")
+            yield log_weights
+
+    def _of_laws(self, num_samples: int) -> Iterator[Tensor]:
+        return (self.laws.draw(size)[0] for size in self._sizes(num_samples))
+
+    def _of_guide(self, num_samples: int) -> Iterator[Tensor]:
+        guide = self.guide
+        assert guide is not None
+        return (self.log_joint.draw_guide(guide, size) for size in self._sizes(num_samples))
+
+    def _sizes(self, total: int) -> list[int]:
+        side = max(1, _ELEMENTS // (len(self.laws.laws) * self.log_joint.num_data * self.log_joint.dim))
+        return [min(side, total - first) for first in range(0, total, side)]
+
+
+def usable_guide(problem: Problem) -> tuple[Program, Callable[[Tensor], Tensor]] | tuple[None, None]:
+    """The guide with its density, or nothing where it has none in the model's coordinates."""
+    if problem.guide is None:
+        return None, None
+    try:
+        density = guide_density(problem)
+        u, log_guide = problem.log_joint.sample_guide(problem.guide, _COMPARED)
+        check_same(log_guide, density(u))
+    except (ValueError, NotImplementedError):
+        return None, None
+    return problem.guide, density
+
+
+def silent(log_joint: LogJoint, u: Tensor) -> Tensor:
+    """The log joint density at u, without Pyro's validation, which far out would refuse."""
+    with pyro.validation_enabled(False):
+        return log_joint(u)

@@ -3,7 +3,8 @@ r"""Integrals over slices, one coordinate at a time, each by adaptive subdivisio
 .. math:: \int e^{L(v)} dv = \int dv_1 \int dv_2 \ldots e^{L(v_1, v_2, \ldots)}
 
 The integrals of all slices run side by side. Cells grow outwards from the peaks of a slice until what they would add
-is negligible, and are then halved where the two rules of the pair disagree.
+is negligible, and are then halved where the two rules of the pair disagree, or two neighbours about their common edge:
+a feature between that and the next node is seen by neither rule.
 
 References:
     Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983: the pair and its error estimate.
@@ -53,6 +54,8 @@ _EDGES = (3.0, 6.4, *(6.4 * 4.0**i for i in range(1, 15)))
 _CHUNK = 2048
 # Points evaluated together.
 _POINTS = 1 << 16
+# From the edge of a cell to its nearest node, in its width.
+_GAP = (1 - _NODES[0]) / 2
 # Halvings of a cell at most.
 _ROUNDS = 60
 # A slice that holds less than this part of the best slice of its datum need be no better than that one's tolerance.
@@ -80,6 +83,8 @@ class Cells(NamedTuple):
         noise: Its error by those of the inner integrals.
         left: Integrand at the leftmost node.
         right: Integrand at the rightmost node.
+        start: Integrand at the left edge, by the polynomial through all nodes.
+        end: Integrand at the right edge, likewise.
     """
 
     row: Tensor
@@ -90,6 +95,8 @@ class Cells(NamedTuple):
     noise: Tensor
     left: Tensor
     right: Tensor
+    start: Tensor
+    end: Tensor
 
 
 def rule(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +109,14 @@ def rule(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat([half, half[:-1].flip(0)])
 
     return torch.cat([-outer, like.new_zeros(1), outer.flip(0)]), mirrored(kronrod), mirrored(gauss)
+
+
+def at_edges(nodes: Tensor) -> Tensor:
+    """Weights of the values at nodes (T,) on (-1, 1) in their polynomial's values at -1 and 1, (T, 2)."""
+    apart = nodes.unsqueeze(-1) - nodes
+    apart.fill_diagonal_(1.0)
+    ends = torch.stack([-nodes.new_ones(()), nodes.new_ones(())])
+    return (ends - nodes.unsqueeze(-1)).prod(0) / ((ends - nodes.unsqueeze(-1)) * apart.prod(-1, keepdim=True))
 
 
 class NestedIntegrator:
@@ -119,6 +134,7 @@ class NestedIntegrator:
         self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
         self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
         self._nodes, self._kronrod, self._gauss = rule(like)
+        self._edges = at_edges(self._nodes)
 
     @property
     def exhausted(self) -> Tensor:
@@ -143,7 +159,7 @@ class NestedIntegrator:
         shape = active.shape
         width = edges.diff(dim=-1)
         valid = width.isfinite()
-        state = edges.new_zeros(5, *shape)
+        state = edges.new_zeros(7, *shape)
         done = torch.zeros_like(active)
         while True:
             todo = active & ~done & valid & ~self.exhausted[slices.datum].unsqueeze(-1)
@@ -153,13 +169,13 @@ class NestedIntegrator:
             cells = self._evaluate(slices, row, edges[row, column], edges[row, column + 1])
             state[:, row, column] = torch.stack(cells[3:])
             done |= todo
-            beyond = state[3:] * _run_lengths(done, width)
+            beyond = state[3:5] * _run_lengths(done, width)
             needed = beyond > 0.2 * tolerance * self._scale(slices, state[0].sum(-1)).unsqueeze(-1)
             active[:, :-1] |= needed[0, :, 1:]
             active[:, 1:] |= needed[1, :, :-1]
         row, column = done.nonzero().unbind(-1)
         kept = Cells(row, edges[row, column], edges[row, column + 1], *state[:, row, column])
-        beyond = state[3:] * _run_lengths(done, width)
+        beyond = state[3:5] * _run_lengths(done, width)
         after, before = torch.zeros_like(done), torch.zeros_like(done)
         after[:, :-1], before[:, 1:] = done[:, 1:], done[:, :-1]
         return kept, (beyond[0] * ~before + beyond[1] * ~after).sum(-1)
@@ -169,9 +185,10 @@ class NestedIntegrator:
         zeros = cells.value.new_zeros(len(slices.datum))
         for _ in range(_ROUNDS):
             allowed = tolerance * self._scale(slices, _sums(cells, cells.value, zeros))
-            wide = _sums(cells, cells.error, zeros) > allowed
+            error = cells.error + _unseen(cells)
+            wide = _sums(cells, error, zeros) > allowed
             share = allowed / torch.bincount(cells.row, minlength=len(zeros)).clamp(min=1)
-            bad = wide[cells.row] & (cells.error > share[cells.row]) & (cells.error > 2 * cells.noise)
+            bad = wide[cells.row] & (error > share[cells.row]) & (error > 2 * cells.noise)
             bad &= cells.high - cells.low > 1e-14 * torch.maximum(cells.low.abs(), cells.high.abs())
             bad &= ~self.exhausted[slices.datum[cells.row]]
             if not bool(bad.any()):
@@ -180,7 +197,7 @@ class NestedIntegrator:
             middle = (low + high) / 2
             halves = self._evaluate(slices, row.repeat(2), torch.cat([low, middle]), torch.cat([middle, high]))
             cells = Cells(*(torch.cat([old[~bad], new]) for old, new in zip(cells, halves, strict=True)))
-        return cells
+        return cells._replace(error=cells.error + _unseen(cells))
 
     def _scale(self, slices: Slices, value: Tensor) -> Tensor:
         """What the errors of slices are held against: their values, but no less than a part of the datum's best."""
@@ -198,7 +215,8 @@ class NestedIntegrator:
         spread = half * ((f - (value / (2 * half)).unsqueeze(-1)).abs() @ self._kronrod)
         error = torch.where(spread > 0, spread * (200 * gap / spread).pow(1.5).clamp(max=1), gap)
         error = torch.maximum(error, 1e-15 * value)
-        return Cells(row, low, high, value, error, half * (noise @ self._kronrod), f[:, 0], f[:, -1])
+        start, end = (f @ self._edges).unbind(-1)
+        return Cells(row, low, high, value, error, half * (noise @ self._kronrod), f[:, 0], f[:, -1], start, end)
 
     def _integrand(self, slices: Slices) -> Integral:
         """The density where all coordinates are fixed, else the integral over those that are not."""
@@ -215,6 +233,19 @@ class NestedIntegrator:
 def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
     """Sums over the cells of each slice, (R,)."""
     return torch.zeros_like(like).index_add(0, cells.row, values)
+
+
+def _unseen(cells: Cells) -> Tensor:
+    """What each cell may hold between its edges and its nodes, where it disagrees with its neighbours there, (C,)."""
+    order = cells.low.argsort()
+    order = order[cells.row[order].argsort(stable=True)]
+    left, right = order[:-1], order[1:]
+    meet = (cells.row[left] == cells.row[right]) & (cells.high[left] == cells.low[right])
+    jump = torch.where(meet, (cells.end[left] - cells.start[right]).abs(), 0.0)
+    total = torch.zeros_like(cells.value)
+    total[left] += jump
+    total[right] += jump
+    return _GAP * (cells.high - cells.low) * total
 
 
 def _run_lengths(done: Tensor, width: Tensor) -> Tensor:

@@ -51,13 +51,21 @@ def _merged(row: Tensor, position: Tensor, scale: Tensor) -> Peaks:
 
 
 def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
-    """Indices of peaks by slice and position, without those that are the one before them again."""
+    """Indices of peaks by slice and position, without those that are the one before them again.
+
+    Of a crowd every second goes until the rest stand apart: one peak for all would cover only its own place.
+    """
     order = position.argsort()
     order = order[row[order].argsort(stable=True)]
-    row, position, scale = row[order], position[order], scale[order]
-    again = torch.zeros_like(row, dtype=torch.bool)
-    again[1:] = (row.diff() == 0) & (position.diff() < 0.3 * torch.minimum(scale[1:], scale[:-1]))
-    return order[~again]
+    while True:
+        r, at, sigma = row[order], position[order], scale[order]
+        again = torch.zeros_like(r, dtype=torch.bool)
+        again[1:] = (r.diff() == 0) & (at.diff() < 0.3 * torch.minimum(sigma[1:], sigma[:-1]))
+        if not bool(again.any()):
+            return order
+        index = torch.arange(len(r), device=r.device)
+        first = torch.where(again, 0, index).cummax(0).values
+        order = order[(index - first) % 2 == 0]
 
 
 def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:

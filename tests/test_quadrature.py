@@ -22,7 +22,8 @@ from inference.distributions import FullNormal
 from inference.estimates import NUMERICAL
 from inference.modes import find_modes, prior_scale
 from inference.newton import climb
-from zoo import LinearVAE
+from inference.peaks import _unique
+from zoo import LinearVAE, known_answers
 from zoo.linear_models import LinearGaussianModel
 
 SIGMAS = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
@@ -90,9 +91,9 @@ def separable(names, sigma, num, seed=5):
     return noisy(f, dim, sigma), x, torch.tensor(true, dtype=torch.float64)
 
 
-def check(model, x, true, label, **options):
+def check(model, x, true, label, *, guide=None, seed=0, **options):
     """Within 1e-6 nats, and within ten times the error that it states."""
-    got = evidence(model, x, method=Quadrature(**options), seed=0, progress=False)
+    got = evidence(model, x, guide=guide, method=Quadrature(**options), seed=seed, progress=False)
     error, stated = (got.value - true).abs(), torch.minimum(got.upper - got.value, got.value - got.lower)
     print(
         f"{label}: max error {error.max():.1e}, max error / stated {(error / stated).max():.1e}, "
@@ -148,6 +149,27 @@ def shell(y, dim, sigma):
         return scipy.stats.chi2.logpdf(r**2, dim) + np.log(2 * r) + scipy.stats.norm.logpdf(y, loc=r**2, scale=sigma)
 
     return legendre(log_f, ends)
+
+
+def check_ring_of_the_ladder(sigma, seed):
+    """All twenty data, from the starts that examples/estimator_scorecard.py has."""
+    index, problem = next(
+        (i, p) for i, p in enumerate(known_answers(seed=seed)) if (p.family, p.sigma) == ("ring", sigma)
+    )
+    label = f"ladder {seed}, ring sigma={sigma}"
+    check(problem.model, problem.x, problem.log_evidence, label, guide=problem.guide, seed=1000 * seed + index)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1e-4])
+def test_rings_of_the_ladder(sigma):
+    check_ring_of_the_ladder(sigma, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("sigma", [1e-3, 1e-4])
+def test_rings_of_other_ladders(sigma, seed):
+    check_ring_of_the_ladder(sigma, seed)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -226,6 +248,40 @@ def test_heavy_tails():
     check(model, x, torch.from_numpy(scipy.stats.norm.logpdf(x)), label="Cauchy")
 
 
+def plateau(x):
+    """A density that is constant up to |z| = x and nothing beyond: 2 x / sqrt(2 pi)."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+        pyro.factor("x", torch.where(z.abs() < x, z.square() / 2, -torch.inf))
+
+
+def check_plateaus():
+    x = torch.linspace(3, 30, 200, dtype=torch.float64)
+    check(plateau, x, (2 * x / math.sqrt(2 * math.pi)).log(), label="plateau")
+
+
+def test_a_density_that_ends_between_the_edge_of_a_cell_and_its_first_node():
+    check_plateaus()
+
+
+def test_cells_that_do_not_compare_their_edges_fail_the_check(monkeypatch):
+    monkeypatch.setattr(nested, "_unseen", lambda cells: torch.zeros_like(cells.value))
+    with pytest.raises(AssertionError):
+        check_plateaus()
+
+
+def test_peaks_that_crowd_keep_some_everywhere():
+    """Sixty-four equal peaks over three standard deviations, and a single one in the next slice."""
+    row = torch.tensor([0] * 64 + [1])
+    position = torch.cat([torch.linspace(0, 3, 64, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+    kept = _unique(row, position, torch.ones_like(position))
+    assert row[kept].tolist() == sorted(row[kept].tolist())
+    first = position[kept][row[kept] == 0]
+    assert float(first.diff().min()) >= 0.3
+    assert float((position[:64, None] - first).abs().min(1).values.max()) < 0.6
+    assert int((row[kept] == 1).sum()) == 1
+
+
 # --- what the guarantee does not cover ---------------------------------------------------------------
 
 
@@ -277,6 +333,14 @@ def test_rules_with_wrong_weights_fail_the_check(monkeypatch):
         monkeypatch.setattr(nested, name, tuple(1.00001 * weight for weight in getattr(nested, name)))
     with pytest.raises(AssertionError):
         check(*separable(("fold",), 0.1, num=2), label="defect")
+
+
+def test_polynomials_through_the_nodes_are_exact_at_the_edges():
+    nodes = nested.rule(torch.zeros((), dtype=torch.float64))[0]
+    weights = nested.at_edges(nodes)
+    for power in range(15):
+        ends = torch.tensor([(-1.0) ** power, 1.0], dtype=torch.float64)
+        torch.testing.assert_close(nodes**power @ weights, ends, rtol=0, atol=1e-13)
 
 
 def test_rules_are_exact_for_polynomials():

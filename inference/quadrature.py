@@ -36,8 +36,8 @@ class Quadrature(Method):
     guide where there is one, and from both sides of the modes so found. The integral is taken one coordinate inside
     the other, from the direction in which the best mode is widest to that in which it is narrowest. In each, cells
     grow from the peaks, which are sought anew on every slice, until the tail is negligible, and are halved until a
-    Gauss-Kronrod pair agrees. So thin curved ridges cost little more than round modes: only the innermost integral
-    meets their width.
+    Gauss-Kronrod pair agrees, and neighbours about their common edge. So thin curved ridges cost little more than
+    round modes: only the innermost integral meets their width.
 
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none

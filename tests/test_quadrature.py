@@ -15,6 +15,7 @@ import scipy.stats
 import torch
 from conftest import data_for, for_models_with
 
+import inference.kronrod as kronrod
 import inference.nested as nested
 from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
@@ -330,22 +331,22 @@ def test_a_datum_that_needs_too_many_cells_has_infinite_bounds_and_the_others_st
 
 def test_rules_with_wrong_weights_fail_the_check(monkeypatch):
     for name in ("_KRONROD", "_GAUSS"):
-        monkeypatch.setattr(nested, name, tuple(1.00001 * weight for weight in getattr(nested, name)))
+        monkeypatch.setattr(kronrod, name, tuple(1.00001 * weight for weight in getattr(kronrod, name)))
     with pytest.raises(AssertionError):
         check(*separable(("fold",), 0.1, num=2), label="defect")
 
 
 def test_polynomials_through_the_nodes_are_exact_at_the_edges():
-    nodes = nested.rule(torch.zeros((), dtype=torch.float64))[0]
-    weights = nested.at_edges(nodes)
+    nodes = kronrod.rule(torch.zeros((), dtype=torch.float64))[0]
+    weights = kronrod.at_edges(nodes)
     for power in range(15):
         ends = torch.tensor([(-1.0) ** power, 1.0], dtype=torch.float64)
         torch.testing.assert_close(nodes**power @ weights, ends, rtol=0, atol=1e-13)
 
 
 def test_rules_are_exact_for_polynomials():
-    nodes, kronrod, gauss = (part.numpy() for part in nested.rule(torch.zeros((), dtype=torch.float64)))
-    for weights, degree in ((kronrod, 23), (gauss, 13)):
+    nodes, fine, coarse = (part.numpy() for part in kronrod.rule(torch.zeros((), dtype=torch.float64)))
+    for weights, degree in ((fine, 23), (coarse, 13)):
         for power in range(degree + 1):
             np.testing.assert_allclose(nodes**power @ weights, (1 + (-1) ** power) / (power + 1), atol=2e-15)
     np.testing.assert_allclose(nodes[1::2], np.polynomial.legendre.leggauss(7)[0], atol=1e-15)

@@ -189,15 +189,29 @@ class Local(Guide):
         Raises:
             ValueError: If ``x`` are other data than the guide's own.
         """
+        self._check_own(x)
+        return push(self._family[0](self.start + self.scales * self.offsets), self.support)
+
+    @torch.no_grad()
+    def local(self, x: Tensor) -> Local:
+        """A new guide of the same data, started where this one is.
+
+        Raises:
+            ValueError: If ``x`` are other data than the guide's own.
+        """
+        self._check_own(x)
+        return self.rows(torch.arange(len(x), device=x.device))
+
+    @torch.no_grad()
+    def rows(self, index: Tensor) -> Local:
+        """A new guide of chosen data, (M,) integers, started where this one is."""
+        start = self.start + self.scales * self.offsets
+        family, support = self._family[0], self.support
+        return Local(self.x[index], start[index], self.scales[index], family=family, support=support)
+
+    def _check_own(self, x: Tensor) -> None:
         if x is not self.x and (x.shape != self.x.shape or not torch.equal(x, self.x)):
             raise ValueError(
                 f"expected the data that the local guide was made for, {tuple(self.x.shape)}, got others of shape "
                 f"{tuple(x.shape)}: row n's parameters are for datum n"
             )
-        return push(self._family[0](self.start + self.scales * self.offsets), self.support)
-
-    @torch.no_grad()
-    def local(self, x: Tensor) -> Local:
-        """A new guide of the same data, started where this one is."""
-        start = self.start + self.scales * self.offsets
-        return Local(x, start, self.scales, family=self._family[0], support=self.support)

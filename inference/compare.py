@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from inference.calibration import simulate
 from inference.checks import check_arguments, check_count, check_finite
 from inference.comparison import principal_map
 from inference.cost import Cost, cost
+from inference.double import Call, in_double
 from inference.estimates import Evidence, check_level, concatenate
 from inference.evidence import as_method
 from inference.exact_evidence import Exact
@@ -208,7 +210,8 @@ def _reference(problem: Problem, weights: Sequence[WeightSummary], method: Metho
     if isinstance(problem.model, SupportsLogEvidence):
         return Exact().estimate(problem)
     if method is not None:
-        return method.estimate(problem)
+        call = in_double(Call(problem.model, problem.guide, problem.args, problem.kwargs))
+        return method.estimate(replace(problem, model=call.model, guide=call.guide, args=call.args))
     pooled = weights[0]
     for other in weights[1:]:
         pooled = merge(pooled, other)

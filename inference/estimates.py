@@ -142,6 +142,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
     return replace(
         parts[0],
         guarantee=tuple(g for part in parts for g in part.guarantee),
+        num_samples=max(part.num_samples for part in parts),
         evaluations=float((counts * costs).sum() / counts.sum()),
         seconds=sum(part.seconds for part in parts),
         **joined,

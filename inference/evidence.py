@@ -29,6 +29,7 @@ from inference.laplace import Laplace
 from inference.limit import Limit
 from inference.methods import Method, Problem
 from inference.pair import Program
+from inference.protocols import SupportsLogEvidence, SupportsRows
 from inference.quadrature import Quadrature
 from inference.seeding import seeded
 from inference.smoothed_importance import SmoothedImportance
@@ -91,9 +92,10 @@ def evidence(
         tol: Half-width of the interval, in nats, that each datum is refined to (at up to 64 times the method's cost);
             None takes what the method gives. Where the tolerance is not met, the interval says so.
         budget: Seconds after which no refinement begins.
-        block: Rows estimated together.
+        block: Rows estimated together. Where there are several blocks, or a tolerance, each argument that is a tensor
+            of as many rows as ``x`` counts as rows of data, and is taken apart with them.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
-            goes on from there, to the same numbers. Needs a seed.
+            goes on from there, to the same numbers. Needs a seed. Functions are told apart by their name alone.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
@@ -127,13 +129,14 @@ def evidence(
     call = in_double(Call(model, guide, (x, *args), kwargs))
     problem = Problem(call.model, call.args, call.kwargs, call.guide, plate, broadcast, level, progress)
     check_arguments((), problem.args, kwargs)
+    deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
     for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
         if i < len(parts.done):
             continue
         with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
-            parts.add(_estimate(chosen, blocks[i], tol, budget))
+            parts.add(_estimate(chosen, blocks[i], tol, deadline))
     return concatenate(parts.done)
 
 
@@ -162,15 +165,29 @@ def _blocks(problem: Problem, block: int) -> list[Problem]:
 
 
 def _select(problem: Problem, index: Tensor) -> Problem:
-    """The problem of chosen rows: of the data, and of all arguments that have as many."""
-    rows = len(problem.args[0])
+    """The problem of chosen rows: of the data, and of all arguments that have as many; of a guide bound to its data.
+
+    Raises:
+        ValueError: If the first argument has not one row for each datum, or the model subsamples.
+    """
+    x = problem.args[0]
+    if not isinstance(x, Tensor) or x.dim() == 0 or not _takes_all_rows(problem):
+        raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")
+    rows = len(x)
 
     def pick(value: Any) -> Any:
         return value[index] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows else value
 
-    return replace(
-        problem, args=tuple(map(pick, problem.args)), kwargs={k: pick(value) for k, value in problem.kwargs.items()}
-    )
+    kwargs = {name: pick(value) for name, value in problem.kwargs.items()}
+    guide = problem.guide.rows(index) if isinstance(problem.guide, SupportsRows) else problem.guide
+    return replace(problem, args=tuple(map(pick, problem.args)), kwargs=kwargs, guide=guide)
+
+
+def _takes_all_rows(problem: Problem) -> bool:
+    """Whether the plate over the data has one place for each row; closed forms take rows by definition."""
+    if isinstance(problem.model, SupportsLogEvidence):
+        return True
+    return problem.log_joint.num_data == len(problem.args[0]) and not problem.log_joint.subsamples_data
 
 
 def _block_seed(seed: int | None, index: int) -> int | None:
@@ -178,14 +195,13 @@ def _block_seed(seed: int | None, index: int) -> int | None:
     return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _estimate(method: Method, problem: Problem, tol: float | None, budget: float | None) -> Evidence:
+def _estimate(method: Method, problem: Problem, tol: float | None, deadline: float) -> Evidence:
     """One block's estimate, refined where its intervals are wider than the tolerance."""
     start = time.perf_counter()
     result = method.estimate(problem)
     for _ in range(_MAX_REFINEMENTS):
         finer = method.refined()
-        late = budget is not None and time.perf_counter() - start > budget
-        if tol is None or finer is None or late:
+        if tol is None or finer is None or time.perf_counter() > deadline:
             break
         wide = ~(result.upper - result.lower <= 2 * tol)
         if not bool(wide.any()):
@@ -222,7 +238,9 @@ class _Parts:
             "options": list(options),
             "level": problem.level,
             "seed": seed,
-            "data": [tensor_digest(a) for a in (*problem.args, *problem.kwargs.values()) if isinstance(a, Tensor)],
+            "call": [problem.plate, problem.broadcast],
+            "data": [[str(key), _described(a)] for key, a in (*enumerate(problem.args), *problem.kwargs.items())],
+            "programs": [_name(program) for program in (problem.model, problem.guide)],
             "parameters": [_state_digest(program) for program in (problem.model, problem.guide)],
         }
         if path.exists():
@@ -240,6 +258,15 @@ class _Parts:
 
 def _plain(part: Evidence) -> Mapping[str, Any]:
     return {name: getattr(part, name) for name in asdict(part)}
+
+
+def _described(value: Any) -> Any:
+    return [list(value.shape), str(value.dtype), tensor_digest(value)] if isinstance(value, Tensor) else repr(value)
+
+
+def _name(program: Any) -> str:
+    named = program if hasattr(program, "__qualname__") else type(program)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _state_digest(program: Any) -> list[str]:

@@ -109,6 +109,11 @@ class LogJoint:
         return tuple(place.name for place in self._places)
 
     @property
+    def subsamples_data(self) -> bool:
+        """Whether the model takes only some of its data."""
+        return self._layout.plate_scale != 1
+
+    @property
     def num_data(self) -> int:
         """Data, N."""
         return self._layout.num_data

@@ -63,7 +63,7 @@ def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -
     u = _solve(model, transform, targets, transform.inv(starts.reshape(-1, latent_dim)))
     z = transform(u)
     residual = (targets - model.decode(z)) / model.sigma
-    costs = residual.square().sum(-1).reshape(num_starts, num_data)
+    costs = residual.square().sum(-1).nan_to_num(nan=torch.inf).reshape(num_starts, num_data)
     best = costs.argmin(0)
     rows = best * num_data + torch.arange(num_data, device=x.device)
     jacobian = decoder_jacobian(lambda u: model.decode(transform(u)), u[rows]) / model.sigma.unsqueeze(-1)

@@ -58,6 +58,15 @@ class SupportsLocal(Protocol):
 
 
 @runtime_checkable
+class SupportsRows(Protocol):
+    """A guide bound to its data that can be had for some of them."""
+
+    def rows(self, index: Tensor) -> Any:
+        """The guide of chosen rows, (M,) integers."""
+        ...
+
+
+@runtime_checkable
 class SupportsGaussianDecoder(Protocol):
     """A model of one latent ``"z"`` with Gaussian noise around a decoder.
 

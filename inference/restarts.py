@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class Restarts:
         model: The best pair's model.
         guide: The best pair's guide.
         seed: The best pair's seed.
-        elbo: Mean ELBO of the training data after training, in nats, by seed.
+        elbo: Mean ELBO of the training data after training, in nats, by seed; minus infinity where training diverged.
         pairs: All pairs, by seed.
         histories: Their training, by seed.
     """
@@ -69,6 +70,7 @@ def fit_best(
     Raises:
         TypeError: As :func:`inference.fit`, or if the objective is not a function.
         ValueError: As :func:`inference.fit`, or if there is no seed or one twice.
+        FloatingPointError: If training diverged from every seed.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"expected one seed or more, all different, got {list(seeds)}")
@@ -77,20 +79,27 @@ def fit_best(
         raise TypeError(f"expected objective as a function that makes one, got {type(make_objective).__name__}")
     rows = data if isinstance(data, tuple) else (data,)
     pairs, histories, scores = {}, {}, {}
+    failed: FloatingPointError | None = None
     for seed in seeds:
         with seeded(seed):
             pairs[seed] = make()
-        histories[seed] = fit(
-            *pairs[seed],
-            data,
-            seed=seed,
-            objective=None if make_objective is None else make_objective(),
-            checkpoint=None if checkpoint is None else Path(checkpoint) / f"seed_{seed}.safetensors",
-            **options,
-        )
+        try:
+            histories[seed] = fit(
+                *pairs[seed],
+                data,
+                seed=seed,
+                objective=None if make_objective is None else make_objective(),
+                checkpoint=None if checkpoint is None else Path(checkpoint) / f"seed_{seed}.safetensors",
+                **options,
+            )
+        except FloatingPointError as error:
+            scores[seed], failed = -math.inf, error
+            continue
         with seeded(_SCORE_SEED):
             device = next(pairs[seed][0].parameters()).device
             weights = log_weights(*pairs[seed], *(r.to(device) for r in rows), num_samples=num_samples)
         scores[seed] = float(elbo(weights).value.mean())
+    if not histories and failed is not None:
+        raise failed
     best = max(scores, key=lambda seed: scores[seed])
     return Restarts(*pairs[best], best, scores, pairs, histories)

@@ -19,7 +19,8 @@ class WhitenedNoise(TorchFunctionMode):
     noise by ``torch.randn``; what others draw is left alone, and so are requests of two dimensions or one sample.
 
     Warning:
-        With fewer than 2 d samples there is no such noise: then the pairs are only antithetic.
+        With fewer than 2 d samples there is no such noise: then the pairs are only antithetic. Beyond second moments
+        the noise is not normal: the mean of a function is biased by a term in 1 / S of what it has beyond a quadratic.
     """
 
     def __init__(self) -> None:

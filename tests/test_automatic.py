@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +12,7 @@ import torch
 from conftest import data_for
 
 from guides import Exact, FullRank, MeanField
-from inference import Annealed, Importance, evidence
+from inference import Annealed, Importance, evidence, gap
 from inference.automatic import Automatic
 from inference.estimates import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
 from inference.methods import Method
@@ -199,3 +200,99 @@ def test_every_method_has_a_name_of_its_own_and_a_default():
     for name, method in METHODS.items():
         assert issubclass(method, Method)
         assert method().name == name
+
+
+# --- what a reviewer found -------------------------------------------------------------------------
+
+
+def with_sigma(x, sigma=1.0):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, sigma), obs=x)
+
+
+def with_sigma_guide(x, sigma=1.0):  # noqa: ARG001
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+def other_model(x, sigma=1.0):
+    with_sigma(x, 2 * sigma)
+
+
+def test_a_checkpoint_is_told_apart_by_every_argument_and_by_the_model(tmp_path):
+    file = tmp_path / "evidence.safetensors"
+    options = {"method": Importance(50), "guide": with_sigma_guide, "seed": 0, "checkpoint": file}
+    first = evidence(with_sigma, COUNTS, sigma=0.5, **options)
+    assert torch.equal(evidence(with_sigma, COUNTS, sigma=0.5, **options).value, first.value)
+    for model, sigma in ((with_sigma, 5.0), (other_model, 0.5)):
+        with pytest.raises(ValueError, match="expected a checkpoint of this estimate"):
+            evidence(model, COUNTS, sigma=sigma, **options)
+
+
+def subsampling(x):
+    with pyro.plate("data", len(x), subsample_size=2) as index:
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def subsampling_guide(x):
+    with pyro.plate("data", len(x), subsample_size=2) as index:
+        pyro.sample("z", dist.Normal(x[index], 1.0))
+
+
+def test_a_model_that_subsamples_is_not_taken_apart():
+    with pytest.raises(ValueError, match="expected a model of all rows of its first argument"):
+        evidence(subsampling, COUNTS, method=Importance(50), guide=subsampling_guide, seed=0, block=2)
+    with pytest.raises(ValueError, match="expected a pair that takes all its data, got a subsampling plate 'data'"):
+        gap(subsampling, subsampling_guide, COUNTS, method=Importance(50), progress=False)
+
+
+def test_a_guide_bound_to_its_data_goes_along_with_blocks():
+    model, guide, x = pair()
+    local = guide.local(x)
+    got = evidence(model, x, method=Importance(4000), guide=local, seed=0, block=7, progress=False)
+    truth = evidence(model, x, method="quadrature", progress=False)
+    assert ((got.value - truth.value).abs() < 5 * got.standard_error + 0.05).all()
+    with pytest.raises(ValueError, match="expected the data that the local guide was made for"):
+        local.local(x.flip(0))
+
+
+def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
+    model, guide, x = pair()
+    calls = []
+    original = Importance.estimate
+
+    def counted(self, problem):
+        calls.append(self.num_samples)
+        time.sleep(0.05)
+        return original(self, problem)
+
+    monkeypatch.setattr(Importance, "estimate", counted)
+    options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tol": 1e-9, "progress": False}
+    evidence(model, x, budget=0.01, **options)
+    assert calls == [100, 100, 100]
+
+
+def test_a_two_sided_annealed_value_stays_in_its_own_interval():
+    model = linear(5, sigma=0.5)
+    x = model(n=6).detach()
+    method = Automatic(annealed=Annealed(num_temperatures=100, num_chains=200), num_samples=100)
+    got = evidence(Plain(model), x, method=method, guide=Exact(model), seed=0, progress=False)
+    assert got.upper.isfinite().any()
+    assert ((got.lower <= got.value) & (got.value <= got.upper)).all()
+
+
+def test_a_closed_form_that_is_no_number_is_refused():
+    class Broken(LinearVAE):
+        def log_evidence(self, x):
+            return super().log_evidence(x) * math.nan
+
+    with pytest.raises(ValueError, match="expected log_evidence of Broken to agree"):
+        evidence(Broken(5, 2).double().requires_grad_(False), torch.zeros(3, 5).double())
+
+
+def test_blocks_of_one_setting_tell_the_most_samples():
+    model, guide, x = pair()
+    got = evidence(model, x, method=Importance(300), guide=guide, seed=0, block=10, tol=1e-3, progress=False)
+    assert got.num_samples == 64 * 300

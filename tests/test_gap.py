@@ -24,6 +24,8 @@ from guides import (
 )
 from inference import elbo, evidence, gap, log_weights, refit
 from inference.batched_lbfgs import minimise
+from inference.distributions import DiagNormal
+from inference.exact_evidence import Exact as ExactEvidence
 from inference.jacobian import decoder_jacobian
 from inference.limit import limit_terms
 from inference.module import Module
@@ -351,3 +353,96 @@ def test_a_seed_repeats_the_split_and_leaves_the_random_state():
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(a.elbo, b.elbo)
     assert np.isfinite(a.elbo.numpy()).all()
+
+
+# --- what a reviewer found -------------------------------------------------------------------------
+
+
+def quartic(x):
+    """A heavy fourth power in the log joint: whitened noise has too small a fourth moment."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", DiagNormal(x.new_zeros(len(x), 1), x.new_ones(1)))
+        pyro.sample("x", dist.Normal(0.3 * z.squeeze(-1) ** 4, 1.0), obs=x)
+
+
+class WideGuide(Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", DiagNormal(self.shift.expand(len(x), 1), x.new_ones(1)))
+
+    def local(self, x):
+        return WideLocal(len(x))
+
+
+class WideLocal(Module):
+    def __init__(self, num):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(num, 1, dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", DiagNormal(self.shift, x.new_ones(1)))
+
+
+def test_the_elbo_is_right_where_the_log_joint_is_far_from_quadratic():
+    x = torch.zeros(400, dtype=torch.float64)
+    got = refit(quartic, WideGuide(), x, restarts=0, max_steps=1, num_samples=128, progress=False)
+    # E[-(0.3 z^4)^2 / 2] - log(2 pi) / 2 with E z^8 = 105; KL to the prior is zero
+    truth = -0.5 * 0.09 * 105 - 0.5 * math.log(2 * math.pi)
+    error = float(got.own_elbo.std()) / math.sqrt(400)
+    assert abs(float(got.own_elbo.mean()) - truth) < 4 * error
+
+
+def test_evaluations_see_the_same_noise_whoever_draws_it():
+    """Pyro's Normal draws by torch.normal, which is not whitened: it must still be the same at every evaluation."""
+    best = refit(two_sites, TwoSiteGuide(), COUNTS, restarts=0, progress=False)
+    assert best.gradient_norm.max() < 1e-3
+
+
+def test_a_nested_plate_and_single_precision_run():
+    def model(x):
+        with pyro.plate("data", x.shape[-1], dim=-1):
+            with pyro.plate("inner", 3, dim=-2):
+                z = pyro.sample("z", DiagNormal(x.new_zeros(3, x.shape[-1], 2), x.new_ones(1)))
+            pyro.sample("x", dist.Normal(z.sum((-1, -3)), 1.0), obs=x)
+
+    class Inner(Module):
+        def __init__(self, num=1):
+            super().__init__()
+            self.m = torch.nn.Parameter(torch.zeros(num, 2))
+
+        def forward(self, x):
+            with pyro.plate("data", x.shape[-1], dim=-1), pyro.plate("inner", 3, dim=-2):
+                pyro.sample("z", DiagNormal(self.m.expand(3, x.shape[-1], 2), x.new_ones(1)))
+
+        def local(self, x):
+            return Inner(x.shape[-1])
+
+    best = refit(model, Inner(), torch.tensor([1.0, 2.0, -1.0, 0.5]), restarts=0, num_samples=16, progress=False)
+    assert best.elbo.shape == (4,)
+    assert (best.improvement >= 0).all()
+
+
+def test_a_method_object_is_taken_as_well_as_its_name():
+    model = linear_model()
+    x = model(n=4).detach()
+    a, b = (gap(model, TiedMeanField(model), x, method=m, progress=False) for m in ("exact", ExactEvidence()))
+    assert torch.equal(a.total, b.total)
+
+
+def test_dropout_in_train_mode_is_refused():
+    class Dropping(Guide):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.5)
+
+        def posterior(self, x):
+            return dist.Normal(self.drop(x)[:, :3], 1.0).to_event(1)
+
+    model = linear_model()
+    with pytest.raises(ValueError, match=r"expected modules as they are after training, got Dropout"):
+        gap(model, Dropping(), model(n=4).detach(), progress=False)

@@ -245,3 +245,22 @@ def test_training_in_single_precision_is_refused_where_its_rounding_shows_and_do
         fit(model, guide, x, steps=1, progress=False)
     history = fit(model.double(), guide.double(), x.double(), steps=50, seed=0, progress=False)
     assert history.loss[-1] < history.loss[0]
+
+
+def test_one_seed_that_diverges_does_not_end_the_others():
+    x = torch.randn(40, 3)
+    made = []
+
+    def make():
+        made.append(None)
+        model, guide = IMAVAE(3, 2, gamma2=10.0, hidden=(8,)), MeanField(3, 2, hidden=(8,))
+        if len(made) == 1:
+            torch.nn.init.constant_(guide.encoder[0].weight, math.nan)
+        return model, guide
+
+    result = fit_best(make, x, seeds=[0, 1], steps=10, progress=False)
+    assert result.elbo[0] == -math.inf
+    assert result.seed == 1
+    made.clear()
+    with pytest.raises(FloatingPointError):
+        fit_best(make, x, seeds=[0], steps=10, progress=False)

@@ -136,8 +136,8 @@ def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
 def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:
     """The law with the weighted mean and covariance of draws, drawn towards the one before where they are few.
 
-    The covariance counts as many draws as the effective sample size, and the one before as d + 1 more; where all
-    weights are zero, or their covariance has no factor, the law is the one before.
+    The covariance counts as many draws as the effective sample size, and the one before as many more as it has
+    numbers; where all weights are zero, or their covariance has no factor, the law is the one before.
 
     Args:
         u: (S, N, d).
@@ -150,7 +150,8 @@ def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:
     residual = u - mean
     covariance = torch.einsum("sn,sni,snj->nij", weights, residual, residual)
     size = (1 / weights.square().sum(0).clamp(min=1e-300)).reshape(-1, 1, 1)
-    covariance = (size * covariance + (dim + 1) * factor @ factor.mT) / (size + dim + 1)
+    numbers = dim * (dim + 1) / 2
+    covariance = (size * covariance + numbers * factor @ factor.mT) / (size + numbers)
     fitted, info = torch.linalg.cholesky_ex(covariance)
     sound = (info == 0) & (weights.sum(0) > 0.5) & fitted.isfinite().all(-1).all(-1)
     loc = torch.where(sound.unsqueeze(-1), mean, before.gaussian.loc)

@@ -284,7 +284,7 @@ def test_moments_are_weighted_and_drawn_towards_the_law_before():
         size = w.sum() ** 2 / (w**2).sum()
         covariance = np.cov(u[:, n].numpy().T, aweights=w, ddof=0)
         before = law.gaussian.factor[n].numpy()
-        expected = (size * covariance + 4 * before @ before.T) / (size + 4)
+        expected = (size * covariance + 6 * before @ before.T) / (size + 6)
         factor = got.gaussian.factor[n].numpy()
         np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-10)
         np.testing.assert_allclose(got.gaussian.loc[n].numpy(), np.average(u[:, n].numpy(), 0, w), rtol=1e-10)

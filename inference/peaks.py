@@ -14,6 +14,8 @@ from inference.slices import LOWEST, WIDEST, Slices, nearest_modes
 # Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
 _ROUGH = 5e-3
 _NARROWEST = 1e-12
+# Peaks closer than this, in standard deviations of the narrower one, share their cells.
+_APART = 1.0
 
 
 class Peaks(NamedTuple):
@@ -60,7 +62,7 @@ def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
     while True:
         r, at, sigma = row[order], position[order], scale[order]
         again = torch.zeros_like(r, dtype=torch.bool)
-        again[1:] = (r.diff() == 0) & (at.diff() < 0.3 * torch.minimum(sigma[1:], sigma[:-1]))
+        again[1:] = (r.diff() == 0) & (at.diff() < _APART * torch.minimum(sigma[1:], sigma[:-1]))
         if not bool(again.any()):
             return order
         index = torch.arange(len(r), device=r.device)

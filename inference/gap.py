@@ -296,19 +296,22 @@ def _evaluations(call: Call, num_samples: int, plate: str | None, seed: int | No
     """The ELBO on several independent sets of whitened noise, (8, N).
 
     Whitened noise is normal up to second moments only: what the log joint has beyond a quadratic is biased by a term
-    in 1 / S. A second set of half the size tells the term, which is taken off.
+    in 1 / S. A second set of half the size tells the term, which is taken off; other noise has no such term.
     """
-    whitened = num_samples >= 4 * probe(*call, plate=plate).layout.numel
-
-    def on(count: int) -> Tensor:
-        with WhitenedNoise():
-            return run_pair(*call, num_samples=count, plate=plate).elbo_terms.mean(0).double()
-
+    enough = num_samples >= 4 * probe(*call, plate=plate).layout.numel
+    values = []
     with seeded(seed):
-        sets = range(_EVALUATIONS)
-        if not whitened:
-            return torch.stack([on(num_samples) for _ in sets])
-        return torch.stack([2 * on(num_samples) - on(num_samples // 2) for _ in sets])
+        for _ in range(_EVALUATIONS):
+            value, white = _evaluate(call, num_samples, plate)
+            values.append(2 * value - _evaluate(call, num_samples // 2, plate)[0] if white and enough else value)
+    return torch.stack(values)
+
+
+def _evaluate(call: Call, num_samples: int, plate: str | None) -> tuple[Tensor, bool]:
+    """The ELBO on one set of noise, (N,), and whether some of it was whitened."""
+    with WhitenedNoise() as noise:
+        draw = run_pair(*call, num_samples=num_samples, plate=plate)
+    return draw.elbo_terms.mean(0).double(), noise.used
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,11 @@ class WhitenedNoise(TorchFunctionMode):
         self._drawn: list[Tensor] = []
         self._next = 0
 
+    @property
+    def used(self) -> bool:
+        """Whether anything was drawn from it."""
+        return bool(self._drawn)
+
     def __enter__(self) -> WhitenedNoise:
         self._next = 0
         super().__enter__()

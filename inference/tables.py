@@ -78,6 +78,12 @@ def _part_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
         chosen = dataset.isel(datum=np.flatnonzero(rows.values))
         for head in ("approximation", "amortisation"):
             cells[head] = _cells(chosen[head].mean("datum", skipna=False))
+        # Where nothing bounds the evidence from above, nothing bounds what the family leaves.
+        open_ends = np.isinf(chosen["evidence_upper"]).any(("seed", "datum")).values
+        cells["approximation"] = [
+            f">= {cell}" if open_end and cell != "unknown" else cell
+            for cell, open_end in zip(cells["approximation"], open_ends, strict=True)
+        ]
     if bool(dataset["coverage"].notnull().any()):
         cells["cover 90%"] = [f"{100 * v:.1f}%" for v in dataset["coverage"].mean("seed").values]
     if cells:

@@ -266,6 +266,16 @@ def test_the_gap_is_split_on_the_first_rows_and_known_to_be_unknown_elsewhere():
     assert "approximation" not in table(measure(model, guides, x))
 
 
+def test_against_a_lower_bound_of_the_evidence_the_approximation_is_one_too():
+    model = make_model()
+    x = data(model, 6, 1)
+    tree = measure(lambda x: model(x), {"a": mean_field()}, x, split=3)
+    assert np.isinf(tree["train"]["evidence_upper"]).any()
+    rows = table(tree).splitlines()
+    head = next(i for i, row in enumerate(rows) if "approximation" in row)
+    assert next(row for row in rows[head:] if row.startswith("a ")).split()[1] == ">="
+
+
 def test_coverage_is_nominal_for_the_posterior_and_less_for_a_narrow_guide():
     model = make_model()
     x = data(model, 30, 1)

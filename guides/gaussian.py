@@ -83,6 +83,7 @@ class MeanField(NetworkGuide):
         support: Of the latent, see :class:`guides.EncoderGuide`.
 
     Example:
+        >>> import torch
         >>> MeanField(5, 2).posterior(torch.zeros(4, 5)).event_shape
         torch.Size([2])
     """
@@ -117,6 +118,7 @@ class FullRank(NetworkGuide):
         support: Of the latent, see :class:`guides.EncoderGuide`.
 
     Example:
+        >>> import torch
         >>> FullRank(5, 2).posterior(torch.zeros(4, 5)).covariance_matrix.shape
         torch.Size([4, 2, 2])
     """

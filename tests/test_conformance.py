@@ -751,7 +751,10 @@ def test_vmap_over_an_ensemble_draws_for_each_member(make_pair, objective, num_p
 def test_vmap_gives_equal_members_different_noise(make_pair):
     model, guide = make_pair()
     losses = ensemble_losses([ELBO()(*copy.deepcopy((model, guide))) for _ in range(3)], data_for(model))
-    assert len(set(losses.tolist())) == 3
+    if isinstance(guide, Exact):  # every weight is the evidence, whatever the noise
+        torch.testing.assert_close(losses, losses[:1].expand(3))
+    else:
+        assert len(set(losses.tolist())) == 3
 
 
 @under((ELBO, {}), (ELBO, {"num_particles": 5}), (AnalyticKLELBO, {"num_particles": 5}), (AnalyticELBO, {}))

@@ -39,7 +39,7 @@ def _panels(
 
 
 def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
-    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide, all on one axis.
+    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide; one axis for all of one evidence.
 
     Args:
         tree: What :func:`inference.compare.compare` returned.
@@ -47,13 +47,17 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
     """
 
     dataset = _split(tree, split)
-    ends = np.append(dataset["gap"].isel(seed=0).values.ravel(), 0.0)
-    margin = max(0.01 * np.ptp(ends), 1e-9)
-    bins = np.linspace(ends.min() - margin, ends.max() + margin, 61)
+    first = dataset.isel(seed=0)
+
+    def bins_of(one: xr.Dataset) -> list[float]:
+        same = np.isclose(first["mean_evidence"], one["mean_evidence"], rtol=1e-9)
+        ends = np.append(first["gap"].values[same].ravel(), 0.0)
+        margin = max(0.01 * np.ptp(ends), 1e-9)
+        return list(np.linspace(ends.min() - margin, ends.max() + margin, 61))
 
     def draw(ax: Axes, one: xr.Dataset) -> None:
         gap = one["gap"].values
-        ax.hist(gap, bins=list(bins), color="tab:blue", alpha=0.8)
+        ax.hist(gap, bins=bins_of(one), color="tab:blue", alpha=0.8)
         ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean() + 0.0:.4f}")
         ax.set_xlabel("gap, log p - ELBO (nats)")
         ax.set_ylabel("data")

@@ -20,7 +20,7 @@ from guides.gaussian import NetworkGuide
 from guides.low_rank import cholesky_of_sum
 from inference.distributions import DiagNormal, FullNormal
 from inference.jacobian import directional_derivative
-from inference.protocols import SupportsGaussianDecoder
+from inference.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 
 # Curvature that a coordinate has at least: one that neither decoder nor prior knows of has a sigma of a thousand.
 _FLOOR = 1e-6
@@ -32,7 +32,7 @@ class _GaussNewton(NetworkGuide):
     def __init__(
         self, model: SupportsGaussianDecoder, *, hidden: Sequence[int] = (128, 128), encoder: nn.Module | None = None
     ) -> None:
-        if not isinstance(model, SupportsGaussianDecoder):
+        if not supports_gaussian_decoder(model):
             raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
         support = model.prior().support
         assert support is not None

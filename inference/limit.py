@@ -26,7 +26,7 @@ from inference.jacobian import decoder_jacobian, directional_derivative
 from inference.methods import Method, Problem
 from inference.nearest import nearest_latents
 from inference.pair import run_pair
-from inference.protocols import SupportsGaussianDecoder
+from inference.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 
 _MIN_STIFFNESS, _MAX_ERROR = 100.0, 0.01
 _NUM_POINTS = 256
@@ -86,7 +86,7 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
         TypeError: If the model is of another kind, or the data are not float64.
         ValueError: If the data are unfit.
     """
-    if not isinstance(model, SupportsGaussianDecoder):
+    if not supports_gaussian_decoder(model):
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
     check_arguments((model,), (x,), {})
     if x.dtype != torch.float64:
@@ -195,13 +195,13 @@ class Limit(Method):
             ValueError: If some datum is out of the limit's domain; the message says how many and how far.
         """
         model, x = problem.model, problem.args[0]
-        if not isinstance(model, SupportsGaussianDecoder):
+        if not supports_gaussian_decoder(model):
             raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
         check_arguments((model,), (x,), {})
         with torch.no_grad():
             starts = model.prior().sample(torch.Size((self.num_starts, len(x))))
             if problem.guide is not None:
-                draw = run_pair(model, problem.guide, problem.args, problem.kwargs, plate=problem.plate)
+                draw = run_pair(problem.model, problem.guide, problem.args, problem.kwargs, plate=problem.plate)
                 starts[0] = next(iter(draw.latents.values()))
         terms = limit_terms(model, x, starts)
         bad = ~terms.valid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -66,7 +66,6 @@ class SupportsRows(Protocol):
         ...
 
 
-@runtime_checkable
 class SupportsGaussianDecoder(Protocol):
     """A model of one latent ``"z"`` with Gaussian noise around a decoder.
 
@@ -90,6 +89,14 @@ class SupportsGaussianDecoder(Protocol):
     def prior(self) -> Distribution:
         """Law of one latent, event (K,)."""
         ...
+
+
+def supports_gaussian_decoder(model: Any) -> TypeGuard[SupportsGaussianDecoder]:
+    """Whether a model has all of :class:`SupportsGaussianDecoder`; its sigma may be a parameter or buffer.
+
+    From Python 3.12 on ``isinstance`` does not see those, which ``nn.Module`` looks up by ``__getattr__``.
+    """
+    return all(hasattr(model, name) for name in ("data_dim", "latent_dim", "sigma", "decode", "prior"))
 
 
 @runtime_checkable

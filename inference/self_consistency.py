@@ -11,7 +11,7 @@ from torch.func import grad
 
 from inference.checks import check_count, check_finite
 from inference.jacobian import Decode, decoder_jacobian, directional_derivative
-from inference.protocols import SupportsGaussianDecoder, SupportsPosterior
+from inference.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.seeding import seeded
 
 _NUM_DRAWS = 1000
@@ -78,7 +78,7 @@ def self_consistency(
         TypeError: If the model is of another kind.
         ValueError: If ``x`` is not finite, or the noise not yet frozen.
     """
-    if not isinstance(model, SupportsGaussianDecoder):
+    if not supports_gaussian_decoder(model):
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
     check_count(batch_size, "batch_size")
     check_finite(x)

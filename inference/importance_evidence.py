@@ -56,20 +56,35 @@ class Importance(Method):
         Raises:
             ValueError: If there is no guide, or pair or data are unfit.
         """
-        chunks = iter_log_weights(
-            problem.model,
-            problem.require_guide(self.name),
-            *problem.args,
-            num_samples=self.num_samples,
-            chunk=self.chunk if problem.broadcast else 1,
-            plate=problem.plate,
-            **problem.kwargs,
-        )
-        return from_weights(summarise(chunks, self.num_samples), problem.level)
+        return from_weights(weigh(problem, self.name, self.num_samples, self.chunk), problem.level)
 
     def refined(self) -> Importance:
         """With four times the samples."""
         return replace(self, num_samples=4 * self.num_samples)
+
+
+def weigh(problem: Problem, method: str, num_samples: int, chunk: int | None) -> WeightSummary:
+    """Draw importance weights from the problem's guide, in constant memory.
+
+    Args:
+        problem: See :class:`inference.methods.Problem`.
+        method: Name of the method, for the error where there is no guide.
+        num_samples: S, samples per datum.
+        chunk: See :func:`inference.importance.iter_log_weights`.
+
+    Raises:
+        ValueError: If there is no guide, or pair or data are unfit.
+    """
+    chunks = iter_log_weights(
+        problem.model,
+        problem.require_guide(method),
+        *problem.args,
+        num_samples=num_samples,
+        chunk=chunk if problem.broadcast else 1,
+        plate=problem.plate,
+        **problem.kwargs,
+    )
+    return summarise(chunks, num_samples)
 
 
 def from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = Importance.name) -> Evidence:

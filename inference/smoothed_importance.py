@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.checks import check_count
 from inference.estimates import Evidence
-from inference.importance import Estimate, WeightSummary, iter_log_weights, summarise
-from inference.importance_evidence import from_weights, with_value
+from inference.importance import Estimate, WeightSummary
+from inference.importance_evidence import from_weights, weigh, with_value
 from inference.methods import Method, Problem
 from inference.psis import smooth_tail
 
@@ -53,16 +53,7 @@ class SmoothedImportance(Method):
         Raises:
             ValueError: If there is no guide, or pair or data are unfit.
         """
-        chunks = iter_log_weights(
-            problem.model,
-            problem.require_guide(self.name),
-            *problem.args,
-            num_samples=self.num_samples,
-            chunk=self.chunk if problem.broadcast else 1,
-            plate=problem.plate,
-            **problem.kwargs,
-        )
-        summary = summarise(chunks, self.num_samples)
+        summary = weigh(problem, self.name, self.num_samples, self.chunk)
         return with_value(from_weights(summary, problem.level), *smoothed_mean(summary), method=self.name)
 
     def refined(self) -> SmoothedImportance:

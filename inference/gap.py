@@ -298,20 +298,19 @@ def _evaluations(call: Call, num_samples: int, plate: str | None, seed: int | No
     Whitened noise is normal up to second moments only: what the log joint has beyond a quadratic is biased by a term
     in 1 / S. A second set of half the size tells the term, which is taken off; other noise has no such term.
     """
-    enough = num_samples >= 4 * probe(*call, plate=plate).layout.numel
     values = []
     with seeded(seed):
         for _ in range(_EVALUATIONS):
             value, white = _evaluate(call, num_samples, plate)
-            values.append(2 * value - _evaluate(call, num_samples // 2, plate)[0] if white and enough else value)
+            values.append(2 * value - _evaluate(call, num_samples // 2, plate)[0] if white else value)
     return torch.stack(values)
 
 
 def _evaluate(call: Call, num_samples: int, plate: str | None) -> tuple[Tensor, bool]:
-    """The ELBO on one set of noise, (N,), and whether some of it was whitened."""
+    """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
         draw = run_pair(*call, num_samples=num_samples, plate=plate)
-    return draw.elbo_terms.mean(0).double(), noise.used
+    return draw.elbo_terms.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

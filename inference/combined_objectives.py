@@ -43,7 +43,16 @@ class CIWAE(Objective):
         return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
 
 
-class MIWAE(Objective):
+class _Grouped(Objective):
+    """Base of the objectives with M groups of K particles."""
+
+    def __init__(self, num_groups: int, num_particles: int = 1, *, plate: str | None = None) -> None:
+        check_count(num_groups, "num_groups")
+        super().__init__(num_particles, plate=plate)
+        self.num_groups = num_groups
+
+
+class MIWAE(_Grouped):
     r"""The mean of M independent importance-weighted bounds of K particles each.
 
     .. math:: E \frac1M \sum_m \log \frac1K \sum_k w_{mk}
@@ -57,18 +66,13 @@ class MIWAE(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def __init__(self, num_groups: int, num_particles: int = 1, *, plate: str | None = None) -> None:
-        check_count(num_groups, "num_groups")
-        super().__init__(num_particles, plate=plate)
-        self.num_groups = num_groups
-
     def bound(self, pair: Pair) -> Tensor:
         """The mean of the groups' bounds per datum, (N,)."""
         draw = pair.draw(self.num_groups * self.num_particles)
         return log_mean_exp(draw.log_weights.unflatten(0, (self.num_particles, self.num_groups))).mean(0)
 
 
-class PIWAE(Objective):
+class PIWAE(_Grouped):
     r"""The importance-weighted bound of all M K particles for the model, :class:`MIWAE` for the guide.
 
     What a parameter does in the model is moved by the first, what it does in the guide by the second. The value is the
@@ -85,11 +89,6 @@ class PIWAE(Objective):
         num_particles: K, samples per group.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
-
-    def __init__(self, num_groups: int, num_particles: int = 1, *, plate: str | None = None) -> None:
-        check_count(num_groups, "num_groups")
-        super().__init__(num_particles, plate=plate)
-        self.num_groups = num_groups
 
     def bound(self, pair: Pair) -> Tensor:
         """Importance-weighted bound of all particles per datum, (N,).

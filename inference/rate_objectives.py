@@ -13,7 +13,19 @@ from torch import Tensor
 from inference.objectives import Objective, Pair, reconstruction_and_rate
 
 
-class TargetRate(Objective):
+class _AtRate(Objective):
+    """Base of the objectives that hold the rate of a batch at a target."""
+
+    def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
+
+    def _penalised(self, reconstruction: Tensor, rate: Tensor) -> Tensor:
+        """Minus distortion and penalty per datum, (N,), from both terms as (S, N)."""
+        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+
+
+class TargetRate(_AtRate):
     r"""Least distortion at a given rate, the rate in closed form.
 
     .. math:: -D_n - \lambda \, |R - R^*|
@@ -36,10 +48,6 @@ class TargetRate(Objective):
         ValueError: If rate or weight is negative or not finite.
     """
 
-    def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
-        super().__init__(num_particles, plate=plate)
-        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
-
     def bound(self, pair: Pair) -> Tensor:
         """Minus distortion and penalty per datum, (N,); the penalty is the same for all.
 
@@ -47,11 +55,10 @@ class TargetRate(Objective):
             NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
             ValueError: See :func:`inference.objectives.reconstruction_and_rate`.
         """
-        reconstruction, rate = reconstruction_and_rate(pair.draw(self.num_particles))
-        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+        return self._penalised(*reconstruction_and_rate(pair.draw(self.num_particles)))
 
 
-class SampledTargetRate(Objective):
+class SampledTargetRate(_AtRate):
     r"""Least distortion at a given rate, the rate by Monte Carlo: for flows, mixtures and learnt priors.
 
     .. math:: -D_n - \lambda \, |\hat R - R^*|, \quad \hat R = \frac1N \sum_n [\log q(z_n \mid x_n) - \log p(z_n)]
@@ -73,16 +80,11 @@ class SampledTargetRate(Objective):
         ValueError: If rate or weight is negative or not finite.
     """
 
-    def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
-        super().__init__(num_particles, plate=plate)
-        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
-
     def bound(self, pair: Pair) -> Tensor:
         """Minus distortion and penalty per datum, (N,); the penalty is the same for all."""
         draw = pair.draw(self.num_particles)
         rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
-        reconstruction = draw.total(draw.model_sites, observed=True)
-        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+        return self._penalised(draw.total(draw.model_sites, observed=True), rate)
 
 
 def _check_nats(value: float, name: str) -> float:

@@ -12,10 +12,10 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from guides.supports import Bounds, read_support
-from inference.checks import TakesRows, check_layout
+from inference.core.checks import TakesRows, check_layout
+from inference.core.module import Module
+from inference.core.standardisation import Standardise
 from inference.distributions import as_full_normal
-from inference.module import Module
-from inference.scaling import Standardise
 from inference.transformed import push
 
 Self = TypeVar("Self", bound="EncoderGuide")

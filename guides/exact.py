@@ -10,9 +10,9 @@ from torch.distributions import Distribution
 
 from guides.base import Guide, Local
 from guides.local import local_gaussian
-from inference.checks import ChecksData
+from inference.core.checks import ChecksData
+from inference.core.protocols import SupportsPosterior
 from inference.distributions import DiagNormal, as_full_normal
-from inference.protocols import SupportsPosterior
 
 
 class _PosteriorGuide(Guide):
@@ -44,8 +44,8 @@ class _PosteriorGuide(Guide):
         """Check that ``x`` are data for the model.
 
         Raises:
-            TypeError: See :func:`inference.checks.check_layout`.
-            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
+            TypeError: See :func:`inference.core.checks.check_layout`.
+            ValueError: See :func:`inference.core.checks.check_layout` and :func:`inference.core.checks.check_finite`.
         """
         if isinstance(self.model, ChecksData):
             self.model.check_data(x)

@@ -10,7 +10,7 @@ from torch.distributions import biject_to
 
 from guides.base import Guide
 from guides.sampled import LatentModel, SampledGuide
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.distributions import gaussian_marginals
 from inference.hmc import Chains, Target, transition
 from inference.transformed import Transformed

@@ -12,11 +12,11 @@ from torch.distributions import biject_to
 from guides.base import Local
 from guides.families import diagonal_law, full_law, triangle_places
 from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
-from inference.checks import check_arguments, check_count
+from inference.core.checks import check_arguments, check_count
+from inference.core.protocols import SupportsGaussianDecoder
+from inference.core.seeding import seeded
 from inference.distributions import as_full_normal, diagonal_moments
 from inference.nearest import nearest_latents
-from inference.protocols import SupportsGaussianDecoder
-from inference.seeding import seeded
 from inference.transformed import Transformed, push
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guides.base import Guide
 from guides.sampled import LatentModel, SampledGuide
-from inference.checks import check_count
+from inference.core.checks import check_count
 
 _ELEMENTS = 2**22  # of the proposals that are looked at side by side
 

@@ -16,9 +16,9 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from guides.base import Guide, sample_latent
-from inference.checks import TakesRows
-from inference.module import Module
-from inference.pair import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import TakesRows
+from inference.core.module import Module
 
 
 @runtime_checkable
@@ -74,8 +74,8 @@ class SampledGuide(TakesRows, Module):
         """Check that ``x`` are data for the guide underneath.
 
         Raises:
-            TypeError: See :func:`inference.checks.check_layout`.
-            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`.
+            TypeError: See :func:`inference.core.checks.check_layout`.
+            ValueError: See :func:`inference.core.checks.check_layout` and :func:`inference.core.checks.check_finite`.
         """
         self.base.check_data(x)
 

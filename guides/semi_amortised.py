@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from guides.base import EncoderGuide, Guide, Local
 from guides.sampled import LatentModel
-from inference.checks import check_count
-from inference.pair import refuse_batch_laws
-from inference.seeding import random_state
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count
+from inference.core.seeding import random_state
 from inference.transformed import push
 from inference.whitened_noise import WhitenedNoise
 

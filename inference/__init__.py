@@ -13,9 +13,12 @@ from inference.calibration import simulate
 from inference.combined_objectives import CIWAE, MIWAE, PIWAE
 from inference.compare import compare
 from inference.comparison import differences, load_comparison, save_comparison
+from inference.core.estimates import Estimate, Interval
+from inference.core.module import Module
+from inference.core.storage import load_pair, save_pair
 from inference.defensive import Defensive
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
-from inference.estimates import Evidence, Interval
+from inference.estimates import Evidence
 from inference.evidence import evidence
 from inference.exact_draws import ExactDraws, posterior_draws, simulated_draws
 from inference.gap import Gap, Refit, gap, refit
@@ -30,7 +33,6 @@ from inference.identifiability import (
     local_ima_contrast_of_inverse,
 )
 from inference.importance import (
-    Estimate,
     WeightSummary,
     effective_sample_size,
     elbo,
@@ -47,7 +49,6 @@ from inference.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.laplace import Laplace
 from inference.limit import Limit, predicted_gap
 from inference.log_joint import LogJoint
-from inference.module import Module
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.posterior_error import PosteriorError, posterior_error
@@ -64,7 +65,6 @@ from inference.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnn
 from inference.self_consistency import SelfConsistency, self_consistency
 from inference.simulation import Simulation
 from inference.smoothed_importance import SmoothedImportance
-from inference.storage import load_pair, save_pair
 from inference.svi import fit
 from inference.sweeps import fit_many
 from inference.tables import table

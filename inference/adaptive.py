@@ -18,7 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 from inference.annealing import gaussian_of_draws
-from inference.checks import check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count
 from inference.defensive import stratified
 from inference.estimates import PROBABILISTIC, Evidence
 from inference.hmc import Gaussian
@@ -28,7 +29,6 @@ from inference.laplace import Mode
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
 from inference.modes import find_modes, prior_scale
-from inference.pair import refuse_batch_laws
 from inference.proposal import Proposal, silent, usable_guide
 from inference.student import Student, Students, joined, refit, temperatures
 

@@ -16,8 +16,8 @@ import math
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.objectives import AnalyticELBO, Objective, Pair, check_weight
-from inference.protocols import SupportsExpectedLogLikelihood
 
 
 class AnalyticBetaELBO(Objective):

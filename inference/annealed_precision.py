@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from inference.core.protocols import SupportsPrecision
 from inference.objectives import Objective, Pair
-from inference.protocols import SupportsPrecision
 from inference.schedules import Schedule
 
 

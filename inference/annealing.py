@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from inference.annealer import Annealer
-from inference.checks import check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count
+from inference.core.run import Program
 from inference.estimates import Evidence
 from inference.hmc import Gaussian
 from inference.importance import summarise
 from inference.importance_evidence import from_weights
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.pair import Program, refuse_batch_laws
 
 # Draws of the guide, or the prior, that the Gaussian is fitted to, at least; and rows of them drawn side by side.
 _DRAWS, _DRAWN_ROWS = 1000, 2**13

@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 
 from inference.annealing import Annealed
-from inference.checks import check_count
+from inference.core.checks import check_count
+from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from inference.estimates import Evidence
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.protocols import SupportsLogEvidence, SupportsPosterior
 from inference.quadrature import Quadrature
 
 _CHECKED = 3

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from inference.annealing import Annealed
-from inference.checks import check_count
-from inference.estimates import PROBABILISTIC, Evidence, check_level
+from inference.core.checks import check_count
+from inference.core.estimates import check_level, log_mean_exp
+from inference.core.run import Program
+from inference.core.seeding import seeded
+from inference.estimates import PROBABILISTIC, Evidence
 from inference.exact_draws import ExactDraws, simulated_draws
 from inference.importance import WeightSummary, summarise
-from inference.importance_objectives import log_mean_exp
 from inference.methods import Problem
-from inference.pair import Program
-from inference.seeding import seeded
 
 
 @dataclass(frozen=True)

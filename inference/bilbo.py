@@ -15,12 +15,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
-from inference.checks import ChecksData, check_arguments
+from inference.core.checks import ChecksData, check_arguments
+from inference.core.handlers import apply_mask
+from inference.core.module import Module
+from inference.core.run import Program, run_guide
 from inference.distributions import DiagNormal
-from inference.messengers import apply_mask
-from inference.module import Module
 from inference.objectives import Objective, Pair
-from inference.pair import Program, run_guide
 
 _BATCH = 1024
 

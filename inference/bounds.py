@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from inference.core.estimates import Estimate
+from inference.core.run import Program, run_pair
+from inference.core.seeding import random_state
 from inference.exact_draws import ExactDraws
-from inference.importance import Estimate, WeightSummary, summarise
-from inference.pair import Program, run_pair
-from inference.seeding import random_state
+from inference.importance import WeightSummary, summarise
 
 
 def eubo(

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from inference.adaptive import Adaptive, where_enough
-from inference.checks import check_count
+from inference.core.checks import check_count
+from inference.core.estimates import Estimate
 from inference.estimates import Evidence
 from inference.hmc import Chains, transition, whitened
-from inference.importance import Estimate, summarise
+from inference.importance import summarise
 from inference.importance_evidence import from_weights, with_value
 from inference.methods import Method, Problem
 from inference.proposal import Proposal

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite
 from inference.simulation import Simulation
 
 

@@ -16,16 +16,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import RecordSites, Site, isolated
-from inference.pair import Draw, Layout, Program, probe, refuse_batch_laws, run_pair
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.draw import Draw, flatten, labels
+from inference.core.handlers import RecordSites, isolated
+from inference.core.run import Program, probe, run_pair
+from inference.core.seeding import seeded
 from inference.predictive import sample
-from inference.seeding import seeded
 from inference.simulation import Simulation, join
 
 Quantity = Callable[[Mapping[str, Tensor]], Tensor]
 
+
 LOG_LIKELIHOOD = "log_likelihood"
+
 
 # Elements of the largest site in one run of the pair: 32 MB in float64.
 _CHUNK_ELEMENTS = 2**22
@@ -80,7 +84,7 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the pair is none (see :func:`inference.pair.run_pair`), observes nothing or what is no argument,
+        ValueError: If the pair is none (see :func:`inference.core.run.run_pair`), observes nothing or what is no argument,
             is scaled, or has a masked latent.
 
     Example:
@@ -173,14 +177,6 @@ def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Qu
     return Simulation(labels(first), torch.cat(truths, -1), torch.cat(latents, -1), data, quantities)
 
 
-def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
-    """A site's values as (S, N, coordinates): what stands in further plates and events becomes coordinates."""
-    batch = site.value.dim() - len(site.fn.event_shape)
-    value = site.value.reshape((1,) * (layout.depth + 1 - batch) + site.value.shape)
-    value = value.movedim(layout.depth + 1 + layout.dim, 1)
-    return value.expand(num_samples, layout.num_data, *value.shape[2:]).reshape(num_samples, layout.num_data, -1)
-
-
 def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:
     """A test quantity per draw and datum, (S, N)."""
     value, layout = quantity({n: site.value for n, site in run.model_sites.items()}), run.layout
@@ -190,10 +186,3 @@ def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:
             f"expected quantity {name!r} of shape (..., {layout.num_data}), one number per datum, got {got}"
         )
     return layout.per_datum(value, run.num_samples)
-
-
-def labels(run: Draw) -> tuple[str, ...]:
-    """One name per latent coordinate: z[0], z[1], or z where it has but one."""
-    sizes = {n: flatten(run.layout, run.guide_sites[n], run.num_samples).shape[-1] for n in run.latents}
-    names = [[n] if size == 1 else [f"{n}[{k}]" for k in range(size)] for n, size in sizes.items()]
-    return tuple(name for part in names for name in part)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from inference.checks import check_count
-from inference.importance_objectives import gradient_parts, log_mean_exp, normalised, with_gradient_of
+from inference.core.checks import check_count
+from inference.core.estimates import log_mean_exp
+from inference.importance_objectives import gradient_parts, normalised, with_gradient_of
 from inference.objectives import Objective, Pair
 
 

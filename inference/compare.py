@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.calibration import simulate
-from inference.checks import check_arguments, check_count, check_finite
 from inference.comparison import principal_map
+from inference.core.call import Call, in_double
+from inference.core.checks import check_arguments, check_count, check_finite
+from inference.core.estimates import check_level
+from inference.core.protocols import SupportsLocal, SupportsLogEvidence
+from inference.core.run import Program, run_pair
+from inference.core.seeding import random_state, seeded
 from inference.cost import Cost, cost
-from inference.double import Call, in_double
-from inference.estimates import Evidence, check_level, concatenate
+from inference.estimates import Evidence, concatenate
 from inference.evidence import as_method
 from inference.exact_evidence import Exact
 from inference.gap import refit
 from inference.importance import WeightSummary, iter_log_weights, merge, summarise
 from inference.importance_evidence import from_weights
 from inference.methods import Method, Problem
-from inference.pair import Program, run_pair
-from inference.protocols import SupportsLocal, SupportsLogEvidence
 from inference.sbc import coverage, sbc
-from inference.seeding import random_state, seeded
 
 Pairs = Mapping[str, tuple[Program, Program]]
 

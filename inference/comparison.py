@@ -11,8 +11,8 @@ import xarray as xr
 from scipy.stats import norm
 from torch import Tensor
 
+from inference.core.storage import atomic_path
 from inference.sbc import holm
-from inference.storage import atomic_path
 
 
 def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:

@@ -15,13 +15,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count
+from inference.core.estimates import Estimate
 from inference.estimates import Evidence
-from inference.importance import Estimate, WeightSummary, merge, summarise
+from inference.importance import WeightSummary, merge, summarise
 from inference.importance_evidence import from_weights, with_value
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.pair import refuse_batch_laws
 
 # Coordinates drawn side by side.
 _ELEMENTS = 2**19

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite
+from inference.core.run import Program
 from inference.distributions import coordinate_kl
 from inference.gaussian_laws import BATCH_SIZE, latent_laws, read_laws
-from inference.pair import Program
 
 
 @torch.no_grad()

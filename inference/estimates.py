@@ -5,31 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference.core.estimates import Interval, normal_quantile
+
 EXACT = "exact"
+
+
 NUMERICAL = "numerical"
+
+
 PROBABILISTIC = "probabilistic"
+
+
 ASYMPTOTIC = "asymptotic"
-
-
-class Interval(NamedTuple):
-    """An estimate of one number.
-
-    Attributes:
-        value: The estimate.
-        lower: Lower end of its interval.
-        upper: Upper end.
-        standard_error: Standard error.
-    """
-
-    value: float
-    lower: float
-    upper: float
-    standard_error: float
 
 
 @dataclass(frozen=True)
@@ -147,18 +139,3 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
         seconds=sum(part.seconds for part in parts),
         **joined,
     )
-
-
-def check_level(level: float) -> None:
-    """Refuse what is no confidence level.
-
-    Raises:
-        ValueError: If it is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"expected level between 0 and 1, got {level}")
-
-
-def normal_quantile(level: float) -> float:
-    """Half-width in standard errors of a two-sided normal interval."""
-    return float(torch.special.ndtri(torch.tensor((1 + level) / 2, dtype=torch.float64)))

@@ -19,21 +19,22 @@ from inference.adaptive import Adaptive
 from inference.annealing import Annealed
 from inference.automatic import Automatic
 from inference.bridge import Bridge
-from inference.checks import check_arguments, check_count
+from inference.core.call import Call, in_double
+from inference.core.checks import check_arguments, check_count
+from inference.core.estimates import check_level
+from inference.core.protocols import SupportsLogEvidence, SupportsRows
+from inference.core.run import Program
+from inference.core.seeding import seeded
+from inference.core.storage import load_tree, save_tree, tensor_digest
 from inference.defensive import Defensive
-from inference.double import Call, in_double
-from inference.estimates import Evidence, check_level, concatenate
+from inference.estimates import Evidence, concatenate
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
 from inference.laplace import Laplace
 from inference.limit import Limit
 from inference.methods import Method, Problem
-from inference.pair import Program
-from inference.protocols import SupportsLogEvidence, SupportsRows
 from inference.quadrature import Quadrature
-from inference.seeding import seeded
 from inference.smoothed_importance import SmoothedImportance
-from inference.storage import load_tree, save_tree, tensor_digest
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

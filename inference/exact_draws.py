@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import RecordSites, Site, isolated
-from inference.pair import Program, run_program
+from inference.core.checks import check_arguments, check_count
+from inference.core.handlers import RecordSites, Site, isolated
+from inference.core.protocols import SupportsPosterior
+from inference.core.run import Program, run_program
+from inference.core.seeding import random_state, seeded
 from inference.predictive import sample
-from inference.protocols import SupportsPosterior
-from inference.seeding import random_state, seeded
 
 
 @dataclass(frozen=True)

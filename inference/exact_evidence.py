@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.protocols import SupportsLogEvidence
 from inference.estimates import EXACT, Evidence
 from inference.methods import Method, Problem
-from inference.pair import refuse_batch_laws
-from inference.protocols import SupportsLogEvidence
 
 
 @dataclass(frozen=True)

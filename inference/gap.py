@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.batched_lbfgs import minimise
-from inference.checks import check_arguments, check_count
-from inference.double import Call, in_double
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.call import Call, in_double
+from inference.core.checks import check_arguments, check_count
+from inference.core.draw import Layout
+from inference.core.protocols import SupportsLocal
+from inference.core.run import Program, probe, run_pair
+from inference.core.seeding import random_state, seeded
 from inference.estimates import Evidence
 from inference.evidence import as_method, evidence
 from inference.exact_evidence import Exact
 from inference.methods import Method
-from inference.pair import Layout, Program, probe, refuse_batch_laws, run_pair
-from inference.protocols import SupportsLocal
-from inference.seeding import random_state, seeded
 from inference.whitened_noise import WhitenedNoise
 
 _EVALUATIONS = 8
@@ -111,7 +113,7 @@ def gap(
 ) -> Gap:
     """Split the gap between evidence and ELBO into approximation and amortisation, per datum.
 
-    A guide that offers ``local`` (see :class:`inference.protocols.SupportsLocal`) is refitted to each datum by
+    A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each datum by
     itself, as a whole. Of others the gap is known, but not its parts.
 
     Warning:

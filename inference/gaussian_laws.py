@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.call import Call, in_double
+from inference.core.checks import check_arguments, check_count
+from inference.core.handlers import Site
+from inference.core.run import Program, probe
 from inference.distributions import LOG_2PI, as_full_normal, diagonal_moments
-from inference.double import Call, in_double
-from inference.messengers import Site
-from inference.pair import Program, probe, refuse_batch_laws
 
 BATCH_SIZE = 4096
 

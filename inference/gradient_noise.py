@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import LocalParams, local_params
-from inference.pair import Program, run_guide
-from inference.seeding import random_state, seeded
-from inference.trainer import modules_of
+from inference.core.checks import check_arguments, check_count
+from inference.core.handlers import LocalParams, local_params
+from inference.core.run import Program, modules_of, run_guide
+from inference.core.seeding import random_state, seeded
 
 
 @dataclass(frozen=True)

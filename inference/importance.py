@@ -9,29 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.checks import check_arguments, check_count
-from inference.pair import Program, probe, refuse_batch_laws, run_pair
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.estimates import Estimate
+from inference.core.run import Program, probe, run_pair
 from inference.psis import fit_pareto_k, num_kept, tail_length
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
-
-
-class Estimate(NamedTuple):
-    """A Monte Carlo estimate per datum.
-
-    Attributes:
-        value: The estimate, (N,).
-        standard_error: Its standard error, (N,), in the same units; infinite where one sample cannot tell.
-    """
-
-    value: Tensor
-    standard_error: Tensor
 
 
 def iter_log_weights(
@@ -60,7 +50,7 @@ def iter_log_weights(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If an argument or the pair is unfit; see :func:`inference.pair.run_pair`.
+        ValueError: If an argument or the pair is unfit; see :func:`inference.core.run.run_pair`.
         FloatingPointError: If a weight is NaN or plus infinity.
     """
     check_count(num_samples, "num_samples")

@@ -12,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
-from inference.estimates import ASYMPTOTIC, PROBABILISTIC, Evidence, normal_quantile
+from inference.core.checks import check_count
+from inference.core.estimates import normal_quantile
+from inference.estimates import ASYMPTOTIC, PROBABILISTIC, Evidence
 from inference.importance import WeightSummary, iter_log_weights, summarise
 from inference.methods import Method, Problem
 from inference.psis import tail_length

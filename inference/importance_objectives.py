@@ -13,14 +13,16 @@ a guide that samples its sites one after the other, or that shares parameters wi
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.draw import Draw
+from inference.core.estimates import log_mean_exp
+from inference.core.run import run_pair
 from inference.objectives import Objective, Pair
-from inference.pair import Draw, refuse_batch_laws, run_pair
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,6 @@ def at_fixed_latents(pair: Pair, draw: Draw) -> Draw:
             subsamples=values,
             expose_params=True,
         )
-
-
-def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Log of the mean over the first dimension: (S, ...) to (...)."""
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def normalised(log_weights: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checks import check_arguments, check_count
-from inference.estimates import check_level
-from inference.messengers import isolated, masked_log_prob
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.draw import Draw
+from inference.core.estimates import check_level
+from inference.core.handlers import isolated, masked_log_prob
+from inference.core.run import Program, probe, run_pair, run_program
+from inference.core.seeding import seeded
 from inference.mutual_information import MutualInformation, information_report
-from inference.pair import Draw, Program, probe, refuse_batch_laws, run_pair, run_program
 from inference.rate_distortion import RateDistortion, rate_distortion
-from inference.seeding import seeded
 
 
 @torch.no_grad()

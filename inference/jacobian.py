@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from inference.checks import check_count, check_finite
-from inference.pair import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count, check_finite
 
 Decode = Callable[[Tensor], Tensor]
 

@@ -14,13 +14,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_count
 from inference.estimates import ASYMPTOTIC, Evidence
 from inference.hmc import Gaussian
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
 from inference.modes import find_modes, prior_scale
-from inference.pair import refuse_batch_laws
 
 # Draws of the guide whose mean is a start.
 _DRAWS = 128

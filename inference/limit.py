@@ -18,15 +18,15 @@ from scipy.stats import norm, qmc
 from torch import Tensor
 from torch.func import grad
 
-from inference.checks import check_arguments, check_count
+from inference.core.checks import check_arguments, check_count
+from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
+from inference.core.run import run_pair
 from inference.distributions import LOG_2PI
 from inference.estimates import NUMERICAL, Evidence
 from inference.identifiability import column_contrast
 from inference.jacobian import decoder_jacobian, directional_derivative
 from inference.methods import Method, Problem
 from inference.nearest import nearest_latents
-from inference.pair import run_pair
-from inference.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 
 _MIN_STIFFNESS, _MAX_ERROR = 100.0, 0.01
 _NUM_POINTS = 256

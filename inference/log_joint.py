@@ -18,19 +18,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import Distribution, biject_to
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import Site, isolated
-from inference.pair import (
-    DATA_PLATE,
-    Draw,
-    Layout,
-    Program,
-    layout_of,
-    refuse_batch_laws,
-    run_pair,
-    run_program,
-)
-from inference.seeding import random_state
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
+from inference.core.handlers import Site, isolated
+from inference.core.run import Program, run_pair, run_program
+from inference.core.seeding import random_state
 
 
 class LogDensity(NamedTuple):
@@ -208,7 +201,7 @@ class LogJoint:
             u (S, N, d), and the guide's log-density of it in these coordinates, (S, N) in nats.
 
         Raises:
-            ValueError: If the two are no pair, see :func:`inference.pair.run_pair`.
+            ValueError: If the two are no pair, see :func:`inference.core.run.run_pair`.
         """
         check_count(num_samples, "num_samples")
         parts = []
@@ -223,7 +216,7 @@ class LogJoint:
         """Draws from a guide of the same arguments that need not know its density, u (S, N, d).
 
         Raises:
-            ValueError: If the two are no pair, see :func:`inference.pair.run_pair`.
+            ValueError: If the two are no pair, see :func:`inference.core.run.run_pair`.
         """
         check_count(num_samples, "num_samples")
         counts = self._counts(num_samples)

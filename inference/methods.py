@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+from inference.core.run import Program
 from inference.estimates import Evidence
 from inference.log_joint import LogJoint
-from inference.pair import Program
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.log_joint import LogJoint
 from inference.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
+from inference.core.estimates import Interval, check_level
+from inference.core.run import Program
+from inference.core.seeding import seeded
 from inference.distributions import LOG_2PI
-from inference.estimates import Interval, check_level
 from inference.gaussian_laws import BATCH_SIZE, Gaussians, read_laws
-from inference.pair import Program
-from inference.seeding import seeded
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.
 CEILING_MARGIN = 2.0

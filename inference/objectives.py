@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.checks import check_count
+from inference.core.checks import check_count
+from inference.core.draw import Draw
+from inference.core.handlers import Site, apply_mask
+from inference.core.module import Module
+from inference.core.protocols import SupportsExpectedLogLikelihood
+from inference.core.run import Program, run_guide, run_pair
 from inference.distributions import coordinate_kl
-from inference.messengers import Site, apply_mask
-from inference.module import Module
-from inference.pair import Draw, Program, run_guide, run_pair
-from inference.protocols import SupportsExpectedLogLikelihood
 from inference.schedules import Schedule
 
 
@@ -49,7 +50,7 @@ class Pair:
         """Run the pair once with ``num_samples`` reparameterised samples per datum, with gradient.
 
         Raises:
-            ValueError: If the pair is none (see :func:`inference.pair.run_pair`) or a latent is not reparameterised.
+            ValueError: If the pair is none (see :func:`inference.core.run.run_pair`) or a latent is not reparameterised.
         """
         draw = run_pair(
             self.model,
@@ -125,7 +126,7 @@ class Objective(pyro.infer.ELBO):
         return loss.detach()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.pair, without traces")
+        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.core.run, without traces")
 
 
 class ELBO(Objective):

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 
-from inference.storage import atomic_path
+from inference.core.storage import atomic_path
 
 # Pareto k: finite variance below the first, trustworthy below the second, finite mean below the third.
 K_LEVELS = (0.0, 0.5, 0.7, 1.0)

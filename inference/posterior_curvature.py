@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from inference.checks import check_finite
-from inference.importance import Estimate
+from inference.core.checks import check_finite
+from inference.core.estimates import Estimate
 from inference.jacobian import Decode, directional_derivative
 
 

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
-from inference.calibration import flatten, labels
-from inference.checks import check_arguments, check_count, check_finite
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count, check_finite
+from inference.core.draw import Draw, Layout, flatten, labels
+from inference.core.estimates import Estimate
+from inference.core.handlers import RecordSites, isolated
+from inference.core.protocols import SupportsPosterior
+from inference.core.run import Program, probe, run_pair
+from inference.core.seeding import seeded
 from inference.distributions import FullNormal, as_full_normal
-from inference.importance import Estimate, elbo
-from inference.messengers import RecordSites, isolated
-from inference.pair import Draw, Layout, Program, probe, refuse_batch_laws, run_pair
-from inference.protocols import SupportsPosterior
-from inference.seeding import seeded
+from inference.importance import elbo
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import RecordSites, isolated
-from inference.pair import Program, run_pair
-from inference.protocols import SupportsDecoder
-from inference.seeding import seeded
+from inference.core.checks import check_arguments, check_count
+from inference.core.handlers import RecordSites, isolated
+from inference.core.protocols import SupportsDecoder
+from inference.core.run import Program, run_pair
+from inference.core.seeding import seeded
 
 
 @torch.no_grad()

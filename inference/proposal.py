@@ -10,10 +10,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from inference.core.run import Program
 from inference.defensive import check_same, guide_density
 from inference.log_joint import LogJoint
 from inference.methods import Problem
-from inference.pair import Program
 from inference.student import Students
 
 # Coordinates of draws, of all laws, side by side.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.estimates import NUMERICAL, Evidence
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem

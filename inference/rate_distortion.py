@@ -18,15 +18,16 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.draw import Draw
+from inference.core.estimates import Estimate, Interval, check_level
+from inference.core.handlers import apply_mask
+from inference.core.protocols import SupportsExpectedLogLikelihood
+from inference.core.run import Program, probe, run_pair
+from inference.core.seeding import seeded
 from inference.distributions import as_full_normal
-from inference.estimates import Interval, check_level
-from inference.importance import Estimate
-from inference.messengers import apply_mask
 from inference.objectives import AnalyticELBO
-from inference.pair import Draw, Program, probe, refuse_batch_laws, run_pair
-from inference.protocols import SupportsExpectedLogLikelihood
-from inference.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def rate_distortion(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument or the pair is unfit (see :func:`inference.pair.run_pair`), or a site is scaled.
+        ValueError: If an argument or the pair is unfit (see :func:`inference.core.run.run_pair`), or a site is scaled.
 
     Example:
         >>> from guides import TiedMeanField

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inference.checks import check_count
-from inference.estimates import Interval, check_level
-from inference.pair import Program
+from inference.core.checks import check_count
+from inference.core.estimates import Interval, check_level
+from inference.core.run import Program
+from inference.core.seeding import seeded
 from inference.rate_distortion import RateDistortion, rate_distortion
-from inference.seeding import seeded
 
 AUTO_DECODING = "auto-decoding limit"
 SEMANTIC = "semantic encoder"

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 from torch import Tensor
 
-from inference.checks import check_finite
+from inference.core.checks import check_finite
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,9 @@ import math
 
 from torch import Tensor
 
-from inference.checks import check_count
-from inference.importance_objectives import (
-    at_fixed_latents,
-    draw_without_gradient,
-    log_mean_exp,
-    normalised,
-    with_gradient_of,
-)
+from inference.core.checks import check_count
+from inference.core.estimates import log_mean_exp
+from inference.importance_objectives import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
 from inference.objectives import Objective, Pair
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyro.infer
 from torch import Tensor, nn
 
+from inference.core.seeding import seeded
 from inference.importance import elbo, log_weights
-from inference.seeding import seeded
 from inference.svi import fit
 from inference.trainer import History
 

@@ -13,9 +13,9 @@ import scipy  # loads scipy.stats where it is first used
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
-from inference.estimates import check_level
-from inference.seeding import seeded
+from inference.core.checks import check_count
+from inference.core.estimates import check_level
+from inference.core.seeding import seeded
 from inference.simulation import Simulation
 
 

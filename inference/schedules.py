@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 
 Schedule = Callable[[Tensor], Tensor]
 

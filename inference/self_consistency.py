@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad
 
-from inference.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite
+from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
+from inference.core.seeding import seeded
 from inference.jacobian import Decode, decoder_jacobian, directional_derivative
-from inference.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
-from inference.seeding import seeded
 
 _NUM_DRAWS = 1000
 

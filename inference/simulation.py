@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from inference.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite
 
 
 @dataclass(frozen=True)

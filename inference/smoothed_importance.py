@@ -14,9 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
+from inference.core.estimates import Estimate
 from inference.estimates import Evidence
-from inference.importance import Estimate, WeightSummary
+from inference.importance import WeightSummary
 from inference.importance_evidence import from_weights, weigh, with_value
 from inference.methods import Method, Problem
 from inference.psis import smooth_tail

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from inference.checks import check_arguments, check_count
-from inference.messengers import local_params
+from inference.core.checks import check_arguments, check_count
+from inference.core.handlers import local_params
+from inference.core.run import Program, modules_of
+from inference.core.seeding import seeded
 from inference.objectives import ELBO
-from inference.pair import Program
-from inference.seeding import seeded
-from inference.trainer import History, Trainer, modules_of
+from inference.trainer import History, Trainer
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:

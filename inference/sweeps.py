@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from inference.checks import check_arguments
+from inference.core.checks import check_arguments
 from inference.objectives import ELBO, Objective, Pair
 from inference.svi import fit
 from inference.trainer import History

@@ -12,10 +12,10 @@ import scipy  # loads scipy.stats where it is first used
 import torch
 from torch import Tensor
 
-from inference.checks import check_finite
-from inference.estimates import check_level
+from inference.core.checks import check_finite
+from inference.core.estimates import check_level
+from inference.core.seeding import seeded
 from inference.sbc import continuous, ecdf_band, rank
-from inference.seeding import seeded
 from inference.simulation import Simulation
 
 # Variance of max(U, 1/2) for U uniform: that of the area between curve and diagonal above level one half.

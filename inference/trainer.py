@@ -12,21 +12,25 @@ from typing import Any
 
 import pyro.infer
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from inference.messengers import LocalParams
-from inference.module import Module
+from inference.core.handlers import LocalParams
+from inference.core.module import Module
+from inference.core.run import Program, modules_of
+from inference.core.seeding import random_state
+from inference.core.storage import load_tree, save_tree, tensor_digest
 from inference.objectives import Objective
-from inference.pair import Program
-from inference.seeding import random_state
-from inference.storage import load_tree, save_tree, tensor_digest
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
+
+
 _VALIDATION_BATCH = 4096
+
+
 _VALIDATION_SEED = 0
 
 
@@ -79,12 +83,6 @@ def trainable_parameters(
     if not parameters:
         raise ValueError("expected a pair with at least one trainable parameter, got none")
     return parameters
-
-
-def modules_of(*programs: Program) -> list[nn.Module]:
-    """The modules behind programs: themselves, or what a bound method belongs to; each once."""
-    owners = [getattr(program, "__self__", program) for program in programs]
-    return list({id(owner): owner for owner in owners if isinstance(owner, nn.Module)}.values())
 
 
 class Trainer:

@@ -16,18 +16,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.checks import check_count
-from inference.importance_objectives import (
-    at_fixed_latents,
-    draw_without_gradient,
-    log_mean_exp,
-    normalised,
-    with_gradient_of,
-)
-from inference.messengers import RecordSites, isolated, masked_log_prob
+from inference.core.checks import check_count
+from inference.core.draw import Draw
+from inference.core.estimates import log_mean_exp
+from inference.core.handlers import RecordSites, isolated, masked_log_prob
+from inference.core.run import modules_of
+from inference.importance_objectives import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
 from inference.objectives import Objective, Pair
-from inference.pair import Draw
-from inference.trainer import modules_of
 
 
 class WakeWake(Objective):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.distributions import LOG_2PI
 
 

@@ -10,7 +10,7 @@ from torch.func import jacrev, vmap
 
 from guides import MeanField
 from inference import ELBO, AnalyticKLELBO, fit, load_pair, log_weights, save_pair
-from inference.protocols import SupportsDecoder
+from inference.core.protocols import SupportsDecoder
 from zoo import VAE, AutoregressiveVAE, BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Uniform
 
 D, K = 5, 2

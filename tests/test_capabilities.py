@@ -5,7 +5,7 @@ import torch
 from torch.distributions import kl_divergence
 
 import guides
-import inference.module
+import inference.core.module
 from guides import (
     ConstantVariance,
     Exact,
@@ -23,8 +23,8 @@ from guides import (
     TiedMeanField,
 )
 from inference import ELBO, log_weights, predictive
+from inference.core.protocols import SupportsPosterior
 from inference.distributions import coordinate_kl
-from inference.protocols import SupportsPosterior
 from zoo import VAE, DeepGaussianVAE, LinearVAE, priors
 
 MODELS = {
@@ -135,5 +135,5 @@ def test_every_guide_of_the_package_is_in_the_table():
     bases = {"Guide", "EncoderGuide", "SampledGuide"}
     others = {"WrappedEncoder", "Local"}  # made of what a user or another guide gives
     classes = {n for n in guides.__all__ if isinstance(getattr(guides, n), type)}
-    programs = {n for n in classes if issubclass(getattr(guides, n), inference.module.Module)}
+    programs = {n for n in classes if issubclass(getattr(guides, n), inference.core.module.Module)}
     assert programs - bases - others == set(CAPABILITIES)

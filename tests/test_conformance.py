@@ -52,7 +52,7 @@ from inference import (
     save_pair,
 )
 from inference.compare import compare
-from inference.protocols import (
+from inference.core.protocols import (
     SupportsDecoder,
     SupportsExpectedLogLikelihood,
     SupportsLogEvidence,

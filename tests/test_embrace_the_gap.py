@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
 from inference import ELBO, AnnealedPrecision, GeometricAnnealing, elbo, fit_many, ima_contrast, log_weights, mcc
-from inference.seeding import seeded
+from inference.core.seeding import seeded
 from zoo import (
     IMAVAE,
     Composition,

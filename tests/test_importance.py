@@ -26,8 +26,9 @@ from inference import (
     pareto_k,
     summarise,
 )
-from inference.importance import Estimate, merge
-from inference.protocols import SupportsLogEvidence, SupportsPosterior
+from inference.core.estimates import Estimate
+from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
+from inference.importance import merge
 from zoo import PPCA, LinearVAE, digits
 
 READINGS = {"elbo": elbo, "iwae": iwae, "effective_sample_size": effective_sample_size, "pareto_k": pareto_k}

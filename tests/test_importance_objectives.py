@@ -29,8 +29,9 @@ from inference import (
     gradient_noise,
     renyi_bound,
 )
+from inference.core.estimates import log_mean_exp
 from inference.distributions import DiagNormal
-from inference.importance_objectives import at_fixed_latents, gradient_parts, log_mean_exp, normalised, with_gradient_of
+from inference.importance_objectives import at_fixed_latents, gradient_parts, normalised, with_gradient_of
 from inference.objectives import Objective
 from zoo import LinearVAE
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch.distributions import Beta, Laplace, MultivariateNormal, Normal, Uniform
 
 from inference import column_contrast, conformal_contrast, ima_contrast, mcc
-from inference.storage import load_tree, save_tree
+from inference.core.storage import load_tree, save_tree
 from zoo import (
     ComplexExp,
     ComplexPower,

@@ -23,7 +23,7 @@ from guides import (
     TiedMeanField,
 )
 from inference import ELBO, AnalyticELBO, elbo, fit, gap, log_weights, refit
-from inference.pair import run_pair
+from inference.core.run import run_pair
 from zoo import DeepGaussianVAE, LinearVAE, OptimalNoise, Scaled, Uniform, digits
 
 

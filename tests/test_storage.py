@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from guides import Exact, Linear, MeanField, WrappedEncoder
 from inference import Module, fit, load_pair, save_pair
-from inference.protocols import SupportsLogEvidence
-from inference.storage import atomic_path, load_tree, save_tree
+from inference.core.protocols import SupportsLogEvidence
+from inference.core.storage import atomic_path, load_tree, save_tree
 from zoo import PPCA, LinearVAE, digits
 
 

@@ -258,7 +258,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
         path.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("inference.storage.save_file", half_written)
+    monkeypatch.setattr("inference.core.storage.save_file", half_written)
     with pytest.raises(OSError, match="disk full"):
         small_run(checkpoint=file, steps=40)
     assert file.read_bytes() == before

@@ -35,7 +35,7 @@ from inference import (
     sample,
 )
 from inference.compare import compare
-from inference.protocols import SupportsLogEvidence, SupportsPosterior
+from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from zoo import PPCA, LatentVariableModel, LinearVAE
 
 Normal = functools.partial(dist.Normal, validate_args=False)

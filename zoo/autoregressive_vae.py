@@ -17,7 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from zoo.base import LatentVariableModel
 from zoo.likelihoods import BernoulliLikelihood, Likelihood
 from zoo.priors import StandardNormal

@@ -13,7 +13,7 @@ import math
 
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from zoo.noise import BatchNoise
 
 

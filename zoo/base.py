@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.checks import TakesRows, check_count, check_layout
-from inference.module import Module
+from inference.core.checks import TakesRows, check_count, check_layout
+from inference.core.module import Module
 from zoo.priors import StandardNormal, check_prior
 
 

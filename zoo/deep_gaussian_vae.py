@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from guides.networks import mlp
-from inference.checks import check_arguments
-from inference.pair import Program, run_pair
-from inference.scaling import Standardise
+from inference.core.checks import check_arguments
+from inference.core.run import Program, run_pair
+from inference.core.standardisation import Standardise
 from zoo.base import LatentVariableModel
 from zoo.networks import decode_rows
 from zoo.noise import BatchNoise, GaussianNoise, LearntNoise

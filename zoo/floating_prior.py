@@ -14,9 +14,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints, kl_divergence, register_kl
 from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 
-from inference.checks import check_arguments
+from inference.core.checks import check_arguments
+from inference.core.protocols import SupportsPosterior
 from inference.distributions import DiagNormal
-from inference.protocols import SupportsPosterior
 from zoo.priors import Prior
 
 _BATCH = 1024

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from guides.flow import import_flows
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.distributions import DiagNormal
 from zoo.priors import Prior
 

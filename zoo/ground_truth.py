@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from inference.checks import check_count
-from inference.seeding import random_state
-from inference.storage import load_tree, save_tree
+from inference.core.checks import check_count
+from inference.core.seeding import random_state
+from inference.core.storage import load_tree, save_tree
 from zoo.datasets import Dataset
 from zoo.mixing import Composition, LinearMixing, Mixing, describe, from_description
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from guides.networks import mlp
+from inference.core.standardisation import Standardise
 from inference.distributions import DiagNormal
-from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
 from zoo.networks import decode_rows
 
@@ -119,8 +119,8 @@ class IMAVAE(LatentVariableModel):
         """Check that ``x`` are data for this model, and that their dtype resolves the noise.
 
         Raises:
-            TypeError: See :func:`inference.checks.check_layout`.
-            ValueError: See :func:`inference.checks.check_layout` and :func:`inference.checks.check_finite`; and if
+            TypeError: See :func:`inference.core.checks.check_layout`.
+            ValueError: See :func:`inference.core.checks.check_layout` and :func:`inference.core.checks.check_finite`; and if
                 rounding costs more than a hundredth of a nat.
         """
         super().check_data(x)

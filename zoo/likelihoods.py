@@ -14,7 +14,7 @@ import torch
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.distributions import DiagNormal
 
 

@@ -18,10 +18,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from inference.checks import check_count, check_finite, check_layout
+from inference.core.checks import check_count, check_finite, check_layout
+from inference.core.module import Module
+from inference.core.standardisation import Standardise
 from inference.distributions import DiagNormal, FullNormal, as_full_normal, diagonal_moments
-from inference.module import Module
-from inference.scaling import Standardise
 from zoo.base import LatentVariableModel
 from zoo.gaussian_algebra import LinearGaussian
 from zoo.maximum_likelihood import Data, maximum_at_fixed_sigma, maximum_likelihood

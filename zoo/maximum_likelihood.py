@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from zoo.gaussian_algebra import LinearGaussian
 
 Array: TypeAlias = NDArray[np.float64]

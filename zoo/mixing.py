@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.jacobian import log_volume
 
 _CLASSES: dict[str, type[Mixing]] = {}

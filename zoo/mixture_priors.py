@@ -12,9 +12,9 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from inference.checks import check_count, check_layout
+from inference.core.checks import check_count, check_layout
+from inference.core.protocols import SupportsPosterior
 from inference.distributions import DiagNormal
-from inference.protocols import SupportsPosterior
 from zoo.priors import Prior
 
 _MAX_ELEMENTS = 2**22

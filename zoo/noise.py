@@ -18,7 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from inference.distributions import DiagNormal
 
 

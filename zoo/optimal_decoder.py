@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite
+from inference.core.estimates import Estimate
+from inference.core.seeding import seeded
 from inference.distributions import as_full_normal, diagonal_moments
 from inference.gaussian_laws import Gaussians
-from inference.importance import Estimate
-from inference.seeding import seeded
 
 
 class OptimalDecoder(nn.Module):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from inference.checks import check_count
+from inference.core.checks import check_count
 from zoo.conformal import Moebius
 from zoo.mixing import Composition, LinearMixing, Mixing
 from zoo.mixing_maps import AffineCoupling, SmoothLeakyReLU

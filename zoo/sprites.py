@@ -21,8 +21,8 @@ from torch.distributions import constraints
 
 from guides.gaussian import MeanField
 from guides.networks import ConvEncoder, mlp
-from inference.checks import check_count
-from inference.seeding import random_state
+from inference.core.checks import check_count
+from inference.core.seeding import random_state
 from zoo.datasets import Dataset
 from zoo.ima_vae import IMAVAE
 from zoo.networks import ConvDecoder

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inference.checks import check_count
-from inference.seeding import seeded
+from inference.core.checks import check_count
+from inference.core.seeding import seeded
 from zoo.categorical_channel import ChannelTerms, channel_terms, mutual_information_of
 
 Loss = Callable[[ChannelTerms], Tensor]

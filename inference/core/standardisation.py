@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from inference.checks import check_finite, check_layout
+from inference.core.checks import check_finite, check_layout
 
 
 class Standardise(nn.Module):

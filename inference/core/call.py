@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inference.pair import Program
+from inference.core.run import Program
 
 
 class Call(NamedTuple):

@@ -16,7 +16,7 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import nn
 from torch.distributions import constraints
 
-from inference.messengers import LocalParams
+from inference.core.handlers import LocalParams
 
 _serial = itertools.count(1)
 

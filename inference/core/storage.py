@@ -19,10 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from inference.module import Module
+from inference.core.module import Module
 
 _TENSOR = "__tensor__"
+
+
 _TUPLE = "__tuple__"
+
+
 _ITEMS = "__items__"
 
 

@@ -1,0 +1,177 @@
+"""What a run of a model/guide pair gives: samples of the guide and every term reduced to one per data point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference.core.handlers import Site, masked_log_prob
+
+DATA_PLATE = "data"
+_PARTICLES = "_particles"
+
+
+def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
+    """A site's values as (S, N, coordinates): what stands in further plates and events becomes coordinates."""
+    batch = site.value.dim() - len(site.fn.event_shape)
+    value = site.value.reshape((1,) * (layout.depth + 1 - batch) + site.value.shape)
+    value = value.movedim(layout.depth + 1 + layout.dim, 1)
+    return value.expand(num_samples, layout.num_data, *value.shape[2:]).reshape(num_samples, layout.num_data, -1)
+
+
+def labels(run: Draw) -> tuple[str, ...]:
+    """One name per latent coordinate: z[0], z[1], or z where it has but one."""
+    sizes = {n: flatten(run.layout, run.guide_sites[n], run.num_samples).shape[-1] for n in run.latents}
+    names = [[n] if size == 1 else [f"{n}[{k}]" for k in range(size)] for n, size in sizes.items()]
+    return tuple(name for part in names for name in part)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a pair keeps its data: plate name, dimension and sizes, and how deep its plates go.
+
+    Attributes:
+        plate: Name of the plate over the data.
+        dim: Its dimension, negative.
+        num_data: Data in this call, N.
+        plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
+        depth: Number of batch dimensions that the pair uses.
+        numel: Elements per datum of the largest site: what one more particle costs.
+    """
+
+    plate: str
+    dim: int
+    num_data: int
+    plate_scale: float
+    depth: int
+    numel: int
+
+    def particles(self, num_samples: int) -> Any:
+        """The plate that draws samples side by side, left of all of the pair's own."""
+        return pyro.plate(_PARTICLES, num_samples, dim=-self.depth - 1)
+
+    def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
+        """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
+        missing = self.depth + 1 - term.dim()
+        if missing:
+            term = term.reshape((1,) * missing + term.shape)
+        others = [d for d in range(-self.depth, 0) if d != self.dim]
+        if others:
+            term = term.sum(others)
+        return term.expand(num_samples, self.num_data)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Samples of a guide and what both halves of the pair say of them.
+
+    Attributes:
+        layout: The pair's plates.
+        num_samples: S.
+        model_sites: Sites of the model in trace order, the latent ones first drawn by the guide.
+        guide_sites: Sites of the guide in trace order.
+        subsamples: The indices that each plate chose; those of a further run may be fixed to them.
+    """
+
+    layout: Layout
+    num_samples: int
+    model_sites: Mapping[str, Site]
+    guide_sites: Mapping[str, Site]
+    subsamples: Mapping[str, Tensor]
+
+    def term(self, site: Site, value: Tensor) -> Tensor:
+        """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""
+        scale = self.extra_scale(site)
+        if isinstance(scale, Tensor) or scale != 1.0:
+            value = value * scale
+        return self.layout.per_datum(value, self.num_samples)
+
+    def extra_scale(self, site: Site) -> float | Tensor:
+        """The site's scale beyond the data plate's."""
+        return site.scale / self.layout.plate_scale
+
+    def total(self, sites: Mapping[str, Site], *, observed: bool | None = None) -> Tensor:
+        """Sum of the log-probabilities of sites, (S, N) in nats: all of them, the observed or the latent ones."""
+        chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
+        terms = [self.term(site, masked_log_prob(site)) for site in chosen]
+        if not terms:
+            like = next(iter(sites.values())).value
+            return like.new_zeros(self.num_samples, self.layout.num_data)
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+    @property
+    def elbo_terms(self) -> Tensor:
+        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats."""
+        return self.total(self.model_sites) - self.total(self.guide_sites)
+
+    @cached_property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z | x), (S, N) in nats.
+
+        Raises:
+            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is no importance weight.
+        """
+        self.refuse_scales()
+        return self.elbo_terms
+
+    def refuse_scales(self) -> None:
+        """Refuse sites that are scaled beyond the data plate.
+
+        Raises:
+            ValueError: With the site's name and factor.
+        """
+        for name, site in [*self.model_sites.items(), *self.guide_sites.items()]:
+            if not _is_one(self.extra_scale(site)):
+                raise ValueError(
+                    f"expected site {name!r} to carry no scale but the plate's for a log-density, "
+                    f"got poutine.scale or a subsampled inner plate with factor {self.extra_scale(site)}"
+                )
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        """Values of the latent sites, in trace order of the guide."""
+        return {name: site.value for name, site in self.guide_sites.items() if not site.is_observed}
+
+
+def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+    """The layout of the recorded sites of a pair, or of a model alone where the guide has none.
+
+    Raises:
+        ValueError: If a site stands outside the data plate, or the plate differs between sites.
+    """
+    found: set[tuple[int | None, int, float]] = set()
+    depth, numel, num_data = 0, 1, 1
+    for half, sites in (("model", model), ("guide", guide)):
+        for name, site in sites.items():
+            frames = [f for f in site.frames if f.name != _PARTICLES]
+            data = next((f for f in frames if f.name == plate), None)
+            if data is None or data.dim is None or data.size < 1:
+                raise ValueError(
+                    f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
+                    f"goes by plate=...), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                )
+            full = data.size if data.full_size is None else data.full_size
+            found.add((data.dim, data.size, full / data.size))
+            depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
+            particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
+            numel, num_data = max(numel, site.value.numel() // (data.size * particles)), data.size
+    if len(found) != 1:
+        raise ValueError(
+            f"expected plate {plate!r} to have one dimension and size in model and guide, got (dim, size, scale) "
+            f"{sorted(found, key=str)}"
+        )
+    dim, size, scale = found.pop()
+    assert dim is not None
+    assert size == num_data
+    return Layout(plate, dim, size, scale, depth, numel)
+
+
+def _is_one(scale: float | Tensor) -> bool:
+    return bool(torch.all(scale == 1)) if isinstance(scale, Tensor) else math.isclose(scale, 1.0)

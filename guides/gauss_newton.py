@@ -17,10 +17,10 @@ from torch.distributions import biject_to
 from torch.func import grad, vmap
 
 from guides.gaussian import NetworkGuide
-from guides.low_rank import cholesky_of_sum
 from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 from inference.distributions import DiagNormal, FullNormal
-from inference.jacobian import directional_derivative
+from inference.numerics.jacobian import directional_derivative
+from inference.numerics.linalg import cholesky_of_sum
 
 # Curvature that a coordinate has at least: one that neither decoder nor prior knows of has a sigma of a thousand.
 _FLOOR = 1e-6

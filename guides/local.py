@@ -16,7 +16,7 @@ from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder
 from inference.core.seeding import seeded
 from inference.distributions import as_full_normal, diagonal_moments
-from inference.nearest import nearest_latents
+from inference.numerics.levenberg_marquardt import nearest_latents
 from inference.transformed import Transformed, push
 
 

@@ -17,6 +17,7 @@ from guides.gaussian import NetworkGuide
 from guides.supports import Bounds
 from inference.core.checks import check_count
 from inference.distributions import FullNormal
+from inference.numerics.linalg import cholesky_of_sum
 
 
 class LowRank(NetworkGuide):
@@ -68,19 +69,3 @@ class LowRank(NetworkGuide):
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return super().config() | {"rank": self.rank}
-
-
-def cholesky_of_sum(*factors: Tensor) -> Tensor:
-    r"""The Cholesky factor of a sum of squares, from the factors and without the squares, which lose half the digits.
-
-    .. math:: L L^T = \sum_i F_i F_i^T
-
-    Args:
-        factors: F_i, (..., K, R_i), of rank K together.
-
-    Returns:
-        L, (..., K, K), lower triangular with a positive diagonal.
-    """
-    upper = torch.linalg.qr(torch.cat(factors, -1).mT)[1]
-    sign = torch.sign(upper.diagonal(dim1=-2, dim2=-1))
-    return (upper * sign.unsqueeze(-1)).mT

@@ -45,11 +45,11 @@ from inference.importance import (
 from inference.importance_evidence import Importance
 from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
 from inference.information_bounds import information_bounds
-from inference.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.laplace import Laplace
 from inference.limit import Limit, predicted_gap
 from inference.log_joint import LogJoint
 from inference.mutual_information import MutualInformation, mutual_information
+from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
 from inference.posterior_error import PosteriorError, posterior_error
 from inference.predictive import predictive, reconstruct, sample

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from inference.core.storage import atomic_path
-from inference.sbc import holm
+from inference.numerics.multiple_testing import holm
 
 
 def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:

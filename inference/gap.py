@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.batched_lbfgs import minimise
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.call import Call, in_double
 from inference.core.checks import check_arguments, check_count
@@ -29,7 +28,8 @@ from inference.estimates import Evidence
 from inference.evidence import as_method, evidence
 from inference.exact_evidence import Exact
 from inference.methods import Method
-from inference.whitened_noise import WhitenedNoise
+from inference.numerics.lbfgs import minimise
+from inference.numerics.whitened_noise import WhitenedNoise
 
 _EVALUATIONS = 8
 _RESTART_SPREAD = 1.0

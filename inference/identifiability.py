@@ -2,7 +2,7 @@ r"""Contrasts of the columns of a decoder's Jacobian: how far a decoder is from 
 
 .. math:: J = \partial f / \partial z \in R^{D \times K}, \qquad G = J^\top J
 
-They are computed in float64 and in blocks of points, of bounded memory; see :mod:`inference.jacobian`.
+They are computed in float64 and in blocks of points, of bounded memory; see :mod:`inference.numerics.jacobian`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.jacobian import Decode, check_tall, column_norms, decoder_jacobian, flat_points, iter_jacobians
+from inference.numerics.jacobian import Decode, check_tall, column_norms, decoder_jacobian, flat_points, iter_jacobians
 
 
 def column_contrast(jacobian: Tensor) -> Tensor:

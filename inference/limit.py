@@ -24,9 +24,9 @@ from inference.core.run import run_pair
 from inference.distributions import LOG_2PI
 from inference.estimates import NUMERICAL, Evidence
 from inference.identifiability import column_contrast
-from inference.jacobian import decoder_jacobian, directional_derivative
 from inference.methods import Method, Problem
-from inference.nearest import nearest_latents
+from inference.numerics.jacobian import decoder_jacobian, directional_derivative
+from inference.numerics.levenberg_marquardt import nearest_latents
 
 _MIN_STIFFNESS, _MAX_ERROR = 100.0, 0.01
 _NUM_POINTS = 256
@@ -42,7 +42,7 @@ class LimitTerms:
         log_evidence: The limit, (N,) in nats.
         error: What the limit neglects, estimated, (N,) in nats.
         stiffness: The smallest eigenvalue of gamma^2 J'J, (N,).
-        slope: How far g(x) is from stationary, (N,); see :class:`inference.nearest.Nearest`.
+        slope: How far g(x) is from stationary, (N,); see :class:`inference.numerics.levenberg_marquardt.Nearest`.
         contrast: Local independent mechanism analysis contrast of the decoder at g(x), (N,) in nats: what the gap of
             the best guide with independent coordinates tends to.
         evaluations: Decoder evaluations per datum, roughly.

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from inference.core.checks import check_count
 from inference.log_joint import LogJoint
-from inference.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
+from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
 
 # Two points closer than this, in standard deviations of the better one, are one mode.
 _SAME = 1e-2

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from inference.core.checks import check_finite
 from inference.core.estimates import Estimate
-from inference.jacobian import Decode, directional_derivative
+from inference.numerics.jacobian import Decode, directional_derivative
 
 
 def negative_hessian(log_joint: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # loads scipy.stats where it is first used
+import scipy
 import torch
 from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import check_level
 from inference.core.seeding import seeded
+from inference.numerics.multiple_testing import holm
 from inference.simulation import Simulation
 
 
@@ -111,18 +112,6 @@ def continuous(ranks: Tensor, num_samples: int) -> Tensor:
     """Ranks spread over [0, 1] at random, each within its own 1 / (S + 1)."""
     jitter = torch.rand(ranks.shape, dtype=torch.float64, device=ranks.device)
     return (ranks + jitter) / (num_samples + 1)
-
-
-def holm(p_values: Tensor) -> Tensor:
-    """p-values (Q,) adjusted for their number.
-
-    References:
-        Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979, Scand. J. Statist. 6.
-    """
-    ordered, order = p_values.sort()
-    factors = torch.arange(len(p_values), 0, -1, dtype=p_values.dtype, device=p_values.device)
-    adjusted = (ordered * factors).cummax(0)[0].clamp(max=1)
-    return torch.empty_like(adjusted).scatter(0, order, adjusted)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.func import grad
 from inference.core.checks import check_count, check_finite
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.core.seeding import seeded
-from inference.jacobian import Decode, decoder_jacobian, directional_derivative
+from inference.numerics.jacobian import Decode, decoder_jacobian, directional_derivative
 
 _NUM_DRAWS = 1000
 

@@ -41,9 +41,10 @@ from inference.calibration_plots import (
     tarp_curve,
 )
 from inference.distributions import FullNormal
+from inference.numerics.multiple_testing import holm
 from inference.plots import save_figure
 from inference.posterior_error import gaussian_wasserstein
-from inference.sbc import ecdf_band, holm
+from inference.sbc import ecdf_band
 from zoo import LinearVAE
 
 NUM, SEED = 4000, 20

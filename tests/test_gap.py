@@ -23,13 +23,13 @@ from guides import (
     nearest_local,
 )
 from inference import elbo, evidence, gap, log_weights, refit
-from inference.batched_lbfgs import minimise
 from inference.core.module import Module
 from inference.distributions import DiagNormal
 from inference.exact_evidence import Exact as ExactEvidence
-from inference.jacobian import decoder_jacobian
 from inference.limit import limit_terms
-from inference.whitened_noise import WhitenedNoise
+from inference.numerics.jacobian import decoder_jacobian
+from inference.numerics.lbfgs import minimise
+from inference.numerics.whitened_noise import WhitenedNoise
 from zoo import IMAVAE, DeepGaussianVAE, LinearVAE, Uniform, triangular_mlp
 
 # --- the optimiser ---------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from pyro.infer import Predictive, Trace_ELBO
 from torch.distributions import constraints
 
 from guides import ConstantVariance, Flow, FullRank, HMCRefined, LowRank, MeanField, Mixture, Resampled
-from guides.low_rank import cholesky_of_sum
 from guides.mixture import MixtureNormal
 from guides.networks import mlp
 from inference import ELBO, AnalyticELBO, elbo, fit, log_weights, predictive, reconstruct
+from inference.numerics.linalg import cholesky_of_sum
 from zoo import DeepGaussianVAE, LinearVAE, priors
 
 KINDS = {

@@ -29,7 +29,7 @@ from inference import (
     rank_mcc,
     self_consistency,
 )
-from inference.jacobian import log_volume
+from inference.numerics.jacobian import log_volume
 from zoo import (
     VAE,
     ConvDecoder,

@@ -9,7 +9,7 @@ from guides import MeanField
 from inference import evidence
 from inference.estimates import NUMERICAL
 from inference.limit import Limit, limit_terms, predicted_gap
-from inference.nearest import nearest_latents
+from inference.numerics.levenberg_marquardt import nearest_latents
 from zoo import IMAVAE, LinearVAE, Uniform
 
 

@@ -22,7 +22,7 @@ from inference import LogJoint, Quadrature, evidence
 from inference.distributions import FullNormal
 from inference.estimates import NUMERICAL
 from inference.modes import find_modes, prior_scale
-from inference.newton import climb
+from inference.numerics.newton import climb
 from inference.peaks import _unique
 from zoo import LinearVAE, known_answers
 from zoo.linear_models import LinearGaussianModel

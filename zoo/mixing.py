@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.core.checks import check_count
-from inference.jacobian import log_volume
+from inference.numerics.jacobian import log_volume
 
 _CLASSES: dict[str, type[Mixing]] = {}
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.jacobian import decoder_jacobian, directional_derivative
+from inference.numerics.jacobian import decoder_jacobian, directional_derivative
 from zoo.mixing import Composition, Inverted, LinearMixing, Mixing, describe, from_description
 
 _BOUND = 9.0  # the standard normal law beyond has mass 2e-19

@@ -18,7 +18,6 @@ from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count, check_finite
 
 Decode = Callable[[Tensor], Tensor]
-
 _BLOCK = 2**19  # elements of the Jacobians of one block: small enough for the processor's cache
 
 

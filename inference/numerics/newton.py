@@ -17,6 +17,7 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]
 
 # Points evaluated side by side.
 CHUNK = 1 << 15
+
 # The least curvature that is told from none, in squared units of the function's own scale.
 LEAST_CURVATURE = 1e-4
 

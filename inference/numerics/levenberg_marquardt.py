@@ -13,7 +13,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from inference.core.protocols import SupportsGaussianDecoder
-from inference.jacobian import decoder_jacobian
+from inference.numerics.jacobian import decoder_jacobian
 
 _STEPS = 200
 _FIRST_DAMPING, _MAX_DAMPING = 1e-3, 1e12

@@ -1,0 +1,1 @@
+"""Numerical methods in batches of rows, without probability: optimisers, Jacobians, linear algebra."""

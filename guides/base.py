@@ -15,8 +15,8 @@ from guides.supports import Bounds, read_support
 from inference.core.checks import TakesRows, check_layout
 from inference.core.module import Module
 from inference.core.standardisation import Standardise
-from inference.distributions import as_full_normal
-from inference.transformed import push
+from inference.distributions.gaussian import as_full_normal
+from inference.distributions.transformed import push
 
 Self = TypeVar("Self", bound="EncoderGuide")
 

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 
 from guides.gaussian import NetworkGuide
 from guides.supports import Bounds
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 
 
 class ConstantVariance(NetworkGuide):

@@ -12,7 +12,7 @@ from guides.base import Guide, Local
 from guides.local import local_gaussian
 from inference.core.checks import ChecksData
 from inference.core.protocols import SupportsPosterior
-from inference.distributions import DiagNormal, as_full_normal
+from inference.distributions.gaussian import DiagNormal, as_full_normal
 
 
 class _PosteriorGuide(Guide):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference.distributions import DiagNormal, FullNormal
+from inference.distributions.gaussian import DiagNormal, FullNormal
 
 
 def diagonal_law(parameters: Tensor) -> DiagNormal:

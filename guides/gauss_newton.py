@@ -18,7 +18,7 @@ from torch.func import grad, vmap
 
 from guides.gaussian import NetworkGuide
 from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
-from inference.distributions import DiagNormal, FullNormal
+from inference.distributions.gaussian import DiagNormal, FullNormal
 from inference.numerics.jacobian import directional_derivative
 from inference.numerics.linalg import cholesky_of_sum
 

@@ -18,7 +18,7 @@ from guides.base import EncoderGuide
 from guides.families import diagonal_law, full_law, triangle_places
 from guides.networks import mlp
 from guides.supports import Bounds, describe_support
-from inference.distributions import DiagNormal, FullNormal
+from inference.distributions.gaussian import DiagNormal, FullNormal
 
 
 class NetworkGuide(EncoderGuide):

@@ -11,9 +11,9 @@ from torch.distributions import biject_to
 from guides.base import Guide
 from guides.sampled import LatentModel, SampledGuide
 from inference.core.checks import check_count
-from inference.distributions import gaussian_marginals
+from inference.distributions.gaussian import gaussian_marginals
+from inference.distributions.transformed import Transformed
 from inference.hmc import Chains, Target, transition
-from inference.transformed import Transformed
 
 
 class HMCRefined(SampledGuide):

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from guides.base import EncoderGuide
 from guides.families import diagonal_law
 from guides.supports import Bounds, describe_support
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 
 
 class Linear(EncoderGuide):

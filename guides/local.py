@@ -15,9 +15,9 @@ from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
 from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder
 from inference.core.seeding import seeded
-from inference.distributions import as_full_normal, diagonal_moments
+from inference.distributions.gaussian import as_full_normal, diagonal_moments
+from inference.distributions.transformed import Transformed, push
 from inference.numerics.levenberg_marquardt import nearest_latents
-from inference.transformed import Transformed, push
 
 
 def local_gaussian(x: Tensor, law: Any) -> Local:

@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 from guides.gaussian import NetworkGuide
 from guides.supports import Bounds
 from inference.core.checks import check_count
-from inference.distributions import FullNormal
+from inference.distributions.gaussian import FullNormal
 from inference.numerics.linalg import cholesky_of_sum
 
 

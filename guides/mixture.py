@@ -17,7 +17,7 @@ from torch.distributions.constraints import Constraint
 from guides.gaussian import NetworkGuide
 from guides.supports import Bounds
 from inference.core.checks import check_count
-from inference.distributions import LOG_2PI
+from inference.distributions.gaussian import LOG_2PI
 
 
 class Mixture(NetworkGuide):

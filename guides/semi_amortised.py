@@ -19,8 +19,8 @@ from guides.sampled import LatentModel
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.core.seeding import random_state
+from inference.distributions.transformed import push
 from inference.numerics.whitened_noise import WhitenedNoise
-from inference.transformed import push
 
 _SEED = 0
 _GROW, _SHRINK = 1.5, 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from inference.transformed import coordinate_support, is_unbounded, vector_support
+from inference.distributions.transformed import coordinate_support, is_unbounded, vector_support
 
 Bounds = Sequence[float | None]
 
@@ -25,7 +25,7 @@ def read_support(support: Constraint | Bounds) -> Constraint:
 
     Raises:
         TypeError: If it is neither.
-        ValueError: See :func:`inference.transformed.vector_support`.
+        ValueError: See :func:`inference.distributions.transformed.vector_support`.
     """
     if isinstance(support, list | tuple) and len(support) == 2:
         return vector_support(_between(*support))

@@ -21,8 +21,9 @@ from inference.annealing import gaussian_of_draws
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.defensive import stratified
+from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.student_t import Student, Students, joined, refit, temperatures
 from inference.estimates import PROBABILISTIC, Evidence
-from inference.hmc import Gaussian
 from inference.importance import merge, summarise
 from inference.importance_evidence import from_weights, with_value
 from inference.laplace import Mode
@@ -30,7 +31,6 @@ from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
 from inference.modes import find_modes, prior_scale
 from inference.proposal import Proposal, silent, usable_guide
-from inference.student import Student, Students, joined, refit, temperatures
 
 # Numbers held at once: coordinates of all draws of the data adapted together.
 _ELEMENTS = 2**21

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.hmc import Chains, Gaussian, Target, transition, whitened
+from inference.distributions.batched_gaussian import Gaussian
+from inference.hmc import Chains, Target, transition, whitened
 from inference.log_joint import LogJoint
 
 # Chains times data that move side by side.

@@ -14,8 +14,8 @@ from inference.annealer import Annealer
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.core.run import Program
+from inference.distributions.batched_gaussian import Gaussian
 from inference.estimates import Evidence
-from inference.hmc import Gaussian
 from inference.importance import summarise
 from inference.importance_evidence import from_weights
 from inference.log_joint import LogJoint

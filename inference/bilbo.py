@@ -19,7 +19,7 @@ from inference.core.checks import ChecksData, check_arguments
 from inference.core.handlers import apply_mask
 from inference.core.module import Module
 from inference.core.run import Program, run_guide
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from inference.objectives import Objective, Pair
 
 _BATCH = 1024

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.core.checks import check_count, check_finite
 from inference.core.run import Program
-from inference.distributions import coordinate_kl
-from inference.gaussian_laws import BATCH_SIZE, latent_laws, read_laws
+from inference.distributions.gaussian import coordinate_kl
+from inference.posterior.latent_gaussians import BATCH_SIZE, latent_laws, read_laws
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
         = \tfrac12 \left[\frac{v_{nk} + (m_{nk} - \mu_k)^2}{s_k^2} - 1 - \log \frac{v_{nk}}{s_k^2}\right]
 
-    for a Gaussian prior; for others, and on bounded supports, see :func:`inference.distributions.coordinate_kl`.
+    for a Gaussian prior; for others, and on bounded supports, see :func:`inference.distributions.gaussian.coordinate_kl`.
 
     Warning:
         Of a full-rank guide these are the divergences of its marginals: they do not add up to the divergence of the

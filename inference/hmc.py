@@ -16,33 +16,13 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.distributions.batched_gaussian import Gaussian
 from inference.log_joint import LogJoint
 
 Target = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # A trajectory of fixed length can return to where it began, so each chain's steps are shorter by up to this share.
 _JITTER = 0.4
-
-
-class Gaussian(NamedTuple):
-    """One Gaussian per datum: the start of the path, and the coordinates in which chains move.
-
-    Attributes:
-        loc: Means m, (N, d).
-        factor: Cholesky factors L, (N, d, d).
-    """
-
-    loc: Tensor
-    factor: Tensor
-
-    def colour(self, v: Tensor) -> Tensor:
-        """u = m + L v for v (S, N, d)."""
-        return self.loc + torch.einsum("nij,snj->sni", self.factor, v)
-
-    def whiten(self, u: Tensor) -> Tensor:
-        """The inverse of :meth:`colour`, (S, N, d)."""
-        residual = (u - self.loc).permute(1, 2, 0)
-        return torch.linalg.solve_triangular(self.factor, residual, upper=False).permute(2, 0, 1)
 
 
 class Chains(NamedTuple):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
+from inference.distributions.batched_gaussian import Gaussian
 from inference.estimates import ASYMPTOTIC, Evidence
-from inference.hmc import Gaussian
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
 from inference.modes import find_modes, prior_scale

@@ -21,7 +21,7 @@ from torch.func import grad
 from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 from inference.core.run import run_pair
-from inference.distributions import LOG_2PI
+from inference.distributions.gaussian import LOG_2PI
 from inference.estimates import NUMERICAL, Evidence
 from inference.identifiability import column_contrast
 from inference.methods import Method, Problem

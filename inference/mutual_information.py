@@ -12,8 +12,9 @@ from inference.core.checks import check_count
 from inference.core.estimates import Interval, check_level
 from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.distributions import LOG_2PI
-from inference.gaussian_laws import BATCH_SIZE, Gaussians, read_laws
+from inference.distributions.batched_gaussian import Gaussians
+from inference.distributions.gaussian import LOG_2PI
+from inference.posterior.latent_gaussians import BATCH_SIZE, read_laws
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.
 CEILING_MARGIN = 2.0

@@ -22,7 +22,7 @@ from inference.core.handlers import Site, apply_mask
 from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.run import Program, run_guide, run_pair
-from inference.distributions import coordinate_kl
+from inference.distributions.gaussian import coordinate_kl
 from inference.schedules import Schedule
 
 

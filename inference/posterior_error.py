@@ -21,7 +21,7 @@ from inference.core.handlers import RecordSites, isolated
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
-from inference.distributions import FullNormal, as_full_normal
+from inference.distributions.gaussian import FullNormal, as_full_normal
 from inference.importance import elbo
 
 

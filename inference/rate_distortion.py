@@ -26,7 +26,7 @@ from inference.core.handlers import apply_mask
 from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
-from inference.distributions import as_full_normal
+from inference.distributions.gaussian import as_full_normal
 from inference.objectives import AnalyticELBO
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count
-from inference.distributions import LOG_2PI
+from inference.distributions.gaussian import LOG_2PI
 
 
 class GaussianPoint(NamedTuple):

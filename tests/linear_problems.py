@@ -9,7 +9,7 @@ import torch
 
 from guides.base import Guide
 from inference import evidence
-from inference.distributions import DiagNormal, FullNormal
+from inference.distributions.gaussian import DiagNormal, FullNormal
 from inference.estimates import ASYMPTOTIC, PROBABILISTIC
 from zoo import LinearVAE
 

@@ -23,12 +23,12 @@ from pyro_problems import (
 )
 
 from inference import Adaptive, Bridge, evidence
+from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.student_t import Student, Students, joined, moment_fit, refit, temperatures
 from inference.estimates import ASYMPTOTIC
-from inference.hmc import Gaussian
 from inference.importance import merge, summarise
 from inference.methods import Problem
 from inference.proposal import Proposal, usable_guide
-from inference.student import Student, Students, joined, moment_fit, refit, temperatures
 from zoo.known_answers import banana, bimodal, fold, half_seen_fold, ring
 
 

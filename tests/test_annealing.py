@@ -33,9 +33,10 @@ from inference import (
 from inference.annealer import Annealer, schedule_of
 from inference.annealing import gaussian_of_draws
 from inference.bidirectional import _Moments
-from inference.distributions import FullNormal
+from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.gaussian import FullNormal
 from inference.estimates import PROBABILISTIC
-from inference.hmc import Chains, Gaussian, traced, transition, whitened
+from inference.hmc import Chains, traced, transition, whitened
 from zoo import LinearVAE
 
 SIGMAS = [1.0, 1e-1, 1e-2, 1e-3]

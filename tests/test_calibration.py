@@ -40,7 +40,7 @@ from inference.calibration_plots import (
     rank_histogram,
     tarp_curve,
 )
-from inference.distributions import FullNormal
+from inference.distributions.gaussian import FullNormal
 from inference.numerics.multiple_testing import holm
 from inference.plots import save_figure
 from inference.posterior_error import gaussian_wasserstein

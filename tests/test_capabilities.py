@@ -24,7 +24,7 @@ from guides import (
 )
 from inference import ELBO, log_weights, predictive
 from inference.core.protocols import SupportsPosterior
-from inference.distributions import coordinate_kl
+from inference.distributions.gaussian import coordinate_kl
 from zoo import VAE, DeepGaussianVAE, LinearVAE, priors
 
 MODELS = {

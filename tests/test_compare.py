@@ -19,7 +19,7 @@ from guides import Exact, Guide, Linear, MeanField, TiedMeanField
 from inference import AnalyticELBO, evidence, fit, log_weights
 from inference.compare import compare
 from inference.comparison import bits_per_dim, differences, load_comparison, principal_map, save_comparison
-from inference.distributions import DiagNormal, FullNormal
+from inference.distributions.gaussian import DiagNormal, FullNormal
 from inference.plots import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
 from inference.tables import table
 from zoo import PPCA, LinearVAE, digits

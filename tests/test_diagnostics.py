@@ -35,7 +35,7 @@ from inference.diagnostics import (
     predicted_alive,
     predicted_kl,
 )
-from inference.distributions import gaussian_marginals
+from inference.distributions.gaussian import gaussian_marginals
 from inference.mutual_information import CEILING_MARGIN, mutual_information
 from inference.plots import save_figure
 from zoo import IMAVAE, Beta, LinearVAE, Scaled, digits, digits_logit

@@ -11,7 +11,7 @@ import torch
 from torch.distributions import kl_divergence
 from torch.func import vmap
 
-from inference.distributions import DiagNormal, FullNormal, as_full_normal, diagonal_moments
+from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
 
 DIM = 3
 

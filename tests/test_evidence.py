@@ -26,7 +26,7 @@ from inference import (
     summarise,
 )
 from inference.compare import compare
-from inference.distributions import FullNormal
+from inference.distributions.gaussian import FullNormal
 from inference.estimates import ASYMPTOTIC, EXACT, PROBABILISTIC
 from inference.importance_evidence import from_weights
 from zoo import LinearGaussian, LinearVAE

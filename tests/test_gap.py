@@ -24,7 +24,7 @@ from guides import (
 )
 from inference import elbo, evidence, gap, log_weights, refit
 from inference.core.module import Module
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from inference.exact_evidence import Exact as ExactEvidence
 from inference.limit import limit_terms
 from inference.numerics.jacobian import decoder_jacobian

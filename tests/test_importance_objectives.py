@@ -30,7 +30,7 @@ from inference import (
     renyi_bound,
 )
 from inference.core.estimates import log_mean_exp
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from inference.importance_objectives import at_fixed_latents, gradient_parts, normalised, with_gradient_of
 from inference.objectives import Objective
 from zoo import LinearVAE

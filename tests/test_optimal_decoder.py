@@ -12,7 +12,7 @@ from torch.optim import LBFGS
 
 from guides import FullRank, MeanField
 from inference import AnalyticKLELBO, LogJoint, decoder_jacobian, fit, rate_distortion
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from inference.posterior_curvature import (
     constant_var,
     constant_var_penalty,

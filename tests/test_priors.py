@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from guides import FullRank, MeanField
 from inference import ELBO, AnalyticKLELBO, fit, load_pair, log_weights, save_pair
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from zoo import (
     AutoregressiveFlow,
     Beta,

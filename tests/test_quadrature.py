@@ -19,7 +19,7 @@ import inference.kronrod as kronrod
 import inference.nested as nested
 from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
-from inference.distributions import FullNormal
+from inference.distributions.gaussian import FullNormal
 from inference.estimates import NUMERICAL
 from inference.modes import find_modes, prior_scale
 from inference.numerics.newton import climb

@@ -15,9 +15,9 @@ from torch.distributions import constraints, kl_divergence
 from guides import FullRank, Linear, MeanField
 from guides.supports import describe_support, read_support
 from inference import ELBO, AnalyticKLELBO, log_weights
-from inference.coordinates import expectation
-from inference.distributions import DiagNormal, FullNormal, coordinate_kl
-from inference.transformed import Transformed, is_unbounded, push, vector_support
+from inference.distributions.expectations import expectation
+from inference.distributions.gaussian import DiagNormal, FullNormal, coordinate_kl
+from inference.distributions.transformed import Transformed, is_unbounded, push, vector_support
 from zoo import DeepGaussianVAE, priors
 
 SUPPORTS = {

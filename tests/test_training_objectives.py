@@ -17,7 +17,7 @@ from inference import (
     LinearAnnealing,
     fit,
 )
-from inference.distributions import coordinate_kl
+from inference.distributions.gaussian import coordinate_kl
 from zoo import LinearVAE, linear_gaussian
 
 X = linear_gaussian(30, 5, 2).train

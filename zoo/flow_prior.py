@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from guides.flow import import_flows
 from inference.core.checks import check_count
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from zoo.priors import Prior
 
 

@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from guides.networks import mlp
 from inference.core.standardisation import Standardise
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from zoo.base import LatentVariableModel
 from zoo.networks import decode_rows
 

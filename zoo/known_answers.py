@@ -22,7 +22,7 @@ from guides.base import Guide
 from guides.mixture import MixtureNormal
 from inference.core.checks import check_count
 from inference.core.seeding import seeded
-from inference.distributions import LOG_2PI, DiagNormal, FullNormal
+from inference.distributions.gaussian import LOG_2PI, DiagNormal, FullNormal
 from zoo.base import LatentVariableModel
 from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.linear_models import LinearVAE

@@ -21,7 +21,7 @@ from torch.distributions import constraints
 from inference.core.checks import check_count, check_finite, check_layout
 from inference.core.module import Module
 from inference.core.standardisation import Standardise
-from inference.distributions import DiagNormal, FullNormal, as_full_normal, diagonal_moments
+from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
 from zoo.base import LatentVariableModel
 from zoo.gaussian_algebra import LinearGaussian
 from zoo.maximum_likelihood import Data, maximum_at_fixed_sigma, maximum_likelihood

@@ -19,7 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from inference.core.checks import check_count
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 
 
 def _log_sigma(sigma: float) -> float:

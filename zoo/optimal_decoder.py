@@ -25,8 +25,8 @@ from torch.distributions import Distribution
 from inference.core.checks import check_count, check_finite
 from inference.core.estimates import Estimate
 from inference.core.seeding import seeded
-from inference.distributions import as_full_normal, diagonal_moments
-from inference.gaussian_laws import Gaussians
+from inference.distributions.batched_gaussian import Gaussians
+from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
 
 class OptimalDecoder(nn.Module):

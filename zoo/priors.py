@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from inference.core.checks import check_count
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 
 
 def check_prior(prior: nn.Module, latent_dim: int) -> None:

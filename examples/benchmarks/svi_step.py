@@ -17,7 +17,7 @@ from torch import nn
 
 from guides import MeanField, mlp
 from inference import ELBO, AnalyticKLELBO, fit
-from inference.distributions import DiagNormal
+from inference.distributions.gaussian import DiagNormal
 from zoo import LatentVariableModel
 
 NETWORKS = {"small 64-32-8": (64, (32,), 8), "large 784-512-512-32": (784, (512, 512), 32)}

@@ -16,8 +16,8 @@ from torch.distributions import Independent as TorchIndependent
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-from inference.coordinates import expectation
-from inference.distributions import (
+from inference.distributions.expectations import expectation
+from inference.distributions.gaussian import (
     DiagNormal,
     coordinate_factors,
     coordinate_kl,
@@ -31,7 +31,7 @@ class Transformed(TorchDistribution):
     """The law of T(u) for u of a given law, where T leads from all vectors to a support.
 
     Mean and variance are by quadrature where ``base_dist`` is Gaussian and T acts on each coordinate; then there is a
-    KL against any prior with independent coordinates, too, see :func:`inference.coordinates.expectation` for its
+    KL against any prior with independent coordinates, too, see :func:`inference.distributions.expectations.expectation` for its
     domain of validity.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from inference.hmc import Gaussian
+from inference.distributions.batched_gaussian import Gaussian
 
 # Share of a mixture below which a law falls away.
 _LEAST_SHARE = 0.01

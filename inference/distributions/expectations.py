@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Transform, constraints
 
 _REACH, _STEPS_PER_SIGMA = 10, 8
+
 # Where a coordinate counts as at the end of the line; its exponential is still a number in single precision.
 _FAR = 60.0
 

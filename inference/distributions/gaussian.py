@@ -15,7 +15,7 @@ from torch.distributions import Independent as TorchIndependent
 from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 from torch.distributions import Normal as TorchNormal
 
-from inference.coordinates import expected_log_density, independent_factors
+from inference.distributions.expectations import expected_log_density, independent_factors
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -155,7 +155,7 @@ def coordinate_kl(q: Any, p: Any) -> Tensor:
     .. math:: KL(q(z_k) \| p(z_k))
 
     In closed form between Gaussians and for a Laplace p, else by quadrature, see
-    :func:`inference.coordinates.expectation` for its accuracy.
+    :func:`inference.distributions.expectations.expectation` for its accuracy.
 
     Args:
         q: Gaussian over vectors, or one pushed to a support; with a full covariance its marginals count.

@@ -1,0 +1,1 @@
+"""Distributions that batch, trace and score in float64, their divergences and expectations."""

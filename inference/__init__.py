@@ -32,16 +32,6 @@ from inference.identifiability import (
     local_ima_contrast,
     local_ima_contrast_of_inverse,
 )
-from inference.importance import (
-    WeightSummary,
-    effective_sample_size,
-    elbo,
-    iter_log_weights,
-    iwae,
-    log_weights,
-    pareto_k,
-    summarise,
-)
 from inference.importance_evidence import Importance
 from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
 from inference.information_bounds import information_bounds
@@ -72,6 +62,8 @@ from inference.tarp import TARP, tarp
 from inference.trainer import History
 from inference.wake_sleep import WakeSleep, WakeWake
 from inference.water_filling import water_filling
+from inference.weights.importance_weights import iter_log_weights, log_weights
+from inference.weights.summary import WeightSummary, effective_sample_size, elbo, iwae, pareto_k, summarise
 
 __all__ = [
     "BILBO",

@@ -16,10 +16,10 @@ from inference.core.checks import check_count
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
 from inference.estimates import Evidence
-from inference.importance import summarise
 from inference.importance_evidence import from_weights
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
+from inference.weights.summary import summarise
 
 # Draws of the guide, or the prior, that the Gaussian is fitted to, at least; and rows of them drawn side by side.
 _DRAWS, _DRAWN_ROWS = 1000, 2**13

@@ -21,8 +21,8 @@ from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.estimates import PROBABILISTIC, Evidence
 from inference.exact_draws import ExactDraws, simulated_draws
-from inference.importance import WeightSummary, summarise
 from inference.methods import Problem
+from inference.weights.summary import WeightSummary, summarise
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from inference.core.estimates import Estimate
 from inference.core.run import Program, run_pair
 from inference.core.seeding import random_state
 from inference.exact_draws import ExactDraws
-from inference.importance import WeightSummary, summarise
+from inference.weights.summary import WeightSummary, summarise
 
 
 def eubo(

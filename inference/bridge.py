@@ -20,10 +20,10 @@ from inference.core.checks import check_count
 from inference.core.estimates import Estimate
 from inference.estimates import Evidence
 from inference.hmc import Chains, transition, whitened
-from inference.importance import summarise
 from inference.importance_evidence import from_weights, with_value
 from inference.methods import Method, Problem
 from inference.proposal import Proposal
+from inference.weights.summary import summarise
 
 # The acceptance that the chains' steps are tuned to in the first transitions, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6

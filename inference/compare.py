@@ -26,10 +26,11 @@ from inference.estimates import Evidence, concatenate
 from inference.evidence import as_method
 from inference.exact_evidence import Exact
 from inference.gap import refit
-from inference.importance import WeightSummary, iter_log_weights, merge, summarise
 from inference.importance_evidence import from_weights
 from inference.methods import Method, Problem
 from inference.sbc import coverage, sbc
+from inference.weights.importance_weights import iter_log_weights
+from inference.weights.summary import WeightSummary, merge, summarise
 
 Pairs = Mapping[str, tuple[Program, Program]]
 
@@ -80,8 +81,8 @@ def compare(
             :func:`inference.gap`. That refits the guides; 0 leaves it.
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
             intervals is counted, see :func:`inference.coverage`; 0 leaves it.
-        chunk: See :func:`inference.importance.iter_log_weights`.
-        plate: See :func:`inference.importance.iter_log_weights`.
+        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
+        plate: See :func:`inference.weights.importance_weights.iter_log_weights`.
         level: Confidence level of the intervals.
         seed: Seed of the importance samples.
         progress: Show a progress bar.

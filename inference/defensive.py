@@ -17,15 +17,15 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.core.estimates import Estimate
 from inference.estimates import Evidence
-from inference.importance import WeightSummary, merge, summarise
 from inference.importance_evidence import from_weights, with_value
 from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
+from inference.weights.summary import merge, stratified, summarise
 
 # Coordinates drawn side by side.
 _ELEMENTS = 2**19
+
 # Relative error of a log-density that is rounding, in float32.
 _ROUNDING = 1e-3
 
@@ -115,23 +115,6 @@ class _Mixture:
             bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
             raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
         return log_weights
-
-
-def stratified(*strata: WeightSummary) -> Estimate:
-    """Log of the mean of all weights, (N,) in nats, with the delta method's error from the spread within each stratum.
-
-    Args:
-        *strata: Summaries of the weights of a fixed number of draws each.
-    """
-    total = torch.stack([s.log_sums[0] for s in strata]).logsumexp(0)
-    variance = torch.zeros_like(total)
-    for s in strata:
-        square = (s.log_sums[1] - 2 * total).exp() - (2 * (s.log_sums[0] - total)).exp() / s.num_samples
-        variance = variance + square.clamp(min=0) * (s.num_samples / max(1, s.num_samples - 1))
-    error = variance.sqrt().nan_to_num(nan=math.inf)
-    if min(s.num_samples for s in strata) == 1:
-        error = torch.full_like(error, math.inf)
-    return Estimate(total - math.log(sum(s.num_samples for s in strata)), error)
 
 
 def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:

@@ -15,9 +15,10 @@ from torch import Tensor
 from inference.core.checks import check_count
 from inference.core.estimates import normal_quantile
 from inference.estimates import ASYMPTOTIC, PROBABILISTIC, Evidence
-from inference.importance import WeightSummary, iter_log_weights, summarise
 from inference.methods import Method, Problem
-from inference.psis import tail_length
+from inference.weights.importance_weights import iter_log_weights
+from inference.weights.pareto_smoothing import tail_length
+from inference.weights.summary import WeightSummary, summarise
 
 # Above this k-hat the weights have no variance, and a normal interval means nothing.
 _MAX_PARETO_K = 0.5
@@ -41,7 +42,7 @@ class Importance(Method):
 
     Args:
         num_samples: S, samples per datum.
-        chunk: See :func:`inference.importance.iter_log_weights`.
+        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
     """
 
     num_samples: int = 10_000
@@ -71,7 +72,7 @@ def weigh(problem: Problem, method: str, num_samples: int, chunk: int | None) ->
         problem: See :class:`inference.methods.Problem`.
         method: Name of the method, for the error where there is no guide.
         num_samples: S, samples per datum.
-        chunk: See :func:`inference.importance.iter_log_weights`.
+        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
 
     Raises:
         ValueError: If there is no guide, or pair or data are unfit.

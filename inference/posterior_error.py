@@ -22,7 +22,7 @@ from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import FullNormal, as_full_normal
-from inference.importance import elbo
+from inference.weights.summary import elbo
 
 
 @dataclass(frozen=True)

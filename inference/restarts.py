@@ -12,9 +12,10 @@ import pyro.infer
 from torch import Tensor, nn
 
 from inference.core.seeding import seeded
-from inference.importance import elbo, log_weights
 from inference.svi import fit
 from inference.trainer import History
+from inference.weights.importance_weights import log_weights
+from inference.weights.summary import elbo
 
 _SCORE_SEED = 0
 

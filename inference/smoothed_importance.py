@@ -17,10 +17,10 @@ from torch import Tensor
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
 from inference.estimates import Evidence
-from inference.importance import WeightSummary
 from inference.importance_evidence import from_weights, weigh, with_value
 from inference.methods import Method, Problem
-from inference.psis import smooth_tail
+from inference.weights.pareto_smoothing import smooth_tail
+from inference.weights.summary import WeightSummary
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SmoothedImportance(Method):
 
     Args:
         num_samples: S, samples per datum; below 30 nothing is smoothed.
-        chunk: See :func:`inference.importance.iter_log_weights`.
+        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
     """
 
     num_samples: int = 10_000

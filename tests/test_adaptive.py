@@ -26,9 +26,9 @@ from inference import Adaptive, Bridge, evidence
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, moment_fit, refit, temperatures
 from inference.estimates import ASYMPTOTIC
-from inference.importance import merge, summarise
 from inference.methods import Problem
 from inference.proposal import Proposal, usable_guide
+from inference.weights.summary import merge, summarise
 from zoo.known_answers import banana, bimodal, fold, half_seen_fold, ring
 
 

@@ -21,10 +21,10 @@ from pyro_problems import (
 )
 
 from inference import Defensive, LogJoint, evidence
-from inference.defensive import guide_density, stratified
+from inference.defensive import guide_density
 from inference.estimates import ASYMPTOTIC, PROBABILISTIC
-from inference.importance import merge, summarise
 from inference.methods import Problem
+from inference.weights.summary import merge, stratified, summarise
 
 
 def defensive(model, x, guide, method=Defensive(), seed=0):  # noqa: B008

@@ -28,7 +28,7 @@ from inference import (
 )
 from inference.core.estimates import Estimate
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
-from inference.importance import merge
+from inference.weights.summary import merge
 from zoo import PPCA, LinearVAE, digits
 
 READINGS = {"elbo": elbo, "iwae": iwae, "effective_sample_size": effective_sample_size, "pareto_k": pareto_k}

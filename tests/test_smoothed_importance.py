@@ -10,8 +10,8 @@ from linear_problems import GUIDES, Perturbed, half_width, keeps_its_word, probl
 
 from inference import Importance, SmoothedImportance, evidence, summarise
 from inference.estimates import PROBABILISTIC
-from inference.psis import num_kept, smooth_tail, tail_length
 from inference.smoothed_importance import smoothed_mean
+from inference.weights.pareto_smoothing import num_kept, smooth_tail, tail_length
 
 
 def heavy_weights(num_samples, num_data=4, k=0.6):

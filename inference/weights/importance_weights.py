@@ -1,0 +1,118 @@
+"""Importance weights of a pair, and what is read off them: ELBO, IWAE, effective sample size, Pareto k.
+
+The matrix of log weights, log p(x_n, z_sn) - log q(z_sn | x_n), is the one primitive. Everything else is a pure
+function of it, or of a stream of its chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.checks import check_arguments, check_count
+from inference.core.run import Program, probe, run_pair
+
+# Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
+_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
+
+
+def iter_log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int,
+    chunk: int | None = None,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Iterator[Tensor]:
+    """Log importance weights in chunks of samples, so that memory does not grow with their number.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        *args: Arguments of both.
+        num_samples: S, samples per datum.
+        chunk: Samples drawn side by side; None chooses by size, 1 runs without a particle plate (for models that
+            cannot broadcast).
+        plate: Name of the plate over the data, ``"data"`` if None.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        An iterator over log p(x_n, z_sn) - log q(z_sn | x_n) in nats, (chunk, N), unscaled and without gradient.
+
+    Raises:
+        TypeError: If an argument is of the wrong type; before anything runs.
+        ValueError: If an argument or the pair is unfit; see :func:`inference.core.run.run_pair`.
+        FloatingPointError: If a weight is NaN or plus infinity.
+    """
+    check_count(num_samples, "num_samples")
+    if chunk is not None:
+        check_count(chunk, "chunk")
+    check_arguments((model, guide), args, kwargs)
+    return _chunks(model, guide, args, kwargs, num_samples, chunk, plate)
+
+
+@torch.no_grad()
+def _chunks(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    chunk: int | None,
+    plate: str | None,
+) -> Iterator[Tensor]:
+    with refuse_batch_laws(model, guide):
+        first = probe(model, guide, args, kwargs, plate=plate)
+    if chunk is None:
+        on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
+        elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
+        chunk = max(1, elements // (first.layout.numel * first.layout.num_data))
+    for start in range(0, num_samples, chunk):
+        size = min(chunk, num_samples - start)
+        # The indices of a subsampling plate, once drawn, hold for all chunks.
+        draw = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate, subsamples=first.subsamples)
+        log_weights = draw.log_weights
+        if not bool((log_weights < math.inf).all()):
+            bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
+            raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
+        yield log_weights
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_samples: int,
+    chunk: int | None = None,
+    plate: str | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    r"""Log importance weights of a pair, per sample and datum.
+
+    .. math:: \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \quad z_{sn} \sim q(z \mid x_n)
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide.
+        *args: Arguments of both.
+        num_samples: S.
+        chunk: See :func:`iter_log_weights`.
+        plate: See :func:`iter_log_weights`.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        (S, N), nats, unscaled, without gradient.
+
+    Raises:
+        TypeError: See :func:`iter_log_weights`.
+        ValueError: See :func:`iter_log_weights`.
+        FloatingPointError: See :func:`iter_log_weights`.
+    """
+    chunks = iter_log_weights(model, guide, *args, num_samples=num_samples, chunk=chunk, plate=plate, **kwargs)
+    return torch.cat(list(chunks))

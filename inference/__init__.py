@@ -1,16 +1,12 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
 from inference.adaptive import Adaptive
-from inference.analytic_objectives import AnalyticBetaELBO, AnalyticTargetRate
-from inference.annealed_precision import AnnealedPrecision
 from inference.annealing import Annealed
 from inference.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
-from inference.bilbo import BILBO, FittedPrior
 from inference.bounds import cubo, eubo
 from inference.bridge import Bridge
 from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
 from inference.calibration import simulate
-from inference.combined_objectives import CIWAE, MIWAE, PIWAE
 from inference.compare import compare
 from inference.comparison import differences, load_comparison, save_comparison
 from inference.core.estimates import Estimate, Interval
@@ -33,25 +29,31 @@ from inference.identifiability import (
     local_ima_contrast_of_inverse,
 )
 from inference.importance_evidence import Importance
-from inference.importance_objectives import IWELBO, DReG, StickingTheLanding
 from inference.information_bounds import information_bounds
 from inference.laplace import Laplace
 from inference.limit import Limit, predicted_gap
 from inference.log_joint import LogJoint
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
-from inference.objectives import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective
+from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
+from inference.objectives.annealed_precision import AnnealedPrecision
+from inference.objectives.base import Objective
+from inference.objectives.bilbo import BILBO, FittedPrior
+from inference.objectives.evidence_lower_bound import ELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO
+from inference.objectives.importance_weighted import IWELBO, DReG, StickingTheLanding
+from inference.objectives.mixed_importance_weighted import CIWAE, MIWAE, PIWAE
+from inference.objectives.renyi import CUBO, VRBound, renyi_bound
+from inference.objectives.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnnealing
+from inference.objectives.target_rate import SampledTargetRate, TargetRate
+from inference.objectives.wake_sleep import WakeSleep, WakeWake
 from inference.posterior_error import PosteriorError, posterior_error
 from inference.predictive import predictive, reconstruct, sample
 from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
-from inference.rate_objectives import SampledTargetRate, TargetRate
 from inference.recovery import MCC, amari_distance, mcc, rank_mcc
-from inference.renyi_objectives import CUBO, VRBound, renyi_bound
 from inference.restarts import Restarts, fit_best
 from inference.sbc import SBC, Coverage, coverage, sbc
-from inference.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnnealing
 from inference.self_consistency import SelfConsistency, self_consistency
 from inference.simulation import Simulation
 from inference.smoothed_importance import SmoothedImportance
@@ -60,7 +62,6 @@ from inference.sweeps import fit_many
 from inference.tables import table
 from inference.tarp import TARP, tarp
 from inference.trainer import History
-from inference.wake_sleep import WakeSleep, WakeWake
 from inference.water_filling import water_filling
 from inference.weights.importance_weights import iter_log_weights, log_weights
 from inference.weights.summary import WeightSummary, effective_sample_size, elbo, iwae, pareto_k, summarise

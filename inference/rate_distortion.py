@@ -27,7 +27,7 @@ from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import as_full_normal
-from inference.objectives import AnalyticELBO
+from inference.objectives.analytic import AnalyticELBO
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
-from inference.objectives import ELBO
+from inference.objectives.evidence_lower_bound import ELBO
 from inference.trainer import History, Trainer
 
 

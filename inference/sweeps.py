@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from inference.core.checks import check_arguments
-from inference.objectives import ELBO, Objective, Pair
+from inference.objectives.base import Objective, Pair
+from inference.objectives.evidence_lower_bound import ELBO
 from inference.svi import fit
 from inference.trainer import History
 

@@ -22,7 +22,7 @@ from inference.core.module import Module
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state
 from inference.core.storage import load_tree, save_tree, tensor_digest
-from inference.objectives import Objective
+from inference.objectives.base import Objective
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50

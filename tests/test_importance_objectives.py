@@ -31,8 +31,8 @@ from inference import (
 )
 from inference.core.estimates import log_mean_exp
 from inference.distributions.gaussian import DiagNormal
-from inference.importance_objectives import at_fixed_latents, gradient_parts, normalised, with_gradient_of
-from inference.objectives import Objective
+from inference.objectives.base import Objective
+from inference.objectives.gradients import at_fixed_latents, gradient_parts, normalised, with_gradient_of
 from zoo import LinearVAE
 
 SAMPLES = 100_000

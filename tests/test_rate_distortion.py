@@ -17,8 +17,8 @@ from torch.optim import LBFGS
 
 from guides import Exact, Linear, MeanField, mlp
 from inference import BetaELBO, Estimate, fit, mutual_information
-from inference.analytic_objectives import AnalyticBetaELBO, AnalyticTargetRate
 from inference.information_bounds import information_bounds, tightest
+from inference.objectives.analytic import AnalyticBetaELBO, AnalyticTargetRate
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import (
     AUTO_DECODING,

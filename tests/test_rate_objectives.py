@@ -12,7 +12,7 @@ from guides import FullRank, Linear, MeanField
 from guides.base import Guide
 from inference import BILBO, AnalyticKLELBO, FittedPrior, SampledTargetRate, TargetRate, compare, fit, iwae, log_weights
 from inference.distributions.gaussian import DiagNormal
-from inference.objectives import Objective
+from inference.objectives.base import Objective
 from zoo import PPCA, LinearGaussian, LinearVAE, digits, linear_gaussian
 from zoo.preprocessing import Scaled
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import log_mean_exp
-from inference.importance_objectives import gradient_parts, normalised, with_gradient_of
-from inference.objectives import Objective, Pair
+from inference.objectives.base import Objective, Pair
+from inference.objectives.gradients import gradient_parts, normalised, with_gradient_of
 
 
 class CIWAE(Objective):
@@ -95,7 +95,7 @@ class PIWAE(_Grouped):
         """Importance-weighted bound of all particles per datum, (N,).
 
         Raises:
-            ValueError: See :func:`inference.importance_objectives.gradient_parts`.
+            ValueError: See :func:`inference.objectives.gradients.gradient_parts`.
         """
         parts = gradient_parts(pair, self.num_groups * self.num_particles)
         grouped = parts.log_weights.unflatten(0, (self.num_particles, self.num_groups))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference.core.protocols import SupportsPrecision
-from inference.objectives import Objective, Pair
-from inference.schedules import Schedule
+from inference.objectives.base import Objective, Pair
+from inference.objectives.schedules import Schedule
 
 
 class AnnealedPrecision(Objective):

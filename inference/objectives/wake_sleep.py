@@ -21,8 +21,8 @@ from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
 from inference.core.handlers import RecordSites, isolated, masked_log_prob
 from inference.core.run import modules_of
-from inference.importance_objectives import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
-from inference.objectives import Objective, Pair
+from inference.objectives.base import Objective, Pair
+from inference.objectives.gradients import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
 
 
 class WakeWake(Objective):

@@ -16,8 +16,9 @@ import math
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
-from inference.objectives import AnalyticELBO, Objective, Pair, check_weight
+from inference.objectives.base import Objective, Pair, check_weight
 
 
 class AnalyticBetaELBO(Objective):
@@ -80,3 +81,44 @@ def _exact_terms(pair: Pair) -> tuple[Tensor, Tensor]:
     assert isinstance(pair.model, SupportsExpectedLogLikelihood)
     (site,) = pair.run_guide().values()
     return elbo, kl_divergence(site.fn, pair.model.prior())
+
+
+class AnalyticELBO(Objective):
+    r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
+
+    .. math::
+        -\frac{1}{2\sigma^2}\left[\|x_n - \mu - W m_n\|^2 + \operatorname{tr} W^T W \Sigma_n\right]
+        - \frac D2 \log 2\pi\sigma^2 - KL(N(m_n, \Sigma_n) \,\|\, N(0, I))
+
+    Being deterministic it can be minimised by LBFGS, to machine precision.
+
+    References:
+        Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,).
+
+        Raises:
+            TypeError: If the model cannot integrate its log-likelihood over a Gaussian.
+            ValueError: If the guide has not exactly one latent site.
+        """
+        if not isinstance(pair.model, SupportsExpectedLogLikelihood):
+            raise TypeError(
+                "expected a model with expected_log_likelihood(x, posterior) and prior() (PPCA or LinearVAE), got "
+                f"{type(pair.model).__name__}"
+            )
+        if isinstance(pair.model, Module):
+            pair.model.issue_params()  # the model itself does not run, yet SVI must learn what to train
+        sites = pair.run_guide()
+        if len(sites) != 1:
+            raise ValueError(f"expected a guide with one latent site, got {list(sites)}")
+        (site,) = sites.values()
+        if site.mask is not None or site.scale != 1.0:
+            raise ValueError("expected a guide under no mask, scale or subsampling for the closed form: use ELBO")
+        posterior = site.fn
+        x = pair.args[0] if pair.args else pair.kwargs["x"]
+        return pair.model.expected_log_likelihood(x, posterior) - kl_divergence(posterior, pair.model.prior())

@@ -10,7 +10,8 @@ import math
 
 from torch import Tensor
 
-from inference.objectives import Objective, Pair, reconstruction_and_rate
+from inference.objectives.base import Objective, Pair
+from inference.objectives.evidence_lower_bound import reconstruction_and_rate
 
 
 class _AtRate(Objective):
@@ -31,7 +32,7 @@ class TargetRate(_AtRate):
     .. math:: -D_n - \lambda \, |R - R^*|
 
     Warning:
-        No bound on the evidence: report :class:`inference.objectives.ELBO`. Above its target the rate costs lambda
+        No bound on the evidence: report :class:`inference.objectives.evidence_lower_bound.ELBO`. Above its target the rate costs lambda
         nats per nat: with weight 1 that is the ELBO, so a target below the rate of the ELBO's optimum is reached
         only with a weight above the slope -dD/dR of the frontier there. The rate is the mini-batch's.
 
@@ -53,7 +54,7 @@ class TargetRate(_AtRate):
 
         Raises:
             NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
-            ValueError: See :func:`inference.objectives.reconstruction_and_rate`.
+            ValueError: See :func:`inference.objectives.evidence_lower_bound.reconstruction_and_rate`.
         """
         return self._penalised(*reconstruction_and_rate(pair.draw(self.num_particles)))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import log_mean_exp
-from inference.importance_objectives import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
-from inference.objectives import Objective, Pair
+from inference.objectives.base import Objective, Pair
+from inference.objectives.gradients import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
 
 
 def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
@@ -123,7 +123,7 @@ class CUBO(Objective):
 
         Raises:
             ValueError: If a site is scaled beyond the data plate, or see
-                :func:`inference.importance_objectives.at_fixed_latents`.
+                :func:`inference.objectives.gradients.at_fixed_latents`.
         """
         draw = draw_without_gradient(pair, self.num_particles)
         fixed = at_fixed_latents(pair, draw)

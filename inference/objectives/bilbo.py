@@ -20,7 +20,7 @@ from inference.core.handlers import apply_mask
 from inference.core.module import Module
 from inference.core.run import Program, run_guide
 from inference.distributions.gaussian import DiagNormal
-from inference.objectives import Objective, Pair
+from inference.objectives.base import Objective, Pair
 
 _BATCH = 1024
 
@@ -39,7 +39,7 @@ class BILBO(Objective):
 
     Warning:
         Of a batch of B data the rate is too small by about m^2 / (2 B (m + v)^2) per coordinate. Train with large
-        batches, and report the :class:`inference.objectives.ELBO` of the frozen model.
+        batches, and report the :class:`inference.objectives.evidence_lower_bound.ELBO` of the frozen model.
 
     References:
         Fyffe, 2019, arXiv 1912.10309. Barron, "A General and Adaptive Robust Loss Function", 2019, arXiv 1701.03077.

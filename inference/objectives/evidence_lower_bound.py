@@ -1,0 +1,171 @@
+"""Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
+
+They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
+:func:`inference.svi.fit`. All that one keeps between calls is the number of training steps, for schedules.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from inference.core.draw import Draw
+from inference.core.handlers import apply_mask
+from inference.distributions.gaussian import coordinate_kl
+from inference.objectives.base import Objective, Pair, check_weight
+from inference.objectives.schedules import Schedule
+
+
+class ELBO(Objective):
+    r"""Evidence lower bound by Monte Carlo, any guide.
+
+    .. math:: E_q[\log p(x_n, z) - \log q(z \mid x_n)]
+
+    ``poutine.scale`` and ``poutine.mask`` inside model and guide are honoured; around the loss they have no effect.
+
+    Args:
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Example:
+        >>> from zoo import LinearVAE
+        >>> from guides import MeanField
+        >>> model, guide = LinearVAE(5, 2), MeanField(5, 2)
+        >>> ELBO(num_particles=3)(model, guide)(torch.zeros(4, 5)).shape
+        torch.Size([])
+    """
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,)."""
+        return pair.draw(self.num_particles).elbo_terms.mean(0)
+
+
+class AnalyticKLELBO(Objective):
+    r"""Evidence lower bound with the Kullback-Leibler term in closed form, the reconstruction by Monte Carlo.
+
+    .. math:: E_q[\log p(x_n \mid z)] - KL(q(z \mid x_n) \,\|\, p(z))
+
+    Several latent sites are summed; each KL is conditional on the sites before it, so model and guide must sample
+    them in the same order.
+
+    Args:
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+    """
+
+    def bound(self, pair: Pair) -> Tensor:
+        """ELBO per datum, (N,); raises what :func:`reconstruction_and_rate` does."""
+        reconstruction, rate = reconstruction_and_rate(pair.draw(self.num_particles))
+        return (reconstruction - rate).mean(0)
+
+
+class BetaELBO(Objective):
+    r"""The ELBO with its Kullback-Leibler term weighted, by a number or by a schedule over the steps; any guide.
+
+    .. math:: E_q[\log p(x_n \mid z) + \beta_t \, (\log p(z) - \log q(z \mid x_n))]
+
+    Warning:
+        For beta below one this is no bound on the evidence. Report :class:`ELBO`, where beta is one.
+
+    References:
+        Higgins et al., "beta-VAE", 2017, ICLR. Bowman et al., 2016, arXiv 1511.06349 (annealing).
+
+    Args:
+        beta: The weight, or what makes it from the step (:class:`inference.objectives.schedules.LinearAnnealing`,
+            :class:`inference.objectives.schedules.CyclicalAnnealing`, or any function of a scalar tensor).
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If beta is negative or not finite.
+    """
+
+    def __init__(self, beta: float | Schedule, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        self._schedule = check_weight(beta, "beta")
+
+    @property
+    def beta(self) -> Tensor:
+        """The weight at the present step, ()."""
+        return torch.as_tensor(self._schedule(self.step))
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Weighted ELBO per datum, (N,)."""
+        draw = pair.draw(self.num_particles)
+        rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+        return (draw.total(draw.model_sites, observed=True) - self.beta.to(rate) * rate).mean(0)
+
+
+class FreeBitsELBO(Objective):
+    r"""The ELBO in which each latent coordinate may cost some nats for free, against posterior collapse.
+
+    .. math:: E_q[\log p(x_n \mid z)] - \sum_k \max\left(\lambda, \frac1N \sum_m KL(q(z_k \mid x_m) \| p(z_k))\right)
+
+    Warning:
+        The maximum is taken of the batch's mean, so this is an objective and no bound per datum. Report :class:`ELBO`.
+
+    References:
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference with Inverse
+        Autoregressive Flow", 2016, arXiv 1606.04934.
+
+    Args:
+        free_nats: lambda, nats per latent coordinate.
+        num_particles: S, samples per datum.
+        plate: Name of the plate over the data, ``"data"`` if None.
+
+    Raises:
+        ValueError: If lambda is negative or not finite.
+    """
+
+    def __init__(self, free_nats: float, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        check_weight(free_nats, "free_nats")
+        self.free_nats = free_nats
+
+    def bound(self, pair: Pair) -> Tensor:
+        """Free-bits objective per datum, (N,).
+
+        Raises:
+            TypeError: If a latent is not Gaussian with independent coordinates in guide and model.
+        """
+        draw = pair.draw(self.num_particles)
+        bound = draw.total(draw.model_sites, observed=True).mean(0)
+        for name in draw.latents:
+            rates = coordinate_kl(draw.guide_sites[name].fn, draw.model_sites[name].fn)
+            bound = bound - rates.flatten(0, -2).mean(0).clamp(min=self.free_nats).sum()
+        return bound
+
+
+def reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
+    """The log-likelihood of a draw and the closed-form KL of its latents, each (S, N) in nats with gradient.
+
+    Raises:
+        NotImplementedError: If a site has no closed-form KL; the message names it. Use :class:`ELBO` there.
+        ValueError: If model and guide sample the latents in different orders, or treat one differently.
+    """
+    latents = list(draw.latents)
+    order = [name for name, site in draw.model_sites.items() if not site.is_observed]
+    if order != latents:
+        raise ValueError(
+            f"expected model and guide to sample the latents in one order for a closed-form KL, got {order} "
+            f"in the model and {latents} in the guide"
+        )
+    return draw.total(draw.model_sites, observed=True), torch.stack([_kl(draw, name) for name in latents]).sum(0)
+
+
+def _kl(draw: Draw, name: str) -> Tensor:
+    q, p = draw.guide_sites[name], draw.model_sites[name]
+    if q.mask is not p.mask or (q.scale is not p.scale and q.scale != p.scale):
+        raise ValueError(
+            f"expected site {name!r} under the same mask and scale in model and guide for a closed-form KL, "
+            f"got mask {p.mask} and scale {p.scale} in the model, {q.mask} and {q.scale} in the guide"
+        )
+    try:
+        divergence = kl_divergence(q.fn, p.fn)
+    except NotImplementedError as error:
+        raise NotImplementedError(
+            f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
+            "use the objective ELBO"
+        ) from error
+    return draw.term(q, apply_mask(divergence, q.mask))

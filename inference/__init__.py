@@ -52,16 +52,16 @@ from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
 from inference.recovery import MCC, amari_distance, mcc, rank_mcc
-from inference.restarts import Restarts, fit_best
 from inference.sbc import SBC, Coverage, coverage, sbc
 from inference.self_consistency import SelfConsistency, self_consistency
 from inference.simulation import Simulation
 from inference.smoothed_importance import SmoothedImportance
-from inference.svi import fit
-from inference.sweeps import fit_many
 from inference.tables import table
 from inference.tarp import TARP, tarp
-from inference.trainer import History
+from inference.training.fitting import fit
+from inference.training.restarts import Restarts, fit_best
+from inference.training.trainer import History
+from inference.training.vectorised import fit_many
 from inference.water_filling import water_filling
 from inference.weights.importance_weights import iter_log_weights, log_weights
 from inference.weights.summary import WeightSummary, effective_sample_size, elbo, iwae, pareto_k, summarise

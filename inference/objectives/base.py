@@ -87,7 +87,7 @@ class Objective(pyro.infer.ELBO):
         self.step = torch.zeros((), dtype=torch.int64)
 
     def advance(self) -> None:
-        """Count one training step; :func:`inference.svi.fit` and ``SVI`` do so by themselves."""
+        """Count one training step; :func:`inference.training.fitting.fit` and ``SVI`` do so by themselves."""
         self.step = self.step + 1
 
     def bound(self, pair: Pair) -> Tensor:

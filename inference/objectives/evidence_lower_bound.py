@@ -1,7 +1,7 @@
 """Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
 
 They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
-:func:`inference.svi.fit`. All that one keeps between calls is the number of training steps, for schedules.
+:func:`inference.training.fitting.fit`. All that one keeps between calls is the number of training steps, for schedules.
 """
 
 from __future__ import annotations

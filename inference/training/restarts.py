@@ -12,8 +12,8 @@ import pyro.infer
 from torch import Tensor, nn
 
 from inference.core.seeding import seeded
-from inference.svi import fit
-from inference.trainer import History
+from inference.training.fitting import fit
+from inference.training.trainer import History
 from inference.weights.importance_weights import log_weights
 from inference.weights.summary import elbo
 

@@ -18,7 +18,7 @@ from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
 from inference.objectives.evidence_lower_bound import ELBO
-from inference.trainer import History, Trainer
+from inference.training.trainer import History, Trainer
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:

@@ -26,11 +26,7 @@ from inference.objectives.base import Objective
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
-
-
 _VALIDATION_BATCH = 4096
-
-
 _VALIDATION_SEED = 0
 
 

@@ -18,8 +18,8 @@ from torch.func import functional_call, vmap
 from inference.core.checks import check_arguments
 from inference.objectives.base import Objective, Pair
 from inference.objectives.evidence_lower_bound import ELBO
-from inference.svi import fit
-from inference.trainer import History
+from inference.training.fitting import fit
+from inference.training.trainer import History
 
 
 def fit_many(

@@ -1,0 +1,1 @@
+"""Training of pairs: one run, restarts, and many pairs at once."""

@@ -13,7 +13,7 @@ from guides.sampled import LatentModel, SampledGuide
 from inference.core.checks import check_count
 from inference.distributions.gaussian import gaussian_marginals
 from inference.distributions.transformed import Transformed
-from inference.hmc import Chains, Target, transition
+from inference.posterior.hmc import Chains, Target, transition
 
 
 class HMCRefined(SampledGuide):

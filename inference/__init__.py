@@ -16,7 +16,6 @@ from inference.defensive import Defensive
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.estimates import Evidence
 from inference.evidence import evidence
-from inference.exact_draws import ExactDraws, posterior_draws, simulated_draws
 from inference.gap import Gap, Refit, gap, refit
 from inference.gradient_noise import GradientNoise, gradient_noise
 from inference.identifiability import (
@@ -32,7 +31,6 @@ from inference.importance_evidence import Importance
 from inference.information_bounds import information_bounds
 from inference.laplace import Laplace
 from inference.limit import Limit, predicted_gap
-from inference.log_joint import LogJoint
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
@@ -46,8 +44,10 @@ from inference.objectives.renyi import CUBO, VRBound, renyi_bound
 from inference.objectives.schedules import CyclicalAnnealing, GeometricAnnealing, LinearAnnealing
 from inference.objectives.target_rate import SampledTargetRate, TargetRate
 from inference.objectives.wake_sleep import WakeSleep, WakeWake
+from inference.posterior.exact_draws import ExactDraws, posterior_draws, simulated_draws
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.prediction import predictive, reconstruct, sample
 from inference.posterior_error import PosteriorError, posterior_error
-from inference.predictive import predictive, reconstruct, sample
 from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve

@@ -17,17 +17,16 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
-from inference.annealing import gaussian_of_draws
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, refit, temperatures
 from inference.estimates import PROBABILISTIC, Evidence
 from inference.importance_evidence import from_weights, with_value
-from inference.laplace import Mode
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import find_modes, prior_scale
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import Mode, find_modes, prior_scale
+from inference.posterior.moments import gaussian_of_draws
 from inference.proposal import Proposal, silent, usable_guide
 from inference.weights.summary import merge, stratified, summarise
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.distributions.batched_gaussian import Gaussian
-from inference.hmc import Chains, Target, transition, whitened
-from inference.log_joint import LogJoint
+from inference.posterior.hmc import Chains, Target, transition, whitened
+from inference.posterior.log_joint import LogJoint
 
 # Chains times data that move side by side.
 _ROWS = 2**16

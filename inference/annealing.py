@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from inference.annealer import Annealer
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.core.run import Program
-from inference.distributions.batched_gaussian import Gaussian
 from inference.estimates import Evidence
 from inference.importance_evidence import from_weights
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
+from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import summarise
-
-# Draws of the guide, or the prior, that the Gaussian is fitted to, at least; and rows of them drawn side by side.
-_DRAWS, _DRAWN_ROWS = 1000, 2**13
 
 
 @dataclass(frozen=True)
@@ -102,39 +95,3 @@ class Annealed(Method):
     def refined(self) -> Annealed:
         """With four times the temperatures."""
         return replace(self, num_temperatures=4 * self.num_temperatures)
-
-
-def gaussian_of_draws(log_joint: LogJoint, guide: Program | None, widening: float) -> Gaussian:
-    """The Gaussian with the moments of the guide's draws, or the prior's where there is no guide, widened.
-
-    Args:
-        log_joint: Of the model; its coordinates are the Gaussian's.
-        guide: Pyro guide.
-        widening: Factor on the standard deviations.
-    """
-    total = max(_DRAWS, 20 * log_joint.dim)
-    count = min(total, max(1, _DRAWN_ROWS // log_joint.num_data))
-    counts = [count] * -(-total // count)
-    draws = (log_joint.sample_prior(c) if guide is None else log_joint.draw_guide(guide, c) for c in counts)
-    loc, covariance = _moments(draws)
-    variances = covariance.diagonal(dim1=-2, dim2=-1)
-    rounding = 100 * torch.finfo(loc.dtype).eps * variances.mean(-1, keepdim=True)
-    factor = torch.linalg.cholesky(covariance + torch.diag_embed(rounding.expand_as(variances)))
-    return Gaussian(loc, widening * factor)
-
-
-def _moments(draws: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Means (N, d) and covariances (N, d, d) of draws that come in blocks (S', N, d)."""
-    num, shift, first, second = 0, None, None, None
-    for u in draws:
-        shift = u.mean(0) if shift is None else shift
-        residual = u - shift
-        product = torch.einsum("sni,snj->nij", residual, residual)
-        first = residual.sum(0) if first is None else first + residual.sum(0)
-        second = product if second is None else second + product
-        num += len(u)
-    assert shift is not None
-    assert first is not None
-    assert second is not None
-    mean = first / num
-    return shift + mean, second / num - mean.unsqueeze(-1) * mean.unsqueeze(-2)

@@ -14,8 +14,8 @@ from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from inference.estimates import Evidence
 from inference.exact_evidence import Exact
 from inference.importance_evidence import Importance
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
+from inference.posterior.log_joint import LogJoint
 from inference.quadrature import Quadrature
 
 _CHECKED = 3

@@ -20,8 +20,8 @@ from inference.core.estimates import check_level, log_mean_exp
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.estimates import PROBABILISTIC, Evidence
-from inference.exact_draws import ExactDraws, simulated_draws
 from inference.methods import Problem
+from inference.posterior.exact_draws import ExactDraws, simulated_draws
 from inference.weights.summary import WeightSummary, summarise
 
 

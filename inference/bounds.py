@@ -10,7 +10,7 @@ import torch
 from inference.core.estimates import Estimate
 from inference.core.run import Program, run_pair
 from inference.core.seeding import random_state
-from inference.exact_draws import ExactDraws
+from inference.posterior.exact_draws import ExactDraws
 from inference.weights.summary import WeightSummary, summarise
 
 

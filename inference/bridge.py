@@ -19,9 +19,9 @@ from inference.adaptive import Adaptive, where_enough
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
 from inference.estimates import Evidence
-from inference.hmc import Chains, transition, whitened
 from inference.importance_evidence import from_weights, with_value
 from inference.methods import Method, Problem
+from inference.posterior.hmc import Chains, transition, whitened
 from inference.proposal import Proposal
 from inference.weights.summary import summarise
 

@@ -22,7 +22,7 @@ from inference.core.draw import Draw, flatten, labels
 from inference.core.handlers import RecordSites, isolated
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
-from inference.predictive import sample
+from inference.posterior.prediction import sample
 from inference.simulation import Simulation, join
 
 Quantity = Callable[[Mapping[str, Tensor]], Tensor]

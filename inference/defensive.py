@@ -19,8 +19,8 @@ from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.estimates import Evidence
 from inference.importance_evidence import from_weights, with_value
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
+from inference.posterior.log_joint import LogJoint
 from inference.weights.summary import merge, stratified, summarise
 
 # Coordinates drawn side by side.

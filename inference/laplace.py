@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import pyro
 import torch
@@ -16,17 +16,13 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.distributions.batched_gaussian import Gaussian
 from inference.estimates import ASYMPTOTIC, Evidence
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import find_modes, prior_scale
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import Mode, find_modes, prior_scale
 
 # Draws of the guide whose mean is a start.
 _DRAWS = 128
-# Curvature per prior variance below which a maximum is a ridge, and the least that a Gaussian is given: it is no wider
-# than some three prior sigmas.
-_RIDGE, _LEAST_CURVATURE = 1e-3, 0.1
 
 
 @dataclass(frozen=True)
@@ -82,45 +78,6 @@ class Laplace(Method):
         return Evidence(
             value, -everywhere, everywhere, everywhere, kinds, problem.level, self.name, evaluations=evaluations
         )
-
-
-class Mode(NamedTuple):
-    """The highest mode found for each datum.
-
-    Attributes:
-        location: Unconstrained coordinates, (N, d).
-        log_joint: Log joint density there, (N,) in nats.
-        hessian: Its second derivatives there, (N, d, d).
-        scale: Standard deviations of the prior, (N, d).
-    """
-
-    location: Tensor
-    log_joint: Tensor
-    hessian: Tensor
-    scale: Tensor
-
-    @property
-    def log_det(self) -> Tensor:
-        """log det of minus the Hessian, (N,); NaN where that is not positive definite."""
-        curvature = torch.linalg.eigvalsh(self._whitened)
-        log_det = curvature.log().sum(-1) - 2 * self.scale.log().sum(-1)
-        return torch.where((curvature > _RIDGE).all(-1), log_det, math.nan)
-
-    @property
-    def gaussian(self) -> Gaussian:
-        """The Gaussian of the mode's curvature; along a direction that curves upwards, by its absolute value."""
-        unit = self.scale.unsqueeze(-1)
-        curvature, axes = torch.linalg.eigh(self._whitened)
-        spread = axes / curvature.abs().clamp(min=_LEAST_CURVATURE).sqrt().unsqueeze(-2)
-        # The triangular factor of spread @ spread', without squaring its condition number.
-        factor = torch.linalg.qr((unit * spread).mT)[1].mT
-        sign = factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        return Gaussian(self.location, factor * sign)
-
-    @property
-    def _whitened(self) -> Tensor:
-        unit = self.scale.unsqueeze(-1)
-        return -self.hessian * unit * unit.mT
 
 
 @torch.no_grad()

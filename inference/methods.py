@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from inference.core.run import Program
 from inference.estimates import Evidence
-from inference.log_joint import LogJoint
+from inference.posterior.log_joint import LogJoint
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.modes import distances, grid_line, neighbourhood, scan
 from inference.numerics.newton import climb, expand
+from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 from inference.slices import LOWEST, WIDEST, Slices, nearest_modes
 
 # Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.

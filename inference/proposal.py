@@ -13,8 +13,8 @@ from torch import Tensor
 from inference.core.run import Program
 from inference.defensive import check_same, guide_density
 from inference.distributions.student_t import Students
-from inference.log_joint import LogJoint
 from inference.methods import Problem
+from inference.posterior.log_joint import LogJoint
 
 # Coordinates of draws, of all laws, side by side.
 _ELEMENTS = 2**21

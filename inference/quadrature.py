@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
 from inference.estimates import NUMERICAL, Evidence
-from inference.log_joint import LogJoint
 from inference.methods import Method, Problem
-from inference.modes import prior_scale, search_modes
 from inference.nested import Integral, NestedIntegrator
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import prior_scale, search_modes
 from inference.slices import Density, Slices
 
 _MAX_DIM = 3

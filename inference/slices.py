@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.log_joint import LogJoint
-from inference.modes import Modes, log_joint_at
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import Modes, log_joint_at
 
 # Peaks lower than this against the least of the important modes carry nothing, in nats.
 LOWEST = -50.0

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
-import inference.hmc
+import inference.posterior.hmc
 import zoo
 from guides import Exact, HMCRefined, MeanField
 from guides.base import Guide
@@ -31,12 +31,12 @@ from inference import (
     summarise,
 )
 from inference.annealer import Annealer, schedule_of
-from inference.annealing import gaussian_of_draws
 from inference.bidirectional import _Moments
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.gaussian import FullNormal
 from inference.estimates import PROBABILISTIC
-from inference.hmc import Chains, traced, transition, whitened
+from inference.posterior.hmc import Chains, traced, transition, whitened
+from inference.posterior.moments import gaussian_of_draws
 from zoo import LinearVAE
 
 SIGMAS = [1.0, 1e-1, 1e-2, 1e-3]
@@ -116,7 +116,7 @@ def test_the_kernel_leaves_its_gaussian_invariant(beta):
 
 
 def test_a_kernel_that_always_accepts_is_found_out(monkeypatch):
-    monkeypatch.setattr(inference.hmc, "acceptance_probability", always)
+    monkeypatch.setattr(inference.posterior.hmc, "acceptance_probability", always)
     assert not is_invariant(1.0)
 
 
@@ -240,7 +240,7 @@ class AlwaysAccepts(Annealer):
     """The defect: no proposal is rejected."""
 
     def move(self, chains, beta, step):
-        with mock.patch.object(inference.hmc, "acceptance_probability", always):
+        with mock.patch.object(inference.posterior.hmc, "acceptance_probability", always):
             return super().move(chains, beta, step)
 
 
@@ -362,7 +362,9 @@ def test_a_model_in_float32_in_blocks_gets_its_evidence_in_float64():
 
 def test_evaluations_count_every_gradient(monkeypatch):
     calls = []
-    monkeypatch.setattr(inference.hmc, "traced", lambda target, _: lambda v: (calls.append(len(v)), target(v))[1])
+    monkeypatch.setattr(
+        inference.posterior.hmc, "traced", lambda target, _: lambda v: (calls.append(len(v)), target(v))[1]
+    )
     model = linear_model()
     got = evidence(model, data_of(model, 2), method=Annealed(10), seed=0, progress=False)
     assert got.evaluations == sum(calls)

@@ -21,9 +21,9 @@ from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.estimates import NUMERICAL
-from inference.modes import find_modes, prior_scale
 from inference.numerics.newton import climb
 from inference.peaks import _unique
+from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
 from zoo.linear_models import LinearGaussianModel
 

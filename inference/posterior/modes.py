@@ -2,6 +2,7 @@ r"""The modes of the log joint density of any Pyro model, per datum."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,11 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.core.checks import check_count
-from inference.log_joint import LogJoint
+from inference.distributions.batched_gaussian import Gaussian
 from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
+from inference.posterior.log_joint import LogJoint
+
+# Curvature per prior variance below which a maximum is a ridge, and the least that a Gaussian is given: it is no wider
+# than some three prior sigmas.
+_RIDGE, _LEAST_CURVATURE = 1e-3, 0.1
+
 
 # Two points closer than this, in standard deviations of the better one, are one mode.
 _SAME = 1e-2
+
 # Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.
 _FARTHEST = 2.0
 
@@ -222,3 +230,42 @@ def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:
     table = points.new_full((int(count.max()), num_rows, points.shape[-1]), torch.nan)
     table[place, row] = points
     return table
+
+
+class Mode(NamedTuple):
+    """The highest mode found for each datum.
+
+    Attributes:
+        location: Unconstrained coordinates, (N, d).
+        log_joint: Log joint density there, (N,) in nats.
+        hessian: Its second derivatives there, (N, d, d).
+        scale: Standard deviations of the prior, (N, d).
+    """
+
+    location: Tensor
+    log_joint: Tensor
+    hessian: Tensor
+    scale: Tensor
+
+    @property
+    def log_det(self) -> Tensor:
+        """log det of minus the Hessian, (N,); NaN where that is not positive definite."""
+        curvature = torch.linalg.eigvalsh(self._whitened)
+        log_det = curvature.log().sum(-1) - 2 * self.scale.log().sum(-1)
+        return torch.where((curvature > _RIDGE).all(-1), log_det, math.nan)
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """The Gaussian of the mode's curvature; along a direction that curves upwards, by its absolute value."""
+        unit = self.scale.unsqueeze(-1)
+        curvature, axes = torch.linalg.eigh(self._whitened)
+        spread = axes / curvature.abs().clamp(min=_LEAST_CURVATURE).sqrt().unsqueeze(-2)
+        # The triangular factor of spread @ spread', without squaring its condition number.
+        factor = torch.linalg.qr((unit * spread).mT)[1].mT
+        sign = factor.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+        return Gaussian(self.location, factor * sign)
+
+    @property
+    def _whitened(self) -> Tensor:
+        unit = self.scale.unsqueeze(-1)
+        return -self.hessian * unit * unit.mT

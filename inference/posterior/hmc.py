@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.distributions.batched_gaussian import Gaussian
-from inference.log_joint import LogJoint
+from inference.posterior.log_joint import LogJoint
 
 Target = Callable[[Tensor], tuple[Tensor, Tensor]]
 

@@ -14,7 +14,7 @@ from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
-from inference.predictive import sample
+from inference.posterior.prediction import sample
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: i
     if not isinstance(model, SupportsPosterior):
         raise TypeError(
             f"expected a model with posterior(x), got {type(model).__name__}: exact draws exist for data that it "
-            "simulates, see inference.exact_draws.simulated_draws"
+            "simulates, see inference.posterior.exact_draws.simulated_draws"
         )
     check_arguments((model,), (x,), {})
     latents = [name for name, site in _sites(model, (x,), {}).items() if not site.is_observed]

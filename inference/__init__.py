@@ -18,7 +18,9 @@ from inference.estimates import Evidence
 from inference.evidence import evidence
 from inference.gap import Gap, Refit, gap, refit
 from inference.gradient_noise import GradientNoise, gradient_noise
-from inference.identifiability import (
+from inference.identifiability.consistency import SelfConsistency, self_consistency
+from inference.identifiability.gap_prediction import predicted_gap
+from inference.identifiability.ima_contrasts import (
     column_contrast,
     conformal_contrast,
     ima_contrast,
@@ -27,10 +29,11 @@ from inference.identifiability import (
     local_ima_contrast,
     local_ima_contrast_of_inverse,
 )
+from inference.identifiability.mean_correlation import MCC, amari_distance, mcc, rank_mcc
 from inference.importance_evidence import Importance
 from inference.information_bounds import information_bounds
 from inference.laplace import Laplace
-from inference.limit import Limit, predicted_gap
+from inference.limit import Limit
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
@@ -51,9 +54,7 @@ from inference.posterior_error import PosteriorError, posterior_error
 from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
-from inference.recovery import MCC, amari_distance, mcc, rank_mcc
 from inference.sbc import SBC, Coverage, coverage, sbc
-from inference.self_consistency import SelfConsistency, self_consistency
 from inference.simulation import Simulation
 from inference.smoothed_importance import SmoothedImportance
 from inference.tables import table

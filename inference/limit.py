@@ -23,7 +23,7 @@ from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_
 from inference.core.run import run_pair
 from inference.distributions.gaussian import LOG_2PI
 from inference.estimates import NUMERICAL, Evidence
-from inference.identifiability import column_contrast
+from inference.identifiability.ima_contrasts import column_contrast
 from inference.methods import Method, Problem
 from inference.numerics.jacobian import decoder_jacobian, directional_derivative
 from inference.numerics.levenberg_marquardt import nearest_latents
@@ -106,33 +106,6 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
     value, error = value.masked_fill(failed, math.nan), error.masked_fill(failed, math.inf)
     evaluations = found.num_starts * 20.0 * (1 + z.shape[1]) + _NUM_POINTS
     return LimitTerms(z, value, error, stiffness, found.slope, column_contrast(jacobian), evaluations)
-
-
-@torch.no_grad()
-def predicted_gap(model: SupportsGaussianDecoder, z: Tensor) -> Tensor:
-    r"""What the decoder's Jacobian says of the gap of the best guide with independent coordinates.
-
-    .. math:: \tfrac12 \left[\log\det\operatorname{diag} M - \log\det M\right], \quad M = J^\top J / \sigma^2 + I
-
-    Exact for a linear decoder and a standard normal prior. As sigma goes to zero it tends to the contrast of
-    independent mechanism analysis, whatever the prior.
-
-    Warning:
-        It takes the posterior for Gaussian with the decoder's own curvature, and knows nothing of residuals.
-
-    References:
-        Reizinger et al., "Embrace the Gap: VAEs Perform Independent Mechanism Analysis", 2022, arXiv 2206.02416.
-
-    Args:
-        model: Model with a decoder and Gaussian noise.
-        z: Where the posteriors are, (N, K): the means of a guide, say.
-
-    Returns:
-        (N,) in nats.
-    """
-    jacobian = decoder_jacobian(model.decode, z) / model.sigma.unsqueeze(-1)
-    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).expand(len(z), -1, -1)
-    return column_contrast(torch.cat([jacobian, identity], -2))
 
 
 def _log_joint(model: SupportsGaussianDecoder, x: Tensor, z: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from guides import MeanField
 from inference import evidence
 from inference.estimates import NUMERICAL
-from inference.limit import Limit, limit_terms, predicted_gap
+from inference.identifiability.gap_prediction import predicted_gap
+from inference.limit import Limit, limit_terms
 from inference.numerics.levenberg_marquardt import nearest_latents
 from zoo import IMAVAE, LinearVAE, Uniform
 

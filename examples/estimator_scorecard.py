@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from inference import Annealed, ExactDraws, bdmc, evidence, plots
-from inference.evidence import METHODS
+from inference.marginal_likelihood.estimate import METHODS
 from zoo import known_answers
 
 LEVEL, CONFIDENCE, ROUNDING = 0.95, 0.99, 1e-9

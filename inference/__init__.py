@@ -1,10 +1,5 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
-from inference.adaptive import Adaptive
-from inference.annealing import Annealed
-from inference.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
-from inference.bounds import cubo, eubo
-from inference.bridge import Bridge
 from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
 from inference.calibration import simulate
 from inference.compare import compare
@@ -12,10 +7,7 @@ from inference.comparison import differences, load_comparison, save_comparison
 from inference.core.estimates import Estimate, Interval
 from inference.core.module import Module
 from inference.core.storage import load_pair, save_pair
-from inference.defensive import Defensive
 from inference.diagnostics import active_units, collapse_curve, collapsed, latent_kl, posterior_means
-from inference.estimates import Evidence
-from inference.evidence import evidence
 from inference.gap import Gap, Refit, gap, refit
 from inference.gradient_noise import GradientNoise, gradient_noise
 from inference.identifiability.consistency import SelfConsistency, self_consistency
@@ -30,10 +22,20 @@ from inference.identifiability.ima_contrasts import (
     local_ima_contrast_of_inverse,
 )
 from inference.identifiability.mean_correlation import MCC, amari_distance, mcc, rank_mcc
-from inference.importance_evidence import Importance
 from inference.information_bounds import information_bounds
-from inference.laplace import Laplace
-from inference.limit import Limit
+from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
+from inference.marginal_likelihood.annealing.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
+from inference.marginal_likelihood.estimate import evidence
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
+from inference.marginal_likelihood.importance.bridge_sampling import Bridge
+from inference.marginal_likelihood.importance.defensive_mixture import Defensive
+from inference.marginal_likelihood.importance.importance_sampling import Importance
+from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
+from inference.marginal_likelihood.laplace import Laplace
+from inference.marginal_likelihood.near_deterministic import Limit
+from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
+from inference.marginal_likelihood.result import Evidence
+from inference.marginal_likelihood.upper_bounds import cubo, eubo
 from inference.mutual_information import MutualInformation, mutual_information
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
@@ -51,12 +53,10 @@ from inference.posterior.exact_draws import ExactDraws, posterior_draws, simulat
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import predictive, reconstruct, sample
 from inference.posterior_error import PosteriorError, posterior_error
-from inference.quadrature import Quadrature
 from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
 from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
 from inference.sbc import SBC, Coverage, coverage, sbc
 from inference.simulation import Simulation
-from inference.smoothed_importance import SmoothedImportance
 from inference.tables import table
 from inference.tarp import TARP, tarp
 from inference.training.fitting import fit

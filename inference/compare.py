@@ -22,12 +22,12 @@ from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.run import Program, run_pair
 from inference.core.seeding import random_state, seeded
 from inference.cost import Cost, cost
-from inference.estimates import Evidence, concatenate
-from inference.evidence import as_method
-from inference.exact_evidence import Exact
 from inference.gap import refit
-from inference.importance_evidence import from_weights
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.estimate import as_method
+from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.intervals import from_weights
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import Evidence, concatenate
 from inference.sbc import coverage, sbc
 from inference.weights.importance_weights import iter_log_weights
 from inference.weights.summary import WeightSummary, merge, summarise
@@ -75,7 +75,7 @@ def compare(
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
-        method: How to estimate an evidence that has no closed form, see :func:`inference.evidence`; None pools the
+        method: How to estimate an evidence that has no closed form, see :func:`inference.marginal_likelihood.estimate`; None pools the
             importance weights of the guides. The guide that it is given is the model's first.
         split: Rows of each data set, from its beginning, whose gap is split into approximation and amortisation, see
             :func:`inference.gap`. That refits the guides; 0 leaves it.

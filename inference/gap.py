@@ -24,10 +24,10 @@ from inference.core.draw import Layout
 from inference.core.protocols import SupportsLocal
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import random_state, seeded
-from inference.estimates import Evidence
-from inference.evidence import as_method, evidence
-from inference.exact_evidence import Exact
-from inference.methods import Method
+from inference.marginal_likelihood.estimate import as_method, evidence
+from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.method import Method
+from inference.marginal_likelihood.result import Evidence
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 
@@ -128,7 +128,7 @@ def gap(
         guide: Pyro guide.
         x: Data, the first argument of both.
         *args: Further arguments of both.
-        method: How to estimate the evidence, see :func:`inference.evidence`.
+        method: How to estimate the evidence, see :func:`inference.marginal_likelihood.estimate`.
         known: The evidence, where it is known already.
         num_samples: Samples per datum of the refit, and of each of its eight evaluations.
         restarts: Further starts per datum, one unit around the guide's own output.
@@ -139,8 +139,8 @@ def gap(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        TypeError: As :func:`inference.evidence`.
-        ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data.
+        TypeError: As :func:`inference.marginal_likelihood.estimate`.
+        ValueError: As :func:`inference.marginal_likelihood.estimate`, or if the known evidence has another number of data.
     """
     call = in_double(Call(model, guide, (x, *args), kwargs))
     check_arguments((call.model, call.guide), call.args, kwargs)

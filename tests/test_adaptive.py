@@ -25,9 +25,9 @@ from pyro_problems import (
 from inference import Adaptive, Bridge, evidence
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, moment_fit, refit, temperatures
-from inference.estimates import ASYMPTOTIC
-from inference.methods import Problem
-from inference.proposal import Proposal, usable_guide
+from inference.marginal_likelihood.importance.proposal import Proposal, usable_guide
+from inference.marginal_likelihood.method import Problem
+from inference.marginal_likelihood.result import ASYMPTOTIC
 from inference.weights.summary import merge, summarise
 from zoo.known_answers import banana, bimodal, fold, half_seen_fold, ring
 
@@ -95,8 +95,8 @@ def test_a_model_that_cannot_broadcast_gives_the_same():
 
 
 def test_groups_of_data_are_put_together_in_order(monkeypatch):
-    monkeypatch.setattr("inference.adaptive._ELEMENTS", 5000)  # a datum a group
-    monkeypatch.setattr("inference.proposal._ELEMENTS", 5000)
+    monkeypatch.setattr("inference.marginal_likelihood.importance.adaptive_mixture._ELEMENTS", 5000)  # a datum a group
+    monkeypatch.setattr("inference.marginal_likelihood.importance.proposal._ELEMENTS", 5000)
     model, x, truth = problem(1, 4)
     got = adaptive(model, x, method=Adaptive(2000))
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()

@@ -30,11 +30,11 @@ from inference import (
     simulated_draws,
     summarise,
 )
-from inference.annealer import Annealer, schedule_of
-from inference.bidirectional import _Moments
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.gaussian import FullNormal
-from inference.estimates import PROBABILISTIC
+from inference.marginal_likelihood.annealing.bidirectional import _Moments
+from inference.marginal_likelihood.annealing.chains import Annealer, schedule_of
+from inference.marginal_likelihood.result import PROBABILISTIC
 from inference.posterior.hmc import Chains, traced, transition, whitened
 from inference.posterior.moments import gaussian_of_draws
 from zoo import LinearVAE

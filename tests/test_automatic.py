@@ -13,9 +13,9 @@ from conftest import data_for
 
 from guides import Exact, FullRank, MeanField
 from inference import Annealed, Importance, evidence, gap
-from inference.automatic import Automatic
-from inference.estimates import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
-from inference.methods import Method
+from inference.marginal_likelihood.automatic import Automatic
+from inference.marginal_likelihood.method import Method
+from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
 from zoo import DeepGaussianVAE, LinearVAE
 
 COUNTS = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0], dtype=torch.float64)
@@ -195,7 +195,7 @@ def test_cost_is_told():
 
 
 def test_every_method_has_a_name_of_its_own_and_a_default():
-    from inference.evidence import METHODS
+    from inference.marginal_likelihood.estimate import METHODS
 
     for name, method in METHODS.items():
         assert issubclass(method, Method)

@@ -27,8 +27,8 @@ from inference import (
 )
 from inference.compare import compare
 from inference.distributions.gaussian import FullNormal
-from inference.estimates import ASYMPTOTIC, EXACT, PROBABILISTIC
-from inference.importance_evidence import from_weights
+from inference.marginal_likelihood.intervals import from_weights
+from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, PROBABILISTIC
 from zoo import LinearGaussian, LinearVAE
 from zoo.linear_models import LinearGaussianModel
 

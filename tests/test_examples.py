@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 
 from inference import load_comparison, load_pair
-from inference.evidence import METHODS
+from inference.marginal_likelihood.estimate import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {

@@ -7,9 +7,9 @@ import torch
 
 from guides import MeanField
 from inference import evidence
-from inference.estimates import NUMERICAL
 from inference.identifiability.gap_prediction import predicted_gap
-from inference.limit import Limit, limit_terms
+from inference.marginal_likelihood.near_deterministic import Limit, limit_terms
+from inference.marginal_likelihood.result import NUMERICAL
 from inference.numerics.levenberg_marquardt import nearest_latents
 from zoo import IMAVAE, LinearVAE, Uniform
 

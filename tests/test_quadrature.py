@@ -15,14 +15,14 @@ import scipy.stats
 import torch
 from conftest import data_for, for_models_with
 
-import inference.kronrod as kronrod
-import inference.nested as nested
+import inference.marginal_likelihood.quadrature.gauss_kronrod as kronrod
+import inference.marginal_likelihood.quadrature.integrator as nested
 from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
-from inference.estimates import NUMERICAL
+from inference.marginal_likelihood.quadrature.peaks import _unique
+from inference.marginal_likelihood.result import NUMERICAL
 from inference.numerics.newton import climb
-from inference.peaks import _unique
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
 from zoo.linear_models import LinearGaussianModel

@@ -19,7 +19,7 @@ import torch
 from torch.distributions import kl_divergence
 
 from inference import Adaptive, Annealed, Bridge, compare, coverage, evidence, gap, sbc, simulate
-from inference.evidence import METHODS
+from inference.marginal_likelihood.estimate import METHODS
 
 COUNTS = torch.tensor([[3.0, 5.0], [0.0, 0.0], [0.0, 9.0], [14.0, 6.0]]).double()
 SHAPE, RATE, FIRST, SECOND = 2.0, 0.3, 2.0, 3.0

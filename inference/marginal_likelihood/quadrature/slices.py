@@ -16,10 +16,13 @@ from inference.posterior.modes import Modes, log_joint_at
 
 # Peaks lower than this against the least of the important modes carry nothing, in nats.
 LOWEST = -50.0
+
 # Modes whose Laplace mass is less than the greatest by more than this are unimportant, in nats.
 _UNIMPORTANT = 30.0
+
 # The prior's unit: no peak is taken to be wider.
 WIDEST = 1.0
+
 # Modes that a slice is told of.
 _NEAREST = 3
 

@@ -13,16 +13,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
-from inference.estimates import NUMERICAL, Evidence
-from inference.methods import Method, Problem
-from inference.nested import Integral, NestedIntegrator
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
+from inference.marginal_likelihood.quadrature.slices import Density, Slices
+from inference.marginal_likelihood.result import NUMERICAL, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import prior_scale, search_modes
-from inference.slices import Density, Slices
 
 _MAX_DIM = 3
+
 # What the pair of rules can tell from rounding.
 _LEAST_TOLERANCE = 1e-11
+
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
 _FLOOR = 1e-12
 _ROUNDING = 2e-15
@@ -46,7 +48,7 @@ class Quadrature(Method):
 
         A datum that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
         that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
-        :func:`inference.evidence` converts modules with their data; a function that rounds to float32 inside is
+        :func:`inference.marginal_likelihood.estimate` converts modules with their data; a function that rounds to float32 inside is
         limited by that, and its error estimate does not know.
 
     References:

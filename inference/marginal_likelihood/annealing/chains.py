@@ -25,13 +25,15 @@ from inference.posterior.log_joint import LogJoint
 
 # Chains times data that move side by side.
 _ROWS = 2**16
-
 _PILOT_CHAINS = 16
+
 # A pilot step advances beta so far that the log weight's standard deviation over the chains is this, and no farther
 # than the second; the number of its steps is bounded.
 _PILOT_SPREAD, _PILOT_ADVANCE, _PILOT_STEPS = 0.25, 1 / 40, 600
+
 # The acceptance that steps are tuned to, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6
+
 # Share of the temperatures that are spaced evenly, lest the pilot's spread mislead.
 _EVEN = 0.2
 

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inference.annealing import Annealed
 from inference.core.checks import check_count
 from inference.core.estimates import check_level, log_mean_exp
 from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.estimates import PROBABILISTIC, Evidence
-from inference.methods import Problem
+from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
+from inference.marginal_likelihood.method import Problem
+from inference.marginal_likelihood.result import PROBABILISTIC, Evidence
 from inference.posterior.exact_draws import ExactDraws, simulated_draws
 from inference.weights.summary import WeightSummary, summarise
 

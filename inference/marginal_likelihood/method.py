@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from inference.core.run import Program
-from inference.estimates import Evidence
+from inference.marginal_likelihood.result import Evidence
 from inference.posterior.log_joint import LogJoint
 
 
@@ -57,7 +57,7 @@ class Method(ABC):
     """A way to estimate the evidence: a frozen dataclass of its settings.
 
     Attributes:
-        name: What :func:`inference.evidence` calls it.
+        name: What :func:`inference.marginal_likelihood.estimate` calls it.
     """
 
     name: ClassVar[str]

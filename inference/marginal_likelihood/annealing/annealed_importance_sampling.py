@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import torch
 
-from inference.annealer import Annealer
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.estimates import Evidence
-from inference.importance_evidence import from_weights
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.annealing.chains import Annealer
+from inference.marginal_likelihood.intervals import from_weights
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import Evidence
 from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import summarise
 

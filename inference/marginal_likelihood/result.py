@@ -13,14 +13,8 @@ from torch import Tensor
 from inference.core.estimates import Interval, normal_quantile
 
 EXACT = "exact"
-
-
 NUMERICAL = "numerical"
-
-
 PROBABILISTIC = "probabilistic"
-
-
 ASYMPTOTIC = "asymptotic"
 
 

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from inference.core.run import Program
-from inference.defensive import check_same, guide_density
 from inference.distributions.student_t import Students
-from inference.methods import Problem
+from inference.marginal_likelihood.importance.defensive_mixture import check_same, guide_density
+from inference.marginal_likelihood.method import Problem
 from inference.posterior.log_joint import LogJoint
 
 # Coordinates of draws, of all laws, side by side.
 _ELEMENTS = 2**21
+
 # Share of the draws that are the guide's.
 _GUIDE_SHARE = 0.2
+
 # Draws at which the guide's density is compared with itself.
 _COMPARED = 8
 

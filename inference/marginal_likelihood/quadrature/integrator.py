@@ -18,20 +18,25 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.kronrod import GAP, at_edges, rule
-from inference.peaks import Peaks, find_peaks
-from inference.slices import Slices
+from inference.marginal_likelihood.quadrature.gauss_kronrod import GAP, at_edges, rule
+from inference.marginal_likelihood.quadrature.peaks import Peaks, find_peaks
+from inference.marginal_likelihood.quadrature.slices import Slices
 
 # Edges of the cells around a peak, in its standard deviations: a Gaussian needs the first two on each side.
 _EDGES = (3.0, 6.4, *(6.4 * 4.0**i for i in range(1, 15)))
+
 # Slices worked on together.
 _CHUNK = 2048
+
 # Points evaluated together.
 _POINTS = 1 << 16
+
 # Halvings of a cell at most.
 _ROUNDS = 60
+
 # A slice that holds less than this part of the best slice of its datum need be no better than that one's tolerance.
 _MINOR = 1e-3
+
 # Each inner integral is better than the one around it by this factor.
 _FINER = 0.7
 

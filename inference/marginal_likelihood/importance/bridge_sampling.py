@@ -15,18 +15,19 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.adaptive import Adaptive, where_enough
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
-from inference.estimates import Evidence
-from inference.importance_evidence import from_weights, with_value
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, where_enough
+from inference.marginal_likelihood.importance.proposal import Proposal
+from inference.marginal_likelihood.intervals import from_weights, with_value
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import Evidence
 from inference.posterior.hmc import Chains, transition, whitened
-from inference.proposal import Proposal
 from inference.weights.summary import summarise
 
 # The acceptance that the chains' steps are tuned to in the first transitions, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6
+
 # Draws from which the chains' starts are resampled.
 _STARTS = 1000
 

@@ -7,13 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.marginal_likelihood.quadrature.slices import LOWEST, WIDEST, Slices, nearest_modes
 from inference.numerics.newton import climb, expand
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
-from inference.slices import LOWEST, WIDEST, Slices, nearest_modes
 
 # Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
 _ROUGH = 5e-3
 _NARROWEST = 1e-12
+
 # Peaks closer than this, in standard deviations of the narrower one, share their cells.
 _APART = 1.0
 

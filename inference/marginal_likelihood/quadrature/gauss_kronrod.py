@@ -35,6 +35,7 @@ _GAUSS = (
     0.381830050505118944950369775488975,
     0.417959183673469387755102040816327,
 )
+
 # From the edge of a cell to its nearest node, in its width.
 GAP = (1 - _NODES[0]) / 2
 

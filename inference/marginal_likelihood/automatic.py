@@ -8,17 +8,18 @@ from typing import ClassVar
 
 import torch
 
-from inference.annealing import Annealed
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
-from inference.estimates import Evidence
-from inference.exact_evidence import Exact
-from inference.importance_evidence import Importance
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
+from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.importance.importance_sampling import Importance
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
+from inference.marginal_likelihood.result import Evidence
 from inference.posterior.log_joint import LogJoint
-from inference.quadrature import Quadrature
 
 _CHECKED = 3
+
 # What a closed form may be off by, relative to its size and in nats.
 _ROUNDING = 1e-6
 _MAX_QUADRATURE_DIM = 3

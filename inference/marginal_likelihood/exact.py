@@ -9,8 +9,8 @@ import torch
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.protocols import SupportsLogEvidence
-from inference.estimates import EXACT, Evidence
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import EXACT, Evidence
 
 
 @dataclass(frozen=True)

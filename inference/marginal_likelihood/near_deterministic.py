@@ -22,9 +22,9 @@ from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
 from inference.core.run import run_pair
 from inference.distributions.gaussian import LOG_2PI
-from inference.estimates import NUMERICAL, Evidence
 from inference.identifiability.ima_contrasts import column_contrast
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import NUMERICAL, Evidence
 from inference.numerics.jacobian import decoder_jacobian, directional_derivative
 from inference.numerics.levenberg_marquardt import nearest_latents
 

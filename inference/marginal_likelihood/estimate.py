@@ -15,10 +15,6 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.adaptive import Adaptive
-from inference.annealing import Annealed
-from inference.automatic import Automatic
-from inference.bridge import Bridge
 from inference.core.call import Call, in_double
 from inference.core.checks import check_arguments, check_count
 from inference.core.estimates import check_level
@@ -26,15 +22,19 @@ from inference.core.protocols import SupportsLogEvidence, SupportsRows
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.storage import load_tree, save_tree, tensor_digest
-from inference.defensive import Defensive
-from inference.estimates import Evidence, concatenate
-from inference.exact_evidence import Exact
-from inference.importance_evidence import Importance
-from inference.laplace import Laplace
-from inference.limit import Limit
-from inference.methods import Method, Problem
-from inference.quadrature import Quadrature
-from inference.smoothed_importance import SmoothedImportance
+from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
+from inference.marginal_likelihood.automatic import Automatic
+from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
+from inference.marginal_likelihood.importance.bridge_sampling import Bridge
+from inference.marginal_likelihood.importance.defensive_mixture import Defensive
+from inference.marginal_likelihood.importance.importance_sampling import Importance
+from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
+from inference.marginal_likelihood.laplace import Laplace
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.near_deterministic import Limit
+from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
+from inference.marginal_likelihood.result import Evidence, concatenate
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -55,6 +55,7 @@ METHODS: dict[str, type[Method]] = {
 
 # Rows estimated together where the caller does not say: what bounds the memory, and what an interruption can lose.
 _BLOCK = 2048
+
 # How often a method is refined, at four times the cost each, in pursuit of a tolerance.
 _MAX_REFINEMENTS = 3
 
@@ -85,7 +86,7 @@ def evidence(
         x: Data, (N, D): the model's first argument.
         *args: Further arguments of the model and the guide.
         method: A method of this package, such as ``Importance(num_samples=1000)``, or the name of one for its default
-            settings; ``"auto"`` chooses, see :class:`inference.automatic.Automatic`.
+            settings; ``"auto"`` chooses, see :class:`inference.marginal_likelihood.automatic.Automatic`.
         guide: The guide to sample from, for methods that use one.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.

@@ -21,25 +21,30 @@ from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, refit, temperatures
-from inference.estimates import PROBABILISTIC, Evidence
-from inference.importance_evidence import from_weights, with_value
-from inference.methods import Method, Problem
+from inference.marginal_likelihood.importance.proposal import Proposal, silent, usable_guide
+from inference.marginal_likelihood.intervals import from_weights, with_value
+from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.result import PROBABILISTIC, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, find_modes, prior_scale
 from inference.posterior.moments import gaussian_of_draws
-from inference.proposal import Proposal, silent, usable_guide
 from inference.weights.summary import merge, stratified, summarise
 
 # Numbers held at once: coordinates of all draws of the data adapted together.
 _ELEMENTS = 2**21
+
 # Draws of the guide per datum from which modes are searched.
 _STARTS = 8
+
 # Draws of a round: this many for each coordinate, at least.
 _DRAWS_PER_DIM = 100
+
 # Share of a round's draws that the tempered weights are worth at least, and with which adapting ends.
 _LEAST, _ENOUGH = 0.1, 0.25
+
 # Laws for which a round draws apart, at most: more share the draws of so many.
 _MOST = 3
+
 # Effective sample size that a normal law needs, at least.
 _FEWEST = 100
 

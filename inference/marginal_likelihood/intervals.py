@@ -1,0 +1,72 @@
+"""Evidence with its interval and guarantee, from importance weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from inference.core.estimates import normal_quantile
+from inference.marginal_likelihood.result import ASYMPTOTIC, PROBABILISTIC, Evidence
+from inference.weights.pareto_smoothing import tail_length
+from inference.weights.summary import WeightSummary
+
+# Above this k-hat the weights have no variance, and a normal interval means nothing.
+_MAX_PARETO_K = 0.5
+
+
+def from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "importance") -> Evidence:
+    """The evidence that importance weights support.
+
+    Args:
+        summary: Summary of the weights, from draws that nothing was adapted to.
+        level: Confidence level of the intervals.
+        method: The method that made the weights.
+    """
+    value, error = summary.iwae
+    k = summary.pareto_k.value
+    margin = 2 * (1 + k).clamp(min=0) / math.sqrt(tail_length(summary.num_samples))
+    two_sided = (k == -math.inf) | (k + margin < _MAX_PARETO_K)
+    width = normal_quantile(level) * error
+    lower = torch.where(two_sided, value - width, value - math.log(1 / (1 - level)))
+    upper = torch.where(two_sided, value + width, torch.full_like(value, math.inf))
+    return Evidence(
+        value,
+        lower,
+        upper,
+        error,
+        tuple(ASYMPTOTIC if two else PROBABILISTIC for two in two_sided.tolist()),
+        level,
+        method,
+        k,
+        summary.effective_sample_size.value,
+        raw_lower=value,
+        num_samples=summary.num_samples,
+        evaluations=float(summary.num_samples),
+    )
+
+
+def with_value(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
+    """Evidence of importance weights with a better estimate in its place; what is unbiased stays that of the weights.
+
+    Two-sided intervals become normal ones around the value; Markov's lower bound stays, or is the value if that is
+    lower still.
+
+    Args:
+        plain: From :func:`from_weights`.
+        value: (N,).
+        standard_error: Its standard error, (N,).
+        method: The method that made it.
+    """
+    two_sided = torch.isfinite(plain.upper)
+    width = normal_quantile(plain.level) * standard_error
+    return replace(
+        plain,
+        value=value,
+        lower=torch.where(two_sided, value - width, torch.minimum(plain.lower, value)),
+        upper=torch.where(two_sided, value + width, plain.upper),
+        standard_error=standard_error,
+        method=method,
+    )

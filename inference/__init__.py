@@ -22,7 +22,11 @@ from inference.identifiability.ima_contrasts import (
     local_ima_contrast_of_inverse,
 )
 from inference.identifiability.mean_correlation import MCC, amari_distance, mcc, rank_mcc
-from inference.information_bounds import information_bounds
+from inference.information.bounds import information_bounds
+from inference.information.curve import CurvePoint, rate_distortion_curve
+from inference.information.encoder_information import MutualInformation, mutual_information
+from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
+from inference.information.reverse_water_filling import water_filling
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.annealing.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
 from inference.marginal_likelihood.estimate import evidence
@@ -36,7 +40,6 @@ from inference.marginal_likelihood.near_deterministic import Limit
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
 from inference.marginal_likelihood.result import Evidence
 from inference.marginal_likelihood.upper_bounds import cubo, eubo
-from inference.mutual_information import MutualInformation, mutual_information
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
 from inference.objectives.annealed_precision import AnnealedPrecision
@@ -53,8 +56,6 @@ from inference.posterior.exact_draws import ExactDraws, posterior_draws, simulat
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import predictive, reconstruct, sample
 from inference.posterior_error import PosteriorError, posterior_error
-from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
-from inference.rate_distortion_curve import CurvePoint, rate_distortion_curve
 from inference.sbc import SBC, Coverage, coverage, sbc
 from inference.simulation import Simulation
 from inference.tables import table
@@ -63,7 +64,6 @@ from inference.training.fitting import fit
 from inference.training.restarts import Restarts, fit_best
 from inference.training.trainer import History
 from inference.training.vectorised import fit_many
-from inference.water_filling import water_filling
 from inference.weights.importance_weights import iter_log_weights, log_weights
 from inference.weights.summary import WeightSummary, effective_sample_size, elbo, iwae, pareto_k, summarise
 

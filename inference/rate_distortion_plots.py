@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inference.rate_distortion_curve import CurvePoint, lower_hull
+from inference.information.curve import CurvePoint, lower_hull
 
 
 def rate_distortion_figure(

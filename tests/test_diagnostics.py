@@ -36,7 +36,7 @@ from inference.diagnostics import (
     predicted_kl,
 )
 from inference.distributions.gaussian import gaussian_marginals
-from inference.mutual_information import CEILING_MARGIN, mutual_information
+from inference.information.encoder_information import CEILING_MARGIN, mutual_information
 from inference.plots import save_figure
 from zoo import IMAVAE, Beta, LinearVAE, Scaled, digits, digits_logit
 from zoo.maximum_likelihood import spectrum
@@ -578,7 +578,7 @@ def test_draws_in_blocks_and_batches_are_the_same_draws(monkeypatch):
     problem = Problem(1.0, 2, full=True)
     x = problem.draw(300, 0)
     whole = mutual_information(*problem.pair(), x, seed=0).per_datum
-    monkeypatch.setattr(sys.modules["inference.mutual_information"], "_BLOCK_CPU", 1000)
+    monkeypatch.setattr(sys.modules["inference.information.encoder_information"], "_BLOCK_CPU", 1000)
     parts = mutual_information(*problem.pair(), x, seed=0, batch_size=7).per_datum
     assert torch.allclose(whole, parts, atol=1e-10)
     assert not torch.allclose(whole, mutual_information(*problem.pair(), x, seed=1).per_datum, atol=1e-3)

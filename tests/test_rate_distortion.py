@@ -17,10 +17,8 @@ from torch.optim import LBFGS
 
 from guides import Exact, Linear, MeanField, mlp
 from inference import BetaELBO, Estimate, fit, mutual_information
-from inference.information_bounds import information_bounds, tightest
-from inference.objectives.analytic import AnalyticBetaELBO, AnalyticTargetRate
-from inference.rate_distortion import RateDistortion, empirical_entropy, rate_distortion
-from inference.rate_distortion_curve import (
+from inference.information.bounds import information_bounds, tightest
+from inference.information.curve import (
     AUTO_DECODING,
     AUTO_ENCODING,
     SEMANTIC,
@@ -30,8 +28,10 @@ from inference.rate_distortion_curve import (
     phase,
     rate_distortion_curve,
 )
+from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
+from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
+from inference.objectives.analytic import AnalyticBetaELBO, AnalyticTargetRate
 from inference.rate_distortion_plots import rate_distortion_figure
-from inference.water_filling import water_filling, water_filling_at_rate
 from zoo import VAE, AutoregressiveVAE, LinearVAE, Scaled, WrappedDecoder, digits
 from zoo.categorical_channel import channel_terms, optimal_decoder, optimal_marginal
 from zoo.maximum_likelihood import spectrum

@@ -2,7 +2,7 @@ r"""Rate against distortion in closed form, for linear-Gaussian decoders under G
 
 .. math:: D = -E_{q(z \mid x)} \log p(x \mid z), \qquad R = KL(q(z \mid x) \,\|\, p(z)), \qquad ELBO = -(D + R)
 
-At a fixed sigma^2 the optima lie on the curve of :mod:`inference.water_filling`.
+At a fixed sigma^2 the optima lie on the curve of :mod:`inference.information.reverse_water_filling`.
 
 References:
     Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.

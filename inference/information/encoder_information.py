@@ -18,6 +18,7 @@ from inference.posterior.latent_gaussians import BATCH_SIZE, read_laws
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.
 CEILING_MARGIN = 2.0
+
 # Pairs (draw, component) in one block: 2 MB in float64, what a CPU's cache holds, and 128 MB on other devices.
 _BLOCK_CPU, _BLOCK = 2**18, 2**24
 

@@ -14,7 +14,7 @@ from inference.core.checks import check_count
 from inference.core.estimates import Interval, check_level
 from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.rate_distortion import RateDistortion, rate_distortion
+from inference.information.rates import RateDistortion, rate_distortion
 
 AUTO_DECODING = "auto-decoding limit"
 SEMANTIC = "semantic encoder"

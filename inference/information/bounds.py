@@ -15,8 +15,8 @@ from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
 from inference.core.run import Program, probe, run_pair, run_program
 from inference.core.seeding import seeded
-from inference.mutual_information import MutualInformation, information_report
-from inference.rate_distortion import RateDistortion, rate_distortion
+from inference.information.encoder_information import MutualInformation, information_report
+from inference.information.rates import RateDistortion, rate_distortion
 
 
 @torch.no_grad()
@@ -38,11 +38,11 @@ def information_bounds(
         E \log \frac{q(z_n \mid x_n)}{\frac1{N-1} \sum_{m \ne n} q(z_n \mid x_m)}
 
     The left is InfoNCE with the guide itself as critic, and the information for the empirical law of the data; the
-    right leaves the own component out. They are what :func:`inference.mutual_information` computes for Gaussian guides
+    right leaves the own component out. They are what :func:`inference.information.encoder_information` computes for Gaussian guides
     and priors, there with less noise; here the guide may be a flow, have several latent sites, and the prior be any.
 
     Warning:
-        N data show at most log N nats, see :func:`inference.mutual_information`. The cost is S N^2 densities. The guide
+        N data show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2 densities. The guide
         must be able to score latents that it did not draw, for every datum.
 
     References:
@@ -61,7 +61,7 @@ def information_bounds(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        The same as :func:`inference.mutual_information`.
+        The same as :func:`inference.information.encoder_information`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -87,8 +87,8 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     """The tighter of each side: the larger of H - D and InfoNCE, the smaller of R and the leave-one-out bound.
 
     Args:
-        bounds: From :func:`information_bounds` or :func:`inference.mutual_information`.
-        terms: From :func:`inference.rate_distortion.rate_distortion`, same pair and data.
+        bounds: From :func:`information_bounds` or :func:`inference.information.encoder_information`.
+        terms: From :func:`inference.information.rates.rate_distortion`, same pair and data.
         entropy: H of the law of the data in nats per datum.
     """
     lower, upper = terms.sandwich(entropy)

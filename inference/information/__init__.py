@@ -1,0 +1,1 @@
+"""Rate, distortion and mutual information of a pair, and their theory."""

@@ -1,7 +1,10 @@
 """Training, evidence and diagnostics for any Pyro model/guide pair."""
 
-from inference.c2st import C2ST, c2st, c2st_joint, c2st_per_datum
-from inference.calibration import simulate
+from inference.calibration.classifier_two_sample import C2ST, c2st, c2st_joint, c2st_per_datum
+from inference.calibration.random_points import TARP, tarp
+from inference.calibration.simulation import Simulation
+from inference.calibration.simulation_based_calibration import SBC, Coverage, coverage, sbc
+from inference.calibration.simulator import simulate
 from inference.compare import compare
 from inference.comparison import differences, load_comparison, save_comparison
 from inference.core.estimates import Estimate, Interval
@@ -56,10 +59,7 @@ from inference.posterior.exact_draws import ExactDraws, posterior_draws, simulat
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import predictive, reconstruct, sample
 from inference.posterior_error import PosteriorError, posterior_error
-from inference.sbc import SBC, Coverage, coverage, sbc
-from inference.simulation import Simulation
 from inference.tables import table
-from inference.tarp import TARP, tarp
 from inference.training.fitting import fit
 from inference.training.restarts import Restarts, fit_best
 from inference.training.trainer import History

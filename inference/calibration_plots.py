@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from inference.calibration.random_points import TARP
+from inference.calibration.simulation_based_calibration import SBC, Coverage, ecdf_band
 from inference.comparison import principal_map
 from inference.plots import pareto_k_map
 from inference.posterior_error import PosteriorError
-from inference.sbc import SBC, Coverage, ecdf_band
-from inference.tarp import TARP
 
 _PANEL = 3.0
 _BAND = "lightgrey"
@@ -44,7 +44,7 @@ def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95) -> F
     """Histogram of the truth's rank, one panel a coordinate; the band holds each bar by itself.
 
     Args:
-        result: From :func:`inference.sbc.sbc`.
+        result: From :func:`inference.calibration.simulation_based_calibration.sbc`.
         num_bins: Bins.
         level: Probability that a bar of the posterior lies in the band.
     """
@@ -65,7 +65,7 @@ def ecdf_difference(result: SBC, *, level: float = 0.95) -> Figure:
     """Distribution function of the ranks less the uniform one, one panel a coordinate; the band holds whole curves.
 
     Args:
-        result: From :func:`inference.sbc.sbc`.
+        result: From :func:`inference.calibration.simulation_based_calibration.sbc`.
         level: Probability that the whole curve of the posterior lies in the band.
     """
     uniform = np.sort(result.uniform.cpu().numpy(), 0)
@@ -88,7 +88,7 @@ def tarp_curve(results: Mapping[str, TARP]) -> Figure:
     """Expected coverage against credibility level, and less the level, one curve a guide, with the first one's band.
 
     Args:
-        results: From :func:`inference.tarp.tarp`, by name.
+        results: From :func:`inference.calibration.random_points.tarp`, by name.
 
     Raises:
         ValueError: If there is none.
@@ -124,7 +124,7 @@ def coverage_figure(result: Coverage) -> Figure:
     """Coverage of central intervals less their nominal level, with binomial limits, one row of points a coordinate.
 
     Args:
-        result: From :func:`inference.sbc.coverage`.
+        result: From :func:`inference.calibration.simulation_based_calibration.coverage`.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = figure.subplots()

@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.calibration import simulate
+from inference.calibration.simulation_based_calibration import coverage, sbc
+from inference.calibration.simulator import simulate
 from inference.comparison import principal_map
 from inference.core.call import Call, in_double
 from inference.core.checks import check_arguments, check_count, check_finite
@@ -28,7 +29,6 @@ from inference.marginal_likelihood.exact import Exact
 from inference.marginal_likelihood.intervals import from_weights
 from inference.marginal_likelihood.method import Method, Problem
 from inference.marginal_likelihood.result import Evidence, concatenate
-from inference.sbc import coverage, sbc
 from inference.weights.importance_weights import iter_log_weights
 from inference.weights.summary import WeightSummary, merge, summarise
 

@@ -32,6 +32,7 @@ from inference import (
     simulate,
     tarp,
 )
+from inference.calibration.simulation_based_calibration import ecdf_band
 from inference.calibration_plots import (
     coverage_figure,
     ecdf_difference,
@@ -44,7 +45,6 @@ from inference.distributions.gaussian import FullNormal
 from inference.numerics.multiple_testing import holm
 from inference.plots import save_figure
 from inference.posterior_error import gaussian_wasserstein
-from inference.sbc import ecdf_band
 from zoo import LinearVAE
 
 NUM, SEED = 4000, 20

@@ -10,13 +10,13 @@ import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy  # loads scipy.stats where it is first used
+import scipy
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.calibration.simulation import Simulation
 from inference.core.checks import check_count, check_finite
-from inference.simulation import Simulation
 
 
 class C2ST(NamedTuple):
@@ -105,7 +105,7 @@ def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int
     independent. Sees correlations, and guides that ignore the data.
 
     Args:
-        simulation: From :func:`inference.calibration.simulate`; one draw per datum is enough.
+        simulation: From :func:`inference.calibration.simulator.simulate`; one draw per datum is enough.
         classifier: See :func:`c2st`.
         num_folds: See :func:`c2st`.
         seed: See :func:`c2st`.

@@ -13,11 +13,11 @@ import scipy
 import torch
 from torch import Tensor
 
+from inference.calibration.simulation import Simulation
 from inference.core.checks import check_count
 from inference.core.estimates import check_level
 from inference.core.seeding import seeded
 from inference.numerics.multiple_testing import holm
-from inference.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> 
         Calibration", 2018, arXiv 1804.06788.
 
     Args:
-        simulation: From :func:`inference.calibration.simulate`.
+        simulation: From :func:`inference.calibration.simulator.simulate`.
         num_bins: Bins of the chi-squared test; at least five data in each are wanted.
         seed: Seed of the ties and of the continuous ranks; leaves the global random state as it was.
 

@@ -2,8 +2,8 @@ r"""Simulated data with known latents, and what a guide makes of them: the raw m
 
 .. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
 
-Where the guide is the posterior, truth and draws are exchangeable given the data. :func:`inference.sbc.sbc`,
-:func:`inference.tarp.tarp` and :func:`inference.c2st.c2st_joint` each look for a way in which they are not.
+Where the guide is the posterior, truth and draws are exchangeable given the data. :func:`inference.calibration.simulation_based_calibration.sbc`,
+:func:`inference.calibration.random_points.tarp` and :func:`inference.calibration.classifier_two_sample.c2st_joint` each look for a way in which they are not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.calibration.simulation import Simulation, join
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_arguments, check_count
 from inference.core.draw import Draw, flatten, labels
@@ -23,13 +24,9 @@ from inference.core.handlers import RecordSites, isolated
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import seeded
 from inference.posterior.prediction import sample
-from inference.simulation import Simulation, join
 
 Quantity = Callable[[Mapping[str, Tensor]], Tensor]
-
-
 LOG_LIKELIHOOD = "log_likelihood"
-
 
 # Elements of the largest site in one run of the pair: 32 MB in float64.
 _CHUNK_ELEMENTS = 2**22

@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import scipy  # loads scipy.stats where it is first used
+import scipy
 import torch
 from torch import Tensor
 
+from inference.calibration.simulation import Simulation
+from inference.calibration.simulation_based_calibration import continuous, ecdf_band, rank
 from inference.core.checks import check_finite
 from inference.core.estimates import check_level
 from inference.core.seeding import seeded
-from inference.sbc import continuous, ecdf_band, rank
-from inference.simulation import Simulation
 
 # Variance of max(U, 1/2) for U uniform: that of the area between curve and diagonal above level one half.
 _AREA_VARIANCE = 5 / 192
@@ -74,7 +74,7 @@ def tarp(
         General Inference", 2023, arXiv 2302.03026.
 
     Args:
-        simulation: From :func:`inference.calibration.simulate`.
+        simulation: From :func:`inference.calibration.simulator.simulate`.
         references: The points r_n, (N, P), chosen without looking at the truth of datum n; None takes the truth of
             another datum, which is a draw from the prior.
         level: Probability of the band.

@@ -1,0 +1,1 @@
+"""Calibration of a guide on simulated data: SBC, TARP, C2ST."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from inference.calibration.random_points import TARP
 from inference.calibration.simulation_based_calibration import SBC, Coverage, ecdf_band
 from inference.comparison import principal_map
+from inference.diagnostics.accuracy import PosteriorError
 from inference.plots import pareto_k_map
-from inference.posterior_error import PosteriorError
 
 _PANEL = 3.0
 _BAND = "lightgrey"
@@ -173,7 +173,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
     """Per datum: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
 
     Args:
-        results: From :func:`inference.posterior_error.posterior_error`, by name.
+        results: From :func:`inference.diagnostics.accuracy.posterior_error`, by name.
 
     Raises:
         ValueError: If there is none.

@@ -41,10 +41,10 @@ from inference.calibration_plots import (
     rank_histogram,
     tarp_curve,
 )
+from inference.diagnostics.accuracy import gaussian_wasserstein
 from inference.distributions.gaussian import FullNormal
 from inference.numerics.multiple_testing import holm
 from inference.plots import save_figure
-from inference.posterior_error import gaussian_wasserstein
 from zoo import LinearVAE
 
 NUM, SEED = 4000, 20

@@ -26,7 +26,7 @@ from inference.collapse_plots import (
     latent_kl_figure,
     threshold_figure,
 )
-from inference.diagnostics import (
+from inference.diagnostics.collapse import (
     active_units,
     collapse_curve,
     collapsed,

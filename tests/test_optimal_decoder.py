@@ -12,14 +12,14 @@ from torch.optim import LBFGS
 
 from guides import FullRank, MeanField
 from inference import AnalyticKLELBO, LogJoint, decoder_jacobian, fit, rate_distortion
-from inference.distributions.gaussian import DiagNormal
-from inference.posterior_curvature import (
+from inference.diagnostics.curvature import (
     constant_var,
     constant_var_penalty,
     expected_hessian,
     likelihood_curvature,
     negative_hessian,
 )
+from inference.distributions.gaussian import DiagNormal
 from zoo import DeepGaussianVAE, FixedNoise, LinearVAE, WrappedDecoder
 from zoo.optimal_decoder import OptimalDecoder
 

@@ -1,0 +1,1 @@
+"""What is wrong with a trained pair: posterior collapse, posterior error, curvature, gradient noise."""

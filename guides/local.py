@@ -59,7 +59,7 @@ def nearest_local(
 ) -> Local:
     """The local Gaussian guide at the latents whose decodings are nearest to the data, with the decoder's covariance.
 
-    Where the noise is low, that is next to the best of its family: :func:`inference.gap.refit` finds the rest of the
+    Where the noise is low, that is next to the best of its family: :func:`inference.comparison.gap_decomposition.refit` finds the rest of the
     way, and so the ELBO that no encoder limits.
 
     Args:

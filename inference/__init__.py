@@ -5,15 +5,16 @@ from inference.calibration.random_points import TARP, tarp
 from inference.calibration.simulation import Simulation
 from inference.calibration.simulation_based_calibration import SBC, Coverage, coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.compare import compare
-from inference.comparison import differences, load_comparison, save_comparison
+from inference.comparison.gap_decomposition import Gap, Refit, gap, refit
+from inference.comparison.guide_comparison import compare
+from inference.comparison.paired_differences import differences, load_comparison, save_comparison
+from inference.comparison.tables import table
 from inference.core.estimates import Estimate, Interval
 from inference.core.module import Module
 from inference.core.storage import load_pair, save_pair
 from inference.diagnostics.accuracy import PosteriorError, posterior_error
 from inference.diagnostics.collapse import active_units, collapse_curve, collapsed, latent_kl, posterior_means
 from inference.diagnostics.gradient_signal import GradientNoise, gradient_noise
-from inference.gap import Gap, Refit, gap, refit
 from inference.identifiability.consistency import SelfConsistency, self_consistency
 from inference.identifiability.gap_prediction import predicted_gap
 from inference.identifiability.ima_contrasts import (
@@ -59,7 +60,6 @@ from inference.objectives.wake_sleep import WakeSleep, WakeWake
 from inference.posterior.exact_draws import ExactDraws, posterior_draws, simulated_draws
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import predictive, reconstruct, sample
-from inference.tables import table
 from inference.training.fitting import fit
 from inference.training.restarts import Restarts, fit_best
 from inference.training.trainer import History

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inference.calibration.random_points import TARP
 from inference.calibration.simulation_based_calibration import SBC, Coverage, ecdf_band
-from inference.comparison import principal_map
+from inference.comparison.paired_differences import principal_map
 from inference.diagnostics.accuracy import PosteriorError
 from inference.plots import pareto_k_map
 

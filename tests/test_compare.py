@@ -17,11 +17,17 @@ from sklearn.decomposition import PCA
 
 from guides import Exact, Guide, Linear, MeanField, TiedMeanField
 from inference import AnalyticELBO, evidence, fit, log_weights
-from inference.compare import compare
-from inference.comparison import bits_per_dim, differences, load_comparison, principal_map, save_comparison
+from inference.comparison.guide_comparison import compare
+from inference.comparison.paired_differences import (
+    bits_per_dim,
+    differences,
+    load_comparison,
+    principal_map,
+    save_comparison,
+)
+from inference.comparison.tables import table
 from inference.distributions.gaussian import DiagNormal, FullNormal
 from inference.plots import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
-from inference.tables import table
 from zoo import PPCA, LinearVAE, digits
 
 NUM_SAMPLES = 200

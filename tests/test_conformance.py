@@ -51,7 +51,7 @@ from inference import (
     sample,
     save_pair,
 )
-from inference.compare import compare
+from inference.comparison.guide_comparison import compare
 from inference.core.protocols import (
     SupportsDecoder,
     SupportsExpectedLogLikelihood,
@@ -831,7 +831,7 @@ def test_importing_the_packages_changes_nothing_global():
 {inspect.getsource(global_state)}
 {inspect.getsource(differences)}
 before = global_state()
-import guides, inference, inference.compare, inference.plots, zoo
+import guides, inference, inference.comparison.guide_comparison, inference.plots, zoo
 print(differences(before, global_state()))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -25,7 +25,7 @@ from inference import (
     reconstruct,
     summarise,
 )
-from inference.compare import compare
+from inference.comparison.guide_comparison import compare
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.intervals import from_weights
 from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, PROBABILISTIC

@@ -34,7 +34,7 @@ from inference import (
     predictive,
     sample,
 )
-from inference.compare import compare
+from inference.comparison.guide_comparison import compare
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from zoo import PPCA, LatentVariableModel, LinearVAE
 

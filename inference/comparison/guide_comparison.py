@@ -15,15 +15,15 @@ from tqdm.auto import tqdm
 
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.comparison import principal_map
+from inference.comparison.gap_decomposition import refit
+from inference.comparison.paired_differences import principal_map
+from inference.comparison.resources import Cost, cost
 from inference.core.call import Call, in_double
 from inference.core.checks import check_arguments, check_count, check_finite
 from inference.core.estimates import check_level
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.run import Program, run_pair
 from inference.core.seeding import random_state, seeded
-from inference.cost import Cost, cost
-from inference.gap import refit
 from inference.marginal_likelihood.estimate import as_method
 from inference.marginal_likelihood.exact import Exact
 from inference.marginal_likelihood.intervals import from_weights
@@ -36,7 +36,6 @@ Pairs = Mapping[str, tuple[Program, Program]]
 
 # Rows measured together: what bounds the memory, whatever the size of the data set.
 _BLOCK = 2048
-
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -78,7 +77,7 @@ def compare(
         method: How to estimate an evidence that has no closed form, see :func:`inference.marginal_likelihood.estimate`; None pools the
             importance weights of the guides. The guide that it is given is the model's first.
         split: Rows of each data set, from its beginning, whose gap is split into approximation and amortisation, see
-            :func:`inference.gap`. That refits the guides; 0 leaves it.
+            :func:`inference.comparison.gap_decomposition`. That refits the guides; 0 leaves it.
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
             intervals is counted, see :func:`inference.coverage`; 0 leaves it.
         chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from inference.comparison import bits_per_dim, differences
+from inference.comparison.paired_differences import bits_per_dim, differences
 
 # Above this k-hat an importance-weighted estimate is not to be trusted (Vehtari et al. 2015).
 _HEAVY = 0.7

@@ -1,0 +1,1 @@
+"""The ELBO gap, split into its parts, and guides side by side."""

@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo.categorical_channel import channel_terms, divergence, generated, optimal_decoder, optimal_marginal
 from zoo.toy_channel import beta_loss, class_information, target_rate_loss, toy_data, train_channel
 

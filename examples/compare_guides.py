@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import guides
 from inference import evidence, fit, gap, log_weights, pareto_k, predictive
 from inference.diagnostics.accuracy import posterior_error
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, LinearVAE, Scaled, digits
 
 COLUMNS = ("ELBO", "gap", "approximation", "amortisation", "k-hat", "W2", "parameters", "seconds")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 import inference
 from guides import Linear, MeanField
 from inference.core.protocols import SupportsLogEvidence
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, LinearVAE, digits
 from zoo.preprocessing import Scaled
 

@@ -26,7 +26,7 @@ from guides import ConstantVariance, Local, MeanField
 from inference import AnalyticKLELBO, LogJoint, fit, rate_distortion, refit
 from inference.diagnostics.curvature import constant_var, constant_var_penalty, expected_hessian
 from inference.distributions.gaussian import DiagNormal
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import VAE, DeepGaussianVAE, FixedNoise, FloatingPrior, GaussianLikelihood, LearntNoise, Scaled, digits
 from zoo import PooledBagginsReconstruction as Baggins
 

@@ -23,7 +23,8 @@ from torch.optim.lr_scheduler import LambdaLR
 import inference
 import zoo
 from guides import Exact, FullRank, Linear, MeanField, TiedMeanField
-from inference import AnalyticKLELBO, Annealed, AnnealedPrecision, GeometricAnnealing, compare, fit, plots, table
+from inference import AnalyticKLELBO, Annealed, AnnealedPrecision, GeometricAnnealing, compare, fit, table
+from inference.plots.comparison import comparison as plots
 
 GUIDES = {
     "exact": Exact,

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import inference
 from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, nearest_local
 from inference.marginal_likelihood.near_deterministic import limit_terms
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Composition, LinearMixing, SmoothLeakyReLU, triangular_mlp
 
 # The paper's public runs, E[log p - ELBO*] against the noiseless density by log10 gamma^2; its C_IMA is 7.072.

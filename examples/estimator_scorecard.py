@@ -20,8 +20,9 @@ import scipy.stats
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from inference import Annealed, ExactDraws, bdmc, evidence, plots
+from inference import Annealed, ExactDraws, bdmc, evidence
 from inference.marginal_likelihood.estimate import METHODS
+from inference.plots.comparison import comparison as plots
 from zoo import known_answers
 
 LEVEL, CONFIDENCE, ROUNDING = 0.95, 0.99, 1e-9

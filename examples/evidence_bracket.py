@@ -30,9 +30,9 @@ from inference import (
     fit,
     iwae,
     log_weights,
-    plots,
     summarise,
 )
+from inference.plots.comparison import comparison as plots
 
 HEAD = f"{'':18s}{'T':>6s}{'mean':>9s}{'95 %':>8s}{'certified':>11s}{'CPU s':>8s}{'wall s':>8s}"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch.func import grad
 
-from inference.collapse_plots import landscape_figure, threshold_figure
-from inference.plots import save_figure
+from inference.plots.collapse import landscape_figure, threshold_figure
+from inference.plots.comparison import save_figure
 from zoo import Scaled, digits, linear_gaussian, load
 from zoo import stationary_points as sp
 from zoo.maximum_likelihood import spectrum

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
 from inference import ELBO, AnnealedPrecision, GeometricAnnealing, fit_many, ima_contrast, mcc
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Composition, Uniform, mixed, moebius, unit_determinant
 
 START = 10.0

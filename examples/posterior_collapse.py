@@ -24,9 +24,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from guides import Linear, MeanField, mlp
 from inference import AnalyticELBO, AnalyticKLELBO, fit
-from inference.collapse_plots import alive_figure, collapse_curve_figure
 from inference.diagnostics.collapse import collapsed, latent_kl, predicted_alive
-from inference.plots import save_figure
+from inference.plots.collapse import alive_figure, collapse_curve_figure
+from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
 from zoo.maximum_likelihood import spectrum
 

@@ -26,8 +26,8 @@ from guides import Linear, MeanField, mlp
 from inference import AnalyticBetaELBO, BetaELBO, empirical_entropy, fit, rate_distortion_curve
 from inference.information.curve import lower_hull, phase
 from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
-from inference.plots import save_figure
-from inference.rate_distortion_plots import rate_distortion_figure
+from inference.plots.comparison import save_figure
+from inference.plots.rates import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, StandardNormal, digits
 from zoo.maximum_likelihood import spectrum
 

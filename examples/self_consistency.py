@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
 from inference import ELBO, AnnealedPrecision, GeometricAnnealing, fit_many, self_consistency
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import IMAVAE, mixed, orthogonal_mlp
 
 DIM, START = 3, 10.0

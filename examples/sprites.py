@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from inference import AnalyticKLELBO, fit, ima_contrast, mcc
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import draw_sources, sprite_pair, sprites
 
 # The paper's precision, one per raw pixel at 64 x 64, is .013 when standardised; at 32 x 32 .05 says as much.

@@ -29,7 +29,7 @@ from guides import MeanField, mlp
 from inference import ELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective, fit
 from inference.diagnostics.collapse import active_units, posterior_means
 from inference.objectives.schedules import CyclicalAnnealing, LinearAnnealing
-from inference.plots import save_figure
+from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, OptimalNoise, digits_logit
 
 

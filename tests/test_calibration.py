@@ -33,18 +33,17 @@ from inference import (
     tarp,
 )
 from inference.calibration.simulation_based_calibration import ecdf_band
-from inference.calibration_plots import (
+from inference.diagnostics.accuracy import gaussian_wasserstein
+from inference.distributions.gaussian import FullNormal
+from inference.numerics.multiple_testing import holm
+from inference.plots.calibration import (
     coverage_figure,
     ecdf_difference,
-    pareto_k_figure,
     posterior_error_figure,
     rank_histogram,
     tarp_curve,
 )
-from inference.diagnostics.accuracy import gaussian_wasserstein
-from inference.distributions.gaussian import FullNormal
-from inference.numerics.multiple_testing import holm
-from inference.plots import save_figure
+from inference.plots.comparison import pareto_k_figure, save_figure
 from zoo import LinearVAE
 
 NUM, SEED = 4000, 20

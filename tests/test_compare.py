@@ -27,7 +27,7 @@ from inference.comparison.paired_differences import (
 )
 from inference.comparison.tables import table
 from inference.distributions.gaussian import DiagNormal, FullNormal
-from inference.plots import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
+from inference.plots.comparison import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
 from zoo import PPCA, LinearVAE, digits
 
 NUM_SAMPLES = 200

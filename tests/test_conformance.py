@@ -831,7 +831,7 @@ def test_importing_the_packages_changes_nothing_global():
 {inspect.getsource(global_state)}
 {inspect.getsource(differences)}
 before = global_state()
-import guides, inference, inference.comparison.guide_comparison, inference.plots, zoo
+import guides, inference, inference.comparison.guide_comparison, inference.plots.comparison, zoo
 print(differences(before, global_state()))
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)

@@ -19,13 +19,6 @@ from torch.optim import LBFGS
 
 from guides import Exact, FullRank, Linear, MeanField, TiedMeanField, WrappedEncoder
 from inference import AnalyticELBO, fit
-from inference.collapse_plots import (
-    alive_figure,
-    collapse_curve_figure,
-    landscape_figure,
-    latent_kl_figure,
-    threshold_figure,
-)
 from inference.diagnostics.collapse import (
     active_units,
     collapse_curve,
@@ -37,7 +30,14 @@ from inference.diagnostics.collapse import (
 )
 from inference.distributions.gaussian import gaussian_marginals
 from inference.information.encoder_information import CEILING_MARGIN, mutual_information
-from inference.plots import save_figure
+from inference.plots.collapse import (
+    alive_figure,
+    collapse_curve_figure,
+    landscape_figure,
+    latent_kl_figure,
+    threshold_figure,
+)
+from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Beta, LinearVAE, Scaled, digits, digits_logit
 from zoo.maximum_likelihood import spectrum
 

@@ -31,7 +31,7 @@ from inference.information.curve import (
 from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
 from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticTargetRate
-from inference.rate_distortion_plots import rate_distortion_figure
+from inference.plots.rates import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, Scaled, WrappedDecoder, digits
 from zoo.categorical_channel import channel_terms, optimal_decoder, optimal_marginal
 from zoo.maximum_likelihood import spectrum

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from inference.comparison.paired_differences import principal_map
 from inference.core.storage import atomic_path
+from inference.plots.calibration import _check
 
 # Pareto k: finite variance below the first, trustworthy below the second, finite mean below the third.
 K_LEVELS = (0.0, 0.5, 0.7, 1.0)
@@ -131,3 +134,28 @@ def _split(tree: xr.DataTree, split: str) -> xr.Dataset:
     if split not in tree.children:
         raise ValueError(f"expected split to be one of {list(tree.children)}, got {split!r}")
     return tree[split].to_dataset()
+
+
+def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
+    """The data in their first two principal axes, coloured by k-hat, one panel a guide.
+
+    Args:
+        x: Data, (N, D).
+        pareto_k: k-hat per datum by name of the guide, (N,), such as ``inference.pareto_k(log_weights(...)).value``.
+
+    Raises:
+        ValueError: If there is none, or not one k-hat per datum.
+    """
+    _check(pareto_k)
+    for name, k in pareto_k.items():
+        if k.shape != (len(x),):
+            raise ValueError(f"expected k-hat of {name!r} of shape ({len(x)},), got {tuple(k.shape)}")
+    values = np.stack([k.cpu().numpy() for k in pareto_k.values()])[None]
+    dataset = xr.Dataset(
+        {
+            "pareto_k": (("seed", "guide", "datum"), values),
+            "map": (("datum", "axis"), principal_map(x).cpu().numpy()),
+        },
+        coords={"guide": list(pareto_k)},
+    )
+    return pareto_k_map(xr.DataTree.from_dict({"data": dataset}), split="data")

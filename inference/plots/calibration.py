@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from inference.calibration.random_points import TARP
 from inference.calibration.simulation_based_calibration import SBC, Coverage, ecdf_band
-from inference.comparison.paired_differences import principal_map
 from inference.diagnostics.accuracy import PosteriorError
-from inference.plots import pareto_k_map
 
 _PANEL = 3.0
 _BAND = "lightgrey"
@@ -142,31 +139,6 @@ def coverage_figure(result: Coverage) -> Figure:
     ax.set_title(f"Coverage ({100 * result.confidence:g}% binomial limits)", fontsize=11)
     ax.legend(fontsize=8, frameon=False, ncols=2)
     return figure
-
-
-def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
-    """The data in their first two principal axes, coloured by k-hat, one panel a guide.
-
-    Args:
-        x: Data, (N, D).
-        pareto_k: k-hat per datum by name of the guide, (N,), such as ``inference.pareto_k(log_weights(...)).value``.
-
-    Raises:
-        ValueError: If there is none, or not one k-hat per datum.
-    """
-    _check(pareto_k)
-    for name, k in pareto_k.items():
-        if k.shape != (len(x),):
-            raise ValueError(f"expected k-hat of {name!r} of shape ({len(x)},), got {tuple(k.shape)}")
-    values = np.stack([k.cpu().numpy() for k in pareto_k.values()])[None]
-    dataset = xr.Dataset(
-        {
-            "pareto_k": (("seed", "guide", "datum"), values),
-            "map": (("datum", "axis"), principal_map(x).cpu().numpy()),
-        },
-        coords={"guide": list(pareto_k)},
-    )
-    return pareto_k_map(xr.DataTree.from_dict({"data": dataset}), split="data")
 
 
 def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:

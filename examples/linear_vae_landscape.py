@@ -20,8 +20,8 @@ from torch.func import grad
 from inference.plots.collapse import landscape_figure, threshold_figure
 from inference.plots.comparison import save_figure
 from zoo import Scaled, digits, linear_gaussian, load
-from zoo import stationary_points as sp
-from zoo.maximum_likelihood import spectrum
+from zoo.linear import stationarity as sp
+from zoo.linear.estimation import spectrum
 
 
 def parse(argv):

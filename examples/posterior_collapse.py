@@ -28,7 +28,7 @@ from inference.diagnostics.collapse import collapsed, latent_kl, predicted_alive
 from inference.plots.collapse import alive_figure, collapse_curve_figure
 from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
-from zoo.maximum_likelihood import spectrum
+from zoo.linear.estimation import spectrum
 
 # Nats below which a latent is collapsed, if for 99% of the data: the paper's, but for what noisy training leaves.
 EPSILON = {"deep": 0.1, "linear": 0.01}

@@ -29,7 +29,7 @@ from inference.information.reverse_water_filling import water_filling, water_fil
 from inference.plots.comparison import save_figure
 from inference.plots.rates import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, StandardNormal, digits
-from zoo.maximum_likelihood import spectrum
+from zoo.linear.estimation import spectrum
 
 LINEAR_DIM, DEEP_DIM, SMALLEST_BETA = 10, 8, 0.1
 DECODERS, MARGINALS = ("simple decoder", "powerful decoder"), ("simple marginal", "powerful marginal")

@@ -23,7 +23,7 @@ from guides.base import Guide
 from inference import ELBO, AnalyticELBO, AnalyticKLELBO, elbo, fit, iter_log_weights, iwae, log_weights, summarise
 from zoo import LinearVAE, digits
 from zoo.datasets import linear_gaussian
-from zoo.linear_models import LinearGaussianModel
+from zoo.linear.models import LinearGaussianModel
 
 DATA_DIM, LATENT_DIM, NUM_DATA = 5, 2, 40
 FOUR_ERRORS = float(2 * scipy.stats.norm.sf(4))

@@ -59,7 +59,7 @@ from inference.core.protocols import (
     SupportsPosterior,
 )
 from zoo import VAE
-from zoo.linear_models import LinearGaussianModel
+from zoo.linear.models import LinearGaussianModel
 
 OBJECTIVES = [Trace_ELBO, ELBO, AnalyticKLELBO, AnalyticELBO]
 # What an objective asks of the model beyond being one.

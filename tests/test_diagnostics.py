@@ -39,7 +39,7 @@ from inference.plots.collapse import (
 )
 from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Beta, LinearVAE, Scaled, digits, digits_logit
-from zoo.maximum_likelihood import spectrum
+from zoo.linear.estimation import spectrum
 
 # A defect must be told with a p-value below 1e-6: a two-sided normal deviate of 4.9.
 PASS, DETECT = 4.0, 4.9

@@ -30,7 +30,7 @@ from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.intervals import from_weights
 from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, PROBABILISTIC
 from zoo import LinearGaussian, LinearVAE
-from zoo.linear_models import LinearGaussianModel
+from zoo.linear.models import LinearGaussianModel
 
 PER_DATUM = ["value", "lower", "upper", "standard_error"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal
 from torch.func import grad, hessian, vmap
 
-from zoo.gaussian_algebra import LinearGaussian
+from zoo.linear.gaussian_algebra import LinearGaussian
 
 SHAPES = ("tall", "zero column", "repeated column", "graded columns", "square", "wide", "one column")
 PLACES = ("from the model", "far off", "at the mean")

@@ -16,8 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
-from zoo.gaussian_algebra import LinearGaussian
-from zoo.maximum_likelihood import maximum_at_fixed_sigma, maximum_likelihood, spectrum
+from zoo.linear.estimation import maximum_at_fixed_sigma, maximum_likelihood, spectrum
+from zoo.linear.gaussian_algebra import LinearGaussian
 
 Array = NDArray[np.float64]
 
@@ -231,7 +231,7 @@ def test_the_thread_counts_of_the_libraries_are_restored() -> None:
 MEMORY = """
 import numpy as np
 from pathlib import Path
-from zoo.maximum_likelihood import maximum_likelihood
+from zoo.linear.estimation import maximum_likelihood
 def stream(num):
     rng = np.random.default_rng(0)
     return (rng.standard_normal((5000, 32)) for _ in range(num // 5000))

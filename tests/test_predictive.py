@@ -14,7 +14,7 @@ from pyro import poutine
 from guides import Exact, MeanField, TiedMeanField
 from inference import predictive, reconstruct, sample
 from zoo import LinearVAE
-from zoo.linear_models import LinearGaussianModel
+from zoo.linear.models import LinearGaussianModel
 
 NUM = 20_000
 SLOPE, PRIOR_SD, NOISE_SD, GUIDE_SD = 2.0, 1.5, 0.5, 0.3

@@ -25,7 +25,7 @@ from inference.marginal_likelihood.result import NUMERICAL
 from inference.numerics.newton import climb
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
-from zoo.linear_models import LinearGaussianModel
+from zoo.linear.models import LinearGaussianModel
 
 SIGMAS = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 CURVES = {

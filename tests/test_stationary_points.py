@@ -18,8 +18,8 @@ from torch.func import grad, vmap
 from guides import Linear
 from inference import AnalyticELBO
 from zoo import LinearGaussian, LinearVAE
-from zoo import stationary_points as sp
-from zoo.maximum_likelihood import spectrum
+from zoo.linear import stationarity as sp
+from zoo.linear.estimation import spectrum
 
 TEXTBOOK = torch.tensor([5.0, 3.0, 2.0, 1.2, 0.6, 0.3], dtype=torch.float64)
 SEPARATED = torch.tensor([15.4, 8.7, 4.1, 2.05, 1.0, 0.4, 0.3, 0.25, 0.2, 0.15], dtype=torch.float64)

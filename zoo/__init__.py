@@ -9,12 +9,12 @@ from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_ga
 from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.floating_prior import FloatingPrior
 from zoo.flow_prior import AutoregressiveFlow
-from zoo.gaussian_algebra import LinearGaussian
 from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.ima_vae import IMAVAE
 from zoo.known_answers import KnownAnswer, known_answers
 from zoo.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
-from zoo.linear_models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.linear.gaussian_algebra import LinearGaussian
+from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
 from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
 from zoo.mixture_priors import MixtureOfGaussians, VampPrior

@@ -25,7 +25,7 @@ from inference.core.seeding import seeded
 from inference.distributions.gaussian import LOG_2PI, DiagNormal, FullNormal
 from zoo.base import LatentVariableModel
 from zoo.deep_gaussian_vae import DeepGaussianVAE
-from zoo.linear_models import LinearVAE
+from zoo.linear.models import LinearVAE
 from zoo.noise import FixedNoise
 
 SIGMAS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from zoo.maximum_likelihood import maximum_likelihood
+from zoo.linear.estimation import maximum_likelihood
 
 REST = 0.2  # seconds
 BATCH_ROWS = 5000

@@ -18,16 +18,15 @@ import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from inference.core.checks import check_count
-from zoo.gaussian_algebra import LinearGaussian
+from zoo.linear.gaussian_algebra import LinearGaussian
 
 Array: TypeAlias = NDArray[np.float64]
 Batch: TypeAlias = "Tensor | NDArray[Any]"
 Data: TypeAlias = "Batch | Iterable[Batch]"
-
 _ROUNDING = np.finfo(np.float64).eps  # times D: an eigenvalue below this part of the largest is taken for zero
 _CHUNK_ROWS = 2048
 _MAX_THREADS = 8  # each holds a chunk and two (D, D) matrices

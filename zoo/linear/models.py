@@ -23,8 +23,8 @@ from inference.core.module import Module
 from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
 from zoo.base import LatentVariableModel
-from zoo.gaussian_algebra import LinearGaussian
-from zoo.maximum_likelihood import Data, maximum_at_fixed_sigma, maximum_likelihood
+from zoo.linear.estimation import Data, maximum_at_fixed_sigma, maximum_likelihood
+from zoo.linear.gaussian_algebra import LinearGaussian
 
 Self = TypeVar("Self", bound="LinearGaussianModel")
 

@@ -28,7 +28,6 @@ from torch import Tensor
 
 Objective: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of W, log sigma^2 and S
 Inertia: TypeAlias = tuple[int, int, int]  # numbers of negative, zero and positive eigenvalues
-
 ZERO = 1e-9  # an eigenvalue of a Hessian below this part of its unit counts as zero
 
 

@@ -1,0 +1,1 @@
+"""Linear Gaussian models in closed form: pPCA and the linear VAE."""

@@ -1,25 +1,27 @@
 """Generative models whose evidence is known, and the data to fit them to."""
 
-from zoo.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
-from zoo.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.base import LatentVariableModel
 from zoo.catalogue import dataset_names, named_dataset
 from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
-from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.floating_prior import FloatingPrior
 from zoo.flow_prior import AutoregressiveFlow
 from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
-from zoo.ima_vae import IMAVAE
 from zoo.known_answers import KnownAnswer, known_answers
-from zoo.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
 from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
 from zoo.mixture_priors import MixtureOfGaussians, VampPrior
-from zoo.networks import ConvDecoder
-from zoo.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
+from zoo.models.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
+from zoo.models.baggins import BagginsReconstruction, PooledBagginsReconstruction
+from zoo.models.deep_gaussian_vae import DeepGaussianVAE
+from zoo.models.ima_vae import IMAVAE
+from zoo.models.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
+from zoo.models.networks import ConvDecoder
+from zoo.models.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
+from zoo.models.vae import VAE
+from zoo.models.wrapped import WrappedDecoder
 from zoo.optimal_decoder import OptimalDecoder
 from zoo.preprocessing import Logit, Raw, Scaled
 from zoo.priors import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
@@ -36,8 +38,6 @@ from zoo.random_mixings import (
 from zoo.sprites import draw_sources, render_sprites, sprite_pair, sprites
 from zoo.spurious import Darmois, gaussian_darmois, rotated_gaussian
 from zoo.toy_channel import ToyChannel, beta_loss, class_information, target_rate_loss, toy_data, train_channel
-from zoo.vae import VAE
-from zoo.wrapped import WrappedDecoder
 
 __all__ = [
     "IMAVAE",

@@ -24,9 +24,9 @@ from inference.core.checks import check_count
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import LOG_2PI, DiagNormal, FullNormal
 from zoo.base import LatentVariableModel
-from zoo.deep_gaussian_vae import DeepGaussianVAE
 from zoo.linear.models import LinearVAE
-from zoo.noise import FixedNoise
+from zoo.models.deep_gaussian_vae import DeepGaussianVAE
+from zoo.models.noise import FixedNoise
 
 SIGMAS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 LATENT_DIMS = (1, 4, 16, 64)

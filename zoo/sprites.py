@@ -24,8 +24,8 @@ from guides.networks import ConvEncoder, mlp
 from inference.core.checks import check_count
 from inference.core.seeding import random_state
 from zoo.datasets import Dataset
-from zoo.ima_vae import IMAVAE
-from zoo.networks import ConvDecoder
+from zoo.models.ima_vae import IMAVAE
+from zoo.models.networks import ConvDecoder
 from zoo.priors import Beta
 
 # The range of each factor, which a source from 0 to 1 runs through: x, y, circumradius, hue, angle. Hues stop short

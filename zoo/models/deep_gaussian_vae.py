@@ -20,8 +20,8 @@ from inference.core.checks import check_arguments
 from inference.core.run import Program, run_pair
 from inference.core.standardisation import Standardise
 from zoo.base import LatentVariableModel
-from zoo.networks import decode_rows
-from zoo.noise import BatchNoise, GaussianNoise, LearntNoise
+from zoo.models.networks import decode_rows
+from zoo.models.noise import BatchNoise, GaussianNoise, LearntNoise
 from zoo.priors import StandardNormal
 
 _BATCH = 1024

@@ -126,9 +126,6 @@ def _independent(law: Distribution) -> Distribution:
     return dist.Independent(law, 1, validate_args=False)
 
 
-# Draws by torch.rand, which vmap and tracing know, and in the dtype of the logits, which models expect of data.
-
-
 class _Bernoulli(dist.Bernoulli):
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         noise = torch.rand(self._extended_shape(Size(sample_shape)), dtype=self.probs.dtype, device=self.probs.device)

@@ -20,7 +20,7 @@ from guides.networks import mlp
 from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import DiagNormal
 from zoo.base import LatentVariableModel
-from zoo.networks import decode_rows
+from zoo.models.networks import decode_rows
 
 # Nats of a log-density that rounding may cost before data are refused.
 _ROUNDING = 0.01

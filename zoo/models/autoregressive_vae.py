@@ -19,7 +19,7 @@ from torch.distributions import constraints
 
 from inference.core.checks import check_count
 from zoo.base import LatentVariableModel
-from zoo.likelihoods import BernoulliLikelihood, Likelihood
+from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
 from zoo.priors import StandardNormal
 
 

@@ -3,7 +3,7 @@ r"""Gaussian observation noise around a decoder's mean, in four kinds.
 .. math:: p(x \mid z) = N(x; f(z), \operatorname{diag} \sigma^2)
 
 :class:`FixedNoise`, :class:`LearntNoise` (one sigma), :class:`LearntNoisePerDim`, and :class:`OptimalNoise` (the
-variance of the residuals, in closed form at every step). :mod:`zoo.baggins` has two more of the last sort. A model
+variance of the residuals, in closed form at every step). :mod:`zoo.models.baggins` has two more of the last sort. A model
 holds one of them; sigma is in the units of its decoder's output.
 """
 

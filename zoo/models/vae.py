@@ -15,8 +15,8 @@ from torch.distributions import Distribution
 
 from guides.networks import mlp
 from zoo.base import LatentVariableModel
-from zoo.likelihoods import BernoulliLikelihood, Likelihood
-from zoo.networks import decode_rows
+from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
+from zoo.models.networks import decode_rows
 from zoo.priors import StandardNormal
 
 

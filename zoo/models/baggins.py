@@ -14,7 +14,7 @@ import math
 from torch import Tensor
 
 from inference.core.checks import check_count
-from zoo.noise import BatchNoise
+from zoo.models.noise import BatchNoise
 
 
 class _Baggins(BatchNoise):

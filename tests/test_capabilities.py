@@ -25,7 +25,8 @@ from guides import (
 from inference import ELBO, log_weights, predictive
 from inference.core.protocols import SupportsPosterior
 from inference.distributions.gaussian import coordinate_kl
-from zoo import VAE, DeepGaussianVAE, LinearVAE, priors
+from zoo import VAE, DeepGaussianVAE, LinearVAE
+from zoo.priors.factorised import factorised as priors
 
 MODELS = {
     "linear": lambda: LinearVAE(3, 2),

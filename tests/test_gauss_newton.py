@@ -13,7 +13,8 @@ from torch.distributions import biject_to
 
 from guides import GaussNewtonDiagonal, GaussNewtonFull
 from inference import AnalyticKLELBO, fit
-from zoo import VAE, DeepGaussianVAE, FixedNoise, LinearVAE, priors
+from zoo import VAE, DeepGaussianVAE, FixedNoise, LinearVAE
+from zoo.priors.factorised import factorised as priors
 
 U = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 

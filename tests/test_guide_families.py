@@ -18,7 +18,8 @@ from guides.mixture import MixtureNormal
 from guides.networks import mlp
 from inference import ELBO, AnalyticELBO, elbo, fit, log_weights, predictive, reconstruct
 from inference.numerics.linalg import cholesky_of_sum
-from zoo import DeepGaussianVAE, LinearVAE, priors
+from zoo import DeepGaussianVAE, LinearVAE
+from zoo.priors.factorised import factorised as priors
 
 KINDS = {
     "LowRank": lambda **options: LowRank(3, 2, hidden=(8,), **options),

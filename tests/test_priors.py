@@ -161,7 +161,7 @@ def test_the_moments_of_a_mixture_are_those_of_its_density(name):
 
 
 def test_draws_of_many_components_come_in_chunks_of_the_same_law(monkeypatch):
-    monkeypatch.setattr("zoo.mixture_priors._MAX_ELEMENTS", 100)
+    monkeypatch.setattr("zoo.priors.mixture._MAX_ELEMENTS", 100)
     test_draws_have_the_moments_of_the_density(PRIORS["MixtureOfGaussians"]())
 
 

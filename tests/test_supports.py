@@ -18,7 +18,8 @@ from inference import ELBO, AnalyticKLELBO, log_weights
 from inference.distributions.expectations import expectation
 from inference.distributions.gaussian import DiagNormal, FullNormal, coordinate_kl
 from inference.distributions.transformed import Transformed, is_unbounded, push, vector_support
-from zoo import DeepGaussianVAE, priors
+from zoo import DeepGaussianVAE
+from zoo.priors.factorised import factorised as priors
 
 SUPPORTS = {
     "unit interval": constraints.unit_interval,

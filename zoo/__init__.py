@@ -4,15 +4,12 @@ from zoo.base import LatentVariableModel
 from zoo.catalogue import dataset_names, named_dataset
 from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
-from zoo.floating_prior import FloatingPrior
-from zoo.flow_prior import AutoregressiveFlow
 from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.known_answers import KnownAnswer, known_answers
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
 from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
-from zoo.mixture_priors import MixtureOfGaussians, VampPrior
 from zoo.models.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
 from zoo.models.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.models.deep_gaussian_vae import DeepGaussianVAE
@@ -24,7 +21,10 @@ from zoo.models.vae import VAE
 from zoo.models.wrapped import WrappedDecoder
 from zoo.optimal_decoder import OptimalDecoder
 from zoo.preprocessing import Logit, Raw, Scaled
-from zoo.priors import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
+from zoo.priors.factorised import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
+from zoo.priors.floating import FloatingPrior
+from zoo.priors.flow import AutoregressiveFlow
+from zoo.priors.mixture import MixtureOfGaussians, VampPrior
 from zoo.random_mixings import (
     affine_coupling_flow,
     column_orthogonal,

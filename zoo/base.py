@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from inference.core.checks import TakesRows, check_count, check_layout
 from inference.core.module import Module
-from zoo.priors import StandardNormal, check_prior
+from zoo.priors.factorised import StandardNormal, check_prior
 
 
 class LatentVariableModel(TakesRows, Module):
@@ -24,7 +24,7 @@ class LatentVariableModel(TakesRows, Module):
     Args:
         data_dim: D.
         latent_dim: K.
-        prior: Makes the law of one latent, one of :mod:`zoo.priors` or any module whose call returns a distribution
+        prior: Makes the law of one latent, one of :mod:`zoo.priors.factorised` or any module whose call returns a distribution
             with batch () and event (K,); standard normal by default.
 
     Attributes:

@@ -26,7 +26,7 @@ from inference.core.seeding import random_state
 from zoo.datasets import Dataset
 from zoo.models.ima_vae import IMAVAE
 from zoo.models.networks import ConvDecoder
-from zoo.priors import Beta
+from zoo.priors.factorised import Beta
 
 # The range of each factor, which a source from 0 to 1 runs through: x, y, circumradius, hue, angle. Hues stop short
 # of a full turn and angles of a third of one, where the images would begin again.

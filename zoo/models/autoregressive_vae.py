@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from inference.core.checks import check_count
 from zoo.base import LatentVariableModel
 from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
-from zoo.priors import StandardNormal
+from zoo.priors.factorised import StandardNormal
 
 
 class MaskedLinear(nn.Module):
@@ -142,7 +142,7 @@ class AutoregressiveVAE(LatentVariableModel):
         likelihood: Law of one dimension given those before it: one of :class:`zoo.BernoulliLikelihood` (the default),
             :class:`zoo.CategoricalLikelihood` and :class:`zoo.GaussianLikelihood`.
         hidden: Widths of the masked hidden layers.
-        prior: One of :mod:`zoo.priors` with the same K; standard normal by default.
+        prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
     Attributes:
         network: The masked network.

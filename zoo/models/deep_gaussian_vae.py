@@ -22,7 +22,7 @@ from inference.core.standardisation import Standardise
 from zoo.base import LatentVariableModel
 from zoo.models.networks import decode_rows
 from zoo.models.noise import BatchNoise, GaussianNoise, LearntNoise
-from zoo.priors import StandardNormal
+from zoo.priors.factorised import StandardNormal
 
 _BATCH = 1024
 
@@ -47,7 +47,7 @@ class DeepGaussianVAE(LatentVariableModel):
             :class:`zoo.LearntNoisePerDim`, :class:`zoo.OptimalNoise`, :class:`zoo.BagginsReconstruction` and
             :class:`zoo.PooledBagginsReconstruction`.
         network: Any decoder from (M, K) to (M, D), a convolutional one say.
-        prior: One of :mod:`zoo.priors` with the same K; standard normal by default.
+        prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
     Example:
         >>> DeepGaussianVAE(5, 2)(n=3).shape

@@ -17,7 +17,7 @@ from guides.networks import mlp
 from zoo.base import LatentVariableModel
 from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
 from zoo.models.networks import decode_rows
-from zoo.priors import StandardNormal
+from zoo.priors.factorised import StandardNormal
 
 
 class VAE(LatentVariableModel):
@@ -35,7 +35,7 @@ class VAE(LatentVariableModel):
             :class:`zoo.GaussianLikelihood`.
         hidden: Widths of the hidden layers of the default decoder.
         network: Any decoder from (M, K) to (M, D P), with P the likelihood's numbers a dimension.
-        prior: One of :mod:`zoo.priors` with the same K; standard normal by default.
+        prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
     Attributes:
         observation: The likelihood as a module.

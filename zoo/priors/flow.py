@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from guides.flow import import_flows
 from inference.core.checks import check_count
 from inference.distributions.gaussian import DiagNormal
-from zoo.priors import Prior
+from zoo.priors.factorised import Prior
 
 
 class AutoregressiveFlow(Prior):

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 from inference.core.checks import check_arguments
 from inference.core.protocols import SupportsPosterior
 from inference.distributions.gaussian import DiagNormal
-from zoo.priors import Prior
+from zoo.priors.factorised import Prior
 
 _BATCH = 1024
 

@@ -15,7 +15,7 @@ from torch.distributions import Distribution, constraints
 from inference.core.checks import check_count, check_layout
 from inference.core.protocols import SupportsPosterior
 from inference.distributions.gaussian import DiagNormal
-from zoo.priors import Prior
+from zoo.priors.factorised import Prior
 
 _MAX_ELEMENTS = 2**22
 

@@ -36,7 +36,7 @@ from zoo import (
     triangular_mlp,
     unit_determinant,
 )
-from zoo.mixing import describe, from_description
+from zoo.mixings.base import describe, from_description
 
 F64 = torch.float64
 R30 = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]], dtype=F64)

@@ -2,14 +2,25 @@
 
 from zoo.base import LatentVariableModel
 from zoo.catalogue import dataset_names, named_dataset
-from zoo.conformal import ComplexExp, ComplexPower, Moebius, Polar
 from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.known_answers import KnownAnswer, known_answers
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
-from zoo.mixing import Composition, Inverted, LinearMixing, Mixing
-from zoo.mixing_maps import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
+from zoo.mixings.base import Composition, Inverted, LinearMixing, Mixing
+from zoo.mixings.conformal import ComplexExp, ComplexPower, Moebius, Polar
+from zoo.mixings.elementwise import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
+from zoo.mixings.random_maps import (
+    affine_coupling_flow,
+    column_orthogonal,
+    moebius,
+    orthogonal,
+    orthogonal_mlp,
+    shear,
+    triangular_mlp,
+    unit_determinant,
+)
+from zoo.mixings.spurious import Darmois, gaussian_darmois, rotated_gaussian
 from zoo.models.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
 from zoo.models.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.models.deep_gaussian_vae import DeepGaussianVAE
@@ -25,18 +36,7 @@ from zoo.priors.factorised import Beta, Laplace, LearntBeta, LearntDiagonal, Pri
 from zoo.priors.floating import FloatingPrior
 from zoo.priors.flow import AutoregressiveFlow
 from zoo.priors.mixture import MixtureOfGaussians, VampPrior
-from zoo.random_mixings import (
-    affine_coupling_flow,
-    column_orthogonal,
-    moebius,
-    orthogonal,
-    orthogonal_mlp,
-    shear,
-    triangular_mlp,
-    unit_determinant,
-)
 from zoo.sprites import draw_sources, render_sprites, sprite_pair, sprites
-from zoo.spurious import Darmois, gaussian_darmois, rotated_gaussian
 from zoo.toy_channel import ToyChannel, beta_loss, class_information, target_rate_loss, toy_data, train_channel
 
 __all__ = [

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.mixing import Mixing, as_numbers
+from zoo.mixings.base import Mixing, as_numbers
 
 
 class Moebius(Mixing):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.mixing import Mixing
+from zoo.mixings.base import Mixing
 
 _NEWTON_STEPS = 10  # they descend to the root quadratically; nine reach rounding error for a slope of .001
 _LOG_2 = math.log(2.0)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count
-from zoo.conformal import Moebius
-from zoo.mixing import Composition, LinearMixing, Mixing
-from zoo.mixing_maps import AffineCoupling, SmoothLeakyReLU
+from zoo.mixings.base import Composition, LinearMixing, Mixing
+from zoo.mixings.conformal import Moebius
+from zoo.mixings.elementwise import AffineCoupling, SmoothLeakyReLU
 
 
 def orthogonal(dim: int, *, seed: int = 0) -> LinearMixing:
@@ -98,7 +98,7 @@ def orthogonal_mlp(dim: int, *, layers: int = 3, slope: float = 0.2, seed: int =
     Args:
         dim: K = D.
         layers: Matrices.
-        slope: Of :class:`zoo.mixing_maps.SmoothLeakyReLU`.
+        slope: Of :class:`zoo.mixings.elementwise.SmoothLeakyReLU`.
         seed: Of the matrices.
     """
     check_count(layers, "layers")
@@ -117,7 +117,7 @@ def triangular_mlp(dim: int, *, layers: int = 3, slope: float = 0.2, seed: int =
     Args:
         dim: K = D.
         layers: Matrices.
-        slope: Of :class:`zoo.mixing_maps.SmoothLeakyReLU`.
+        slope: Of :class:`zoo.mixings.elementwise.SmoothLeakyReLU`.
         seed: Of the matrices.
     """
     check_count(layers, "layers")

@@ -2,8 +2,8 @@ r"""Ground-truth mixings: maps f from independent sources to data whose inverse 
 
 .. math:: x = f(s), \quad s = g(x), \quad J = \partial f / \partial s
 
-Here are their base class and what builds maps from maps; further ones stand in :mod:`zoo.mixing_maps` and
-:mod:`zoo.conformal`, and functions that draw them at random in :mod:`zoo.random_mixings`.
+Here are their base class and what builds maps from maps; further ones stand in :mod:`zoo.mixings.elementwise` and
+:mod:`zoo.mixings.conformal`, and functions that draw them at random in :mod:`zoo.mixings.random_maps`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Mixings: invertible maps from independent sources to data."""

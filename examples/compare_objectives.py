@@ -23,7 +23,7 @@ from guides import Linear, MeanField
 from inference.core.protocols import SupportsLogEvidence
 from inference.plots.comparison import save_figure
 from zoo import DeepGaussianVAE, LinearVAE, digits
-from zoo.preprocessing import Scaled
+from zoo.data.preprocessing import Scaled
 
 COLUMNS = ("bound", "ELBO", "log p", "gap", "SNR encoder", "SNR decoder", "seconds")
 

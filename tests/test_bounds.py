@@ -22,7 +22,7 @@ from guides import Exact, FullRank, Linear, MeanField, TiedMeanField
 from guides.base import Guide
 from inference import ELBO, AnalyticELBO, AnalyticKLELBO, elbo, fit, iter_log_weights, iwae, log_weights, summarise
 from zoo import LinearVAE, digits
-from zoo.datasets import linear_gaussian
+from zoo.data.datasets import linear_gaussian
 from zoo.linear.models import LinearGaussianModel
 
 DATA_DIM, LATENT_DIM, NUM_DATA = 5, 2, 40

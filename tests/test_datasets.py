@@ -14,16 +14,8 @@ import pytest
 import sklearn.datasets
 import torch
 
-from zoo.datasets import (
-    Dataset,
-    digits,
-    digits_logit,
-    fashion_mnist,
-    linear_gaussian,
-    load,
-    mnist,
-)
-from zoo.preprocessing import Logit, Raw, Scaled
+from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.data.preprocessing import Logit, Raw, Scaled
 
 TRANSFORMS = [Raw(), Scaled(16.0), Scaled(0.25), Logit(17), Logit(17, alpha=0.05, seed=3), Logit(256)]
 IDX_NAMES = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")

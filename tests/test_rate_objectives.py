@@ -14,7 +14,7 @@ from inference import BILBO, AnalyticKLELBO, FittedPrior, SampledTargetRate, Tar
 from inference.distributions.gaussian import DiagNormal
 from inference.objectives.base import Objective
 from zoo import PPCA, LinearGaussian, LinearVAE, digits, linear_gaussian
-from zoo.preprocessing import Scaled
+from zoo.data.preprocessing import Scaled
 
 X = linear_gaussian(60, 5, 2).train
 

@@ -10,7 +10,7 @@ import torch
 from guides import MeanField
 from inference import ima_contrast
 from zoo import IMAVAE, draw_sources, render_sprites, sprite_pair, sprites
-from zoo.sprites import RANGES
+from zoo.data.sprite_images import RANGES
 
 SPRITES = [
     (0.5, 0.5, 0.3, 0.0, 0.0),

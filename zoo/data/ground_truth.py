@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from inference.core.checks import check_count
 from inference.core.seeding import random_state
 from inference.core.storage import load_tree, save_tree
-from zoo.datasets import Dataset
+from zoo.data.datasets import Dataset
 from zoo.mixings.base import Composition, LinearMixing, Mixing, describe, from_description
 
 _TENSORS = ("train", "test", "train_log_det", "test_log_det", "truth")

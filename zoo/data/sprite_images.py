@@ -23,7 +23,7 @@ from guides.gaussian import MeanField
 from guides.networks import ConvEncoder, mlp
 from inference.core.checks import check_count
 from inference.core.seeding import random_state
-from zoo.datasets import Dataset
+from zoo.data.datasets import Dataset
 from zoo.models.ima_vae import IMAVAE
 from zoo.models.networks import ConvDecoder
 from zoo.priors.factorised import Beta

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from zoo.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
-from zoo.preprocessing import Scaled
+from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.data.preprocessing import Scaled
 
 _MADE: dict[str, Callable[[], Dataset]] = {
     "digits": digits,

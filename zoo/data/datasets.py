@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zoo.files import Array, as_rows, download_images, read_arrays, read_images
-from zoo.preprocessing import RAW, UNIT, Logit, Transform
+from zoo.data.files import Array, as_rows, download_images, read_arrays, read_images
+from zoo.data.preprocessing import RAW, UNIT, Logit, Transform
 
 Split = tuple[Tensor, Tensor]  # the places of the training and of the test rows
 
@@ -47,7 +47,7 @@ class Dataset:
         ValueError: shapes that do not fit each other, or integer tensors.
 
     Example:
-        >>> from zoo.preprocessing import Scaled
+        >>> from zoo.data.preprocessing import Scaled
         >>> data = digits(transform=Scaled(16.0))
         >>> data, data.data_dim, data.image_shape
         (Dataset('digits', train (1437, 64), test (360, 64), torch.float64), 64, (8, 8))

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from inference.plots.comparison import save_figure
-from zoo.categorical_channel import channel_terms, divergence, generated, optimal_decoder, optimal_marginal
-from zoo.toy_channel import beta_loss, class_information, target_rate_loss, toy_data, train_channel
+from zoo.benchmarks.categorical_channel import channel_terms, divergence, generated, optimal_decoder, optimal_marginal
+from zoo.benchmarks.toy_channel import beta_loss, class_information, target_rate_loss, toy_data, train_channel
 
 QUANTITIES = ("R", "D", "R + D", "I(x; z)", "KL(p||g)", "I(z; z*)")
 # What the paper states for its run at beta one and at the target rate 0.5 (section 4, appendix E).

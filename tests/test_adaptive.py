@@ -29,7 +29,7 @@ from inference.marginal_likelihood.importance.proposal import Proposal, usable_g
 from inference.marginal_likelihood.method import Problem
 from inference.marginal_likelihood.result import ASYMPTOTIC
 from inference.weights.summary import merge, summarise
-from zoo.known_answers import banana, bimodal, fold, half_seen_fold, ring
+from zoo.benchmarks.ladder import banana, bimodal, fold, half_seen_fold, ring
 
 
 def adaptive(model, x, guide=None, method=Adaptive(), seed=0, **options):  # noqa: B008

@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 
 from inference import evidence
-from zoo.known_answers import LATENT_DIMS, SIGMAS, known_answers
+from zoo.benchmarks.ladder import LATENT_DIMS, SIGMAS, known_answers
 
 CURVED = ("fold", "half-seen fold", "bimodal", "banana", "ring")
 
@@ -100,7 +100,7 @@ def test_curved_answers_are_those_of_integrals_on_a_line(family, ladder):
 
 @pytest.mark.parametrize("sigma", [1.0, 1e-2, 1e-4])
 def test_answers_hold_far_out_and_below_the_fold(sigma):
-    from zoo.known_answers import _fold_evidence
+    from zoo.benchmarks.ladder import _fold_evidence
 
     x = [-4 * sigma, 0.0, sigma**2 / 2, sigma, 1e-3, 1.0, 30.0]
     found = _fold_evidence(torch.tensor(x, dtype=torch.float64).unsqueeze(-1), 1.0, sigma)

@@ -21,7 +21,7 @@ from inference.diagnostics.curvature import (
 )
 from inference.distributions.gaussian import DiagNormal
 from zoo import DeepGaussianVAE, FixedNoise, LinearVAE, WrappedDecoder
-from zoo.optimal_decoder import OptimalDecoder
+from zoo.benchmarks.decoder_optimum import OptimalDecoder
 
 PASS, DETECT = 4.0, 4.9
 

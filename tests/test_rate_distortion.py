@@ -33,7 +33,7 @@ from inference.information.reverse_water_filling import water_filling, water_fil
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticTargetRate
 from inference.plots.rates import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, Scaled, WrappedDecoder, digits
-from zoo.categorical_channel import channel_terms, optimal_decoder, optimal_marginal
+from zoo.benchmarks.categorical_channel import channel_terms, optimal_decoder, optimal_marginal
 from zoo.linear.estimation import spectrum
 
 PASS, DETECT = 4.0, 4.9

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from zoo.categorical_channel import (
+from zoo.benchmarks.categorical_channel import (
     channel_terms,
     divergence,
     generated,
@@ -15,7 +15,7 @@ from zoo.categorical_channel import (
     optimal_decoder,
     optimal_marginal,
 )
-from zoo.toy_channel import (
+from zoo.benchmarks.toy_channel import (
     CLASS_MEANS,
     CLASS_PROBABILITIES,
     CLASS_SIGMAS,

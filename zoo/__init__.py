@@ -1,12 +1,21 @@
 """Generative models whose evidence is known, and the data to fit them to."""
 
 from zoo.base import LatentVariableModel
+from zoo.benchmarks.decoder_optimum import OptimalDecoder
+from zoo.benchmarks.ladder import KnownAnswer, known_answers
+from zoo.benchmarks.toy_channel import (
+    ToyChannel,
+    beta_loss,
+    class_information,
+    target_rate_loss,
+    toy_data,
+    train_channel,
+)
 from zoo.data.catalogue import dataset_names, named_dataset
 from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
 from zoo.data.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.data.preprocessing import Logit, Raw, Scaled
 from zoo.data.sprite_images import draw_sources, render_sprites, sprite_pair, sprites
-from zoo.known_answers import KnownAnswer, known_answers
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixings.base import Composition, Inverted, LinearMixing, Mixing
@@ -32,12 +41,10 @@ from zoo.models.networks import ConvDecoder
 from zoo.models.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
 from zoo.models.vae import VAE
 from zoo.models.wrapped import WrappedDecoder
-from zoo.optimal_decoder import OptimalDecoder
 from zoo.priors.factorised import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
 from zoo.priors.floating import FloatingPrior
 from zoo.priors.flow import AutoregressiveFlow
 from zoo.priors.mixture import MixtureOfGaussians, VampPrior
-from zoo.toy_channel import ToyChannel, beta_loss, class_information, target_rate_loss, toy_data, train_channel
 
 __all__ = [
     "IMAVAE",

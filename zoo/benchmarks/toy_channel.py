@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 from inference.core.checks import check_count
 from inference.core.seeding import seeded
-from zoo.categorical_channel import ChannelTerms, channel_terms, mutual_information_of
+from zoo.benchmarks.categorical_channel import ChannelTerms, channel_terms, mutual_information_of
 
 Loss = Callable[[ChannelTerms], Tensor]
-
 NUM_SYMBOLS = 30
 CLASS_PROBABILITIES = (0.7, 0.3)
 CLASS_MEANS = (9.6, 19.0)

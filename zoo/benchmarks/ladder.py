@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy  # loads scipy.special and scipy.stats where they are first used
+import scipy
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -30,10 +30,10 @@ from zoo.models.noise import FixedNoise
 
 SIGMAS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 LATENT_DIMS = (1, 4, 16, 64)
-
 _CURVATURE = 0.7  # of the banana
 _STEP = 30.0  # prior standard deviations beyond which the last rung's second class lies
 _STEP_SIGMA = 0.02
+
 # SciPy's Bessel functions end at 2^31; from here on their scaled form is y^(-1/2) to rounding.
 _LARGEST = 1e9
 

@@ -15,8 +15,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
-from guides.families import diagonal_law, full_law, triangle_places
 from guides.networks import mlp
+from guides.parametrisation import diagonal_law, full_law, triangle_places
 from guides.supports import Bounds, describe_support
 from inference.distributions.gaussian import DiagNormal, FullNormal
 

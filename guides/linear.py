@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
-from guides.families import diagonal_law
+from guides.parametrisation import diagonal_law
 from guides.supports import Bounds, describe_support
 from inference.distributions.gaussian import DiagNormal
 

@@ -10,8 +10,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import biject_to
 
 from guides.base import Local
-from guides.families import diagonal_law, full_law, triangle_places
 from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
+from guides.parametrisation import diagonal_law, full_law, triangle_places
 from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder
 from inference.core.seeding import seeded

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import inference
 from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, nearest_local
-from inference.marginal_likelihood.near_deterministic import limit_terms
+from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
 from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Composition, LinearMixing, SmoothLeakyReLU, triangular_mlp
 

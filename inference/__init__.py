@@ -32,18 +32,18 @@ from inference.information.curve import CurvePoint, rate_distortion_curve
 from inference.information.encoder_information import MutualInformation, mutual_information
 from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
 from inference.information.reverse_water_filling import water_filling
+from inference.marginal_likelihood.analytic.laplace import Laplace
+from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.annealing.bidirectional import Bracket, ConvergedBracket, bdmc, converged_bracket
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import evidence
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.importance.bridge_sampling import Bridge
 from inference.marginal_likelihood.importance.defensive_mixture import Defensive
 from inference.marginal_likelihood.importance.importance_sampling import Importance
 from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
-from inference.marginal_likelihood.laplace import Laplace
-from inference.marginal_likelihood.near_deterministic import Limit
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
-from inference.marginal_likelihood.result import Evidence
 from inference.marginal_likelihood.upper_bounds import cubo, eubo
 from inference.numerics.jacobian import column_angles, column_norms, decoder_jacobian
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate

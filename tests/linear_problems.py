@@ -10,7 +10,7 @@ import torch
 from guides.base import Guide
 from inference import evidence
 from inference.distributions.gaussian import DiagNormal, FullNormal
-from inference.marginal_likelihood.result import ASYMPTOTIC, PROBABILISTIC
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from zoo import LinearVAE
 
 LATENT_DIMS = (1, 2, 4, 8, 16, 32)

@@ -25,9 +25,9 @@ from pyro_problems import (
 from inference import Adaptive, Bridge, evidence
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, moment_fit, refit, temperatures
+from inference.marginal_likelihood.base.method import Problem
+from inference.marginal_likelihood.base.result import ASYMPTOTIC
 from inference.marginal_likelihood.importance.proposal import Proposal, usable_guide
-from inference.marginal_likelihood.method import Problem
-from inference.marginal_likelihood.result import ASYMPTOTIC
 from inference.weights.summary import merge, summarise
 from zoo.benchmarks.ladder import banana, bimodal, fold, half_seen_fold, ring
 

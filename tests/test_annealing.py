@@ -34,7 +34,7 @@ from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.annealing.bidirectional import _Moments
 from inference.marginal_likelihood.annealing.chains import Annealer, schedule_of
-from inference.marginal_likelihood.result import PROBABILISTIC
+from inference.marginal_likelihood.base.result import PROBABILISTIC
 from inference.posterior.hmc import Chains, traced, transition, whitened
 from inference.posterior.moments import gaussian_of_draws
 from zoo import LinearVAE

@@ -14,8 +14,8 @@ from conftest import data_for
 from guides import Exact, FullRank, MeanField
 from inference import Annealed, Importance, evidence, gap
 from inference.marginal_likelihood.automatic import Automatic
-from inference.marginal_likelihood.method import Method
-from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
+from inference.marginal_likelihood.base.method import Method
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
 from zoo import DeepGaussianVAE, LinearVAE
 
 COUNTS = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0], dtype=torch.float64)

@@ -21,8 +21,8 @@ from pyro_problems import (
 )
 
 from inference import Bridge, evidence
+from inference.marginal_likelihood.base.result import ASYMPTOTIC
 from inference.marginal_likelihood.importance.bridge_sampling import bridge_estimate
-from inference.marginal_likelihood.result import ASYMPTOTIC
 
 
 def bridge(model, x, guide=None, method=Bridge(), seed=0):  # noqa: B008

@@ -21,9 +21,9 @@ from pyro_problems import (
 )
 
 from inference import Defensive, LogJoint, evidence
+from inference.marginal_likelihood.base.method import Problem
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.marginal_likelihood.importance.defensive_mixture import guide_density
-from inference.marginal_likelihood.method import Problem
-from inference.marginal_likelihood.result import ASYMPTOTIC, PROBABILISTIC
 from inference.weights.summary import merge, stratified, summarise
 
 

@@ -27,8 +27,8 @@ from inference import (
 )
 from inference.comparison.guide_comparison import compare
 from inference.distributions.gaussian import FullNormal
-from inference.marginal_likelihood.intervals import from_weights
-from inference.marginal_likelihood.result import ASYMPTOTIC, EXACT, PROBABILISTIC
+from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, PROBABILISTIC
 from zoo import LinearGaussian, LinearVAE
 from zoo.linear.models import LinearGaussianModel
 

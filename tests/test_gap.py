@@ -25,8 +25,8 @@ from guides import (
 from inference import elbo, evidence, gap, log_weights, refit
 from inference.core.module import Module
 from inference.distributions.gaussian import DiagNormal
-from inference.marginal_likelihood.exact import Exact as ExactEvidence
-from inference.marginal_likelihood.near_deterministic import limit_terms
+from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
+from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
 from inference.numerics.jacobian import decoder_jacobian
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise

@@ -8,8 +8,8 @@ import torch
 from guides import MeanField
 from inference import evidence
 from inference.identifiability.gap_prediction import predicted_gap
-from inference.marginal_likelihood.near_deterministic import Limit, limit_terms
-from inference.marginal_likelihood.result import NUMERICAL
+from inference.marginal_likelihood.analytic.near_deterministic import Limit, limit_terms
+from inference.marginal_likelihood.base.result import NUMERICAL
 from inference.numerics.levenberg_marquardt import nearest_latents
 from zoo import IMAVAE, LinearVAE, Uniform
 

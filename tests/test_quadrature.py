@@ -20,8 +20,8 @@ import inference.marginal_likelihood.quadrature.integrator as nested
 from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
+from inference.marginal_likelihood.base.result import NUMERICAL
 from inference.marginal_likelihood.quadrature.peaks import _unique
-from inference.marginal_likelihood.result import NUMERICAL
 from inference.numerics.newton import climb
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers

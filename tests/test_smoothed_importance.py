@@ -9,8 +9,8 @@ import torch
 from linear_problems import GUIDES, Perturbed, half_width, keeps_its_word, problem, record, trained
 
 from inference import Importance, SmoothedImportance, evidence, summarise
+from inference.marginal_likelihood.base.result import PROBABILISTIC
 from inference.marginal_likelihood.importance.pareto_smoothed import smoothed_mean
-from inference.marginal_likelihood.result import PROBABILISTIC
 from inference.weights.pareto_smoothing import num_kept, smooth_tail, tail_length
 
 

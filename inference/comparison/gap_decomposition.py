@@ -24,10 +24,10 @@ from inference.core.draw import Layout
 from inference.core.protocols import SupportsLocal
 from inference.core.run import Program, probe, run_pair
 from inference.core.seeding import random_state, seeded
+from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.method import Method
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method, evidence
-from inference.marginal_likelihood.exact import Exact
-from inference.marginal_likelihood.method import Method
-from inference.marginal_likelihood.result import Evidence
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 

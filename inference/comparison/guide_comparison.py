@@ -24,11 +24,11 @@ from inference.core.estimates import check_level
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.run import Program, run_pair
 from inference.core.seeding import random_state, seeded
+from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.estimate import as_method
-from inference.marginal_likelihood.exact import Exact
-from inference.marginal_likelihood.intervals import from_weights
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence, concatenate
 from inference.weights.importance_weights import iter_log_weights
 from inference.weights.summary import WeightSummary, merge, summarise
 

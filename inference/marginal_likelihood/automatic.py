@@ -10,12 +10,12 @@ import torch
 
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
+from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
-from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.importance_sampling import Importance
-from inference.marginal_likelihood.method import Method, Problem
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
-from inference.marginal_likelihood.result import Evidence
 from inference.posterior.log_joint import LogJoint
 
 _CHECKED = 3

@@ -22,19 +22,19 @@ from inference.core.protocols import SupportsLogEvidence, SupportsRows
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.storage import load_tree, save_tree, tensor_digest
+from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.analytic.laplace import Laplace
+from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
-from inference.marginal_likelihood.exact import Exact
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.importance.bridge_sampling import Bridge
 from inference.marginal_likelihood.importance.defensive_mixture import Defensive
 from inference.marginal_likelihood.importance.importance_sampling import Importance
 from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
-from inference.marginal_likelihood.laplace import Laplace
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.near_deterministic import Limit
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
-from inference.marginal_likelihood.result import Evidence, concatenate
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -1,1 +1,1 @@
-"""annealing."""
+"""Annealed importance sampling (AIS) and bidirectional Monte Carlo (BDMC)."""

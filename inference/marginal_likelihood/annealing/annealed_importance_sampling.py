@@ -11,9 +11,9 @@ import torch
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.marginal_likelihood.annealing.chains import Annealer
-from inference.marginal_likelihood.intervals import from_weights
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence
+from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import summarise
 

@@ -19,8 +19,8 @@ from inference.core.estimates import check_level, log_mean_exp
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
-from inference.marginal_likelihood.method import Problem
-from inference.marginal_likelihood.result import PROBABILISTIC, Evidence
+from inference.marginal_likelihood.base.method import Problem
+from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
 from inference.posterior.exact_draws import ExactDraws, simulated_draws
 from inference.weights.summary import WeightSummary, summarise
 

@@ -21,10 +21,10 @@ from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, joined, refit, temperatures
+from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
 from inference.marginal_likelihood.importance.proposal import Proposal, silent, usable_guide
-from inference.marginal_likelihood.intervals import from_weights, with_value
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import PROBABILISTIC, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, find_modes, prior_scale
 from inference.posterior.moments import gaussian_of_draws

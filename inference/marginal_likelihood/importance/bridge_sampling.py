@@ -17,11 +17,11 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
+from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, where_enough
 from inference.marginal_likelihood.importance.proposal import Proposal
-from inference.marginal_likelihood.intervals import from_weights, with_value
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence
 from inference.posterior.hmc import Chains, transition, whitened
 from inference.weights.summary import summarise
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.marginal_likelihood.intervals import from_weights, with_value
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence
+from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.weights.summary import merge, stratified, summarise
 

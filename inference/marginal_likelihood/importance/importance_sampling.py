@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inference.core.checks import check_count
-from inference.marginal_likelihood.intervals import from_weights
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence
+from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.weights.importance_weights import iter_log_weights
 from inference.weights.summary import WeightSummary, summarise
 
@@ -61,7 +61,7 @@ def weigh(problem: Problem, method: str, num_samples: int, chunk: int | None) ->
     """Draw importance weights from the problem's guide, in constant memory.
 
     Args:
-        problem: See :class:`inference.marginal_likelihood.method.Problem`.
+        problem: See :class:`inference.marginal_likelihood.base.method.Problem`.
         method: Name of the method, for the error where there is no guide.
         num_samples: S, samples per datum.
         chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.

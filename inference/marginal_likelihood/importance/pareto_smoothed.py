@@ -16,10 +16,10 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
+from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.importance_sampling import weigh
-from inference.marginal_likelihood.intervals import from_weights, with_value
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import Evidence
 from inference.weights.pareto_smoothing import smooth_tail
 from inference.weights.summary import WeightSummary
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inference.core.run import Program
 from inference.distributions.student_t import Students
+from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.importance.defensive_mixture import check_same, guide_density
-from inference.marginal_likelihood.method import Problem
 from inference.posterior.log_joint import LogJoint
 
 # Coordinates of draws, of all laws, side by side.

@@ -1,1 +1,1 @@
-"""quadrature."""
+"""Adaptive Gauss-Kronrod quadrature over the latents."""

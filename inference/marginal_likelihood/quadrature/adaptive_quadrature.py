@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
-from inference.marginal_likelihood.method import Method, Problem
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import NUMERICAL, Evidence
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
-from inference.marginal_likelihood.result import NUMERICAL, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import prior_scale, search_modes
 

@@ -23,8 +23,8 @@ from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_
 from inference.core.run import run_pair
 from inference.distributions.gaussian import LOG_2PI
 from inference.identifiability.ima_contrasts import column_contrast
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import NUMERICAL, Evidence
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import NUMERICAL, Evidence
 from inference.numerics.jacobian import decoder_jacobian, directional_derivative
 from inference.numerics.levenberg_marquardt import nearest_latents
 

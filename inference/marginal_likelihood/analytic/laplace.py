@@ -16,8 +16,8 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.checks import check_count
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import ASYMPTOTIC, Evidence
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, find_modes, prior_scale
 

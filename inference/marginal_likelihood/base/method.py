@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from inference.core.run import Program
-from inference.marginal_likelihood.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.log_joint import LogJoint
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.core.estimates import normal_quantile
-from inference.marginal_likelihood.result import ASYMPTOTIC, PROBABILISTIC, Evidence
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC, Evidence
 from inference.weights.pareto_smoothing import tail_length
 from inference.weights.summary import WeightSummary
 

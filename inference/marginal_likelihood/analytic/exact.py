@@ -9,8 +9,8 @@ import torch
 
 from inference.core.batch_dependence import refuse_batch_laws
 from inference.core.protocols import SupportsLogEvidence
-from inference.marginal_likelihood.method import Method, Problem
-from inference.marginal_likelihood.result import EXACT, Evidence
+from inference.marginal_likelihood.base.method import Method, Problem
+from inference.marginal_likelihood.base.result import EXACT, Evidence
 
 
 @dataclass(frozen=True)

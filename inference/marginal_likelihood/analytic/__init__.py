@@ -1,0 +1,1 @@
+"""Evidence without samples: closed form, Laplace approximation, near-deterministic limit."""

@@ -1,0 +1,1 @@
+"""What every method of estimating the evidence is given and gives: method, result, intervals."""

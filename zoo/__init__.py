@@ -1,50 +1,97 @@
 """Generative models whose evidence is known, and the data to fit them to."""
 
 from zoo.base import LatentVariableModel
-from zoo.benchmarks.decoder_optimum import OptimalDecoder
-from zoo.benchmarks.ladder import KnownAnswer, known_answers
-from zoo.benchmarks.toy_channel import (
+from zoo.benchmarks import (
+    KnownAnswer,
+    OptimalDecoder,
     ToyChannel,
     beta_loss,
     class_information,
+    known_answers,
     target_rate_loss,
     toy_data,
     train_channel,
 )
-from zoo.data.catalogue import dataset_names, named_dataset
-from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
-from zoo.data.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
-from zoo.data.preprocessing import Logit, Raw, Scaled
-from zoo.data.sprite_images import draw_sources, render_sprites, sprite_pair, sprites
-from zoo.linear.gaussian_algebra import LinearGaussian
-from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
-from zoo.mixings.base import Composition, Inverted, LinearMixing, Mixing
-from zoo.mixings.conformal import ComplexExp, ComplexPower, Moebius, Polar
-from zoo.mixings.elementwise import AffineCoupling, NormalToLaplace, NormalToUniform, SmoothLeakyReLU
-from zoo.mixings.random_maps import (
+from zoo.data import (
+    Dataset,
+    Logit,
+    MixedDataset,
+    Raw,
+    Scaled,
+    dataset_names,
+    digits,
+    digits_logit,
+    draw_sources,
+    fashion_mnist,
+    linear_gaussian,
+    load,
+    load_mixed,
+    mixed,
+    mnist,
+    named_dataset,
+    render_sprites,
+    save_mixed,
+    sprite_pair,
+    sprites,
+)
+from zoo.linear import PPCA, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.mixings import (
+    AffineCoupling,
+    ComplexExp,
+    ComplexPower,
+    Composition,
+    Darmois,
+    Inverted,
+    LinearMixing,
+    Mixing,
+    Moebius,
+    NormalToLaplace,
+    NormalToUniform,
+    Polar,
+    SmoothLeakyReLU,
     affine_coupling_flow,
     column_orthogonal,
+    gaussian_darmois,
     moebius,
     orthogonal,
     orthogonal_mlp,
+    rotated_gaussian,
     shear,
     triangular_mlp,
     unit_determinant,
 )
-from zoo.mixings.spurious import Darmois, gaussian_darmois, rotated_gaussian
-from zoo.models.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
-from zoo.models.baggins import BagginsReconstruction, PooledBagginsReconstruction
-from zoo.models.deep_gaussian_vae import DeepGaussianVAE
-from zoo.models.ima_vae import IMAVAE
-from zoo.models.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Likelihood
-from zoo.models.networks import ConvDecoder
-from zoo.models.noise import FixedNoise, LearntNoise, LearntNoisePerDim, OptimalNoise
-from zoo.models.vae import VAE
-from zoo.models.wrapped import WrappedDecoder
-from zoo.priors.factorised import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
-from zoo.priors.floating import FloatingPrior
-from zoo.priors.flow import AutoregressiveFlow
-from zoo.priors.mixture import MixtureOfGaussians, VampPrior
+from zoo.models import (
+    IMAVAE,
+    VAE,
+    AutoregressiveLaw,
+    AutoregressiveVAE,
+    BagginsReconstruction,
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    ConvDecoder,
+    DeepGaussianVAE,
+    FixedNoise,
+    GaussianLikelihood,
+    LearntNoise,
+    LearntNoisePerDim,
+    Likelihood,
+    OptimalNoise,
+    PooledBagginsReconstruction,
+    WrappedDecoder,
+)
+from zoo.priors import (
+    AutoregressiveFlow,
+    Beta,
+    FloatingPrior,
+    Laplace,
+    LearntBeta,
+    LearntDiagonal,
+    MixtureOfGaussians,
+    Prior,
+    StandardNormal,
+    Uniform,
+    VampPrior,
+)
 
 __all__ = [
     "IMAVAE",

@@ -1,1 +1,8 @@
 """The ELBO gap, split into its parts, and guides side by side."""
+
+from inference.comparison.gap_decomposition import Gap, Refit, gap, refit
+from inference.comparison.guide_comparison import compare
+from inference.comparison.paired_differences import differences, load_comparison, save_comparison
+from inference.comparison.tables import table
+
+__all__ = ["Gap", "Refit", "compare", "differences", "gap", "load_comparison", "refit", "save_comparison", "table"]

@@ -1,1 +1,29 @@
 """What is wrong with a trained pair: posterior collapse, posterior error, curvature, gradient noise."""
+
+from inference.diagnostics.accuracy import PosteriorError, posterior_error
+from inference.diagnostics.collapse import active_units, collapse_curve, collapsed, latent_kl, posterior_means
+from inference.diagnostics.curvature import (
+    constant_var,
+    constant_var_penalty,
+    expected_hessian,
+    likelihood_curvature,
+    negative_hessian,
+)
+from inference.diagnostics.gradient_signal import GradientNoise, gradient_noise
+
+__all__ = [
+    "GradientNoise",
+    "PosteriorError",
+    "active_units",
+    "collapse_curve",
+    "collapsed",
+    "constant_var",
+    "constant_var_penalty",
+    "expected_hessian",
+    "gradient_noise",
+    "latent_kl",
+    "likelihood_curvature",
+    "negative_hessian",
+    "posterior_error",
+    "posterior_means",
+]

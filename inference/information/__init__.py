@@ -1,1 +1,19 @@
 """Rate, distortion and mutual information of a pair, and their theory."""
+
+from inference.information.bounds import information_bounds
+from inference.information.curve import CurvePoint, rate_distortion_curve
+from inference.information.encoder_information import MutualInformation, mutual_information
+from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
+from inference.information.reverse_water_filling import water_filling
+
+__all__ = [
+    "CurvePoint",
+    "MutualInformation",
+    "RateDistortion",
+    "empirical_entropy",
+    "information_bounds",
+    "mutual_information",
+    "rate_distortion",
+    "rate_distortion_curve",
+    "water_filling",
+]

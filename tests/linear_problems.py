@@ -7,6 +7,7 @@ import numpy as np
 import scipy.stats
 import torch
 
+from guides import Linear
 from guides.base import Guide
 from inference import evidence
 from inference.distributions.gaussian import DiagNormal, FullNormal
@@ -77,6 +78,16 @@ def problem(seed, num_data):
     covariance = weights @ weights.T + sigma**2 * np.eye(data_dim)
     truth = scipy.stats.multivariate_normal(mean, covariance).logpdf(x).reshape(num_data)
     return model, torch.from_numpy(x), truth
+
+
+def optimal_guide(model):
+    """The exact posterior of a linear model of one latent as a linear guide."""
+    guide = Linear(model.data_dim, 1).double()
+    w, var = model.W.detach(), model.sigma.detach().square()
+    m = (w.mT @ w + var).squeeze()
+    guide.V.data, guide.bias.data = w.mT / m, -(w.mT / m) @ model.mu.detach()
+    guide.log_sigma.data = 0.5 * (var / m).log().reshape(1)
+    return guide
 
 
 class Record(NamedTuple):

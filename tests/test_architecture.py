@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("inference", "guides", "zoo")
 # What a package may import of this repository, itself included.
 MAY_IMPORT = {"inference": {"inference"}, "guides": {"guides", "inference"}, "zoo": {"zoo", "guides", "inference"}}
-OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest"}
+OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest", "registry", "references"}
 # Endings of dotted names: global state that only a user may touch, Pyro's own parameters, and files that execute code.
 FORBIDDEN = {
     "clear_param_store",

@@ -1,4 +1,4 @@
-"""The three floors of the house, and what library code may not contain: read from the source by ``ast``."""
+"""The floors of the packages and of the folders in them, and what library code may not contain: read by ``ast``."""
 
 import ast
 import importlib
@@ -12,6 +12,25 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("inference", "guides", "zoo")
 # What a package may import of this repository, itself included.
 MAY_IMPORT = {"inference": {"inference"}, "guides": {"guides", "inference"}, "zoo": {"zoo", "guides", "inference"}}
+# The folders of a package from the ground up: an import between two of them leads to a lower floor, never to another
+# folder of the same one. The package itself re-exports, from above all of them. Some rooms are single files.
+FLOORS: dict[str, list[set[str]]] = {
+    "inference": [
+        {"core", "distributions"},
+        {"numerics", "weights", "objectives"},
+        {"posterior", "training", "identifiability"},
+        {"marginal_likelihood", "information", "calibration", "diagnostics"},
+        {"comparison"},
+        {"plots"},
+    ],
+    "inference.marginal_likelihood": [
+        {"base", "upper_bounds"},
+        {"analytic", "annealing", "importance", "quadrature"},
+        {"automatic"},
+        {"estimate"},
+    ],
+    "zoo": [{"mixings", "priors"}, {"base"}, {"linear", "models"}, {"benchmarks", "data"}],
+}
 OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest", "registry", "references"}
 # Endings of dotted names: global state that only a user may touch, Pyro's own parameters, and files that execute code.
 FORBIDDEN = {
@@ -32,6 +51,7 @@ FORBIDDEN = {
 }
 
 METHODS = (types.FunctionType, property)
+LONGEST_TEST_NAME = 65
 
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SOURCE_IDS = [str(path.relative_to(ROOT)) for path in SOURCES]
@@ -62,6 +82,62 @@ def forbidden_names(source):
     return used_names(source) & FORBIDDEN
 
 
+def room(module, package):
+    """The folder or file of a package that a dotted name leads into; "" for the package itself, None for elsewhere."""
+    parts, depth = module.split("."), package.count(".") + 1
+    if ".".join(parts[:depth]) != package:
+        return None
+    return next((part for part in parts[depth:] if part in set().union(*FLOORS[package])), "")
+
+
+def floor_of(package):
+    return {name: level for level, names in enumerate(FLOORS[package]) for name in names}
+
+
+def lower_rooms(source, module, package):
+    """The rooms of a package that a module of it imports, its own left out."""
+    own = room(module, package)
+    found = {room(name, package) for name in imports(source)}
+    return found - {None, own}
+
+
+def climbing_imports(source, module, package):
+    """The rooms that a module of a package imports though they do not stand below its own."""
+    level, own = floor_of(package), room(module, package)
+    if not own:  # the package itself re-exports
+        return set()
+    return {to for to in lower_rooms(source, module, package) if not to or level[to] >= level[own]}
+
+
+def module_name(path):
+    """The dotted name of a source file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_of(package):
+    """(dotted name, source) of every file under a package, for the packages with floors."""
+    return [(name, path.read_text()) for path in SOURCES if (name := module_name(path)).startswith(f"{package}.")]
+
+
+def exported_functions():
+    """Names of the functions that the packages and their subpackages export."""
+    packages = [importlib.import_module(module_name(path)) for path in SOURCES if path.name == "__init__.py"]
+    exported = [(package, name) for package in packages for name in getattr(package, "__all__", ())]
+    return {name for package, name in exported if inspect.isfunction(getattr(package, name))}
+
+
+def shadowed(modules, functions):
+    """The modules that bear the name of a function: an import of them may yield the one or the other."""
+    return {module for module in modules if module.split(".")[-1] in functions}
+
+
+def long_test_names(source):
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    names = [node.name for node in functions if node.name.startswith("test_")]
+    return [name for name in names if len(name) > LONGEST_TEST_NAME]
+
+
 def public():
     """Every name that a package exports, with the module that exports it."""
     return [(package, name) for package in PACKAGES for name in importlib.import_module(package).__all__]
@@ -70,6 +146,73 @@ def public():
 @pytest.mark.parametrize("path", SOURCES, ids=SOURCE_IDS)
 def test_no_import_runs_up_the_house(path):
     assert forbidden_imports(path.read_text(), path.relative_to(ROOT).parts[0]) == set()
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_import_runs_up_or_along_a_floor_of_folders(package):
+    found = {name: climbing_imports(source, name, package) for name, source in modules_of(package)}
+    assert {name: rooms for name, rooms in found.items() if rooms} == {}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_folder_stands_on_a_floor_and_on_the_lowest_it_can(package):
+    level, below = floor_of(package), {name: {-1} for name in floor_of(package)}
+    for name, source in modules_of(package):
+        assert room(name, package), f"{name} stands on no floor of FLOORS[{package!r}]"
+        below[room(name, package)] |= {level[to] for to in lower_rooms(source, name, package) if to}
+    assert {name: 1 + max(levels) for name, levels in below.items()} == level
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "source", "found"),
+    [
+        ("inference", "inference.core.run", "from inference.weights.summary import elbo", {"weights"}),
+        ("inference", "inference.weights", "import inference.plots.comparison as p", {"plots"}),
+        ("inference", "inference.numerics.newton", "from inference.weights import psis", {"weights"}),
+        ("inference", "inference.numerics.newton", "def f():\n    from inference import evidence", {""}),
+        ("inference", "inference.plots.rates", "from inference.core.checks import check_count", set()),
+        ("inference", "inference.core.run", "from inference.core.draw import Draw\nimport torch", set()),
+        ("inference", "inference", "from inference.plots import figure", set()),
+        (
+            "inference.marginal_likelihood",
+            "inference.marginal_likelihood.importance.proposal",
+            "from inference.marginal_likelihood.annealing.chains import run",
+            {"annealing"},
+        ),
+        (
+            "inference.marginal_likelihood",
+            "inference.marginal_likelihood.base.result",
+            "from inference.marginal_likelihood import estimate",
+            {"estimate"},
+        ),
+        ("zoo", "zoo.base", "from zoo.models.vae import VAE", {"models"}),
+        ("zoo", "zoo.linear.models", "from zoo.models.vae import VAE", {"models"}),
+        ("zoo", "zoo.data.datasets", "from zoo.base import LatentVariableModel", set()),
+    ],
+)
+def test_the_floor_check_finds_what_it_should(package, module, source, found):
+    assert climbing_imports(source, module, package) == found
+
+
+def test_no_module_bears_the_name_of_an_exported_function():
+    assert shadowed(map(module_name, SOURCES), exported_functions()) == set()
+
+
+def test_the_shadow_check_finds_what_it_should():
+    assert {"evidence", "compare", "log_weights"} <= exported_functions()
+    modules = ["inference.evidence", "inference.comparison.compare", "inference.comparison", "zoo"]
+    assert shadowed(modules, exported_functions()) == {"inference.evidence", "inference.comparison.compare"}
+
+
+def test_no_test_name_is_longer_than_it_may_be():
+    found = {path.name: long_test_names(path.read_text()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
+def test_the_length_check_finds_what_it_should():
+    short, long = "test_" + "a" * (LONGEST_TEST_NAME - 5), "test_" + "a" * (LONGEST_TEST_NAME - 4)
+    source = "\n".join(f"def {name}():\n    assert True" for name in (short, long))
+    assert long_test_names(source) == [long]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=SOURCE_IDS)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from torch.distributions import Uniform as UniformLaw
+from torch.distributions import Uniform as UniformDistribution
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
@@ -54,7 +54,7 @@ def parse(argv):
 
 def dataset(mixing, seed, args):
     options = {"num": args.rows, "test_size": args.rows // 5, "standardise": True, "dtype": torch.float32}
-    return mixed(mixing, sources=UniformLaw(-0.5, 0.5), seed=seed, **options)
+    return mixed(mixing, sources=UniformDistribution(-0.5, 0.5), seed=seed, **options)
 
 
 def new_pair(dim):

@@ -8,7 +8,7 @@ from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
 from guides.gaussian import FullRank, MeanField
 from guides.hmc_refined import HMCRefined
 from guides.linear import Linear
-from guides.local import local_gaussian, nearest_local
+from guides.local import local_gauss_newton, local_gaussian
 from guides.low_rank import LowRank
 from guides.mixture import Mixture
 from guides.networks import ConvEncoder, mlp
@@ -40,5 +40,5 @@ __all__ = [
     "WrappedEncoder",
     "local_gaussian",
     "mlp",
-    "nearest_local",
+    "local_gauss_newton",
 ]

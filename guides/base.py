@@ -12,16 +12,16 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from guides.supports import Bounds, read_support
-from inference.core.checks import TakesRows, check_layout
+from inference.core.checks import MatrixDataMixin, check_layout
 from inference.core.module import Module
 from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import as_full_normal
-from inference.distributions.transformed import push
+from inference.distributions.transformed import push_forward
 
 Self = TypeVar("Self", bound="EncoderGuide")
 
 
-class Guide(TakesRows, Module):
+class Guide(MatrixDataMixin, Module):
     """A guide of the latent site ``"z"`` of shape (N, K), in the plate ``"data"`` at dim -1.
 
     A subclass gives :meth:`posterior`. The call signature is the model's, so that both halves of a pair take the
@@ -117,7 +117,7 @@ class EncoderGuide(Guide):
 
     def posterior(self, x: Tensor) -> Distribution:
         """Law of z given x (N, D): batch (N,), event (K,), on the support."""
-        return push(self.family(self.encode(x)), self.support)
+        return push_forward(self.family(self.encode(x)), self.support)
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
@@ -190,7 +190,7 @@ class Local(Guide):
             ValueError: If ``x`` are other data than the guide's own.
         """
         self._check_own(x)
-        return push(self._family[0](self.start + self.scales * self.offsets), self.support)
+        return push_forward(self._family[0](self.start + self.scales * self.offsets), self.support)
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:

@@ -69,11 +69,11 @@ class Flow(NetworkGuide):
             latent_dim, context_dim, transforms=num_transforms, passes=2, hidden_features=self._flow_hidden
         )
 
-    def family(self, parameters: Tensor) -> ConditionalFlowLaw:
+    def family(self, parameters: Tensor) -> ConditionalFlowDistribution:
         """The law with mean, log standard deviation and context side by side in (N, 2 K + context_dim)."""
         k = self.latent_dim
         mean, log_sigma, context = parameters.split([k, k, self.context_dim], dim=-1)
-        return ConditionalFlowLaw(mean, log_sigma.exp(), context, self.flow.transform)
+        return ConditionalFlowDistribution(mean, log_sigma.exp(), context, self.flow.transform)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""
@@ -81,7 +81,7 @@ class Flow(NetworkGuide):
         return super().config() | flow | {"context_dim": self.context_dim}
 
 
-class ConditionalFlowLaw(TorchDistribution):
+class ConditionalFlowDistribution(TorchDistribution):
     """The law of loc + sigma v, where a transform of zuko's that depends on a context leads from v to a normal law.
 
     Args:
@@ -99,13 +99,13 @@ class ConditionalFlowLaw(TorchDistribution):
         self.loc, self.sigma, self.context, self._transform = loc, sigma, context, transform
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> ConditionalFlowLaw:
+    def expand(self, batch_shape: Size, _instance: Any = None) -> ConditionalFlowDistribution:
         """The same law over a larger batch."""
         batch_shape = Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
         loc, sigma, context = (t.expand(batch_shape + t.shape[-1:]) for t in (self.loc, self.sigma, self.context))
-        return ConditionalFlowLaw(loc, sigma, context, self._transform)
+        return ConditionalFlowDistribution(loc, sigma, context, self._transform)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         """Reparameterised draws, ``sample_shape`` + batch + (K,)."""

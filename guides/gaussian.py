@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
 from guides.networks import mlp
-from guides.parametrisation import diagonal_law, full_law, triangle_places
+from guides.parametrisation import diagonal_normal, full_normal, triangle_places
 from guides.supports import Bounds, describe_support
 from inference.distributions.gaussian import DiagNormal, FullNormal
 
@@ -101,7 +101,7 @@ class MeanField(NetworkGuide):
 
     def family(self, parameters: Tensor) -> DiagNormal:
         """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
-        return diagonal_law(parameters)
+        return diagonal_normal(parameters)
 
 
 class FullRank(NetworkGuide):
@@ -140,4 +140,4 @@ class FullRank(NetworkGuide):
 
     def family(self, parameters: Tensor) -> FullNormal:
         """The Gaussian with mean, log diagonal and lower triangle side by side in (N, K + K (K + 1) / 2)."""
-        return full_law(parameters, self.places)
+        return full_normal(parameters, self.places)

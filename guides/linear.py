@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
-from guides.parametrisation import diagonal_law
+from guides.parametrisation import diagonal_normal
 from guides.supports import Bounds, describe_support
 from inference.distributions.gaussian import DiagNormal
 
@@ -53,7 +53,7 @@ class Linear(EncoderGuide):
 
     def family(self, parameters: Tensor) -> DiagNormal:
         """The Gaussian with means and log standard deviations side by side in (N, 2 K)."""
-        return diagonal_law(parameters)
+        return diagonal_normal(parameters)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

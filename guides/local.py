@@ -11,12 +11,12 @@ from torch.distributions import biject_to
 
 from guides.base import Local
 from guides.gauss_newton import GaussNewtonDiagonal, GaussNewtonFull
-from guides.parametrisation import diagonal_law, full_law, triangle_places
+from guides.parametrisation import diagonal_normal, full_normal, triangle_places
 from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
-from inference.distributions.transformed import Transformed, push
+from inference.distributions.transformed import Transformed, push_forward
 from inference.numerics.levenberg_marquardt import nearest_latents
 
 
@@ -35,7 +35,7 @@ def local_gaussian(x: Tensor, law: Any) -> Local:
     if moments is not None:
         mean, sigma = (part.expand(len(x), -1) for part in moments)
         start, scales = torch.cat([mean, sigma.log()], -1), torch.cat([sigma, torch.ones_like(sigma)], -1)
-        return Local(x, start, scales, family=diagonal_law, support=law.support)
+        return Local(x, start, scales, family=diagonal_normal, support=law.support)
     if full is None:
         raise TypeError(f"expected a Gaussian posterior to free for each datum, got {type(base).__name__}")
     latent_dim = full.event_shape[0]
@@ -44,12 +44,12 @@ def local_gaussian(x: Tensor, law: Any) -> Local:
     rows, columns = torch.tril_indices(latent_dim, latent_dim, -1, device=x.device)
     start = torch.cat([mean, diagonal.log(), factor[:, rows, columns]], -1)
     scales = torch.cat([sd, torch.ones_like(sd), diagonal[:, rows]], -1)
-    family = partial(full_law, places=triangle_places(latent_dim).to(x.device))
+    family = partial(full_normal, places=triangle_places(latent_dim).to(x.device))
     return Local(x, start, scales, family=family, support=law.support)
 
 
 @torch.no_grad()
-def nearest_local(
+def local_gauss_newton(
     model: SupportsGaussianDecoder,
     x: Tensor,
     *,
@@ -78,7 +78,7 @@ def nearest_local(
         >>> from zoo import IMAVAE
         >>> model = IMAVAE(3, 2).double().requires_grad_(False)
         >>> x = model(n=4)
-        >>> refit(model, nearest_local(model, x), x, progress=False).elbo.shape
+        >>> refit(model, local_gauss_newton(model, x), x, progress=False).elbo.shape
         torch.Size([4])
     """
     check_count(num_starts, "num_starts")
@@ -87,4 +87,4 @@ def nearest_local(
     with seeded(seed):
         starts = model.prior().sample(Size((num_starts, len(x))))
     u = biject_to(guide.support).inv(nearest_latents(model, x, starts).z)
-    return local_gaussian(x, push(guide.family(u), guide.support))
+    return local_gaussian(x, push_forward(guide.family(u), guide.support))

@@ -8,13 +8,13 @@ from torch import Tensor
 from inference.distributions.gaussian import DiagNormal, FullNormal
 
 
-def diagonal_law(parameters: Tensor) -> DiagNormal:
+def diagonal_normal(parameters: Tensor) -> DiagNormal:
     """The Gaussian with means and log standard deviations side by side in (..., 2 K)."""
     mean, log_sigma = parameters.chunk(2, dim=-1)
     return DiagNormal(mean, log_sigma.exp())
 
 
-def full_law(parameters: Tensor, places: Tensor) -> FullNormal:
+def full_normal(parameters: Tensor, places: Tensor) -> FullNormal:
     """The Gaussian with mean, log diagonal and lower triangle of L side by side in (..., K + K (K + 1) / 2).
 
     Args:

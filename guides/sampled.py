@@ -16,8 +16,8 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from guides.base import Guide, sample_latent
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import TakesRows
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.checks import MatrixDataMixin
 from inference.core.module import Module
 
 
@@ -34,7 +34,7 @@ class LatentModel(Protocol):
         ...
 
 
-class SampledGuide(TakesRows, Module):
+class SampledGuide(MatrixDataMixin, Module):
     """Base of guides that improve the draws of another guide by the model; a subclass gives :meth:`draw`.
 
     The model is held in a tuple: as an attribute it would become part of the guide, parameters and all.
@@ -94,20 +94,20 @@ class SampledGuide(TakesRows, Module):
         """
         return sample_latent(self._law, x, n)
 
-    def _law(self, x: Tensor) -> SampledLaw:
+    def _law(self, x: Tensor) -> SampledDistribution:
         self.base._check_layout(x)
         with torch.no_grad():
             like = self.base.posterior(x)
-        return SampledLaw(partial(self._draw, x), like.batch_shape, like, type(self).__name__)
+        return SampledDistribution(partial(self._draw, x), like.batch_shape, like, type(self).__name__)
 
     @torch.no_grad()
     def _draw(self, x: Tensor, num_samples: int) -> Tensor:
         programs = [part for part in (*self._model, self.base) if isinstance(part, nn.Module)]
-        with refuse_batch_laws(*programs):
+        with refuse_batch_dependence(*programs):
             return self.draw(x, num_samples)
 
 
-class SampledLaw(TorchDistribution):
+class SampledDistribution(TorchDistribution):
     """A law of which nothing but draws is known.
 
     Args:
@@ -129,9 +129,9 @@ class SampledLaw(TorchDistribution):
         """The support of the draws."""
         return self._like.support
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> SampledLaw:
+    def expand(self, batch_shape: Size, _instance: Any = None) -> SampledDistribution:
         """The same law over a larger batch, (..., N)."""
-        return SampledLaw(self._draw, batch_shape, self._like, self._owner)
+        return SampledDistribution(self._draw, batch_shape, self._like, self._owner)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         """Draws, ``sample_shape`` + batch + (K,)."""

@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 
 from guides.base import EncoderGuide, Guide, Local
 from guides.sampled import LatentModel
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.seeding import random_state
-from inference.distributions.transformed import push
+from inference.distributions.transformed import push_forward
 from inference.numerics.whitened_noise import WhitenedNoise
 
 _SEED = 0
@@ -126,7 +126,7 @@ class SemiAmortised(Guide):
         return {"model": "<model>", "base": base} | numbers
 
     def _law(self, parameters: Tensor) -> Distribution:
-        return push(self.base.family(parameters), self.base.support)
+        return push_forward(self.base.family(parameters), self.base.support)
 
     @torch.no_grad()
     def _refinement(self, x: Tensor, start: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class SemiAmortised(Guide):
 
         rate = torch.full_like(start[:, :1], self.rate)
         slope = grad(negative_elbo, has_aux=True)
-        with refuse_batch_laws(*(part for part in self._model if isinstance(part, nn.Module))):
+        with refuse_batch_dependence(*(part for part in self._model if isinstance(part, nn.Module))):
             gradient, loss = slope(move)
             for _ in range(self.steps):
                 length = gradient.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rate.dtype).tiny)

@@ -63,7 +63,7 @@ from zoo.mixings import (
 from zoo.models import (
     IMAVAE,
     VAE,
-    AutoregressiveLaw,
+    AutoregressiveDistribution,
     AutoregressiveVAE,
     BagginsReconstruction,
     BernoulliLikelihood,
@@ -99,7 +99,7 @@ __all__ = [
     "VAE",
     "AffineCoupling",
     "AutoregressiveFlow",
-    "AutoregressiveLaw",
+    "AutoregressiveDistribution",
     "AutoregressiveVAE",
     "BagginsReconstruction",
     "BernoulliLikelihood",

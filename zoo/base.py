@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.core.checks import TakesRows, check_count, check_layout
+from inference.core.checks import MatrixDataMixin, check_count, check_layout
 from inference.core.module import Module
 from zoo.priors.factorised import StandardNormal, check_prior
 
 
-class LatentVariableModel(TakesRows, Module):
+class LatentVariableModel(MatrixDataMixin, Module):
     r"""A Pyro model with one latent ``"z"`` and one observation ``"x"`` per datum.
 
     .. math:: z_n \sim p(z), \quad x_n \sim p(x \mid z_n), \quad n = 1..N
@@ -28,7 +28,7 @@ class LatentVariableModel(TakesRows, Module):
             with batch () and event (K,); standard normal by default.
 
     Attributes:
-        prior_law: The prior as a module, with its parameters.
+        prior_module: The prior as a module, with its parameters.
 
     Raises:
         TypeError: If the prior is no module or returns no distribution, or a dimension is no integer.
@@ -44,13 +44,13 @@ class LatentVariableModel(TakesRows, Module):
         self.data_dim, self.latent_dim = data_dim, latent_dim
         if prior is not None:
             check_prior(prior, latent_dim)
-        self.prior_law = StandardNormal(latent_dim) if prior is None else prior
+        self.prior_module = StandardNormal(latent_dim) if prior is None else prior
         # It follows the module's dtype and device, which data are checked against.
         self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def prior(self) -> Distribution:
         """Law of one latent: batch (), event (K,)."""
-        return self.prior_law()
+        return self.prior_module()
 
     def likelihood(self, z: Tensor) -> Distribution:
         """Law of the data given latents z (..., K): batch ``z.shape[:-1]``, event (D,), independent between data."""

@@ -15,7 +15,7 @@ from inference.core.protocols import SupportsFreeze
 from inference.core.run import Program
 
 
-def _batch_law(module: nn.Module) -> str:
+def _batch_dependence(module: nn.Module) -> str:
     """Why a module is not yet what it was trained to be for one datum by itself, with the cure; empty where it is."""
     if isinstance(module, SupportsFreeze) and not module.frozen:
         return "not frozen: call .freeze() first"
@@ -25,7 +25,7 @@ def _batch_law(module: nn.Module) -> str:
 
 
 @contextmanager
-def refuse_batch_laws(*programs: Program) -> Iterator[None]:
+def refuse_batch_dependence(*programs: Program) -> Iterator[None]:
     """Refuse, while the block runs, modules that depend on the rest of the batch, and dropout in train mode.
 
     Args:
@@ -36,7 +36,7 @@ def refuse_batch_laws(*programs: Program) -> Iterator[None]:
     """
 
     def refuse(module: nn.Module, _: Any) -> None:
-        if state := _batch_law(module):
+        if state := _batch_dependence(module):
             owners = [
                 f"{type(program).__name__}, {name!r}"
                 for program in programs

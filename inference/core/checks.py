@@ -102,7 +102,7 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
             check_finite(value, name)
 
 
-class TakesRows:
+class MatrixDataMixin:
     """Mixin of models and guides whose data are rows, (N, D); ``_check_layout`` says what one knows of D."""
 
     def check_data(self, x: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from inference.core.checks import check_count, check_finite
 from inference.core.run import Program
 from inference.distributions.gaussian import coordinate_kl
-from inference.posterior.latent_gaussians import BATCH_SIZE, latent_laws, read_laws
+from inference.posterior.latent_gaussians import BATCH_SIZE, latent_distributions, read_gaussians
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    laws = latent_laws(model, guide, x, batch_size)
+    laws = latent_distributions(model, guide, x, batch_size)
     return torch.cat([coordinate_kl(law, prior) for _, prior, law in laws]).double()
 
 
@@ -77,7 +77,7 @@ def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: in
         TypeError: See :func:`latent_kl`.
         ValueError: See :func:`latent_kl`.
     """
-    return read_laws(model, guide, x, batch_size)[0].mean
+    return read_gaussians(model, guide, x, batch_size)[0].mean
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:

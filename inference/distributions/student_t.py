@@ -103,14 +103,14 @@ class Students(NamedTuple):
         return Gaussian((shares * loc).sum(0), torch.where((info == 0).reshape(-1, 1, 1), fitted, factor[0]))
 
 
-def joined(parts: Sequence[Students]) -> Students:
+def concatenate(parts: Sequence[Students]) -> Students:
     """Mixtures of some data after another, in order."""
-    num_laws = max(len(part.laws) for part in parts)
-    columns = [part.laws + part.laws[:1] * (num_laws - len(part.laws)) for part in parts]
+    num_components = max(len(part.laws) for part in parts)
+    columns = [part.laws + part.laws[:1] * (num_components - len(part.laws)) for part in parts]
     laws = (
         Student(Gaussian(*map(torch.cat, zip(*[law.gaussian for law in row]))), row[0].degrees) for row in zip(*columns)
     )
-    shares = [pad(part.log_shares, (0, 0, 0, num_laws - len(part.laws)), value=-math.inf) for part in parts]
+    shares = [pad(part.log_shares, (0, 0, 0, num_components - len(part.laws)), value=-math.inf) for part in parts]
     return Students(tuple(laws), torch.cat(shares, 1))
 
 

@@ -152,7 +152,7 @@ def is_unbounded(support: Constraint) -> bool:
     return isinstance(coordinate_support(support), type(constraints.real))  # a copy of it counts, too
 
 
-def push(law: Any, support: Constraint) -> Any:
+def push_forward(law: Any, support: Constraint) -> Any:
     """A law of unconstrained vectors on the given support: itself where that is all vectors."""
     return law if is_unbounded(support) else Transformed(law, support)
 

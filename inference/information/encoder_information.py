@@ -14,7 +14,7 @@ from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import LOG_2PI
-from inference.posterior.latent_gaussians import BATCH_SIZE, read_laws
+from inference.posterior.latent_gaussians import BATCH_SIZE, read_gaussians
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.
 CEILING_MARGIN = 2.0
@@ -133,7 +133,7 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    laws, prior_mean, prior_sigma = read_laws(model, guide, x, batch_size)
+    laws, prior_mean, prior_sigma = read_gaussians(model, guide, x, batch_size)
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")
     kl = _joint_kl(laws, prior_mean, prior_sigma)

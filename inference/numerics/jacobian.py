@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
 
 Decode = Callable[[Tensor], Tensor]
@@ -102,7 +102,7 @@ def load_forward_mode() -> None:
 
 def iter_jacobians(decode: Decode, points: Tensor, chunk: int | None) -> Iterator[Tensor]:
     """Jacobians of blocks of points (N, K), (B, D, K) each; see :func:`decoder_jacobian`."""
-    with refuse_batch_laws(decode):
+    with refuse_batch_dependence(decode):
         with torch.no_grad():
             output = decode(points[:1])
         if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 1:

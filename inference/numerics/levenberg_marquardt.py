@@ -26,16 +26,16 @@ class Nearest:
     Attributes:
         z: (N, K), on the support of the prior.
         residual: (x - f(z)) / sigma, (N, D).
-        slope: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
-        rival: How many nats less likely the next best of the other points found is, by its residual alone, (N,);
+        gradient_norm: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
+        margin: How many nats less likely the next best of the other points found is, by its residual alone, (N,);
             infinite where all starts led to one point.
         num_starts: Starts per datum, of which the nearest is kept.
     """
 
     z: Tensor
     residual: Tensor
-    slope: Tensor
-    rival: Tensor
+    gradient_norm: Tensor
+    margin: Tensor
     num_starts: int
 
 
@@ -72,8 +72,8 @@ def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -
     # Another point is one that is more than a posterior standard deviation away.
     steps = (u - u[rows].repeat(num_starts, 1)).reshape(num_starts, num_data, latent_dim)
     away = torch.einsum("ndk,snk->snd", jacobian, steps).norm(dim=-1) > 1
-    rival = torch.where(away, 0.5 * (costs - costs.amin(0)), torch.inf).amin(0)
-    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), rival, num_starts)
+    margin = torch.where(away, 0.5 * (costs - costs.amin(0)), torch.inf).amin(0)
+    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), margin, num_starts)
 
 
 def _solve(model: SupportsGaussianDecoder, transform: Transform, x: Tensor, u: Tensor) -> Tensor:

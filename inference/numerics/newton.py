@@ -36,7 +36,7 @@ class Expansion(NamedTuple):
     hessian: Tensor
 
 
-def climb(
+def maximise(
     function: RowFunction, points: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 200
 ) -> tuple[Tensor, Expansion, Tensor]:
     """Local maxima of a function from one start a row.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from inference.core.checks import check_count
 from inference.distributions.batched_gaussian import Gaussian
-from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, climb
+from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, maximise
 from inference.posterior.log_joint import LogJoint
 
 # Curvature per prior variance below which a maximum is a ridge, and the least that a Gaussian is given: it is no wider
@@ -90,7 +90,7 @@ def find_modes(
     num_starts, num_data, _ = starts.shape
     sample, datum = (~starts.isnan().any(-1)).nonzero().unbind(-1)
     whitened = in_prior_units(log_joint, location, scale)
-    points, at, rest = climb(
+    points, at, rest = maximise(
         lambda rows, points: whitened(datum[rows], points),
         ((starts - location) / scale)[sample, datum],
         max_iterations=max_iterations,
@@ -144,7 +144,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid can tell.
 
     Args:
-        function: See :func:`climb`.
+        function: See :func:`maximise`.
         num_rows: R.
         dim: k, from 1 to 3.
         num_points: Grid points per dimension.

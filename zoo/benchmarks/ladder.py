@@ -185,11 +185,11 @@ def unseen(num_data: int) -> KnownAnswer:
     tail = torch.from_numpy(scipy.stats.truncnorm.ppf(torch.rand_like(x[:, 0]).numpy(), _STEP, math.inf))
     z = torch.where(torch.rand_like(log_odds) < log_odds.sigmoid(), tail, torch.randn_like(log_odds))
     model = _model(lambda z: (z > _STEP).to(z) + 0 * z, 1, 1, sigma)  # 0 z: a derivative that is known
-    guide = Law(lambda x: DiagNormal(torch.zeros_like(x), torch.ones_like(x)))
+    guide = FunctionGuide(lambda x: DiagNormal(torch.zeros_like(x), torch.ones_like(x)))
     return KnownAnswer("unseen mode", sigma, model, guide, x, z.unsqueeze(-1), torch.logaddexp(below, beyond))
 
 
-class Law(Guide):
+class FunctionGuide(Guide):
     """A guide that is a given function from data (N, D) to the law of z."""
 
     def __init__(self, law: Callable[[Tensor], Distribution]) -> None:
@@ -197,7 +197,7 @@ class Law(Guide):
         self._law = law
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,)."""
+        """FunctionGuide of z given x (N, D): batch (N,), event (K,)."""
         return self._law(x)
 
 
@@ -232,7 +232,7 @@ def _simulated(
     """Data that the model made: the latents that made them are exact draws of the posterior."""
     z = torch.randn(num_data, model.latent_dim, dtype=torch.float64)
     x = model.likelihood(z).sample()
-    return KnownAnswer(family, sigma, model, Law(law), x, z, log_evidence(x))
+    return KnownAnswer(family, sigma, model, FunctionGuide(law), x, z, log_evidence(x))
 
 
 def _normal(x: Tensor, mean: float, sigma: float) -> Tensor:

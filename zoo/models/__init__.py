@@ -1,6 +1,6 @@
 """Models with networks: deep Gaussian, IMA, Bernoulli, categorical and autoregressive VAEs, and wrapped decoders."""
 
-from zoo.models.autoregressive_vae import AutoregressiveLaw, AutoregressiveVAE
+from zoo.models.autoregressive_vae import AutoregressiveDistribution, AutoregressiveVAE
 from zoo.models.baggins import BagginsReconstruction, PooledBagginsReconstruction
 from zoo.models.deep_gaussian_vae import DeepGaussianVAE
 from zoo.models.ima_vae import IMAVAE
@@ -13,7 +13,7 @@ from zoo.models.wrapped import WrappedDecoder
 __all__ = [
     "IMAVAE",
     "VAE",
-    "AutoregressiveLaw",
+    "AutoregressiveDistribution",
     "AutoregressiveVAE",
     "BagginsReconstruction",
     "BernoulliLikelihood",

@@ -81,7 +81,7 @@ class MaskedDecoder(nn.Module):
         return h.unflatten(-1, (-1, self.num_parameters))
 
 
-class AutoregressiveLaw(TorchDistribution):
+class AutoregressiveDistribution(TorchDistribution):
     r"""The law of x given z by a masked network: its density takes one pass, a draw D of them.
 
     .. math:: p(x \mid z) = \prod_d p(x_d \mid x_{<d}, z)
@@ -100,10 +100,10 @@ class AutoregressiveLaw(TorchDistribution):
         self.decoder, self.likelihood, self.z = decoder, likelihood, z
         super().__init__(z.shape[:-1], Size((data_dim,)), validate_args=False)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> AutoregressiveLaw:
+    def expand(self, batch_shape: Size, _instance: Any = None) -> AutoregressiveDistribution:
         """The same law over a larger batch."""
         z = self.z.expand(Size(batch_shape) + self.z.shape[-1:])
-        return AutoregressiveLaw(self.decoder, self.likelihood, z, *self.event_shape)
+        return AutoregressiveDistribution(self.decoder, self.likelihood, z, *self.event_shape)
 
     @constraints.dependent_property(event_dim=1)
     def support(self) -> Any:
@@ -169,9 +169,9 @@ class AutoregressiveVAE(LatentVariableModel):
         self._hidden = list(hidden)
         self.network = MaskedDecoder(data_dim, latent_dim, self.observation.num_parameters, hidden)
 
-    def likelihood(self, z: Tensor) -> AutoregressiveLaw:
+    def likelihood(self, z: Tensor) -> AutoregressiveDistribution:
         """Law of x given z (..., K): batch (...), event (D,)."""
-        return AutoregressiveLaw(self.network, self.observation, z, self.data_dim)
+        return AutoregressiveDistribution(self.network, self.observation, z, self.data_dim)
 
     def check_data(self, x: Any) -> None:
         """Check that ``x`` are data for this model.
@@ -185,6 +185,6 @@ class AutoregressiveVAE(LatentVariableModel):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, unless likelihood or prior are not the default."""
-        if type(self.observation) is not BernoulliLikelihood or type(self.prior_law) is not StandardNormal:
+        if type(self.observation) is not BernoulliLikelihood or type(self.prior_module) is not StandardNormal:
             return super().config()
         return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}

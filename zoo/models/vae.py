@@ -88,7 +88,7 @@ class VAE(LatentVariableModel):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, unless network, likelihood or prior are not the default."""
-        defaults = type(self.observation) is BernoulliLikelihood and type(self.prior_law) is StandardNormal
+        defaults = type(self.observation) is BernoulliLikelihood and type(self.prior_module) is StandardNormal
         if self._hidden is None or not defaults:
             return super().config()
         return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}

@@ -40,13 +40,13 @@ class AutoregressiveFlow(Prior):
         check_count(num_transforms, "num_transforms")
         self.flow = import_flows().MAF(latent_dim, transforms=num_transforms, hidden_features=list(hidden))
 
-    def forward(self) -> FlowLaw:
+    def forward(self) -> FlowDistribution:
         """The law: batch (), event (K,)."""
         like = next(self.flow.parameters())
-        return FlowLaw(self.flow.transform(), DiagNormal(like.new_zeros(self.latent_dim), like.new_ones(1)))
+        return FlowDistribution(self.flow.transform(), DiagNormal(like.new_zeros(self.latent_dim), like.new_ones(1)))
 
 
-class FlowLaw(TorchDistribution):
+class FlowDistribution(TorchDistribution):
     """The law of f^{-1}(u) for u of a base law, by an invertible transform f of zuko's.
 
     Args:
@@ -62,9 +62,9 @@ class FlowLaw(TorchDistribution):
         self.transform, self.base = transform, base
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> FlowLaw:
+    def expand(self, batch_shape: Size, _instance: Any = None) -> FlowDistribution:
         """The same law over a larger batch."""
-        return FlowLaw(self.transform, self.base.expand(batch_shape))
+        return FlowDistribution(self.transform, self.base.expand(batch_shape))
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         """Reparameterised draws, ``sample_shape`` + batch + (K,)."""

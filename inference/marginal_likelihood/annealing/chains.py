@@ -120,14 +120,14 @@ class Annealer:
         """
         return self._walk(self.chains(v), self._frozen.reversed)[1]
 
-    def stay(self, chains: Chains, num_steps: int) -> Iterator[Chains]:
+    def run_at_posterior(self, chains: Chains, num_steps: int) -> Iterator[Chains]:
         """The chains after each of many steps at the posterior."""
         beta, step = self._frozen.betas[-1], self._frozen.steps[-1]
         for _ in tqdm(range(num_steps), disable=not self._progress, leave=False, desc="posterior"):
-            chains, _ = self.move(chains, beta, step)
+            chains, _ = self.transition(chains, beta, step)
             yield chains
 
-    def move(self, chains: Chains, beta: Tensor, step: Tensor) -> tuple[Chains, Tensor]:
+    def transition(self, chains: Chains, beta: Tensor, step: Tensor) -> tuple[Chains, Tensor]:
         """One transition at inverse temperatures (N,), with its acceptance (S, N)."""
         num = len(chains.v)
         self.evaluations += num * self.num_leapfrog
@@ -150,7 +150,7 @@ class Annealer:
         total = torch.zeros_like(chains.value, dtype=torch.float64)
         for t in tqdm(range(1, len(betas)), disable=not self._progress, leave=False, desc="annealing"):
             total += (betas[t] - betas[t - 1]) * chains.log_ratio
-            chains, _ = self.move(chains, betas[t], steps[t])
+            chains, _ = self.transition(chains, betas[t], steps[t])
         if not bool((total < math.inf).all()):
             bad = int((~(total < math.inf)).any(0).nonzero()[0])
             raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the model's density breaks down there")
@@ -167,7 +167,7 @@ class Annealer:
             rest = 1 - beta
             advance = rest if k == _PILOT_STEPS else (_PILOT_SPREAD / spread).clamp(max=_PILOT_ADVANCE).minimum(rest)
             beta = beta + advance
-            chains, acceptance = self.move(chains, beta, step)
+            chains, acceptance = self.transition(chains, beta, step)
             step = step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
             nodes.append((beta, step, spread * advance))
             if k % 16 == 0 and bool((beta >= 1).all()):  # not each time: asking makes a device wait

@@ -17,7 +17,7 @@ from inference.weights.summary import WeightSummary
 _MAX_PARETO_K = 0.5
 
 
-def from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "importance") -> Evidence:
+def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "importance") -> Evidence:
     """The evidence that importance weights support.
 
     Args:
@@ -48,14 +48,14 @@ def from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "
     )
 
 
-def with_value(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
+def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
     """Evidence of importance weights with a better estimate in its place; what is unbiased stays that of the weights.
 
     Two-sided intervals become normal ones around the value; Markov's lower bound stays, or is the value if that is
     lower still.
 
     Args:
-        plain: From :func:`from_weights`.
+        plain: From :func:`evidence_from_weights`.
         value: (N,).
         standard_error: Its standard error, (N,).
         method: The method that made it.

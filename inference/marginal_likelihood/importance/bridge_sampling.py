@@ -17,10 +17,10 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
-from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, where_enough
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, widen_where_ess_is_low
 from inference.marginal_likelihood.importance.proposal import Proposal
 from inference.posterior.hmc import Chains, transition, whitened
 from inference.weights.summary import summarise
@@ -83,8 +83,8 @@ class Bridge(Method):
         """
         proposal = Adaptive(self.num_samples).adapted(problem)
         drawn = torch.cat([block for blocks, _ in proposal.log_weights(self.num_samples) for block in blocks])
-        plain = where_enough(from_weights(summarise([drawn], self.num_samples), problem.level))
-        result = with_value(plain, *bridge_estimate(self._chain_log_weights(proposal), drawn), method=self.name)
+        plain = widen_where_ess_is_low(evidence_from_weights(summarise([drawn], self.num_samples), problem.level))
+        result = replace_estimate(plain, *bridge_estimate(self._chain_log_weights(proposal), drawn), method=self.name)
         log_joint = problem.log_joint
         gradients = self.num_chains * (self.num_warmup + self.num_steps) * self.num_leapfrog
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data + gradients)

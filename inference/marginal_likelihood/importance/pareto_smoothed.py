@@ -16,10 +16,10 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
-from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.importance_sampling import weigh
+from inference.marginal_likelihood.importance.importance_sampling import draw_weights
 from inference.weights.pareto_smoothing import smooth_tail
 from inference.weights.summary import WeightSummary
 
@@ -55,8 +55,10 @@ class SmoothedImportance(Method):
         Raises:
             ValueError: If there is no guide, or pair or data are unfit.
         """
-        summary = weigh(problem, self.name, self.num_samples, self.chunk)
-        return with_value(from_weights(summary, problem.level), *smoothed_mean(summary), method=self.name)
+        summary = draw_weights(problem, self.name, self.num_samples, self.chunk)
+        return replace_estimate(
+            evidence_from_weights(summary, problem.level), *smoothed_mean(summary), method=self.name
+        )
 
     def refined(self) -> SmoothedImportance:
         """With four times the samples."""

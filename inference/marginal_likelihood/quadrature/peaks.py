@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inference.marginal_likelihood.quadrature.slices import LOWEST, WIDEST, Slices, nearest_modes
-from inference.numerics.newton import climb, expand
+from inference.numerics.newton import expand, maximise
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
 # Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
@@ -88,7 +88,9 @@ def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
 
 def _climbed(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Modes that matter, from starts (M, k) in chosen slices: slice, place, Hessian."""
-    points, at, _ = climb(lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60)
+    points, at, _ = maximise(
+        lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60
+    )
     high = at.value > LOWEST
     return row[high], points[high], at.hessian[high]
 

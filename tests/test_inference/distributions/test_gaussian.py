@@ -69,7 +69,7 @@ def moments(law):
     return mean.numpy(), covariance.numpy()
 
 
-def scipy_laws(law):
+def scipy_distributions(law):
     """One frozen SciPy law per batch member."""
     mean, covariance = moments(law)
     dim = mean.shape[-1]
@@ -93,7 +93,7 @@ def law(request):
 def test_log_prob_is_scipys(law):
     value = real(*law.batch_shape, *law.event_shape)
     rows = value.reshape(-1, law.event_shape[0]).numpy()
-    expected = [one.logpdf(row) for one, row in zip(scipy_laws(law), rows)]
+    expected = [one.logpdf(row) for one, row in zip(scipy_distributions(law), rows)]
     got = law.log_prob(value)
     assert got.shape == law.batch_shape
     assert_close(got.reshape(-1), expected)
@@ -110,7 +110,7 @@ def test_log_prob_broadcasts_over_samples(law):
 def test_entropy_is_scipys(law):
     got = law.entropy()
     assert got.shape == law.batch_shape
-    assert_close(got.reshape(-1), [one.entropy() for one in scipy_laws(law)])
+    assert_close(got.reshape(-1), [one.entropy() for one in scipy_distributions(law)])
 
 
 def test_mean_and_variance_are_those_of_the_arguments(law):

@@ -45,7 +45,7 @@ DRAWS = {"call": lambda m, n: m(n=n).detach(), "sample": lambda m, n: sample(m, 
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_the_prior_predictive_has_the_moments_of_an_ancestral_simulation(model, draw):
+def test_the_prior_predictive_has_the_moments_of_a_simulation(model, draw):
     draws, (_, reference) = draw(model, 20_000), simulate(model, 20_000)
     assert draws.shape == reference.shape
     assert_same_moments(draws, reference)

@@ -91,7 +91,7 @@ def ensemble_losses(losses, x):
 
 
 @for_pairs_with(SupportsExpectedLogLikelihood)
-def test_vmap_over_an_ensemble_is_the_loop_for_a_deterministic_objective(make_pair):
+def test_vmap_is_the_loop_for_a_deterministic_objective(make_pair):
     losses = [AnalyticELBO()(*make_pair()) for _ in range(3)]
     x = data_for(losses[0].model)
     expected = torch.stack([loss(x) for loss in losses])
@@ -130,7 +130,7 @@ def test_vmap_gives_equal_members_different_noise(make_pair):
 
 
 @under((ELBO, {}), (ELBO, {"num_particles": 5}), (AnalyticKLELBO, {"num_particles": 5}), (AnalyticELBO, {}))
-def test_a_traced_graph_of_the_loss_gives_the_same_value_from_the_same_seed(pair, objective, options):
+def test_a_traced_graph_of_the_loss_gives_the_same_value(pair, objective, options):
     model, guide = pair
     loss = objective(**options)(model, guide)
     graph = make_fx(loss)(data_for(model, 6))

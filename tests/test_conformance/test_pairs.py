@@ -88,7 +88,7 @@ DOORS = {
 
 
 @pytest.mark.parametrize("capability", DOORS)
-def test_a_claim_covers_the_models_that_the_library_lets_in_and_no_others(capability):
+def test_a_claim_covers_exactly_the_models_that_the_library_accepts(capability):
     let_in = [name for name, make in MODELS.items() if accepts(lambda make=make: DOORS[capability](make()))]
     assert models_with(capability) == let_in
     assert pairs_with(capability) == [(m, g) for m, g in PAIRS if m in let_in]
@@ -224,7 +224,7 @@ def test_the_first_call_draws_what_every_later_one_does(pair, chunk):
     assert torch.equal(draws[1], draws[3])
 
 
-def test_importance_evidence_is_that_of_quadrature_within_its_interval(pair):
+def test_importance_evidence_agrees_with_quadrature(pair):
     model, guide = pair
     x, level = data_for(model, 6), 1 - 2 * float(scipy.stats.norm.sf(5))
     truth, _, _ = quadrature(model, x)
@@ -325,7 +325,7 @@ def test_a_seeded_call_changes_nothing_global(pair, call):
 
 
 @pytest.mark.parametrize("call", SEEDED)
-def test_a_seeded_call_gives_the_same_bits_whatever_the_global_generator(pair, call):
+def test_a_seeded_call_repeats_whatever_the_global_generator(pair, call):
     x, twin = data_for(pair[0]), copy.deepcopy(pair)
     first = SEEDED[call](*pair, x)
     torch.manual_seed(123)

@@ -96,7 +96,7 @@ def test_options_are_kept_in_the_description(kind):
 
 
 @pytest.mark.parametrize("d", [1.0, 1e-4])
-def test_a_low_rank_covariance_keeps_its_digits_beside_a_small_diagonal(d):
+def test_a_low_rank_covariance_is_accurate_with_a_small_diagonal(d):
     guide = LowRank(3, 3, rank=2).double()
     entries = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     parameters = torch.cat([torch.zeros(3).double(), torch.full((3,), math.log(d), dtype=torch.float64), entries])[None]
@@ -291,7 +291,7 @@ def cdf_of(density, z):
 
 
 @torch.no_grad()
-def test_a_resampled_draw_has_the_law_that_the_bound_of_two_samples_trains():
+def test_a_resampled_draw_has_the_distribution_of_the_iwae_bound():
     model, base = one_dimensional()
     z = torch.linspace(-8, 8, 1601).double()
     points = z.reshape(-1, 1, 1)
@@ -346,14 +346,14 @@ def test_a_guide_without_density_predicts_and_reconstructs(kind):
 
 
 @pytest.mark.parametrize("kind", REFINED)
-def test_a_guide_without_density_is_refused_by_name_where_one_is_needed(kind):
+def test_a_guide_without_density_is_refused_by_name(kind):
     model, guide = refined(kind)
     message = f"expected a guide with a density, got {kind}, of which only samples are known"
     with pytest.raises(ValueError, match=message):
         log_weights(model, guide, X, num_samples=3)
     with pytest.raises(ValueError, match=message):
         Trace_ELBO().loss(model, guide, X)
-    with pytest.raises(ValueError, match="expected a reparameterised law at guide site 'z', got SampledLaw"):
+    with pytest.raises(ValueError, match="expected a reparameterised law at guide site 'z', got SampledDistribution"):
         ELBO().loss(model, guide, X)
 
 

@@ -176,7 +176,7 @@ def test_a_model_without_gaussian_noise_is_refused():
         GaussNewtonFull(VAE(5, 2))
 
 
-def test_forward_mode_warns_of_nothing_where_it_is_the_first_use_in_a_process():
+def test_forward_mode_warns_of_nothing_at_first_use_in_a_process():
     script = (
         "import torch; from guides import GaussNewtonFull; from zoo import LinearVAE; "
         "print(GaussNewtonFull(LinearVAE(5, 2)).posterior(torch.zeros(4, 5)).event_shape)"

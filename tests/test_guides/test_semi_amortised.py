@@ -23,7 +23,7 @@ from guides import (
     TiedMeanField,
 )
 from inference import ELBO, AnalyticELBO, elbo, fit, gap, log_weights, refit
-from inference.core.run import run_pair
+from inference.core.call import Call
 from zoo import DeepGaussianVAE, LinearVAE, OptimalNoise, Scaled, Uniform, digits
 
 
@@ -76,7 +76,7 @@ def test_the_steps_lead_to_the_closed_form_optimum_of_the_family():
         assert ends[2] < 1e-3 * start
 
 
-def test_by_sampling_the_elbo_rises_within_four_standard_errors_and_a_descent_is_found_out():
+def test_the_sampled_elbo_rises_and_a_descent_is_found_out():
     model = linear_model()
     base, x = MeanField(6, 3, hidden=(8,)).double(), data_for(model)
 
@@ -99,7 +99,7 @@ def test_by_sampling_the_elbo_rises_within_four_standard_errors_and_a_descent_is
 # --- on a deep model -------------------------------------------------------------------------------
 
 
-def test_five_steps_leave_a_tenth_of_the_amortisation_of_a_briefly_trained_encoder(deep):
+def test_five_steps_leave_a_tenth_of_the_amortisation_gap(deep):
     model, guide, x = deep
     best = refit(model, guide, x, num_samples=64, restarts=0, progress=False)
     lost = best.improvement.mean()
@@ -113,7 +113,7 @@ def test_five_steps_leave_a_tenth_of_the_amortisation_of_a_briefly_trained_encod
     assert left[1] < 0.01 * lost
 
 
-def test_the_gap_of_a_refined_guide_has_the_same_approximation_and_less_amortisation(deep):
+def test_a_refined_guide_has_less_amortisation_gap_and_the_same_rest(deep):
     model, guide, x = deep
     options = {"num_samples": 64, "restarts": 0, "progress": False}
     before = gap(model, guide, x[:10], method="importance", **options)
@@ -147,7 +147,7 @@ def test_no_steps_are_the_base_guide_bit_for_bit():
 
 
 @pytest.mark.parametrize("family", [MeanField, Mixture, Flow])
-def test_a_datum_has_one_law_whatever_the_global_generator_and_its_company(deep, family):
+def test_a_row_has_one_distribution_whatever_generator_and_batch(deep, family):
     model, _, x = deep
     guide = SemiAmortised(model, family(64, 4, hidden=(16,)).standardise_by(x).double(), steps=3)
     z = torch.randn(30, 4, dtype=torch.float64)
@@ -202,7 +202,7 @@ def test_it_runs_inside_particle_plates_and_other_guides_with_one_law():
     guide = SemiAmortised(model, MeanField(6, 3, hidden=(8,)).double(), steps=3)
     x = data_for(model)
     alone = guide.posterior(x)
-    draw = run_pair(model, guide, (x,), num_samples=7)
+    draw = Call(model, guide, (x,)).run(7)
     site = draw.guide_sites["z"]
     assert site.value.shape == (7, 20, 3)
     torch.testing.assert_close(site.fn.mean.expand(7, 20, 3), alone.mean.expand(7, 20, 3), rtol=0, atol=0)

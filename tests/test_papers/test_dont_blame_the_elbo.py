@@ -79,7 +79,7 @@ def test_no_encoder_lifts_a_linear_decoder_above_the_ppca_maximum(guide_class):
 
 
 @pytest.mark.slow
-def test_the_deep_model_depends_on_its_start_where_the_linear_one_does_not():
+def test_the_deep_model_depends_on_its_start_unlike_the_linear_one():
     x = digits_logit(test_size=0, dtype=torch.float32).train
     x = x - x.mean(0)
 

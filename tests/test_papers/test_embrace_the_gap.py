@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
-from torch.distributions import Uniform as UniformLaw
+from torch.distributions import Uniform as UniformDistribution
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
@@ -32,7 +32,7 @@ from zoo import (
 
 pytestmark = pytest.mark.slow
 NUM, STEPS, SEEDS = 20_000, 15_000, (0, 1, 2)
-CUBE = UniformLaw(-0.5, 0.5)
+CUBE = UniformDistribution(-0.5, 0.5)
 
 
 @dataclass
@@ -105,14 +105,14 @@ def test_the_sources_of_a_moebius_map_of_space_are_found():
     assert result.contrast <= 0.04
 
 
-def test_where_the_columns_are_not_orthogonal_another_orthogonal_explanation_is_found(planar):
+def test_other_sources_are_found_where_columns_are_not_orthogonal(planar):
     maps = [Composition([moebius(2, minimum=0.7, seed=s), unit_determinant(2, seed=s)]) for s in range(4)]
     results = train([dataset(mixing) for mixing in maps])
     assert np.mean([r.mcc for r in results]) <= planar.mcc - 0.08
     assert max(r.contrast for r in results) <= 0.02
 
 
-def test_uniform_sources_are_found_under_orthogonal_columns_and_not_under_a_shear():
+def test_uniform_sources_are_found_unless_the_map_is_a_shear():
     orthogonal, sheared = train([dataset(column_orthogonal(2, 2)), dataset(shear())])
     assert orthogonal.mcc > 0.999
     assert sheared.mcc <= orthogonal.mcc - 0.03

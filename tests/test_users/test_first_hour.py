@@ -75,7 +75,7 @@ def test_dropout_in_train_mode_is_refused_and_in_eval_mode_is_not():
     assert log_weights(model, guide.eval(), X.float(), num_samples=3).shape == (3, 40)
 
 
-def test_a_decoder_with_two_outputs_takes_its_parts_by_the_last_dimension():
+def test_a_decoder_with_two_outputs_splits_the_last_dimension():
     model = WrappedDecoder(nn.Linear(2, 10), lambda o: dist.Normal(o[..., :5], o[..., 5:].exp()).to_event(1), 5, 2)
     assert log_weights(model, MeanField(5, 2), X.float(), num_samples=3).shape == (3, 40)
 
@@ -128,7 +128,7 @@ def test_a_guide_without_a_method_is_a_question():
         evidence(PPCA(5, 2).double(), X, method="exact", guide=Linear(5, 2).double())
 
 
-def test_bound_methods_of_one_module_are_trained_and_left_in_eval_mode():
+def test_bound_methods_of_one_module_are_trained_and_left_in_eval():
     class Tutorial(nn.Module):
         def __init__(self):
             super().__init__()

@@ -173,7 +173,7 @@ def test_compare_measures_guides_of_both_kinds():
 
 
 @pytest.mark.parametrize(("width", "calibrated"), [(1.0, True), (0.5, False)])
-def test_simulation_based_calibration_tells_the_exact_guide_from_a_wide_one(width, calibrated):
+def test_calibration_by_simulation_separates_exact_from_wide(width, calibrated):
     tested = functools.partial(guide, width=width)
     rows = COUNTS.new_zeros(500, 2)
     result = sbc(simulate(model, tested, rows, num_simulations=2000, num_samples=99, seed=0, progress=False))

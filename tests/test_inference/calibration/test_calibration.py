@@ -180,7 +180,7 @@ def test_nested_plates_covariates_and_several_observations(chunk):
 # --- ranks ---------------------------------------------------------------------------------------------------------
 
 
-def test_ranks_of_the_exact_guide_are_uniform_and_of_wrong_ones_are_not():
+def test_ranks_are_uniform_for_the_exact_guide_alone():
     exact, wide, shifted = (sbc(simulation(*key)) for key in ((), (1.3,), (1.0, 0.1)))
     assert exact.names == ("z[0]", "z[1]", "log_likelihood")
     assert bool((exact.ks > ACCEPT).all())
@@ -243,7 +243,7 @@ def test_the_band_holds_whole_curves_with_its_probability(level):
 # --- coverage ------------------------------------------------------------------------------------------------------
 
 
-def test_coverage_is_nominal_for_the_exact_guide_and_the_normal_laws_for_a_wide_one():
+def test_coverage_of_exact_and_wide_guides_is_the_known_one():
     levels = (0.5, 0.8, 0.9, 0.95)
     exact, wide = (coverage(sbc(simulation(f)), levels, confidence=0.9999) for f in (1.0, 1.3))
     assert bool(exact.consistent.all())
@@ -350,7 +350,7 @@ def sums(guide):
     return simulate(sum_model, guide, x, num_simulations=NUM, seed=SEED, progress=False)
 
 
-def test_a_guide_with_right_marginals_and_wrong_correlations_is_told_by_joint_quantities():
+def test_joint_quantities_detect_wrong_correlations_of_a_guide():
     result = sbc(sums(marginal_guide))
     assert bool((result.ks[:2] > ACCEPT).all())
     assert float(result.ks_adjusted[2]) < DETECT
@@ -360,7 +360,7 @@ def test_a_guide_with_right_marginals_and_wrong_correlations_is_told_by_joint_qu
     assert sbc(sums(sum_guide)).p_value > ACCEPT
 
 
-def test_the_prior_as_a_guide_is_told_by_the_likelihood_or_by_points_that_know_the_data():
+def test_the_prior_as_guide_is_detected_by_data_dependent_quantities():
     source = sums(prior_guide)
     assert bool((sbc(source).ks[:2] > ACCEPT).all())
     assert tarp(source).p_value > ACCEPT
@@ -743,7 +743,7 @@ def test_figures_show_the_numbers(tmp_path):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-def test_of_a_guide_with_samples_only_moments_are_compared_and_no_divergences():
+def test_a_guide_with_samples_only_has_moments_and_no_divergences():
     model = LinearVAE(5, 2, sigma=0.5).double().requires_grad_(False)
     x = model(n=10).detach()
     guide = Resampled(model, Exact(model), num_proposals=5)

@@ -249,7 +249,7 @@ def test_p_values_are_those_of_the_normal_law_adjusted_by_holm(tree):
 # --- the parts of the gap, coverage and cost -------------------------------------------------------
 
 
-def test_the_gap_is_split_on_the_first_rows_and_known_to_be_unknown_elsewhere():
+def test_the_gap_is_split_on_the_first_rows_and_nan_elsewhere():
     model = make_model()
     x = data(model, 30, 1)
     guides = {"mean field": mean_field(), "tied": TiedMeanField(model), "unknown": Unknown()}
@@ -272,7 +272,7 @@ def test_the_gap_is_split_on_the_first_rows_and_known_to_be_unknown_elsewhere():
     assert "approximation" not in table(measure(model, guides, x))
 
 
-def test_against_a_lower_bound_of_the_evidence_the_approximation_is_one_too():
+def test_a_lower_bound_of_the_evidence_bounds_the_approximation_gap():
     model = make_model()
     x = data(model, 6, 1)
     tree = measure(lambda x: model(x), {"a": mean_field()}, x, split=3)
@@ -282,7 +282,7 @@ def test_against_a_lower_bound_of_the_evidence_the_approximation_is_one_too():
     assert next(row for row in rows[head:] if row.startswith("a ")).split()[1] == ">="
 
 
-def test_coverage_is_nominal_for_the_posterior_and_less_for_a_narrow_guide():
+def test_coverage_is_nominal_and_less_for_a_narrow_guide():
     model = make_model()
     x = data(model, 30, 1)
     guides = {"exact": Exact(model), "narrow": NarrowGuide(model)}
@@ -364,7 +364,7 @@ def test_bits_per_dim_do_not_depend_on_the_units():
     assert bits[0] - float(forgotten.squeeze()) == pytest.approx(4.0, abs=1e-9)
 
 
-def test_bits_per_dim_of_a_dataset_of_the_zoo_are_those_of_the_raw_digits():
+def test_bits_per_dim_of_a_zoo_dataset_are_those_of_raw_digits():
     from zoo import Raw, Scaled
 
     bits = []

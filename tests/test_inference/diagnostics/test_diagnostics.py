@@ -109,7 +109,7 @@ def test_latent_kl_reads_the_priors_own_law_at_a_site_of_any_name():
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_latent_kl_on_a_bounded_support_is_scipys_integral_over_each_marginal(dtype, full):
+def test_latent_kl_on_a_bounded_support_is_scipys_integral(dtype, full):
     model = IMAVAE(3, 2, prior=Beta(2, 2.0, 3.5), hidden=(8,)).to(dtype)
     family = FullRank if full else MeanField
     guide = family(3, 2, hidden=(8,), support=model.prior().support).to(dtype)
@@ -131,7 +131,7 @@ def test_latent_kl_on_a_bounded_support_is_scipys_integral_over_each_marginal(dt
         assert float(got[n, k]) == pytest.approx(expected, abs=1e-9 if dtype == torch.float64 else 1e-5)
 
 
-def test_latent_kl_knows_priors_that_are_not_gaussian_and_says_what_a_bounded_one_needs():
+def test_latent_kl_serves_priors_that_are_not_gaussian():
     x = torch.randn(6, 2).double()
     pair = function_pair(
         lambda x: dist.Normal(x, 0.5).to_event(1), lambda x: dist.Laplace(0 * x, 2.0 + 0 * x).to_event(1)
@@ -144,7 +144,7 @@ def test_latent_kl_knows_priors_that_are_not_gaussian_and_says_what_a_bounded_on
         latent_kl(IMAVAE(3, 2, prior=Beta(2, 2.0, 3.5)), MeanField(3, 2), torch.zeros(4, 3))
 
 
-def test_marginal_divergences_fall_short_of_the_joint_one_by_the_correlations():
+def test_marginal_kl_falls_short_of_joint_kl_by_the_correlations():
     factor = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=torch.float64)  # unit variances, correlation 0.6
     pair = function_pair(lambda x: dist.MultivariateNormal(0 * x, scale_tril=factor))
     x = torch.zeros(9, 2).double()
@@ -164,7 +164,7 @@ def test_mean_kl_is_torchs_divergence_of_the_joint_laws():
     assert mutual_information(*pair, x, seed=0).mean_kl == pytest.approx(expected, rel=1e-12)
 
 
-def test_every_pair_of_the_registry_with_a_gaussian_law_is_read_and_no_other(pair):
+def test_exactly_the_registered_gaussian_pairs_are_read(pair):
     model, guide = pair
     x = data_for(model)
     law = guide.posterior(x)
@@ -189,7 +189,7 @@ def test_reading_a_pair_leaves_the_random_state_alone():
 # --- collapse ------------------------------------------------------------------------------------------------------
 
 
-def test_collapse_is_at_least_the_share_of_data_strictly_below_epsilon():
+def test_collapse_is_at_least_the_share_strictly_below_epsilon():
     kl = torch.full((100, 4), 0.005)
     kl[:1, 1], kl[:2, 2], kl[:, 3] = 0.5, 0.5, 0.01
     assert collapsed(kl).tolist() == [True, True, False, False]
@@ -325,7 +325,7 @@ def test_training_collapses_the_predicted_latents():
     assert (found.mean(0).sort(descending=True)[0] - predicted_kl(eigenvalues, sigma2, 20)).abs().max() < 1e-3
 
 
-def test_the_prediction_sorts_and_pads_and_counts_no_eigenvalue_at_the_threshold():
+def test_the_prediction_sorts_pads_and_excludes_the_threshold():
     values = torch.tensor([0.5, 8.0, 2.0, 1.0])
     assert predicted_kl(values, 1.0, 6).tolist() == pytest.approx([0.5 * math.log(8), 0.5 * math.log(2), 0, 0, 0, 0])
     assert predicted_kl(values, 1.0, 1).tolist() == pytest.approx([0.5 * math.log(8)])
@@ -436,7 +436,7 @@ def check_brute_force(problem, num, repeats):
     assert abs(deviate(value, 1.02 * nats)) > DETECT  # two hundredths of it, missing, would show
 
 
-def test_information_without_any_control_is_the_closed_form_on_average_over_data_sets():
+def test_information_without_controls_averages_to_the_closed_form():
     check_brute_force(Problem(0.5, 2, full=True), 1000, 320)
 
 
@@ -522,7 +522,7 @@ def test_the_aggregates_divergence_is_the_closed_form():
     assert abs(wrong.mean()) * math.sqrt(200) > DETECT
 
 
-def test_the_exact_posterior_of_the_models_own_data_has_no_aggregate_divergence():
+def test_the_exact_posterior_of_own_data_has_no_aggregate_kl():
     model = LinearVAE(4, 2, sigma=0.7).double().requires_grad_(False)
     x = model(n=4000)
     result = mutual_information(model, Exact(model), x, seed=0)
@@ -534,7 +534,7 @@ def test_the_exact_posterior_of_the_models_own_data_has_no_aggregate_divergence(
     assert result.mean_kl == pytest.approx(result.information.value + result.aggregate_kl.value, abs=1e-12)
 
 
-def test_full_and_diagonal_guides_of_one_law_agree_and_a_location_far_off_changes_nothing():
+def test_full_and_diagonal_guides_agree_at_any_location():
     problem = Problem(1.0, 3, full=False)
     x = problem.draw(500, 0)
     base = mutual_information(*problem.pair(), x, seed=0)
@@ -601,7 +601,7 @@ def separated(sigma):
     return function_pair(lambda x: dist.Normal(x, sigma * torch.ones_like(x)).to_event(1), latent_dim=1)
 
 
-def test_codes_that_tell_all_data_apart_reach_the_ceiling_and_no_value_is_stated():
+def test_codes_that_separate_all_rows_reach_the_ceiling():
     x = torch.arange(200.0).double().unsqueeze(1)
     result = mutual_information(*separated(1e-3), x, seed=0)
     assert result.ceiling == math.log(200)
@@ -687,7 +687,7 @@ def test_other_laws_are_refused_by_name(door, posterior, prior, message):
 
 
 @pytest.mark.parametrize(("posterior", "prior"), [law[:2] for law in LAWS[:3]])
-def test_the_divergence_per_latent_is_refused_where_coordinates_have_no_law_of_their_own(posterior, prior):
+def test_latent_kl_is_refused_where_coordinates_are_not_marginals(posterior, prior):
     with pytest.raises(TypeError, match=r"Gaussian against a law with independent coordinates, got (Indep|Multiv)"):
         latent_kl(*function_pair(posterior, prior), torch.zeros(4, 2).double())
 
@@ -824,7 +824,7 @@ def test_figures_show_the_numbers(tmp_path):
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
-def test_the_figure_of_live_latents_shows_each_place_and_how_many_runs_are_there():
+def test_the_figure_of_live_latents_counts_the_runs_at_each_place():
     deep, linear = torch.tensor([[2, 0], [6, 2], [2, 0]]), torch.tensor([[2, 2], [6, 6], [6, 6]])
     ax = alive_figure({"deep": deep, "linear": linear}).axes[0]
     shown = [c for c in ax.collections if len(c.get_offsets())]
@@ -834,7 +834,7 @@ def test_the_figure_of_live_latents_shows_each_place_and_how_many_runs_are_there
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["as predicted", "deep", "linear"]
 
 
-def test_figures_of_the_landscape_show_the_lines_and_where_they_change_sign():
+def test_landscape_figures_show_lines_and_their_sign_changes():
     grid = torch.linspace(-1, 1, 5)
     lines = {"leading": {"evidence": grid, "ELBO": -grid}, "trailing": {"evidence": 2 * grid, "ELBO": grid**2}}
     figure = landscape_figure(grid, {"low": (lines, torch.outer(grid, grid))}, plane_labels=("one", "two"))

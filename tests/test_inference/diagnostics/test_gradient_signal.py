@@ -90,7 +90,7 @@ def test_groups_may_be_given_and_a_pair_without_parameters_is_refused():
         gradient_noise(ELBO(), model, guide, x, num_repeats=1, progress=False)
 
 
-def test_parameters_that_both_halves_hold_are_counted_once_with_the_encoder():
+def test_parameters_of_both_halves_are_counted_once():
     layer = nn.Linear(3, 2)
     shared = MeanField(3, 2, hidden=(4,))
 

@@ -177,7 +177,7 @@ def test_dependent_columns_give_infinity_and_a_zero_column_nan():
     assert column_contrast(jacobian).tolist() == [math.inf, pytest.approx(math.nan, nan_ok=True), 0.0]
 
 
-def test_the_global_contrast_is_the_mean_of_local_ones_and_not_that_of_the_mean_jacobian():
+def test_the_global_contrast_is_the_mean_of_local_ones():
     mixing, z = orthogonal_mlp(3, seed=2), matrix(500, 3)
     local = torch.stack([column_contrast(torch.autograd.functional.jacobian(mixing, point)) for point in z])
     torch.testing.assert_close(local_ima_contrast(mixing, z, chunk=7), local, rtol=1e-11, atol=1e-12)
@@ -194,7 +194,7 @@ def test_the_inverse_tells_the_same_contrast(mixing):
     assert float(ima_contrast_of_inverse(mixing.inverse, x)) == pytest.approx(float(local.mean()), rel=1e-12)
 
 
-def test_the_inverse_to_the_nearest_point_tells_the_contrast_of_a_rectangular_decoder():
+def test_the_nearest_point_inverse_has_the_rectangular_contrast():
     skewed = column_orthogonal(5, 3).matrix @ unit_determinant(3).matrix
     c = local_ima_contrast_of_inverse(lambda x: x @ torch.linalg.pinv(skewed).T, matrix(2, 5))
     torch.testing.assert_close(c, column_contrast(skewed).expand(2), rtol=1e-11, atol=1e-12)
@@ -226,7 +226,7 @@ def test_norms_and_angles_are_those_of_numpy():
         assert float(angles[0, j, i]) == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_penalty_is_the_contrast_and_its_gradient_leads_to_orthogonal_columns():
+def test_the_penalty_is_the_contrast_and_orthogonalises_columns():
     decoder, z = network(2, 4), matrix(16, 2)
     assert float(ima_penalty(decoder, z).detach()) == pytest.approx(float(ima_contrast(decoder, z)), rel=1e-12)
     weight = decoder[0].weight
@@ -343,7 +343,7 @@ class NearDeterministic(nn.Module):
 
 
 @pytest.mark.parametrize("gamma2", [1e2, 1e4, 1e6])
-def test_a_linear_vae_at_its_optimum_is_self_consistent_to_the_order_of_the_noise(gamma2):
+def test_an_optimal_linear_vae_is_self_consistent_to_noise_order(gamma2):
     model = LinearVAE(5, 3, sigma=gamma2**-0.5).double()
     with torch.no_grad():
         model.W.copy_(matrix(5, 3))
@@ -361,7 +361,7 @@ def test_a_linear_vae_at_its_optimum_is_self_consistent_to_the_order_of_the_nois
     torch.testing.assert_close(result.reconstruction, (shrunk @ w.T).norm(dim=-1), rtol=1e-6, atol=1e-10)
 
 
-def test_a_full_covariance_guide_does_not_have_the_predicted_variances():
+def test_a_full_covariance_guide_lacks_the_predicted_variances():
     model = LinearVAE(5, 3, sigma=0.01).double()
     x = model.decode(matrix(20, 3)).detach()
     assert float(self_consistency(model, Exact(model), x).ratio.detach().min()) > 1.01
@@ -418,7 +418,7 @@ def test_laws_without_stated_moments_are_sampled():
 # -- spurious solutions, as the measures see them
 
 
-def test_a_measure_preserving_automorphism_keeps_the_law_but_not_contrast_and_sources():
+def test_an_automorphism_keeps_the_distribution_but_not_the_sources():
     z = matrix(4000, 2)
     stretched = column_orthogonal(2, 2, longest=4.0, seed=1)
     turned = rotated_gaussian(rotation(45))

@@ -96,7 +96,7 @@ def test_terms_of_a_finite_channel_are_its_exact_sums(chunk):
     assert abs(found.distortion.value - wrong) > DETECT * found.distortion.standard_error
 
 
-def test_terms_of_a_linear_pair_are_exact_where_they_can_be_and_agree_with_monte_carlo():
+def test_terms_of_a_linear_pair_are_exact_or_agree_with_monte_carlo():
     model, guide, hidden = gaussian_pair()
     x = data_for(model)
     exact = rate_distortion(model, guide, x)
@@ -173,7 +173,7 @@ def test_empirical_entropy_is_scipys(rows):
 # --- information ---------------------------------------------------------------------------------------------------
 
 
-def test_the_information_of_a_finite_channel_is_its_exact_sum_and_both_bounds_are_tight_at_the_optimum():
+def test_the_information_of_a_finite_channel_is_its_exact_sum():
     channel = Finite(counts=(70, 10, 40, 20, 100))
     channel.log_d = optimal_decoder(channel.log_p, channel.log_e)
     channel.log_m = optimal_marginal(channel.log_p, channel.log_e)
@@ -293,7 +293,7 @@ def test_water_filling_is_truncated_at_the_number_of_latents():
     assert rates == pytest.approx([18.50, 10.65, 5.48], abs=5e-3)
 
 
-def test_water_filling_is_the_minimum_over_variances_of_the_components():
+def test_water_filling_is_the_minimum_over_component_variances():
     """Component by component, SciPy minimises D + beta R over the gain and the noise of a scalar linear code."""
     lam, var, beta, K = torch.tensor([3.0, 1.0, 0.4, 0.2], dtype=torch.float64), 0.3, 1.7, 3
 
@@ -596,7 +596,7 @@ def test_a9_one_elbo_goes_with_different_rates(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("family", "best"), [(VAE, 16.0), (AutoregressiveVAE, 15.6)])
-def test_a7_the_curve_is_monotone_above_the_entropy_and_lowest_at_beta_one(family, best, seed):
+def test_a7_curve_is_monotone_above_entropy_and_lowest_at_beta_one(family, best, seed):
     runs = {beta: deep_run(family, beta, seed) for beta in BETAS}
     rates, distortions, totals = (
         np.array([getattr(run, term).value for run in runs.values()]) for term in ("rate", "distortion", "total")

@@ -220,7 +220,7 @@ def other_model(x, sigma=1.0):
     with_sigma(x, 2 * sigma)
 
 
-def test_a_checkpoint_is_told_apart_by_every_argument_and_by_the_model(tmp_path):
+def test_a_checkpoint_is_bound_to_every_argument_and_the_model(tmp_path):
     file = tmp_path / "evidence.safetensors"
     options = {"method": Importance(50), "guide": with_sigma_guide, "seed": 0, "checkpoint": file}
     first = evidence(with_sigma, COUNTS, sigma=0.5, **options)

@@ -27,7 +27,7 @@ from inference import (
 )
 from inference.comparison.guide_comparison import compare
 from inference.distributions.gaussian import FullNormal
-from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, PROBABILISTIC
 from zoo import LinearGaussian, LinearVAE
 from zoo.linear.models import LinearGaussianModel
@@ -85,7 +85,7 @@ def test_exact_evidence_is_scipys_and_has_no_width(model):
 
 
 @pytest.mark.parametrize("method", ["exact", Importance(100)], ids=["exact", "importance"])
-def test_every_field_is_one_number_a_datum_in_float64_without_gradient(method):
+def test_every_field_is_one_float64_number_a_row_without_gradient(method):
     model, x = LinearVAE(5, 2), torch.randn(7, 5)
     guide = None if method == "exact" else MeanField(5, 2)
     got = evidence(model, x, method=method, guide=guide)
@@ -157,7 +157,7 @@ def test_a_guide_of_half_the_width_gets_a_lower_bound_only(level):
 def test_one_datum_without_two_sides_takes_them_from_the_mean():
     weights = 0.1 * torch.randn(1000, 3, dtype=torch.float64)
     weights[:, 1] *= 50
-    got = from_weights(summarise([weights], 1000))
+    got = evidence_from_weights(summarise([weights], 1000))
     assert got.guarantee == (ASYMPTOTIC, PROBABILISTIC, ASYMPTOTIC)
     assert torch.isfinite(got.upper).tolist() == [True, False, True]
     assert got.mean.upper == math.inf
@@ -166,7 +166,7 @@ def test_one_datum_without_two_sides_takes_them_from_the_mean():
 def test_weights_that_are_partly_zero_are_no_reason_for_trust():
     weights = torch.zeros(100, 2).double()
     weights[:, 0] = torch.where(torch.arange(100) < 3, 0.0, -math.inf)
-    got = from_weights(summarise([weights], 100))
+    got = evidence_from_weights(summarise([weights], 100))
     assert got.guarantee == (PROBABILISTIC, ASYMPTOTIC)
 
 
@@ -237,7 +237,7 @@ def test_heavy_tails_get_no_two_sided_claim_that_is_false(factor):
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
 @pytest.mark.parametrize("num_samples", [1, 30])
-def test_markovs_bound_lies_above_the_truth_no_more_often_than_it_says(num_samples, level):
+def test_markovs_bound_fails_no_more_often_than_it_says(num_samples, level):
     above, num = 0, 0
     for got, truth in problems(0.5, num_problems=40, num_samples=num_samples, level=level):
         above += int((got.lower.numpy() > truth).sum())

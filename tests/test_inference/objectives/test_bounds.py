@@ -306,7 +306,7 @@ def optimal_pair(x, latent_dim):
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 @pytest.mark.parametrize("data", ["synthetic", "digits"])
-def test_at_the_maximum_of_the_likelihood_the_elbo_is_the_evidence_and_stationary(data, latent_dim):
+def test_at_maximum_likelihood_the_elbo_is_tight_and_stationary(data, latent_dim):
     if data == "digits":
         x = digits(test_size=0).train / 16
     else:

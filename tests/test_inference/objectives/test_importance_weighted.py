@@ -146,9 +146,8 @@ def worst(a, b, group):
 class Hooked(Objective):
     """DReG's weights put on by tensor hooks: right for one site, wrong where a site depends on another."""
 
-    def bound(self, pair):
-        draw = pair.draw(self.num_particles)
-        fixed, weights = at_fixed_latents(pair, draw), normalised(draw.log_weights)
+    def bound(self, draw):
+        fixed, weights = at_fixed_latents(draw), normalised(draw.log_weights)
         for z in draw.latents.values():
             factor = weights.reshape(weights.shape + (1,) * (z.dim() - 2))
             if z.requires_grad:
@@ -160,8 +159,8 @@ class Hooked(Objective):
 class ByName(Objective):
     """DReG by the parameters' names: whatever the encoder's parameters do in the prior is left out."""
 
-    def bound(self, pair):
-        parts = gradient_parts(pair, self.num_particles)
+    def bound(self, draw):
+        parts = gradient_parts(draw)
         return with_gradient_of(
             log_mean_exp(parts.log_weights), (normalised(parts.log_weights).square() * parts.path).sum(0)
         )
@@ -199,7 +198,7 @@ def test_weights_by_tensor_hooks_serve_one_site_and_fail_for_two():
         assert holds or distance > 6
 
 
-def test_parameters_told_apart_by_name_fail_where_prior_and_guide_share_them():
+def test_telling_parameters_apart_by_name_fails_where_they_are_shared():
     for name, holds in (("linear", True), ("shared prior", False)):
         pair = PAIRS[name]()
         distance = worst(noise_of(IWELBO(10), pair, 10), noise_of(ByName(10), pair, 10, seed=2), "encoder")
@@ -208,7 +207,7 @@ def test_parameters_told_apart_by_name_fail_where_prior_and_guide_share_them():
 
 
 @pytest.mark.parametrize("objective", [IWELBO(1), StickingTheLanding(1), DReG(1)], ids=lambda o: type(o).__name__)
-def test_the_gradient_of_a_guide_with_two_sites_is_that_of_the_closed_form(objective):
+def test_the_gradient_for_two_sites_is_that_of_the_closed_form(objective):
     model, guide = two_sites_pair()
     x = torch.randn(SAMPLES // REPEATS, 3, generator=torch.Generator().manual_seed(0)).double()
     noise = gradient_noise(objective, model, guide, x, num_repeats=REPEATS, seed=1, progress=False)
@@ -242,7 +241,7 @@ def test_at_the_exact_posterior_sticking_the_landing_has_no_noise(num_particles)
     assert float(plain.variance.min()) > 0.01
 
 
-def test_the_signal_of_the_plain_gradient_drowns_and_that_of_dreg_does_not():
+def test_the_plain_gradients_signal_drowns_and_dregs_does_not():
     """From 1 to 64 particles theory has the ratio fall eightfold for the one and rise eightfold for the other."""
     model, guide = one_latent_pair()
     guide.requires_grad_(True)
@@ -289,7 +288,7 @@ def random_problem(seed):
 
 
 @torch.no_grad()
-def test_in_a_subsampled_plate_the_bound_is_below_the_evidence_of_200_problems():
+def test_a_subsampled_bound_is_below_the_evidence_of_200_problems():
     above = []
     for seed in range(200):
         truth, make = random_problem(seed)
@@ -372,8 +371,8 @@ def draw_weights(pair, x, num_samples):
 
 
 class CaptureWeights(Objective):
-    def bound(self, pair):
-        return pair.draw(self.num_particles).log_weights.flatten()
+    def bound(self, draw):
+        return draw.log_weights.flatten()
 
 
 @pytest.mark.parametrize("name", ["linear", "two sites"])
@@ -430,7 +429,7 @@ def test_for_alpha_of_at_least_zero_the_bound_is_below_the_evidence(alpha):
         assert float(values.mean()) - truth < 4 * error
 
 
-def test_for_alpha_below_zero_only_many_particles_are_above_the_evidence():
+def test_for_negative_alpha_only_many_particles_exceed_the_evidence():
     model, guide = one_latent_pair()
     x = torch.randn(1, 3).double()
     truth = float(model.log_evidence(x))

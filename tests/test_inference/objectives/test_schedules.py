@@ -110,9 +110,9 @@ def betas_of(objective, steps, **options):
     seen, kind = [], type(objective)
 
     class Spy(kind):
-        def bound(self, pair):
+        def bound_at(self, draw, step):
             seen.append(self.beta.item())
-            return super().bound(pair)
+            return super().bound_at(draw, step)
 
     objective.__class__ = Spy
     fit(*pair(), X, steps=steps, objective=objective, progress=False, **options)

@@ -32,8 +32,7 @@ def rate_of(model, guide, x):
 
 
 class Reconstruction(Objective):
-    def bound(self, pair):
-        draw = pair.draw(self.num_particles)
+    def bound(self, draw):
         return draw.total(draw.model_sites, observed=True).mean(0)
 
 
@@ -227,7 +226,7 @@ def test_a_fitted_prior_is_no_model_before_it_is_frozen():
 
 
 @pytest.mark.parametrize("guide_class", [Linear, MeanField, FullRank])
-def test_frozen_it_is_the_model_with_the_second_moments_of_the_training_codes(guide_class):
+def test_frozen_it_has_the_second_moments_of_the_training_codes(guide_class):
     model, guide = pair(guide_class)
     fitted = FittedPrior(model, 2).double()
     fitted.freeze(guide, X)

@@ -78,7 +78,7 @@ def bernoulli_pair():
     return model, guide
 
 
-def test_awake_the_guide_of_a_discrete_latent_climbs_towards_the_posterior():
+def test_wake_wake_moves_a_discrete_guide_towards_the_posterior():
     model, guide = bernoulli_pair()
     x = torch.tensor([0.5]).double()
     noise = gradient_noise(WakeWake(20_000), model, guide, x, num_repeats=50, seed=1, progress=False)

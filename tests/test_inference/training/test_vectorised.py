@@ -60,7 +60,7 @@ def bounded_pair():
 
 
 @pytest.mark.parametrize("objective", [AnalyticKLELBO, lambda: IWELBO(num_particles=5)])
-def test_noise_is_each_pairs_own_and_the_expected_step_the_single_ones(objective):
+def test_each_pair_has_its_own_noise_and_the_single_expected_step(objective):
     # One step of plain descent from one starting point for all pairs: its mean over many pairs is that of many single
     # steps, in each of some hundred coordinates within the 4.5 standard errors that chance leaves at odds of 1 : 1000.
     num, x = 100, torch.randn(6, 3).double()
@@ -118,7 +118,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_bits(tmp_path):
         assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_frozen_parameters_stay_and_guides_see_the_model_that_they_hold():
+def test_frozen_parameters_stay_and_guides_see_their_model():
     pairs = [(model, Exact(model)) for model, _ in linear_pairs(2)]
     for model, _ in pairs:
         model.log_sigma.requires_grad_(False)

@@ -114,7 +114,7 @@ def test_grouped_iwae_averages_independent_bounds(num_particles):
     assert_close(error, bounds.std(0, ddof=1) / math.sqrt(len(bounds)), 1e-12)
 
 
-def test_grouped_iwae_of_one_particle_is_the_elbo_and_of_all_the_log_mean_weight():
+def test_grouped_iwae_of_one_is_the_elbo_of_all_the_log_mean_weight():
     matrix = normal_weights(50)
     assert_close(iwae(matrix, 1).value, elbo(matrix).value.numpy(), 1e-12)
     assert_close(iwae(matrix, 50).value, iwae(matrix).value.numpy(), 1e-12)
@@ -430,7 +430,7 @@ def test_every_weight_of_the_exact_posterior_is_the_evidence(model):
     assert float((weights - model.log_evidence(x).detach()).abs().max()) < 1e-9
 
 
-def test_every_weight_of_the_exact_posterior_is_the_evidence_of_the_digits():
+def test_every_exact_weight_is_the_evidence_of_the_digits():
     x = digits(test_size=0).train
     model = PPCA.from_data(x, 8)
     evidence = model.log_evidence(x).detach()

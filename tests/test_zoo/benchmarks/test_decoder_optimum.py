@@ -62,7 +62,7 @@ def test_far_from_all_codes_it_is_still_a_datum():
     assert (far - x).abs().sum(-1).min() < 1e-9
 
 
-def test_its_jacobian_is_autograds_and_for_one_variance_the_covariance_of_data_and_means():
+def test_its_jacobian_is_autograds_and_a_covariance_for_one_variance():
     x, law, z = problem()
     decoder = OptimalDecoder(law, x)
     assert (decoder.jacobian(z) - decoder_jacobian(decoder, z)).abs().max() < 1e-10
@@ -109,7 +109,7 @@ def test_excess_risk_is_the_difference_of_the_risks():
     assert decoder.excess_risk(decoder).value == 0
 
 
-def test_likelihood_variance_is_the_risk_per_dimension_and_maximises_the_likelihood():
+def test_the_optimal_noise_variance_is_the_risk_per_dimension():
     x, decoder, z, q, step = one_dimensional()
     expected = squared_error(decoder, x, z, q, step)
     found = decoder.likelihood_var(num_samples=2000, seed=0)
@@ -218,7 +218,7 @@ def test_at_the_optimum_the_precision_is_the_expected_curvature():
     assert ((found.value[:, 0, 0] - curvature) / found.standard_error[:, 0, 0]).abs().max() < 4.5  # of 20
 
 
-def test_at_the_optimum_of_a_full_covariance_its_inverse_is_the_expected_hessian():
+def test_the_optimal_full_precision_is_the_expected_hessian():
     points, weights = nodes(40)
     grid = torch.cartesian_prod(points, points)
     weight = torch.cartesian_prod(weights, weights).prod(-1)
@@ -307,7 +307,7 @@ def test_the_penalty_is_exact_for_quadratic_log_joints():
     assert float(constant_var_penalty(H[:1])) == 0
 
 
-def test_for_little_noise_the_penalty_is_what_a_constant_variance_costs():
+def test_at_little_noise_a_constant_variance_costs_the_penalty():
     """On data of the decoder's own curve; the rest is of the second order in sigma, neither the first nor the third."""
     rest = []
     for sigma in (0.01, 0.005):

@@ -107,7 +107,7 @@ def test_answers_hold_far_out_and_below_the_fold(sigma):
     np.testing.assert_allclose(found, [by_height(value, 1.0, sigma) for value in x], rtol=1e-9, atol=1e-9)
 
 
-def test_the_unseen_answer_is_a_sum_of_two_classes_and_quadrature_has_the_first_alone():
+def test_quadrature_finds_one_of_the_two_classes_of_the_last_rung():
     (*_, problem) = known_answers([], [], num_data=5)
     x = problem.x[:, 0].numpy()
     first = scipy.stats.norm.logcdf(30) + scipy.stats.norm.logpdf(x, 0, 0.02)

@@ -30,7 +30,7 @@ from zoo.benchmarks.toy_channel import (
 EXACT = 1e-12  # sums of some hundred terms of order one in float64
 
 
-def random_laws(symbols=30, codes=20, batch=(), seed=0):
+def random_distributions(symbols=30, codes=20, batch=(), seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def law(*shape):
@@ -54,12 +54,12 @@ def by_loops(log_p, log_e, log_d, log_m):
 
 
 def test_terms_are_the_sums_of_their_definitions():
-    laws = random_laws()
+    laws = random_distributions()
     assert [float(t) for t in channel_terms(*laws)] == pytest.approx(by_loops(*laws), abs=EXACT)
 
 
 def test_a_batch_of_channels_is_each_of_them():
-    laws = random_laws(batch=(3,))
+    laws = random_distributions(batch=(3,))
     together = channel_terms(*laws)
     for i in range(3):
         one = channel_terms(laws[0], *(law[i] for law in laws[1:]))
@@ -68,14 +68,14 @@ def test_a_batch_of_channels_is_each_of_them():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a1_the_information_lies_between_its_bounds(seed):
-    entropy, distortion, rate, information = channel_terms(*random_laws(seed=seed))
+    entropy, distortion, rate, information = channel_terms(*random_distributions(seed=seed))
     assert entropy - distortion < information < rate
     assert distortion + rate > entropy
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a1_the_bounds_are_equal_for_the_optimal_decoder_and_marginal(seed):
-    log_p, log_e, log_d, log_m = random_laws(seed=seed)
+    log_p, log_e, log_d, log_m = random_distributions(seed=seed)
     best_d, best_m = optimal_decoder(log_p, log_e), optimal_marginal(log_p, log_e)
     entropy, distortion, rate, information = channel_terms(log_p, log_e, best_d, best_m)
     assert abs(entropy - distortion - information) < 1e-10
@@ -85,8 +85,8 @@ def test_a1_the_bounds_are_equal_for_the_optimal_decoder_and_marginal(seed):
     assert channel_terms(log_p, log_e, best_d, log_m).rate > rate + 1e-3
 
 
-def test_the_slack_of_the_bounds_is_the_divergence_from_the_optimal_laws():
-    log_p, log_e, log_d, log_m = random_laws()
+def test_the_slack_of_the_bounds_is_the_kl_from_the_optimum():
+    log_p, log_e, log_d, log_m = random_distributions()
     entropy, distortion, rate, information = channel_terms(log_p, log_e, log_d, log_m)
     aggregate = optimal_marginal(log_p, log_e)
     to_decoder = (aggregate.exp() * divergence(optimal_decoder(log_p, log_e), log_d)).sum()
@@ -95,7 +95,7 @@ def test_the_slack_of_the_bounds_is_the_divergence_from_the_optimal_laws():
 
 
 def test_symbols_without_probability_add_nothing_and_have_gradients():
-    log_p, log_e, log_d, log_m = random_laws(4, 3)
+    log_p, log_e, log_d, log_m = random_distributions(4, 3)
     log_p = torch.tensor([0.5, 0.5, 0.0, 0.0]).double().log()
     log_e.requires_grad_()
     terms = channel_terms(log_p, log_e, log_d, log_m)
@@ -105,7 +105,7 @@ def test_symbols_without_probability_add_nothing_and_have_gradients():
     assert bool(log_e.grad.isfinite().all())
 
 
-def test_information_of_an_identity_is_the_entropy_and_of_a_product_nothing():
+def test_information_of_identity_is_entropy_and_of_product_zero():
     log_p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     entropy = scipy.stats.entropy(log_p.exp().numpy())
     assert float(mutual_information_of(log_p.exp().diag().log())) == pytest.approx(entropy, abs=EXACT)
@@ -113,13 +113,13 @@ def test_information_of_an_identity_is_the_entropy_and_of_a_product_nothing():
 
 
 def test_generated_is_the_mixture_of_the_decoders_laws():
-    _, _, log_d, log_m = random_laws()
+    _, _, log_d, log_m = random_distributions()
     expected = np.log(np.exp(log_m.numpy()) @ np.exp(log_d.numpy()))
     assert np.abs(generated(log_d, log_m).numpy() - expected).max() < EXACT
 
 
 def test_laws_that_do_not_fit_are_refused():
-    log_p, log_e, log_d, log_m = random_laws()
+    log_p, log_e, log_d, log_m = random_distributions()
     with pytest.raises(ValueError, match=r"expected p, decoder and marginal of trailing shapes .*30.*, got .*20, 30"):
         channel_terms(log_p, log_e.mT, log_d, log_m)
 

@@ -102,7 +102,7 @@ def test_gradients_are_right_in_every_factor_and_batch_shape():
     assert torch.equal(draw_sources(sources, size=8), render_sprites(low + (high - low) * sources, size=8))
 
 
-def test_the_factors_of_the_data_make_the_images_and_have_the_stated_law():
+def test_the_factors_make_the_images_and_have_the_stated_prior():
     num = 4000
     data = sprites(num, size=8, a=2.0, b=3.0, test_size=1000, dtype=torch.float64)
     z = torch.cat([data.truth["z"], data.truth["z_test"]])

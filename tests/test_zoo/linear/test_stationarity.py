@@ -118,7 +118,7 @@ def test_gap_at_any_decoder_is_hadamard_s_and_the_guide_is_optimal() -> None:
         assert max(s.abs().max().item() for s in slopes) < 1e-12
 
 
-def test_the_maximum_of_the_evidence_is_one_of_the_elbo_unless_rotated() -> None:
+def test_an_unrotated_maximum_of_the_evidence_maximises_the_elbo() -> None:
     """L2, with the numbers of the derivation: rotating PCs 1 and 2 leaves the evidence, opens a gap and a slope.
 
     The slope is the gap's: W (diag(M)^-1 - M^-1), downhill.

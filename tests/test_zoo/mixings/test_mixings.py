@@ -245,7 +245,7 @@ def test_rotated_gaussians_preserve_the_law_and_mix_the_sources(from_normal, law
     assert mcc(t, s).value < 0.95
 
 
-def test_a_rotation_without_the_gaussian_detour_does_not_preserve_uniform_sources():
+def test_a_plain_rotation_does_not_preserve_uniform_sources():
     t = LinearMixing(R30)(draw(Uniform(-0.5, 0.5), 20000, 2))
     assert stats.kstest(t[:, 0].numpy(), stats.uniform(-0.5, 1.0).cdf).pvalue < 1e-6
 
@@ -335,7 +335,7 @@ def test_noise_has_the_given_deviation_and_a_seed_fixes_all():
     assert float(data.truth["sigma"]) == 0.1
 
 
-def test_standardising_keeps_the_truth_exact_and_the_contrast_the_same():
+def test_standardising_keeps_the_truth_and_the_contrast():
     mixing = Composition([moebius(3, minimum=0.7), unit_determinant(3)])
     law = Uniform(-0.5, 0.5)
     raw = mixed(mixing, sources=law, num=1000, test_size=100, noise=0.01)

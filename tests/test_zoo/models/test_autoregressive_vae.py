@@ -35,7 +35,7 @@ def model_with(likelihood, data_dim=D, hidden=(16, 16)):
 
 @pytest.mark.parametrize("hidden", [(), (3,), (16, 16), (7, 16, 9)])
 @pytest.mark.parametrize("data_dim", [1, 2, 5])
-def test_the_law_of_a_dimension_depends_on_those_before_it_and_on_the_latent(hidden, data_dim):
+def test_a_dimension_depends_on_those_before_it_and_the_latent(hidden, data_dim):
     model = model_with(GaussianLikelihood(), data_dim, hidden)
     x, z = torch.randn(data_dim, dtype=torch.float64), torch.randn(K, dtype=torch.float64)
     on_x, on_z = jacrev(model.network, argnums=(0, 1))(x, z)
@@ -73,7 +73,7 @@ def test_the_gaussian_density_integrates_to_one():
     assert float(total) == pytest.approx(1, abs=1e-6)
 
 
-def test_the_log_probability_is_the_sum_of_conditionals_one_after_the_other():
+def test_the_log_probability_is_the_sum_of_conditionals():
     model = model_with(BernoulliLikelihood())
     x, z = torch.randint(2, (7, D)).double(), torch.randn(7, K, dtype=torch.float64)
     total = torch.zeros(7, dtype=torch.float64)
@@ -175,7 +175,7 @@ def chain(num):
     return (flips.cumsum(-1) % 2).double()
 
 
-def test_a_powerful_decoder_does_without_the_latent_where_a_simple_one_cannot():
+def test_a_powerful_decoder_ignores_the_latent_a_simple_one_cannot():
     x, h = chain(2000), -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
     entropy, independent = math.log(2) + (D - 1) * h, D * math.log(2)
     bounds = {}

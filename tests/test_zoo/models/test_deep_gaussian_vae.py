@@ -106,7 +106,7 @@ def test_optimal_noise_scores_a_batch_as_the_best_sigma_would():
     assert float(law.log_prob(x).sum()) == pytest.approx(float(max(losses)), abs=1e-4)
 
 
-def test_training_with_optimal_noise_reaches_the_maximum_of_the_linear_model():
+def test_training_with_optimal_noise_reaches_the_linear_maximum():
     model, guide, x = optimal_pair()
     fit(
         model,

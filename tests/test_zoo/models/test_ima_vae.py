@@ -122,7 +122,7 @@ def test_a_model_without_a_precision_is_refused_by_name():
         objective.loss(LinearVAE(3, 2), MeanField(3, 2), torch.zeros(4, 3))
 
 
-def test_the_best_seed_is_the_one_of_the_highest_elbo_and_all_are_told():
+def test_the_best_seed_has_the_highest_elbo_and_all_are_reported():
     x = torch.randn(60, 3) @ torch.tensor([[1.0, 0, 0], [0, 0.5, 0], [0, 0, 0.1]])
     result = fit_best(
         lambda: (IMAVAE(3, 2, gamma2=10.0, hidden=(8,)), MeanField(3, 2, hidden=(8,))),
@@ -221,7 +221,7 @@ def sharp():
     return model, guide, model(n=6).detach()
 
 
-def test_a_float32_model_of_little_noise_has_the_evidence_and_gap_of_its_double_copy():
+def test_a_float32_model_has_the_evidence_and_gap_of_its_double_copy():
     model, guide, x = sharp()
     twin = copy.deepcopy(model).double(), copy.deepcopy(guide).double(), x.double()
     for method in ("limit", "quadrature"):
@@ -239,7 +239,7 @@ def test_a_float32_model_of_little_noise_has_the_evidence_and_gap_of_its_double_
     assert float(off.detach().abs().max()) > 1
 
 
-def test_training_in_single_precision_is_refused_where_its_rounding_shows_and_double_trains():
+def test_float32_training_is_refused_where_its_rounding_shows():
     model, guide, x = sharp()
     with pytest.raises(ValueError, match=r"resolves sigma = 0\.0001, got torch\.float32.* use model\.double\(\)"):
         fit(model, guide, x, steps=1, progress=False)

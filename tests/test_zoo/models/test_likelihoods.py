@@ -153,7 +153,7 @@ def test_training_finds_the_frequencies_of_independent_pixels():
     assert float((best - got).detach().abs()) < 0.02  # a few parameters' worth of 1 / (2 N) nats, and a latent unused
 
 
-def test_the_default_model_is_rebuilt_from_its_file_and_others_are_not(tmp_path):
+def test_the_default_model_alone_is_rebuilt_from_its_file(tmp_path):
     guide, z = MeanField(D, K), torch.randn(4, K)
     model = VAE(D, K, hidden=(8,))
     save_pair(tmp_path / "pair.safetensors", model, guide)

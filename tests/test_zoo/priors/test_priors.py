@@ -106,7 +106,7 @@ def test_the_density_of_a_mixture_is_the_sum_of_its_parts():
     torch.testing.assert_close(prior().log_prob(z).exp(), torch.from_numpy(density))
 
 
-def test_the_density_of_a_vamp_prior_is_the_average_posterior_of_its_pseudo_inputs():
+def test_a_vamp_prior_is_the_mean_posterior_of_its_pseudo_inputs():
     x = torch.randn(3, D, dtype=torch.float64)
     guide = FullRank(D, K, hidden=(8,)).double()
     prior, z = VampPrior(K, 3, guide, x), torch.randn(7, 1, K, dtype=torch.float64)
@@ -256,7 +256,7 @@ def make_pair(name):
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_pair_trains_prior_and_all_and_its_log_weights_are_written_out(name):
+def test_a_pair_trains_its_prior_and_has_the_written_log_weights(name):
     model, guide = make_pair(name)
     x, before = rows(), [p.detach().clone() for half in (model, guide) for p in half.parameters()]
     fit(model, guide, x, steps=3, objective=ELBO(), progress=False)
@@ -266,7 +266,7 @@ def test_a_pair_trains_prior_and_all_and_its_log_weights_are_written_out(name):
     got = log_weights(model, guide, x, num_samples=1)
     torch.manual_seed(1)
     z = guide.posterior(x).sample()
-    expected = model.prior_law().log_prob(z) + model.likelihood(z).log_prob(x) - guide.posterior(x).log_prob(z)
+    expected = model.prior_module().log_prob(z) + model.likelihood(z).log_prob(x) - guide.posterior(x).log_prob(z)
     torch.testing.assert_close(got.squeeze(0), expected.detach())
     assert model(n=4).shape == (4, D)
 
@@ -287,10 +287,10 @@ def test_a_pair_goes_through_a_file_with_its_prior(name, tmp_path):
     torch.testing.assert_close(log_weights(*twin, x, num_samples=3), expected, rtol=0, atol=0)
 
 
-def test_a_copied_pair_with_a_vamp_prior_shares_nothing_with_the_original():
+def test_a_copied_pair_with_a_vamp_prior_shares_nothing():
     model, guide = make_pair("VampPrior")
     twin_model, twin_guide = copy.deepcopy((model, guide))
-    assert twin_model.prior_law._guide[0] is twin_guide
+    assert twin_model.prior_module._guide[0] is twin_guide
     assert not {id(p) for p in twin_guide.parameters()} & {id(p) for p in guide.parameters()}
     assert not {id(p) for p in model.parameters()} & {id(p) for p in guide.parameters()}
 
@@ -341,11 +341,11 @@ def test_scored_by_samples_the_floating_prior_fits_the_samples():
     torch.testing.assert_close(FloatingPrior(K).double()().expand((6, 5)).log_prob(z), expected)
 
 
-def test_a_floating_prior_is_refused_until_frozen_and_then_is_a_gaussian():
+def test_a_floating_prior_is_refused_until_frozen_then_gaussian():
     model, guide = floating_pair()
-    x, prior = rows(3000), model.prior_law
+    x, prior = rows(3000), model.prior_module
     fit(model, guide, x[:50], steps=3, objective=AnalyticKLELBO(), progress=False)
-    with pytest.raises(ValueError, match=r"got FloatingPrior in DeepGaussianVAE, 'prior_law' not frozen"):
+    with pytest.raises(ValueError, match=r"got FloatingPrior in DeepGaussianVAE, 'prior_module' not frozen"):
         log_weights(model, guide, x, num_samples=2)
     with pytest.raises(RuntimeError, match="expected a frozen prior to sample from"):
         model(n=3)

@@ -232,16 +232,16 @@ def test_temperatures_are_spaced_by_the_spread():
 class FollowsItsChains(Annealer):
     """The defect: within the run, the step of each chain is fitted to where it is."""
 
-    def move(self, chains, beta, step):
-        return super().move(chains, beta, 3 * step / (1 + chains.v.square().sum(-1)))
+    def transition(self, chains, beta, step):
+        return super().transition(chains, beta, 3 * step / (1 + chains.v.square().sum(-1)))
 
 
 class AlwaysAccepts(Annealer):
     """The defect: no proposal is rejected."""
 
-    def move(self, chains, beta, step):
+    def transition(self, chains, beta, step):
         with mock.patch.object(inference.posterior.hmc, "acceptance_probability", always):
-            return super().move(chains, beta, step)
+            return super().transition(chains, beta, step)
 
 
 def ratios(make=Annealer, *, num_chains=10_000, from_posterior=True):
@@ -334,7 +334,7 @@ def test_a_sum_in_place_of_the_mean_breaks_markovs_bound():
     assert scipy.stats.binom.sf(above - 1, 100, 0.05) < 1e-6
 
 
-def test_the_method_by_name_gives_one_sided_bounds_and_keeps_the_random_state():
+def test_the_method_by_name_is_one_sided_and_keeps_the_random_state():
     model = linear_model()
     x = data_of(model, 5)
     state, validation = torch.get_rng_state(), torch.distributions.Distribution._validate_args

@@ -23,11 +23,12 @@ from pyro_problems import (
 )
 
 from inference import Adaptive, Bridge, evidence
+from inference.core.call import Call
 from inference.distributions.batched_gaussian import Gaussian
-from inference.distributions.student_t import Student, Students, joined, moment_fit, refit, temperatures
+from inference.distributions.student_t import Student, Students, concatenate, moment_fit, refit, temperatures
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import ASYMPTOTIC
-from inference.marginal_likelihood.importance.proposal import Proposal, usable_guide
+from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density
 from inference.weights.summary import merge, summarise
 from zoo.benchmarks.ladder import banana, bimodal, fold, half_seen_fold, ring
 
@@ -63,7 +64,7 @@ def test_a_thousand_problems_are_covered_and_their_intervals_narrow(change):
     assert result.width <= 0.1
 
 
-def test_a_users_model_of_two_latents_is_quadratures_with_and_without_a_guide():
+def test_a_users_model_of_two_latents_agrees_with_quadrature():
     truth = poisson_evidence(COUNTS)
     for guide in (poisson_guide, None):
         got = adaptive(poisson_model, COUNTS, guide)
@@ -144,7 +145,7 @@ def test_thin_bent_ridges_get_bounds_that_hold(make, method):
 def test_the_guides_share_keeps_a_mode_that_the_laws_have_lost():
     torch.manual_seed(0)
     made = fold(1e-2, 20)
-    problem_ = Problem(made.model, (made.x,), guide=made.guide)
+    problem_ = Problem(Call(made.model, made.guide, (made.x,)))
     one = made.guide.posterior(made.x)
     laws = Student(Gaussian(one.locs[:, 0], one.sigmas[:, 0].unsqueeze(-1)), 6.0)
     laws = Students((laws,), torch.zeros(1, 20).double())
@@ -157,7 +158,7 @@ def test_the_guides_share_keeps_a_mode_that_the_laws_have_lost():
 
     apart = made.x[:, 0] > 0.1  # both modes matter and stand apart
     with torch.no_grad():
-        assert bool((errors(Proposal(log_joint, laws, *usable_guide(problem_))).abs() < 4).all())
+        assert bool((errors(Proposal(log_joint, laws, *guide_with_density(problem_))).abs() < 4).all())
         assert bool((errors(Proposal(log_joint, laws)) < -4)[apart].all())
 
 
@@ -188,7 +189,7 @@ def test_a_guide_that_knows_no_density_gives_starts():
         with pyro.plate("data", len(x)):
             pyro.sample("z", Roots(x))
 
-    assert usable_guide(Problem(square_model, (SQUARES,), guide=guide)) == (None, None)
+    assert guide_with_density(Problem(Call(square_model, guide, (SQUARES,)))) == (None, None)
     got = adaptive(square_model, SQUARES, guide)
     assert (np.abs(got.value.numpy() - square_evidence(SQUARES)) < 4 * got.standard_error.numpy()).all()
 
@@ -196,7 +197,7 @@ def test_a_guide_that_knows_no_density_gives_starts():
 # --- where it is blind -----------------------------------------------------------------------------
 
 
-def test_a_mode_that_the_guide_does_not_see_is_missed_and_nothing_tells():
+def test_a_mode_unseen_by_the_guide_is_missed_without_a_sign():
     truth = square_evidence(SQUARES)
     got = adaptive(square_model, SQUARES, one_mode_guide)
     assert got.guarantee == (ASYMPTOTIC,) * 3
@@ -213,13 +214,13 @@ def test_the_priors_draws_see_both_modes():
 # --- parts -----------------------------------------------------------------------------------------
 
 
-def random_law(dim=3, num_data=2, degrees=5.0):
+def random_student(dim=3, num_data=2, degrees=5.0):
     factor = torch.randn(num_data, dim, dim).double().tril() + 2 * torch.eye(dim).double()
     return Student(Gaussian(torch.randn(num_data, dim).double(), factor), degrees)
 
 
 def test_the_student_law_is_scipys_and_its_draws_follow_it():
-    law = random_law()
+    law = random_student()
     u, log_density = law.draw(4000)
     for n in range(2):
         loc, factor = (part[n].numpy() for part in law.gaussian)
@@ -233,7 +234,7 @@ def test_the_student_law_is_scipys_and_its_draws_follow_it():
 
 
 def random_mixture():
-    return Students((random_law(), random_law()), torch.tensor([[0.3, 0.0], [0.7, 1.0]]).double().log())
+    return Students((random_student(), random_student()), torch.tensor([[0.3, 0.0], [0.7, 1.0]]).double().log())
 
 
 def numpy_terms(mixture, u, n):
@@ -266,18 +267,18 @@ def test_a_refit_is_a_step_of_expectation_and_maximisation():
     assert got.log_shares[:, 1].exp().tolist() == pytest.approx([0, 1])
 
 
-def test_laws_that_nothing_supports_fall_away_and_mixtures_are_joined_in_order():
+def test_unsupported_components_fall_away_and_mixtures_keep_order():
     one, two = random_mixture(), random_mixture().rows(torch.tensor([1]))
     u = two.laws[1].draw(500)[0]
     single = refit(u, torch.zeros(500, 1).double(), two)
     assert len(single.laws) == 1
-    both, at = joined([one, single]), torch.randn(7, 3, 3).double()
+    both, at = concatenate([one, single]), torch.randn(7, 3, 3).double()
     expected = torch.cat([one.log_prob(at[:, :2]), single.log_prob(at[:, 2:])], 1)
     torch.testing.assert_close(both.log_prob(at), expected)
 
 
 def test_moments_are_weighted_and_drawn_towards_the_law_before():
-    law, u, log_weights = random_law(), torch.randn(50, 2, 3).double(), torch.randn(50, 2).double()
+    law, u, log_weights = random_student(), torch.randn(50, 2, 3).double(), torch.randn(50, 2).double()
     got = moment_fit(u, log_weights, law)
     for n in range(2):
         w = np.exp(log_weights[:, n].numpy())
@@ -291,7 +292,7 @@ def test_moments_are_weighted_and_drawn_towards_the_law_before():
 
 
 def test_weights_that_are_all_zero_leave_the_law():
-    law = random_law()
+    law = random_student()
     log_weights = torch.zeros(50, 2).double()
     log_weights[:, 1] = -math.inf
     got = moment_fit(torch.randn(50, 2, 3).double(), log_weights, law)

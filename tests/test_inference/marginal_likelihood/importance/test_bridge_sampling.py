@@ -103,7 +103,7 @@ def test_equal_ratios_give_the_constant_and_zero_weights_count():
     assert root == pytest.approx(-7 - math.log(2))
 
 
-def test_a_users_model_of_two_latents_is_quadratures_with_and_without_a_guide():
+def test_a_users_model_of_two_latents_agrees_with_quadrature():
     truth = poisson_evidence(COUNTS)
     for guide in (poisson_guide, None):
         got = bridge(poisson_model, COUNTS, guide)
@@ -111,7 +111,7 @@ def test_a_users_model_of_two_latents_is_quadratures_with_and_without_a_guide():
         assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
 
 
-def test_a_mode_that_the_guide_does_not_see_is_missed_and_nothing_tells():
+def test_a_mode_unseen_by_the_guide_is_missed_without_a_sign():
     truth = square_evidence(SQUARES)
     got = bridge(square_model, SQUARES, one_mode_guide)
     assert got.guarantee == (ASYMPTOTIC,) * 3

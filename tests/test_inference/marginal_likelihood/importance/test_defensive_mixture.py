@@ -21,6 +21,7 @@ from pyro_problems import (
 )
 
 from inference import Defensive, LogJoint, evidence
+from inference.core.call import Call
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.marginal_likelihood.importance.defensive_mixture import guide_density
@@ -98,15 +99,15 @@ def test_a_stratum_of_one_draw_has_no_error():
     assert bool(torch.isfinite(got.lower).all())
 
 
-def test_the_prior_finds_the_mode_that_the_guide_does_not_see_and_k_hat_tells():
+def test_the_prior_finds_the_guides_unseen_mode_and_k_hat_shows_it():
     truth = square_evidence(SQUARES)
     got = defensive(square_model, SQUARES, one_mode_guide)
     assert got.guarantee == (PROBABILISTIC,) * 3
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
 
 
-def test_a_guide_of_another_order_of_sites_has_its_density_in_the_models_coordinates():
-    problem_ = Problem(poisson_model, (COUNTS,), guide=poisson_guide)
+def test_a_guide_of_another_site_order_keeps_the_models_coordinates():
+    problem_ = Problem(Call(poisson_model, poisson_guide, (COUNTS,)))
     u = torch.randn(6, 3, 2).double()
     log_base, slope = u[..., 0].numpy(), u[..., 1].numpy()
     loc = np.log(COUNTS.numpy().mean(-1) + 0.5)

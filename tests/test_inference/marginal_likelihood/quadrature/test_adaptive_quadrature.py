@@ -22,7 +22,7 @@ from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.result import NUMERICAL
 from inference.marginal_likelihood.quadrature.peaks import _unique
-from inference.numerics.newton import climb
+from inference.numerics.newton import maximise
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
 from zoo.linear.models import LinearGaussianModel
@@ -261,7 +261,7 @@ def check_plateaus():
     check(plateau, x, (2 * x / math.sqrt(2 * math.pi)).log(), label="plateau")
 
 
-def test_a_density_that_ends_between_the_edge_of_a_cell_and_its_first_node():
+def test_a_density_that_ends_between_cell_edge_and_first_node():
     check_plateaus()
 
 
@@ -303,7 +303,7 @@ class AtTheNeedle(Guide):
             pyro.sample("z", dist.Normal(40 + torch.zeros_like(x), 0.01))
 
 
-def test_a_mode_that_no_start_leads_to_is_missed_unless_the_guide_leads_there():
+def test_a_mode_that_no_start_reaches_is_missed_without_the_guide():
     x = torch.zeros(2, dtype=torch.float64)
     broad = scipy.stats.norm.logpdf(0.0)
     spike = 820 + scipy.stats.norm.logpdf(40.0, scale=math.hypot(1, 0.01))
@@ -315,7 +315,7 @@ def test_a_mode_that_no_start_leads_to_is_missed_unless_the_guide_leads_there():
     assert "needle" in Quadrature.__doc__
 
 
-def test_a_datum_that_needs_too_many_cells_has_infinite_bounds_and_the_others_stand():
+def test_a_row_that_needs_too_many_cells_has_infinite_bounds():
     x = torch.tensor([[4.0], [-3.0]], dtype=torch.float64)
     model = noisy(lambda z: torch.where(z > 0, 30 * torch.sin(40 * z) ** 2, z), 1, 0.1)
     got = evidence(model, x, method=Quadrature(max_cells=100), seed=0, progress=False)
@@ -355,22 +355,22 @@ def test_rules_are_exact_for_polynomials():
 # --- modes -----------------------------------------------------------------------------------------------
 
 
-def test_newton_climbs_rosenbrocks_ridge_and_leaves_the_saddle_of_a_double_well():
+def test_newton_climbs_rosenbrock_and_leaves_a_saddle():
     starts = torch.tensor([[-1.2, 1.0], [2.0, -1.0], [0.0, 5.0]], dtype=torch.float64)
 
     def rosenbrock(_, z):
         return -((1 - z[:, 0]) ** 2) - 100 * (z[:, 1] - z[:, 0] ** 2) ** 2
 
-    points, at, rest = climb(rosenbrock, starts)
+    points, at, rest = maximise(rosenbrock, starts)
     torch.testing.assert_close(points, torch.ones_like(points), rtol=0, atol=1e-5)
     hessian = torch.tensor([[-802.0, 400.0], [400.0, -200.0]], dtype=torch.float64)
     torch.testing.assert_close(at.hessian, hessian.expand(3, 2, 2), rtol=1e-3, atol=1e-3)
     assert bool(rest.all())
-    wells, _, _ = climb(lambda _, z: -((z[:, 0] ** 2 - 1) ** 2), torch.tensor([[1e-3], [-1e-3]], dtype=torch.float64))
+    wells, _, _ = maximise(lambda _, z: -((z[:, 0] ** 2 - 1) ** 2), torch.tensor([[1e-3], [-1e-3]], dtype=torch.float64))
     torch.testing.assert_close(wells[:, 0], torch.tensor([1.0, -1.0], dtype=torch.float64), rtol=0, atol=1e-6)
 
 
-def test_modes_of_a_fold_are_two_and_of_a_linear_model_the_posterior_mean():
+def test_a_fold_has_two_modes_and_a_linear_model_its_mean():
     x = torch.tensor([[4.0]], dtype=torch.float64)
     log_joint = LogJoint(noisy(lambda z: z.square(), 1, 0.01), x)
     starts = torch.linspace(-3, 3, 8, dtype=torch.float64).view(8, 1, 1)

@@ -9,6 +9,7 @@ Where the guide is the posterior, truth and draws are exchangeable given the dat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.calibration.simulation import Simulation, join
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.draw import Draw, flatten, labels
 from inference.core.handlers import RecordSites, isolated
-from inference.core.run import Program, probe, run_pair
+from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.posterior.prediction import sample
 
@@ -81,7 +83,7 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the pair is none (see :func:`inference.core.run.run_pair`), observes nothing or what is no argument,
+        ValueError: If the pair is none (see :meth:`inference.core.call.Call.run`), observes nothing or what is no argument,
             is scaled, or has a masked latent.
 
     Example:
@@ -96,12 +98,13 @@ def simulate(
     check_count(num_samples, "num_samples")
     if chunk is not None:
         check_count(chunk, "chunk")
-    check_arguments((model, guide), args, kwargs)
+    call = Call(model, guide, args, kwargs, plate)
+    call.check()
     extra = {} if quantities is None else dict(quantities)
     if LOG_LIKELIHOOD in extra:
         raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
-    with seeded(seed), refuse_batch_laws(model, guide):
-        first = probe(model, guide, args, kwargs, plate=plate)
+    with seeded(seed), refuse_batch_dependence(model, guide):
+        first = call.probe()
         _check_sites(first, args, kwargs)
         layout = first.layout
         chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data)) if chunk is None else chunk
@@ -110,12 +113,13 @@ def simulate(
         parts = []
         for _ in rounds:
             values = sample(model, *args, **kwargs)
-            new = (
-                [_simulated(a, first, values) for a in args],
-                {k: _simulated(a, first, values) for k, a in kwargs.items()},
+            new = replace(
+                call,
+                args=tuple(_simulated(a, first, values) for a in args),
+                kwargs={k: _simulated(a, first, values) for k, a in kwargs.items()},
             )
-            truth = _replay(model, first, values, *new)
-            runs = [run_pair(model, guide, tuple(new[0]), new[1], num_samples=s, plate=plate) for s in sizes]
+            truth = _replay(new, first, values)
+            runs = [new.run(s) for s in sizes]
             parts.append(_read(first, truth, runs, extra))
     return join(parts, num_simulations)
 
@@ -151,14 +155,12 @@ def _simulated(argument: Any, first: Draw, values: Mapping[str, Tensor]) -> Any:
     return argument
 
 
-def _replay(
-    model: Program, first: Draw, values: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Draw:
+def _replay(call: Call, first: Draw, values: Mapping[str, Tensor]) -> Draw:
     """The model's run on the latents that the data were made from."""
     latents = {name: values[name] for name in first.latents}
     with isolated(), RecordSites(latents) as run:
-        model(*args, **kwargs)
-    return Draw(first.layout, 1, run.sites, {}, {})
+        call.model(*call.args, **call.kwargs)
+    return Draw(first.layout, 1, run.sites, {}, {}, call)
 
 
 def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Quantity]) -> Simulation:

@@ -10,19 +10,19 @@ with q the guide and q* the best of its family for datum n.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.call import Call, in_double
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.draw import Layout
 from inference.core.protocols import SupportsLocal
-from inference.core.run import Program, probe, run_pair
+from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.method import Method
@@ -142,39 +142,40 @@ def gap(
         TypeError: As :func:`inference.marginal_likelihood.estimate`.
         ValueError: As :func:`inference.marginal_likelihood.estimate`, or if the known evidence has another number of data.
     """
-    call = in_double(Call(model, guide, (x, *args), kwargs))
-    check_arguments((call.model, call.guide), call.args, kwargs)
-    layout = probe(*call, plate=plate).layout
+    call = Call(model, guide, (x, *args), kwargs, plate).double()
+    call.check()
+    layout = call.probe().layout
     _check_takes_all(layout)
     if known is None:
-        from_guide = None if isinstance(as_method(method), Exact) else guide
-        known = evidence(
-            model, x, *args, method=method, guide=from_guide, plate=plate, seed=seed, progress=progress, **kwargs
-        )
+        known = _evidence(call, as_method(method), seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data, got that of {len(known.value)}")
-    if isinstance(guide, SupportsLocal):
-        found = refit(
-            model,
-            guide,
-            x,
-            *args,
-            num_samples=num_samples,
-            restarts=restarts,
-            max_steps=max_steps,
-            plate=plate,
-            seed=seed,
-            progress=progress,
-            **kwargs,
+    if isinstance(call.guide, SupportsLocal):
+        found = refit_call(
+            call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
         elbo, error = found.own_elbo, found.own_standard_error
         parts = (known.value - found.elbo, found.improvement, found.improvement_error, found.gradient_norm)
     else:
-        with refuse_batch_laws(call.model, call.guide), seeded(seed):
-            elbo, error = _mean_and_error(_evaluations(call, num_samples, plate))
+        with refuse_batch_dependence(*call.programs), seeded(seed):
+            elbo, error = _mean_and_error(_evaluations(call, num_samples))
         parts = (None, None, None, None)
     total_error = (known.standard_error.square() + error.square()).sqrt()
     return Gap(known, elbo, error, known.value - elbo, total_error, *parts)
+
+
+def _evidence(call: Call, method: Method, seed: int | None, progress: bool) -> Evidence:
+    guide = None if isinstance(method, Exact) else call.guide
+    return evidence(
+        call.model,
+        *call.args,
+        method=method,
+        guide=guide,
+        plate=call.plate,
+        seed=seed,
+        progress=progress,
+        **call.kwargs,
+    )
 
 
 def refit(
@@ -212,16 +213,37 @@ def refit(
         TypeError: If the guide cannot be freed for each datum.
         ValueError: If the pair is none, or a parameter of the freed guide has not one row for each datum.
     """
-    if not isinstance(guide, SupportsLocal):
-        raise TypeError(f"expected a guide with local(x), got {type(guide).__name__}")
+    return refit_call(
+        Call(model, guide, args, kwargs, plate).double(),
+        num_samples=num_samples,
+        restarts=restarts,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def refit_call(
+    own: Call,
+    *,
+    num_samples: int = 128,
+    restarts: int = 2,
+    max_steps: int = 200,
+    tolerance: float = 1e-6,
+    seed: int | None = 0,
+    progress: bool = True,
+) -> Refit:
+    """:func:`refit` of a call that is in float64 already."""
+    if not isinstance(own.guide, SupportsLocal):
+        raise TypeError(f"expected a guide with local(x), got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
-    own = in_double(Call(model, guide, args, kwargs))
-    check_arguments((own.model, own.guide), own.args, kwargs)
-    with refuse_batch_laws(own.model, own.guide), seeded(seed):
+    own.check()
+    with refuse_batch_dependence(*own.programs), seeded(seed):
         local = own.guide.local(*own.args, **own.kwargs)
-        freed = own._replace(guide=local)
-        problem = _LocalProblem(freed, local, num_samples, plate)
+        freed = replace(own, guide=local)
+        problem = _LocalProblem(freed, local, num_samples)
         best = minimise(problem.evaluate, problem.start, max_steps=max_steps, tolerance=tolerance)
         point, value, norm = best.point, best.value, best.gradient_norm
         for _ in tqdm(range(restarts), disable=not progress or not restarts, desc="refit", unit="start"):
@@ -232,7 +254,7 @@ def refit(
             value, norm = torch.minimum(value, other.value), torch.where(better, other.gradient_norm, norm)
         problem.set(point)
         fresh = int(torch.randint(2**31, ()))
-        ours, refitted = (_evaluations(call, num_samples, plate, fresh) for call in (own, freed))
+        ours, refitted = (_evaluations(call, num_samples, fresh) for call in (own, freed))
     worse = refitted.mean(0) < ours.mean(0)
     problem.set(torch.where(worse.unsqueeze(-1), problem.start, point))
     refitted = torch.where(worse, ours, refitted)
@@ -243,10 +265,9 @@ def refit(
 class _LocalProblem:
     """Minus the ELBO of each datum as a function of its own free parameters."""
 
-    def __init__(self, call: Call, local: nn.Module, num_samples: int, plate: str | None) -> None:
+    def __init__(self, call: Call, local: nn.Module, num_samples: int) -> None:
         self.parameters = [p for p in local.parameters() if p.requires_grad]
-        self.call = call
-        self.options: dict[str, Any] = {"num_samples": num_samples, "plate": plate}
+        self.call, self.num_samples = call, num_samples
         self.noise, self.seed = WhitenedNoise(), int(torch.randint(2**31, ()))
         sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
         if len(sizes) != 1:
@@ -256,7 +277,7 @@ class _LocalProblem:
             )
         self.start = torch.cat([p.detach().reshape(len(p), -1) for p in self.parameters], -1).double()
         with torch.no_grad():
-            layout = run_pair(*call, **self.options).layout  # which finds the depth of the plates, outside the noise
+            layout = call.run(num_samples).layout  # which finds the depth of the plates, outside the noise
             _check_takes_all(layout)
             if len(self.start) != layout.num_data:
                 raise ValueError(
@@ -264,7 +285,7 @@ class _LocalProblem:
                     f"{len(self.start)}"
                 )
             with random_state(self.seed), self.noise:  # drawn once here, so that each evaluation finds it drawn
-                run_pair(*call, **self.options)
+                call.run(num_samples)
 
     def set(self, point: Tensor) -> None:
         """Write free parameters (N, P) into the guide."""
@@ -280,7 +301,7 @@ class _LocalProblem:
         self.set(whole)
         # The same noise at each call, whoever draws it.
         with torch.enable_grad(), random_state(self.seed), self.noise:
-            draw = run_pair(*self.call, **self.options)
+            draw = self.call.run(self.num_samples)
             loss = -draw.elbo_terms.mean(0)
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
         gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], -1)
@@ -294,7 +315,7 @@ def _check_takes_all(layout: Layout) -> None:
 
 
 @torch.no_grad()
-def _evaluations(call: Call, num_samples: int, plate: str | None, seed: int | None = None) -> Tensor:
+def _evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor:
     """The ELBO on several independent sets of whitened noise, (8, N).
 
     Whitened noise is normal up to second moments only: what the log joint has beyond a quadratic is biased by a term
@@ -303,15 +324,15 @@ def _evaluations(call: Call, num_samples: int, plate: str | None, seed: int | No
     values = []
     with seeded(seed):
         for _ in range(_EVALUATIONS):
-            value, white = _evaluate(call, num_samples, plate)
-            values.append(2 * value - _evaluate(call, num_samples // 2, plate)[0] if white else value)
+            value, white = _evaluate(call, num_samples)
+            values.append(2 * value - _evaluate(call, num_samples // 2)[0] if white else value)
     return torch.stack(values)
 
 
-def _evaluate(call: Call, num_samples: int, plate: str | None) -> tuple[Tensor, bool]:
+def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
-        draw = run_pair(*call, num_samples=num_samples, plate=plate)
+        draw = call.run(num_samples)
     return draw.elbo_terms.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 

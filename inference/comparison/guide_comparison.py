@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +15,37 @@ from tqdm.auto import tqdm
 
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.comparison.gap_decomposition import refit
+from inference.comparison.gap_decomposition import refit_call
 from inference.comparison.paired_differences import principal_map
 from inference.comparison.resources import Cost, cost
-from inference.core.call import Call, in_double
+from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count, check_finite
 from inference.core.estimates import check_level
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
-from inference.core.run import Program, run_pair
+from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
 from inference.marginal_likelihood.analytic.exact import Exact
-from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.estimate import as_method
 from inference.weights.importance_weights import iter_log_weights
 from inference.weights.summary import WeightSummary, merge, summarise
 
-Pairs = Mapping[str, tuple[Program, Program]]
+
+class Entry(NamedTuple):
+    """A pair that is compared: as it was given, and in float64, converted once. Both are called without data yet."""
+
+    own: Call
+    double: Call
+
+    def on(self, rows: Tensor) -> Entry:
+        """The pair called with data."""
+        converted = rows if self.double is self.own else rows.double()
+        return Entry(replace(self.own, args=(rows,)), replace(self.double, args=(converted,)))
+
+
+Entries = Mapping[str, Entry]
 
 # Rows measured together: what bounds the memory, whatever the size of the data set.
 _BLOCK = 2048
@@ -115,22 +128,22 @@ def compare(
     offsets = {TRAIN: _offsets(log_det, x, "log_det")}
     if held_out is not None:
         offsets[HELD_OUT] = _offsets(held_out_log_det, held_out, "held_out_log_det")
-    rows = _pairs(model, guides, None if seeds is None else list(seeds))
-    for pair in (pair for by_name in rows.values() for pair in by_name.values()):
+    by_seed = _entries(model, guides, None if seeds is None else list(seeds), plate)
+    for entry in (entry for entries in by_seed.values() for entry in entries.values()):
         for part in data.values():
-            check_arguments(pair, (part,), {})
+            entry.on(part).own.check()
     groups: dict[str, xr.Dataset] = {}
     num_blocks = sum(-(-len(part) // _BLOCK) for part in data.values())
-    total = sum(len(pairs) for pairs in rows.values()) * num_blocks
+    total = sum(map(len, by_seed.values())) * num_blocks
     with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
         for name, part in data.items():
-            by_seed = []
-            for pairs in rows.values():
-                options = {"num_samples": num_samples, "chunk": chunk, "plate": plate, "level": level, "bar": bar}
-                blocks = [_measure(pairs, block, method=chosen, **options) for block in part.split(_BLOCK)]
-                measured = _collect(pairs, blocks)
-                by_seed.append(measured.assign(_of_guides(measured, pairs, part, plate, split, simulated)))
-            groups[name] = _with_data(xr.concat(by_seed, xr.Variable("seed", list(rows))), part, offsets[name])
+            measured = []
+            for entries in by_seed.values():
+                options = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
+                blocks = [_measure(entries, block, method=chosen, **options) for block in part.split(_BLOCK)]
+                columns = _collect(entries, blocks)
+                measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated)))
+            groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
         "num_samples": num_samples,
@@ -141,7 +154,9 @@ def compare(
     return tree
 
 
-def _pairs(model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None) -> dict[int, Pairs]:
+def _entries(
+    model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, plate: str | None
+) -> dict[int, Entries]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
         raise ValueError(f"expected guides as a mapping from names with at least one entry, got {guides!r}")
@@ -151,114 +166,122 @@ def _pairs(model: Program | None, guides: Mapping[str, Any], seeds: list[int] | 
         if seeds is not None and (isinstance(entry, nn.Module) or not callable(entry)):
             raise TypeError(f"expected {name!r} to be a function of a seed, with seeds=, got {type(entry).__name__}")
     return {
-        seed: {name: _as_pair(name, model, entry if seeds is None else entry(seed)) for name, entry in guides.items()}
+        seed: {
+            name: _as_entry(name, model, entry if seeds is None else entry(seed), plate)
+            for name, entry in guides.items()
+        }
         for seed in ([0] if seeds is None else seeds)
     }
 
 
-def _as_pair(name: str, model: Program | None, entry: Any) -> tuple[Program, Program]:
+def _as_entry(name: str, model: Program | None, entry: Any, plate: str | None) -> Entry:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
         raise TypeError(f"expected {name!r} to be a guide beside a model, or (model, guide), got {entry!r}")
-    return pair
+    call = Call(*pair, plate=plate)
+    return Entry(call, call.double())
 
 
 Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
 
 
 def _measure(
-    pairs: Pairs,
+    entries: Entries,
     block: Tensor,
     *,
     num_samples: int,
     chunk: int | None,
-    plate: str | None,
     level: float,
     method: Method | None,
     bar: Any,
 ) -> Block:
     """Everything per datum of a block: columns by the guide's name, evidence by the model's identity."""
-    weights = {}
-    for name, (model, guide) in pairs.items():
+    weights, by_model = {}, dict[int, dict[str, Entry]]()
+    for name, entry in entries.items():
+        model, guide, plate = entry.own.model, entry.own.guide, entry.own.plate
+        assert guide is not None
         chunks = iter_log_weights(model, guide, block, num_samples=num_samples, chunk=chunk, plate=plate)
         weights[name] = summarise(chunks, num_samples)
+        by_model.setdefault(id(model), {})[name] = entry.on(block)
         bar.update()
-    truths: dict[int, Evidence] = {}
-    for model, guide in pairs.values():
-        if id(model) not in truths:
-            shared = [weights[name] for name, (other, _) in pairs.items() if other is model]
-            problem = Problem(model, (block,), {}, guide, plate, level=level, progress=False)
-            truths[id(model)] = _reference(problem, shared, method)
-    return {name: _per_datum(weights[name], truths[id(model)]) for name, (model, _) in pairs.items()}, truths
+    truths, columns = dict[int, Evidence](), dict[str, dict[str, Tensor]]()
+    for model_id, group in by_model.items():
+        shared = [weights[name] for name in group]
+        truths[model_id] = _reference(next(iter(group.values())), shared, method, level)
+        columns |= {name: _per_datum(weights[name], truths[model_id]) for name in group}
+    return columns, truths
 
 
-def _collect(pairs: Pairs, blocks: Sequence[Block]) -> xr.Dataset:
+def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     """The blocks of one seed side by side, with the mean evidence over all of them."""
     truths = {key: concatenate([truth[key] for _, truth in blocks]) for key in blocks[0][1]}
     variables: dict[str, Any] = {}
     for key in next(iter(blocks[0][0].values())):
-        rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in pairs]
+        rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in entries]
         variables[key] = (("guide", "datum"), torch.stack(rows).numpy())
-    own = [truths[id(model)] for model, _ in pairs.values()]
+    own = [truths[id(entry.own.model)] for entry in entries.values()]
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
     variables["method"] = (("guide",), [truth.method for truth in own])
     num_data = len(own[0].value)
-    return xr.Dataset(variables, {"guide": list(pairs), "datum": np.arange(num_data)})
+    return xr.Dataset(variables, {"guide": list(entries), "datum": np.arange(num_data)})
 
 
-def _reference(problem: Problem, weights: Sequence[WeightSummary], method: Method | None) -> Evidence:
-    if isinstance(problem.model, SupportsLogEvidence):
-        return Exact().estimate(problem)
+def _reference(entry: Entry, weights: Sequence[WeightSummary], method: Method | None, level: float) -> Evidence:
+    if isinstance(entry.own.model, SupportsLogEvidence):
+        return Exact().estimate(Problem(entry.own, level, progress=False))
     if method is not None:
-        call = in_double(Call(problem.model, problem.guide, problem.args, problem.kwargs))
-        return method.estimate(replace(problem, model=call.model, guide=call.guide, args=call.args))
+        return method.estimate(Problem(entry.double, level, progress=False))
     pooled = weights[0]
     for other in weights[1:]:
         pooled = merge(pooled, other)
-    return from_weights(pooled, problem.level)
+    return evidence_from_weights(pooled, level)
 
 
-def _of_guides(
-    measured: xr.Dataset, pairs: Pairs, part: Tensor, plate: str | None, split: int, simulated: int
-) -> dict[str, Any]:
+def _of_guides(measured: xr.Dataset, entries: Entries, part: Tensor, split: int, simulated: int) -> dict[str, Any]:
     """What a guide costs, how its gap splits on the first rows, and how often its intervals hold the truth."""
     num_data = measured.sizes["datum"]
     columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
-    for name, (model, guide) in pairs.items():
+    for name, entry in entries.items():
         known = measured["evidence"].sel(guide=name).values
-        parts = _split(model, guide, part[:split], known[:split], plate) if split else (None, None)
+        parts = _split(entry.on(part[:split]).double, known[:split]) if split else (None, None)
         for key, value in zip(("approximation", "amortisation"), parts, strict=True):
             column = np.full(num_data, math.nan)
             if value is not None:
                 column[: len(value)] = value.cpu().numpy()
             columns[key].append(column)
-        seconds, memory = _cost_of(model, guide, part[:_BLOCK], plate)
-        columns["coverage"].append(_coverage(model, guide, part, simulated, plate) if simulated else math.nan)
+        seconds, memory = _cost_of(entry.on(part[:_BLOCK]).own)
+        columns["coverage"].append(_coverage(entry.own, part, simulated) if simulated else math.nan)
         columns["seconds"].append(seconds)
         columns["memory"].append(memory)
     dims = {"approximation": ("guide", "datum"), "amortisation": ("guide", "datum")}
     return {key: (dims.get(key, ("guide",)), np.array(values)) for key, values in columns.items()}
 
 
-def _split(
-    model: Program, guide: Program, rows: Tensor, known: np.ndarray, plate: str | None
-) -> tuple[Tensor | None, Tensor | None]:
-    if not isinstance(guide, SupportsLocal):
+def _split(call: Call, known: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+    if not isinstance(call.guide, SupportsLocal):
         return None, None
-    found = refit(model, guide, rows, restarts=0, plate=plate, progress=False)
+    found = refit_call(call, restarts=0, progress=False)
     return torch.as_tensor(known).to(found.elbo) - found.elbo, found.improvement
 
 
-def _cost_of(model: Program, guide: Program, rows: Tensor, plate: str | None) -> Cost:
+def _cost_of(call: Call) -> Cost:
     with torch.no_grad(), random_state(0):
-        return cost(lambda: run_pair(model, guide, (rows,), plate=plate).elbo_terms)
+        return cost(lambda: call.run().elbo_terms)
 
 
-def _coverage(model: Program, guide: Program, part: Tensor, simulated: int, plate: str | None) -> float:
+def _coverage(call: Call, part: Tensor, simulated: int) -> float:
+    assert call.guide is not None
     rows = part[torch.arange(simulated, device=part.device) % len(part)]
     simulation = simulate(
-        model, guide, rows, num_simulations=simulated, num_samples=99, plate=plate, seed=0, progress=False
+        call.model,
+        call.guide,
+        rows,
+        num_simulations=simulated,
+        num_samples=99,
+        plate=call.plate,
+        seed=0,
+        progress=False,
     )
     return float(coverage(sbc(simulation), (0.9,)).value[0, : len(simulation.names)].mean())
 

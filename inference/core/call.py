@@ -1,47 +1,176 @@
-"""Pairs in float64, whatever they were trained in: at little noise a float32 density drowns in rounding."""
+"""A call of a model/guide pair: the two programs with what both are called with, as one immutable value.
+
+A pair is a Pyro model and a Pyro guide, functions or modules of one call signature, in which every sample site of
+both halves stands in one common vectorised plate over the data.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
-from inference.core.run import Program
+from inference.core.checks import check_arguments
+from inference.core.draw import Draw
+from inference.core.handlers import Site, isolated
+from inference.core.protocols import SupportsRows
+from inference.core.run import Program, check_pair, run_program
+from inference.core.seeding import random_state
 
 
-class Call(NamedTuple):
-    """A pair and what it is called with.
+@dataclass(frozen=True)
+class Call:
+    """A model and a guide with the arguments, and the plate, that both are called with.
 
     Attributes:
         model: Pyro model.
-        guide: Pyro guide, or None.
-        args: Positional arguments of both.
+        guide: Pyro guide of the same call signature; None where there is none.
+        args: Positional arguments of both, data first.
         kwargs: Keyword arguments of both.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
     """
 
     model: Program
-    guide: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    guide: Program | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    plate: str | None = None
+    broadcast: bool = True
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Model and, where there is one, guide."""
+        return (self.model,) if self.guide is None else (self.model, self.guide)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the first argument; None where it is no tensor with rows."""
+        first = next(iter(self.args), None)
+        return len(first) if isinstance(first, Tensor) and first.dim() > 0 else None
+
+    def check(self) -> None:
+        """Check the arguments, see :func:`inference.core.checks.check_arguments`.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is not finite, or does not have the shape that a program declares.
+        """
+        check_arguments(self.programs, self.args, self.kwargs)
+
+    def double(self) -> Call:
+        """The call with modules and data in float64: at little noise a float32 density drowns in rounding.
+
+        Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
+        where a half is no module, or all is float64 already.
+        """
+        if not all(isinstance(p, nn.Module) for p in self.programs) or all(map(_is_double, self.programs)):
+            return self
+        model, guide = copy.deepcopy((self.model, self.guide))
+        for module in (model, guide):
+            if isinstance(module, nn.Module):
+                module.double()
+        return replace(self, model=model, guide=guide)._with_arguments(_convert)
+
+    def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
+        """The call of chosen rows, which may repeat: of every argument with one row per data point, and of the guide.
+
+        Args:
+            index: Integers from 0 to the number of rows less one, (M,).
+            num_rows: N; an argument that is a tensor of as many rows is data. The first argument's rows if None.
+
+        Raises:
+            ValueError: If no argument has one row per data point.
+        """
+        number = self.num_rows if num_rows is None else num_rows
+        if number is None or not any(_has_rows(a, number) for a in (*self.args, *self.kwargs.values())):
+            raise ValueError(f"expected an argument with one row for each of {number} data points, got none")
+        chosen = self._with_arguments(lambda value: value[index] if _has_rows(value, number) else value)
+        return replace(chosen, guide=self.guide.rows(index)) if isinstance(self.guide, SupportsRows) else chosen
+
+    def run(
+        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+    ) -> Draw:
+        """Draw latents from the guide and replay the model on them.
+
+        One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
+
+        Args:
+            num_samples: S, samples per data point, drawn side by side.
+            values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
+                guide then scores instead of drawing its own.
+            expose_params: Let param statements through to an enclosing handler.
+
+        Raises:
+            ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
+                site.
+        """
+        guide, given = self._guide(), dict(values or {})
+        depth = self._particle_depth() if num_samples > 1 else None
+        with isolated(expose_params=expose_params):
+            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
+            latents = {name: site.value for name, site in guide_run.sites.items() if not site.is_observed}
+            given = given | latents | guide_run.subsamples
+            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
+        layout = check_pair(model_run.sites, guide_run.sites, self.plate)
+        subsamples = guide_run.subsamples | model_run.subsamples
+        return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
+
+    def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
+        """Latent sites of one run of the guide alone, in trace order."""
+        with isolated(expose_params=expose_params):
+            run = run_program(self._guide(), self.args, self.kwargs, None, 1, None)
+        return {name: site for name, site in run.sites.items() if not site.is_observed}
+
+    def probe(self) -> Draw:
+        """One run of one sample without gradient that leaves the random state as it was.
+
+        Raises:
+            ValueError: As :meth:`run`.
+        """
+        # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
+        with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
+            return self.run()
+
+    def _guide(self) -> Program:
+        if self.guide is None:
+            raise ValueError("expected a guide, got none")
+        return self.guide
+
+    def _with_arguments(self, change: Any) -> Call:
+        kwargs = {name: change(value) for name, value in self.kwargs.items()}
+        return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
+
+    def _particle_depth(self) -> int:
+        """Batch dimensions of the pair: a property of the programs and the form of their arguments, found once."""
+        try:
+            arguments = (*map(_form, self.args), *((name, _form(value)) for name, value in self.kwargs.items()))
+            form = (self.plate, *arguments)
+            known = _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
+            if form in known:
+                return known[form]
+        except TypeError:  # no weak references to it, or no hash: then it is found each time
+            form, known = None, {}
+        known[form] = self.probe().layout.depth
+        return known[form]
 
 
-def in_double(call: Call) -> Call:
-    """The call with modules and data in float64, as copies; itself where a half is no module, or all is so already.
+# Kept while both programs live.
+_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
 
-    The pair is copied as one, so that a guide which holds its model holds the copy.
-    """
-    programs = [p for p in (call.model, call.guide) if p is not None]
-    if not all(isinstance(p, nn.Module) for p in programs) or all(map(_is_double, programs)):
-        return call
-    model, guide = copy.deepcopy((call.model, call.guide))
-    for module in (model, guide):
-        if isinstance(module, nn.Module):
-            module.double()
-    kwargs = {name: _convert(value) for name, value in call.kwargs.items()}
-    return Call(model, guide, tuple(map(_convert, call.args)), kwargs)
+
+def _form(value: Any) -> Any:
+    return (value.dim(),) if isinstance(value, Tensor) else (type(value), value)
+
+
+def _has_rows(value: Any, number: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == number
 
 
 def _convert(value: Any) -> Any:

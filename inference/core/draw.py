@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from torch import Tensor
 
 from inference.core.handlers import Site, masked_log_prob
+
+if TYPE_CHECKING:
+    from inference.core.call import Call
 
 DATA_PLATE = "data"
 _PARTICLES = "_particles"
@@ -78,6 +81,7 @@ class Draw:
         model_sites: Sites of the model in trace order, the latent ones first drawn by the guide.
         guide_sites: Sites of the guide in trace order.
         subsamples: The indices that each plate chose; those of a further run may be fixed to them.
+        call: What was run.
     """
 
     layout: Layout
@@ -85,6 +89,7 @@ class Draw:
     model_sites: Mapping[str, Site]
     guide_sites: Mapping[str, Site]
     subsamples: Mapping[str, Tensor]
+    call: Call
 
     def term(self, site: Site, value: Tensor) -> Tensor:
         """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""

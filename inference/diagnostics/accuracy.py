@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count, check_finite
-from inference.core.draw import Draw, Layout, flatten, labels
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count, check_finite
+from inference.core.draw import Draw, flatten, labels
 from inference.core.estimates import Estimate
 from inference.core.handlers import RecordSites, isolated
 from inference.core.protocols import SupportsPosterior
-from inference.core.run import Program, probe, run_pair
+from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import FullNormal, as_full_normal
 from inference.weights.summary import elbo
@@ -88,22 +89,23 @@ def posterior_error(
         ValueError: If the pair is none, or the reference or the evidence is of the wrong sites or shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    check_arguments((model, guide), (x,), {})
+    call = Call(model, guide, (x,))
+    call.check()
     if reference is None and not isinstance(model, SupportsPosterior):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
-    with seeded(seed), refuse_batch_laws(model, guide):
-        first = probe(model, guide, (x,))
+    with seeded(seed), refuse_batch_dependence(model, guide):
+        first = call.probe()
         _check_reference(first, reference, log_evidence)
         exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
         laws = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
         if laws[0] is not None and laws[1] is not None:
             return _closed_form(first, _double(laws[0]), _double(laws[1]))
-        own = run_pair(model, guide, (x,), num_samples=num_samples)
+        own = call.run(num_samples)
         values = reference
         if values is None:
             assert exact is not None
             values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
-        theirs = _replay(model, guide, x, first.layout, values)
+        theirs = _replay(first, values)
     # A guide may say that it has samples and no density: then there are no divergences.
     known = getattr(guide, "has_density", True)
     kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
@@ -145,14 +147,14 @@ def _double(law: MultivariateNormal) -> FullNormal:
     return FullNormal(law.loc.double(), law._unbroadcasted_scale_tril.double())
 
 
-def _replay(model: Program, guide: Program, x: Tensor, layout: Layout, values: Mapping[str, Tensor]) -> Draw:
+def _replay(first: Draw, values: Mapping[str, Tensor]) -> Draw:
     """The pair's densities at samples of the posterior."""
-    num_samples, sites = len(next(iter(values.values()))), []
-    for program in (model, guide):
-        with isolated(), RecordSites(values) as run, layout.particles(num_samples):
-            program(x)
+    num_samples, sites, call = len(next(iter(values.values()))), [], first.call
+    for program in call.programs:
+        with isolated(), RecordSites(values) as run, first.layout.particles(num_samples):
+            program(*call.args)
         sites.append(run.sites)
-    return Draw(layout, num_samples, sites[0], sites[1], {})
+    return Draw(first.layout, num_samples, sites[0], sites[1], {}, call)
 
 
 def _divergences(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import LocalParams, local_params
-from inference.core.run import Program, modules_of, run_guide
+from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, seeded
 
 
@@ -124,7 +125,7 @@ def _groups(
 ) -> dict[str, list[Tensor]]:
     with random_state(None), torch.no_grad():
         with LocalParams() as of_guide:
-            run_guide(guide, args, kwargs, expose_params=True)
+            Call(model, guide, args, kwargs).run_guide(expose_params=True)
         with LocalParams() as of_both:
             objective.differentiable_loss(model, guide, *args, **kwargs)
     encoder = _trainable(guide, of_guide.seen)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
-from inference.core.run import Program, probe, run_pair, run_program
+from inference.core.run import Program, run_program
 from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report
 from inference.information.rates import RateDistortion, rate_distortion
@@ -70,15 +71,16 @@ def information_bounds(
     check_count(num_samples, "num_samples", minimum=2)
     check_count(chunk, "chunk")
     check_level(level)
-    check_arguments((model, guide), args, kwargs)
-    with refuse_batch_laws(model, guide):
-        first = probe(model, guide, args, kwargs, plate=plate)
+    call = Call(model, guide, args, kwargs, plate)
+    call.check()
+    with refuse_batch_dependence(model, guide):
+        first = call.probe()
     first.refuse_scales()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
     with seeded(seed):
         rates = rate_distortion(model, guide, *args, num_samples=2, plate=plate, **kwargs).rates
-        found = [_ratios(model, guide, args, kwargs, chunk, plate) for _ in range(num_samples)]
+        found = [_ratios(call, chunk) for _ in range(num_samples)]
     own, others = (torch.stack(terms) for terms in zip(*found, strict=True))
     return information_report(own, others, rates.value, level)
 
@@ -96,15 +98,13 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     return max(lower, centre - bounds.bias_bound), min(upper, centre + bounds.bias_bound)
 
 
-def _ratios(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], chunk: int, plate: str | None
-) -> tuple[Tensor, Tensor]:
+def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
     """One draw per datum: its log ratios to the mixture with and without its own law, (N,) each."""
-    draw = run_pair(model, guide, args, kwargs, plate=plate)
+    draw = call.run()
     num_data = draw.layout.num_data
     found = []
     for start in range(0, num_data, chunk):
-        log_q = _cross(guide, args, kwargs, draw, slice(start, start + chunk))
+        log_q = _cross(draw, slice(start, start + chunk))
         rows = torch.arange(len(log_q), device=log_q.device)
         own = log_q[rows, start + rows]
         log_q[rows, start + rows] = -math.inf
@@ -115,11 +115,13 @@ def _ratios(
     return with_own, without
 
 
-def _cross(guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], draw: Draw, rows: slice) -> Tensor:
+def _cross(draw: Draw, rows: slice) -> Tensor:
     """log q(z_m | x_n) of the drawn latents m in ``rows`` under every datum n, (rows, N) in float64."""
     values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.latents.items()}
     (size,) = {len(value) for value in values.values()}
+    call, guide = draw.call, draw.call.guide
+    assert guide is not None
     with isolated():
-        run = run_program(guide, args, kwargs, values, size, draw.layout.depth)
+        run = run_program(guide, call.args, call.kwargs, values, size, draw.layout.depth)
     terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.sites.values()]
     return torch.stack(terms).sum(0).double()

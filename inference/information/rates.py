@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import Estimate, Interval, check_level
 from inference.core.handlers import apply_mask
 from inference.core.protocols import SupportsExpectedLogLikelihood
-from inference.core.run import Program, probe, run_pair
+from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import as_full_normal
 from inference.objectives.analytic import AnalyticELBO
@@ -109,7 +110,7 @@ def rate_distortion(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument or the pair is unfit (see :func:`inference.core.run.run_pair`), or a site is scaled.
+        ValueError: If an argument or the pair is unfit (see :meth:`inference.core.call.Call.run`), or a site is scaled.
 
     Example:
         >>> from guides import TiedMeanField
@@ -122,9 +123,10 @@ def rate_distortion(
     check_count(num_samples, "num_samples", minimum=2)
     check_count(chunk, "chunk")
     check_level(level)
-    check_arguments((model, guide), args, kwargs)
-    with refuse_batch_laws(model, guide):
-        first = probe(model, guide, args, kwargs, plate=plate)
+    call = Call(model, guide, args, kwargs, plate)
+    call.check()
+    with refuse_batch_dependence(model, guide):
+        first = call.probe()
     first.refuse_scales()
     if _is_exact(model, first):
         total = -AnalyticELBO().per_datum(model, guide, *args, **kwargs).double()
@@ -135,7 +137,7 @@ def rate_distortion(
         terms = []
         for start in range(0, num_samples, chunk):
             size = min(chunk, num_samples - start)
-            draw = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate, subsamples=first.subsamples)
+            draw = call.run(size, values=first.subsamples)
             terms.append(torch.stack([_rates(draw), -draw.total(draw.model_sites, observed=True).double()]))
     rate, distortion = torch.cat(terms, 1)
     rates, distortions, totals = (_estimate(t) for t in (rate, distortion, rate + distortion))

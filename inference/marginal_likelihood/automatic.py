@@ -51,14 +51,18 @@ class Automatic(Method):
         Raises:
             ValueError: If a closed form disagrees with the model's own density, or model or data are unfit.
         """
-        if isinstance(problem.model, SupportsLogEvidence) and len(problem.args) == 1 and not problem.kwargs:
+        if (
+            isinstance(problem.call.model, SupportsLogEvidence)
+            and len(problem.call.args) == 1
+            and not problem.call.kwargs
+        ):
             result = Exact().estimate(problem)
             _check_closed_form(problem, result)
             return result
         if problem.log_joint.dim <= _MAX_QUADRATURE_DIM:
             return Quadrature().estimate(problem)
         result = self.annealed.estimate(problem)
-        if problem.guide is None:
+        if problem.call.guide is None:
             return result
         return _beside(result, Importance(self.num_samples).estimate(problem), problem.level)
 
@@ -88,12 +92,12 @@ def _beside(first: Evidence, second: Evidence, level: float) -> Evidence:
 @torch.no_grad()
 def _check_closed_form(problem: Problem, result: Evidence) -> None:
     """Compare the closed form of three data with log p(x, z) - log p(z | x) at a draw of the model's posterior."""
-    model = problem.model
+    model = problem.call.model
     if not isinstance(model, SupportsPosterior):
         return
-    x = problem.args[0][:_CHECKED].to(torch.float64)
+    x = problem.call.args[0][:_CHECKED].to(torch.float64)
     try:
-        log_joint = LogJoint(model, x, plate=problem.plate)
+        log_joint = LogJoint(model, x, plate=problem.call.plate)
     except TypeError:  # a model in another dtype than the closed form's; functions are not converted
         return
     if len(log_joint.sites) > 1:

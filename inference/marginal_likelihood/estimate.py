@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.core.call import Call, in_double
+from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.estimates import check_level
-from inference.core.protocols import SupportsLogEvidence, SupportsRows
+from inference.core.protocols import SupportsLogEvidence
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.storage import load_tree, save_tree, tensor_digest
@@ -128,9 +128,9 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    call = in_double(Call(model, guide, (x, *args), kwargs))
-    problem = Problem(call.model, call.args, call.kwargs, call.guide, plate, broadcast, level, progress)
-    check_arguments((), problem.args, kwargs)
+    call = Call(model, guide, (x, *args), kwargs, plate, broadcast).double()
+    check_arguments((), call.args, kwargs)
+    problem = Problem(call, level, progress)
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
@@ -160,10 +160,10 @@ def as_method(method: str | Method) -> Method:
 
 def _blocks(problem: Problem, block: int) -> list[Problem]:
     """The problem in blocks of rows; as one where its arguments are not rows of data."""
-    x = problem.args[0]
-    if not isinstance(x, Tensor) or x.dim() == 0 or len(x) <= block:
+    rows = problem.call.num_rows
+    if rows is None or rows <= block:
         return [problem]
-    return [_select(problem, torch.arange(start, min(start + block, len(x)))) for start in range(0, len(x), block)]
+    return [_select(problem, torch.arange(start, min(start + block, rows))) for start in range(0, rows, block)]
 
 
 def _select(problem: Problem, index: Tensor) -> Problem:
@@ -172,24 +172,16 @@ def _select(problem: Problem, index: Tensor) -> Problem:
     Raises:
         ValueError: If the first argument has not one row for each datum, or the model subsamples.
     """
-    x = problem.args[0]
-    if not isinstance(x, Tensor) or x.dim() == 0 or not _takes_all_rows(problem):
+    if problem.call.num_rows is None or not _takes_all_rows(problem):
         raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")
-    rows = len(x)
-
-    def pick(value: Any) -> Any:
-        return value[index] if isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows else value
-
-    kwargs = {name: pick(value) for name, value in problem.kwargs.items()}
-    guide = problem.guide.rows(index) if isinstance(problem.guide, SupportsRows) else problem.guide
-    return replace(problem, args=tuple(map(pick, problem.args)), kwargs=kwargs, guide=guide)
+    return replace(problem, call=problem.call.rows(index))
 
 
 def _takes_all_rows(problem: Problem) -> bool:
     """Whether the plate over the data has one place for each row; closed forms take rows by definition."""
-    if isinstance(problem.model, SupportsLogEvidence):
+    if isinstance(problem.call.model, SupportsLogEvidence):
         return True
-    return problem.log_joint.num_data == len(problem.args[0]) and not problem.log_joint.subsamples_data
+    return problem.log_joint.num_data == problem.call.num_rows and not problem.log_joint.subsamples_data
 
 
 def _block_seed(seed: int | None, index: int) -> int | None:
@@ -235,15 +227,16 @@ class _Parts:
         self.path, self.done = path, list[Evidence]()
         if path is None:
             return
+        call = problem.call
         self.fingerprint = {
             "method": repr(method),
             "options": list(options),
             "level": problem.level,
             "seed": seed,
-            "call": [problem.plate, problem.broadcast],
-            "data": [[str(key), _described(a)] for key, a in (*enumerate(problem.args), *problem.kwargs.items())],
-            "programs": [_name(program) for program in (problem.model, problem.guide)],
-            "parameters": [_state_digest(program) for program in (problem.model, problem.guide)],
+            "call": [call.plate, call.broadcast],
+            "data": [[str(key), _described(a)] for key, a in (*enumerate(call.args), *call.kwargs.items())],
+            "programs": [_name(program) for program in (call.model, call.guide)],
+            "parameters": [_state_digest(program) for program in (call.model, call.guide)],
         }
         if path.exists():
             tree = load_tree(path)

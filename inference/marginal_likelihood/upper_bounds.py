@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from inference.core.call import Call
 from inference.core.estimates import Estimate
-from inference.core.run import Program, run_pair
+from inference.core.run import Program
 from inference.core.seeding import random_state
 from inference.posterior.exact_draws import ExactDraws
 from inference.weights.summary import WeightSummary, summarise
@@ -36,15 +37,8 @@ def eubo(
         ValueError: If the two are no pair.
     """
     with random_state(None), torch.no_grad():
-        draw = run_pair(
-            model,
-            guide,
-            (draws.x, *args),
-            kwargs,
-            num_samples=draws.num_samples,
-            plate=plate,
-            subsamples=draws.latents,
-        )
+        call = Call(model, guide, (draws.x, *args), kwargs, plate)
+        draw = call.run(draws.num_samples, values=draws.latents)
         return summarise([draw.log_weights], draws.num_samples).elbo
 
 

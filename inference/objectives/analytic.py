@@ -16,12 +16,50 @@ import math
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from inference.core.call import Call
 from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
-from inference.objectives.base import Objective, Pair, check_weight
+from inference.objectives.base import Objective, Terms, check_weight
 
 
-class AnalyticBetaELBO(Objective):
+class _ClosedForm(Objective):
+    """Base of the objectives made of ELBO and rate in closed form, without samples."""
+
+    def terms(self, call: Call, step: Tensor) -> Terms:  # noqa: ARG002
+        """The objective per datum, unscaled: a pair that subsamples is refused."""
+        return Terms(self._combine(*_exact_terms(call)))
+
+    def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
+        """The objective per datum, (N,), from ELBO and rate per datum."""
+        raise NotImplementedError
+
+
+class AnalyticELBO(_ClosedForm):
+    r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
+
+    .. math::
+        -\frac{1}{2\sigma^2}\left[\|x_n - \mu - W m_n\|^2 + \operatorname{tr} W^T W \Sigma_n\right]
+        - \frac D2 \log 2\pi\sigma^2 - KL(N(m_n, \Sigma_n) \,\|\, N(0, I))
+
+    Being deterministic it can be minimised by LBFGS, to machine precision.
+
+    References:
+        Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
+
+    Raises:
+        TypeError: When called, if the model cannot integrate its log-likelihood over a Gaussian.
+        ValueError: When called, if the guide has not exactly one latent site, or stands under a mask, scale or
+            subsampling.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:  # noqa: ARG002
+        return elbo
+
+
+class AnalyticBetaELBO(_ClosedForm):
     r"""The ELBO with a weighted rate, in closed form.
 
     .. math:: -D_n - \beta R_n
@@ -38,13 +76,11 @@ class AnalyticBetaELBO(Objective):
         check_weight(beta, "beta")
         self.beta = beta
 
-    def bound(self, pair: Pair) -> Tensor:
-        """Weighted ELBO per datum, (N,); raises as :class:`inference.AnalyticELBO`."""
-        elbo, rate = _exact_terms(pair)
+    def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
         return elbo + (1 - self.beta) * rate
 
 
-class AnalyticTargetRate(Objective):
+class AnalyticTargetRate(_ClosedForm):
     r"""The least distortion at a given rate, in closed form.
 
     .. math:: -D_n - w \, \left| \sigma - \frac1N \sum_m R_m \right|
@@ -69,56 +105,26 @@ class AnalyticTargetRate(Objective):
                 raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
         self.target, self.weight = target, weight
 
-    def bound(self, pair: Pair) -> Tensor:
-        """Objective per datum, (N,); raises as :class:`inference.AnalyticELBO`."""
-        elbo, rate = _exact_terms(pair)
+    def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
         return elbo + rate - self.weight * (self.target - rate.mean()).abs()
 
 
-def _exact_terms(pair: Pair) -> tuple[Tensor, Tensor]:
+def _exact_terms(call: Call) -> tuple[Tensor, Tensor]:
     """ELBO and rate per datum, (N,) each."""
-    elbo = AnalyticELBO().bound(pair)  # checks the pair
-    assert isinstance(pair.model, SupportsExpectedLogLikelihood)
-    (site,) = pair.run_guide().values()
-    return elbo, kl_divergence(site.fn, pair.model.prior())
-
-
-class AnalyticELBO(Objective):
-    r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
-
-    .. math::
-        -\frac{1}{2\sigma^2}\left[\|x_n - \mu - W m_n\|^2 + \operatorname{tr} W^T W \Sigma_n\right]
-        - \frac D2 \log 2\pi\sigma^2 - KL(N(m_n, \Sigma_n) \,\|\, N(0, I))
-
-    Being deterministic it can be minimised by LBFGS, to machine precision.
-
-    References:
-        Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def bound(self, pair: Pair) -> Tensor:
-        """ELBO per datum, (N,).
-
-        Raises:
-            TypeError: If the model cannot integrate its log-likelihood over a Gaussian.
-            ValueError: If the guide has not exactly one latent site.
-        """
-        if not isinstance(pair.model, SupportsExpectedLogLikelihood):
-            raise TypeError(
-                "expected a model with expected_log_likelihood(x, posterior) and prior() (PPCA or LinearVAE), got "
-                f"{type(pair.model).__name__}"
-            )
-        if isinstance(pair.model, Module):
-            pair.model.issue_params()  # the model itself does not run, yet SVI must learn what to train
-        sites = pair.run_guide()
-        if len(sites) != 1:
-            raise ValueError(f"expected a guide with one latent site, got {list(sites)}")
-        (site,) = sites.values()
-        if site.mask is not None or site.scale != 1.0:
-            raise ValueError("expected a guide under no mask, scale or subsampling for the closed form: use ELBO")
-        posterior = site.fn
-        x = pair.args[0] if pair.args else pair.kwargs["x"]
-        return pair.model.expected_log_likelihood(x, posterior) - kl_divergence(posterior, pair.model.prior())
+    model = call.model
+    if not isinstance(model, SupportsExpectedLogLikelihood):
+        raise TypeError(
+            "expected a model with expected_log_likelihood(x, posterior) and prior() (PPCA or LinearVAE), got "
+            f"{type(model).__name__}"
+        )
+    if isinstance(model, Module):
+        model.issue_params()  # the model itself does not run, yet SVI must learn what to train
+    sites = call.run_guide(expose_params=True)
+    if len(sites) != 1:
+        raise ValueError(f"expected a guide with one latent site, got {list(sites)}")
+    (site,) = sites.values()
+    if site.mask is not None or site.scale != 1.0:
+        raise ValueError("expected a guide under no mask, scale or subsampling for the closed form: use ELBO")
+    x = call.args[0] if call.args else call.kwargs["x"]
+    likelihood, rate = model.expected_log_likelihood(x, site.fn), kl_divergence(site.fn, model.prior())
+    return likelihood - rate, rate

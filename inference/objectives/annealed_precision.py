@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.protocols import SupportsPrecision
-from inference.objectives.base import Objective, Pair
+from inference.objectives.base import Objective, Terms
 from inference.objectives.schedules import Schedule
 
 
@@ -40,10 +41,13 @@ class AnnealedPrecision(Objective):
         super().__init__(objective.num_particles, plate=objective.plate)
         self.objective, self.schedule = objective, schedule
 
-    def bound(self, pair: Pair) -> Tensor:
-        """The other objective's bound per datum at the step's precision, (N,)."""
-        if not isinstance(pair.model, SupportsPrecision):
-            raise TypeError(f"expected a model with set_precision, got {type(pair.model).__name__}")
-        self.objective.step = self.step
-        pair.model.set_precision(self.schedule(self.step))
-        return self.objective.bound(pair)
+    def terms(self, call: Call, step: Tensor) -> Terms:
+        """The other objective's terms at the step's precision.
+
+        Raises:
+            TypeError: If the model's precision cannot be set.
+        """
+        if not isinstance(call.model, SupportsPrecision):
+            raise TypeError(f"expected a model with set_precision, got {type(call.model).__name__}")
+        call.model.set_precision(self.schedule(step))
+        return self.objective.terms(call, step)

@@ -3,82 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import pyro.infer
 import torch
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw
-from inference.core.handlers import Site
-from inference.core.run import Program, run_guide, run_pair
+from inference.core.run import Program
 from inference.objectives.schedules import Schedule
 
 
-@dataclass
-class Pair:
-    """A pair with its arguments, as an objective sees it.
+class Terms(NamedTuple):
+    """An objective per data point, and what its sum over the data is multiplied by.
 
     Attributes:
-        model: Pyro model.
-        guide: Pyro guide.
-        args: Positional arguments of both.
-        kwargs: Keyword arguments of both.
-        plate: Name of the plate over the data, ``"data"`` if None.
-        plate_scale: Full size of that plate over its size in this call, as the last run found it.
+        bound: (N,) in nats, to be maximised, with gradient.
+        plate_scale: Full size of the data plate over its size in this call; 1 unless the pair subsamples.
     """
 
-    model: Program
-    guide: Program
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    plate: str | None = None
+    bound: Tensor
     plate_scale: float = 1.0
-
-    def draw(self, num_samples: int) -> Draw:
-        """Run the pair once with ``num_samples`` reparameterised samples per datum, with gradient.
-
-        Raises:
-            ValueError: If the pair is none (see :func:`inference.core.run.run_pair`) or a latent is not reparameterised.
-        """
-        draw = run_pair(
-            self.model,
-            self.guide,
-            self.args,
-            self.kwargs,
-            num_samples=num_samples,
-            plate=self.plate,
-            expose_params=True,
-        )
-        for name in draw.latents:
-            if not draw.guide_sites[name].fn.has_rsample:
-                raise ValueError(
-                    f"expected a reparameterised law at guide site {name!r}, got "
-                    f"{type(draw.guide_sites[name].fn).__name__} without rsample"
-                )
-        self.plate_scale = draw.layout.plate_scale
-        return draw
-
-    def run_guide(self) -> dict[str, Site]:
-        """Latent sites of one run of the guide alone."""
-        return run_guide(self.guide, self.args, self.kwargs, expose_params=True)
 
 
 class Objective(pyro.infer.ELBO):
-    """Base of all objectives: a subclass gives :meth:`bound`, this class makes losses and gradients of it.
+    """Base of all objectives: a subclass gives a bound of a draw, this class makes losses and gradients of it.
 
-    The loss is minus the *sum* of the bound over the data, times the plate's scale where the pair subsamples.
+    The loss is minus the *sum* of the bound over the data, times the plate's scale where the pair subsamples: the
+    base applies the scale, whatever the subclass does. A subclass gives :meth:`bound`, or :meth:`bound_at` where the
+    bound changes along training, or :meth:`terms` where it needs other runs of the pair than one draw.
 
     Args:
-        num_particles: Samples per datum, drawn side by side.
+        num_particles: Samples per data point, drawn side by side.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Attributes:
         step: Training steps so far, (); part of a checkpoint.
+        reparameterised: Whether the gradient flows through the samples; False draws without gradient.
     """
+
+    reparameterised: ClassVar[bool] = True
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         check_count(num_particles, "num_particles")
@@ -86,23 +52,55 @@ class Objective(pyro.infer.ELBO):
         self.plate = plate
         self.step = torch.zeros((), dtype=torch.int64)
 
+    @property
+    def num_samples(self) -> int:
+        """Samples per data point of one draw."""
+        return self.num_particles
+
     def advance(self) -> None:
-        """Count one training step; :func:`inference.training.fitting.fit` and ``SVI`` do so by themselves."""
+        """Count one training step; :func:`inference.fit` and ``SVI`` do so by themselves."""
         self.step = self.step + 1
 
-    def bound(self, pair: Pair) -> Tensor:
-        """The objective per datum, to be maximised: (N,) in nats, unscaled, with gradient."""
+    def bound(self, draw: Draw) -> Tensor:
+        """The objective of a draw per data point, to be maximised: (N,) in nats, unscaled, with gradient."""
         raise NotImplementedError
 
+    def bound_at(self, draw: Draw, step: Tensor) -> Tensor:  # noqa: ARG002
+        """The objective of a draw at a training step, (); :meth:`bound` where it is the same at all steps."""
+        return self.bound(draw)
+
+    def terms(self, call: Call, step: Tensor) -> Terms:
+        """The objective of a call per data point, at a training step.
+
+        Raises:
+            ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), or a
+                latent is not reparameterised.
+        """
+        draw = self._draw(call)
+        return Terms(self.bound_at(draw, step), draw.layout.plate_scale)
+
+    def _draw(self, call: Call) -> Draw:
+        if not self.reparameterised:
+            with torch.no_grad():
+                return call.run(self.num_samples)
+        draw = call.run(self.num_samples, expose_params=True)
+        for name in draw.latents:
+            if not draw.guide_sites[name].fn.has_rsample:
+                raise ValueError(
+                    f"expected a reparameterised distribution at guide site {name!r}, got "
+                    f"{type(draw.guide_sites[name].fn).__name__} without rsample"
+                )
+        return draw
+
     def per_datum(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The objective of a pair per datum, (N,) in nats, with gradient."""
-        return self.bound(Pair(model, guide, args, kwargs, self.plate))
+        """The objective of a pair per data point, (N,) in nats, with gradient."""
+        return self.terms(Call(model, guide, args, kwargs, self.plate), self.step).bound
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum of the bound over the data, a scalar with gradient."""
-        pair = Pair(model, guide, args, kwargs, self.plate)
-        total = self.bound(pair).sum()
-        return -total if pair.plate_scale == 1.0 else -pair.plate_scale * total
+        bound, scale = self.terms(Call(model, guide, args, kwargs, self.plate), self.step)
+        total = bound.sum()
+        return -total if scale == 1.0 else -scale * total
 
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradient."""
@@ -118,7 +116,7 @@ class Objective(pyro.infer.ELBO):
         return loss.detach()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.core.run, without traces")
+        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.core.call, without traces")
 
 
 def check_weight(weight: float | Schedule, name: str) -> Schedule:

@@ -15,12 +15,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution, kl_divergence
 
+from inference.core.call import Call
 from inference.core.checks import ChecksData, check_arguments
+from inference.core.draw import Draw
 from inference.core.handlers import apply_mask
 from inference.core.module import Module
-from inference.core.run import Program, run_guide
+from inference.core.run import Program
 from inference.distributions.gaussian import DiagNormal
-from inference.objectives.base import Objective, Pair
+from inference.objectives.base import Objective
 
 _BATCH = 1024
 
@@ -49,19 +51,19 @@ class BILBO(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """ELBO under the floating prior per datum, (N,).
 
         Raises:
             TypeError: If nothing in the model can be frozen: trained so, it would keep a prior that is not its own.
             NotImplementedError: If the guide's law has no closed-form KL to a Gaussian.
         """
-        if not (isinstance(pair.model, nn.Module) and any(map(_can_be_frozen, pair.model.modules()))):
+        model = draw.call.model
+        if not (isinstance(model, nn.Module) and any(map(_can_be_frozen, model.modules()))):
             raise TypeError(
                 "expected a model whose prior is fitted and frozen after training, FittedPrior(model) say, got "
-                f"{type(pair.model).__name__}"
+                f"{type(model).__name__}"
             )
-        draw = pair.draw(self.num_particles)
         bound = draw.total(draw.model_sites, observed=True).mean(0)
         for name in draw.latents:
             site = draw.guide_sites[name]
@@ -128,7 +130,7 @@ class FittedPrior(Module):
         check_arguments((self, guide), (x,), {})
         total = torch.zeros_like(self.second_moment)
         for part in x.split(_BATCH):
-            moments = _second_moments(run_guide(guide, (part,))[self.site].fn)
+            moments = _second_moments(Call(self.model, guide, (part,)).run_guide()[self.site].fn)
             if moments.shape[-1:] != total.shape:
                 raise ValueError(f"expected codes of event {tuple(total.shape)}, got {tuple(moments.shape[-1:])}")
             total += moments.flatten(0, -2).sum(0)

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from inference.core.draw import Draw
 from inference.core.handlers import apply_mask
 from inference.distributions.gaussian import coordinate_kl
-from inference.objectives.base import Objective, Pair, check_weight
+from inference.objectives.base import Objective, check_weight
 from inference.objectives.schedules import Schedule
 
 
@@ -36,9 +36,9 @@ class ELBO(Objective):
         torch.Size([])
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """ELBO per datum, (N,)."""
-        return pair.draw(self.num_particles).elbo_terms.mean(0)
+        return draw.elbo_terms.mean(0)
 
 
 class AnalyticKLELBO(Objective):
@@ -54,9 +54,9 @@ class AnalyticKLELBO(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """ELBO per datum, (N,); raises what :func:`reconstruction_and_rate` does."""
-        reconstruction, rate = reconstruction_and_rate(pair.draw(self.num_particles))
+        reconstruction, rate = reconstruction_and_rate(draw)
         return (reconstruction - rate).mean(0)
 
 
@@ -88,13 +88,15 @@ class BetaELBO(Objective):
     @property
     def beta(self) -> Tensor:
         """The weight at the present step, ()."""
-        return torch.as_tensor(self._schedule(self.step))
+        return self._weight(self.step)
 
-    def bound(self, pair: Pair) -> Tensor:
-        """Weighted ELBO per datum, (N,)."""
-        draw = pair.draw(self.num_particles)
+    def _weight(self, step: Tensor) -> Tensor:
+        return torch.as_tensor(self._schedule(step))
+
+    def bound_at(self, draw: Draw, step: Tensor) -> Tensor:
+        """Weighted ELBO per datum at a training step, (N,)."""
         rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
-        return (draw.total(draw.model_sites, observed=True) - self.beta.to(rate) * rate).mean(0)
+        return (draw.total(draw.model_sites, observed=True) - self._weight(step).to(rate) * rate).mean(0)
 
 
 class FreeBitsELBO(Objective):
@@ -123,13 +125,12 @@ class FreeBitsELBO(Objective):
         check_weight(free_nats, "free_nats")
         self.free_nats = free_nats
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Free-bits objective per datum, (N,).
 
         Raises:
             TypeError: If a latent is not Gaussian with independent coordinates in guide and model.
         """
-        draw = pair.draw(self.num_particles)
         bound = draw.total(draw.model_sites, observed=True).mean(0)
         for name in draw.latents:
             rates = coordinate_kl(draw.guide_sites[name].fn, draw.model_sites[name].fn)

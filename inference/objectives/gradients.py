@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.draw import Draw
-from inference.core.run import run_pair
-from inference.objectives.base import Pair
 
 
 @dataclass(frozen=True)
@@ -33,50 +31,28 @@ class GradientParts:
         return self.log_weights - self.log_joint + self.log_guide
 
 
-def gradient_parts(pair: Pair, num_samples: int) -> GradientParts:
-    """Draw from a pair, run it again at the values drawn, and so split the gradient of its log weights.
+def gradient_parts(draw: Draw) -> GradientParts:
+    """Run a pair again at the values of a draw, and so split the gradient of its log weights.
 
     The difference of the two runs is the path: what both have in common cancels. Without gradient one run is enough.
 
-    Args:
-        pair: The pair with its arguments.
-        num_samples: S.
-
     Raises:
         ValueError: If the two runs would differ by more than the path (batch normalisation or dropout in train mode),
-            a site carries a scale beyond the plate's, or as :meth:`Pair.draw`.
+            or a site carries a scale beyond the plate's.
     """
-    draw = pair.draw(num_samples)
-    fixed = at_fixed_latents(pair, draw) if torch.is_grad_enabled() else draw
+    fixed = at_fixed_latents(draw) if torch.is_grad_enabled() else draw
     return GradientParts(draw.log_weights, fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites))
 
 
-def draw_without_gradient(pair: Pair, num_samples: int) -> Draw:
-    """Samples of any law, reparameterised or not, through which nothing learns."""
-    with torch.no_grad():
-        draw = run_pair(pair.model, pair.guide, pair.args, pair.kwargs, num_samples=num_samples, plate=pair.plate)
-    pair.plate_scale = draw.layout.plate_scale
-    return draw
-
-
-def at_fixed_latents(pair: Pair, draw: Draw) -> Draw:
+def at_fixed_latents(draw: Draw) -> Draw:
     """Both halves of a pair run again at the latents of a draw, through which no gradient flows.
 
     Raises:
         ValueError: If a module's output is not settled by its input: batch normalisation or dropout in train mode.
     """
     values = dict(draw.subsamples) | {name: z.detach() for name, z in draw.latents.items()}
-    with refuse_batch_laws(pair.model, pair.guide):
-        return run_pair(
-            pair.model,
-            pair.guide,
-            pair.args,
-            pair.kwargs,
-            num_samples=draw.num_samples,
-            plate=pair.plate,
-            subsamples=values,
-            expose_params=True,
-        )
+    with refuse_batch_dependence(*draw.call.programs):
+        return draw.call.run(draw.num_samples, values=values, expose_params=True)
 
 
 def normalised(log_weights: Tensor) -> Tensor:

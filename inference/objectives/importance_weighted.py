@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
-from inference.objectives.base import Objective, Pair
+from inference.objectives.base import Objective
 from inference.objectives.gradients import gradient_parts, normalised, with_gradient_of
 
 
@@ -45,13 +46,13 @@ class IWELBO(Objective):
         torch.Size([4])
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound per datum, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate.
         """
-        return log_mean_exp(pair.draw(self.num_particles).log_weights)
+        return log_mean_exp(draw.log_weights)
 
 
 class StickingTheLanding(Objective):
@@ -75,13 +76,13 @@ class StickingTheLanding(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound per datum, (N,).
 
         Raises:
             ValueError: See :func:`gradient_parts`.
         """
-        parts = gradient_parts(pair, self.num_particles)
+        parts = gradient_parts(draw)
         surrogate = normalised(parts.log_weights) * (parts.log_weights + parts.log_guide)
         return with_gradient_of(log_mean_exp(parts.log_weights), surrogate.sum(0))
 
@@ -108,13 +109,13 @@ class DReG(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound per datum, (N,).
 
         Raises:
             ValueError: See :func:`gradient_parts`.
         """
-        parts = gradient_parts(pair, self.num_particles)
+        parts = gradient_parts(draw)
         weights = normalised(parts.log_weights)
         surrogate = weights.square() * parts.path + weights * parts.log_joint
         return with_gradient_of(log_mean_exp(parts.log_weights), surrogate.sum(0))

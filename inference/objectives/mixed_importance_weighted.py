@@ -9,8 +9,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
-from inference.objectives.base import Objective, Pair
+from inference.objectives.base import Objective
 from inference.objectives.gradients import gradient_parts, normalised, with_gradient_of
 
 
@@ -38,9 +39,9 @@ class CIWAE(Objective):
             raise ValueError(f"expected beta in [0, 1], got {beta}")
         self.beta = beta
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """The mixture per datum, (N,)."""
-        log_weights = pair.draw(self.num_particles).log_weights
+        log_weights = draw.log_weights
         return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
 
 
@@ -51,6 +52,11 @@ class _Grouped(Objective):
         check_count(num_groups, "num_groups")
         super().__init__(num_particles, plate=plate)
         self.num_groups = num_groups
+
+    @property
+    def num_samples(self) -> int:
+        """M K, samples per datum of one draw."""
+        return self.num_groups * self.num_particles
 
 
 class MIWAE(_Grouped):
@@ -67,9 +73,8 @@ class MIWAE(_Grouped):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """The mean of the groups' bounds per datum, (N,)."""
-        draw = pair.draw(self.num_groups * self.num_particles)
         return log_mean_exp(draw.log_weights.unflatten(0, (self.num_particles, self.num_groups))).mean(0)
 
 
@@ -91,13 +96,13 @@ class PIWAE(_Grouped):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound of all particles per datum, (N,).
 
         Raises:
             ValueError: See :func:`inference.objectives.gradients.gradient_parts`.
         """
-        parts = gradient_parts(pair, self.num_groups * self.num_particles)
+        parts = gradient_parts(draw)
         grouped = parts.log_weights.unflatten(0, (self.num_particles, self.num_groups))
         for_guide = normalised(grouped).flatten(0, 1) / self.num_groups
         for_model = normalised(parts.log_weights)

@@ -12,9 +12,10 @@ import math
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
-from inference.objectives.base import Objective, Pair
-from inference.objectives.gradients import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
+from inference.objectives.base import Objective
+from inference.objectives.gradients import at_fixed_latents, normalised, with_gradient_of
 
 
 def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
@@ -73,13 +74,13 @@ class VRBound(Objective):
         _check_alpha(alpha)
         self.alpha = alpha
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Renyi bound per datum, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate.
         """
-        return renyi_bound(pair.draw(self.num_particles).log_weights, self.alpha)
+        return renyi_bound(draw.log_weights, self.alpha)
 
 
 class CUBO(Objective):
@@ -112,21 +113,22 @@ class CUBO(Objective):
         ValueError: If n or K is below 2.
     """
 
+    reparameterised = False
+
     def __init__(self, order: int = 2, num_particles: int = 16, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
         check_count(order, "order", minimum=2)
         check_count(num_particles, "num_particles", minimum=2)
         self.order = order
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Minus the upper bound per datum, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate, or see
                 :func:`inference.objectives.gradients.at_fixed_latents`.
         """
-        draw = draw_without_gradient(pair, self.num_particles)
-        fixed = at_fixed_latents(pair, draw)
+        fixed = at_fixed_latents(draw)
         score = normalised(self.order * draw.log_weights) * fixed.total(fixed.guide_sites)
         value = -renyi_bound(draw.log_weights, 1 - self.order)
         return with_gradient_of(value, (1 - 1 / self.order) * score.sum(0))

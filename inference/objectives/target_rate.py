@@ -10,7 +10,8 @@ import math
 
 from torch import Tensor
 
-from inference.objectives.base import Objective, Pair
+from inference.core.draw import Draw
+from inference.objectives.base import Objective
 from inference.objectives.evidence_lower_bound import reconstruction_and_rate
 
 
@@ -49,14 +50,14 @@ class TargetRate(_AtRate):
         ValueError: If rate or weight is negative or not finite.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Minus distortion and penalty per datum, (N,); the penalty is the same for all.
 
         Raises:
             NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
             ValueError: See :func:`inference.objectives.evidence_lower_bound.reconstruction_and_rate`.
         """
-        return self._penalised(*reconstruction_and_rate(pair.draw(self.num_particles)))
+        return self._penalised(*reconstruction_and_rate(draw))
 
 
 class SampledTargetRate(_AtRate):
@@ -81,9 +82,8 @@ class SampledTargetRate(_AtRate):
         ValueError: If rate or weight is negative or not finite.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Minus distortion and penalty per datum, (N,); the penalty is the same for all."""
-        draw = pair.draw(self.num_particles)
         rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
         return self._penalised(draw.total(draw.model_sites, observed=True), rate)
 

@@ -16,13 +16,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
 from inference.core.handlers import RecordSites, isolated, masked_log_prob
 from inference.core.run import modules_of
-from inference.objectives.base import Objective, Pair
-from inference.objectives.gradients import at_fixed_latents, draw_without_gradient, normalised, with_gradient_of
+from inference.objectives.base import Objective
+from inference.objectives.gradients import at_fixed_latents, normalised, with_gradient_of
 
 
 class WakeWake(Objective):
@@ -48,17 +49,19 @@ class WakeWake(Objective):
         ValueError: If K is below 2.
     """
 
+    reparameterised = False
+
     def __init__(self, num_particles: int = 10, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
         check_count(num_particles, "num_particles", minimum=2)
 
-    def bound(self, pair: Pair) -> Tensor:
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound per datum, (N,).
 
         Raises:
             ValueError: If model and guide share parameters; the message names them.
         """
-        draw, log_joint, log_guide = _fixed_draw(pair, self.num_particles)
+        log_joint, log_guide = _scores(draw)
         weights = normalised(draw.log_weights)
         return with_gradient_of(log_mean_exp(draw.log_weights), (weights * (log_joint + log_guide)).sum(0))
 
@@ -82,33 +85,36 @@ class WakeSleep(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
-    def bound(self, pair: Pair) -> Tensor:
+    reparameterised = False
+
+    def bound(self, draw: Draw) -> Tensor:
         """Importance-weighted bound per datum, (N,).
 
         Raises:
             ValueError: If model and guide share parameters, or an observed value is none of the pair's arguments.
         """
-        draw, log_joint, _ = _fixed_draw(pair, self.num_particles)
-        surrogate = (normalised(draw.log_weights) * log_joint).sum(0) + _dream_score(pair, draw)
+        log_joint, _ = _scores(draw)
+        surrogate = (normalised(draw.log_weights) * log_joint).sum(0) + _dream_score(draw)
         return with_gradient_of(log_mean_exp(draw.log_weights), surrogate)
 
 
-def _fixed_draw(pair: Pair, num_samples: int) -> tuple[Draw, Tensor, Tensor]:
-    """A draw without gradient, and log p(x, z) and log q(z | x) at it with gradient, (S, N)."""
-    draw = draw_without_gradient(pair, num_samples)
-    fixed = at_fixed_latents(pair, draw)
+def _scores(draw: Draw) -> tuple[Tensor, Tensor]:
+    """log p(x, z) and log q(z | x) at the latents of a draw, with gradient, (S, N)."""
+    fixed = at_fixed_latents(draw)
     log_joint, log_guide = fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites)
-    _refuse_shared(pair, log_joint, log_guide)
-    return draw, log_joint, log_guide
+    _refuse_shared(draw.call, log_joint, log_guide)
+    return log_joint, log_guide
 
 
-def _dream_score(pair: Pair, draw: Draw) -> Tensor:
+def _dream_score(draw: Draw) -> Tensor:
     """log q of dreamt latents given dreamt data, (N,)."""
+    call, guide = draw.call, draw.call.guide
+    assert guide is not None
     with torch.no_grad(), isolated(), RecordSites(draw.subsamples) as dream:
-        poutine.uncondition(pair.model)(*pair.args, **pair.kwargs)
+        poutine.uncondition(call.model)(*call.args, **call.kwargs)
     observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}
-    args = [_dreamt(value, observed, dream) for value in pair.args]
-    kwargs = {key: _dreamt(value, observed, dream) for key, value in pair.kwargs.items()}
+    args = [_dreamt(value, observed, dream) for value in call.args]
+    kwargs = {key: _dreamt(value, observed, dream) for key, value in call.kwargs.items()}
     if observed:
         raise ValueError(
             f"expected every observed value to be an argument of the pair, to put a dream in its place, got site "
@@ -116,7 +122,7 @@ def _dream_score(pair: Pair, draw: Draw) -> Tensor:
         )
     latents = {name: dream.sites[name].value for name in draw.latents}
     with isolated(expose_params=True), RecordSites(dict(draw.subsamples) | latents) as run:
-        pair.guide(*args, **kwargs)
+        guide(*args, **kwargs)
     return torch.stack([draw.layout.per_datum(masked_log_prob(site), 1) for site in run.sites.values()]).sum((0, 1))
 
 
@@ -128,12 +134,12 @@ def _dreamt(argument: Any, observed: dict[str, Any], dream: RecordSites) -> Any:
     return dream.sites[names[0]].value if names else argument
 
 
-def _refuse_shared(pair: Pair, log_joint: Tensor, log_guide: Tensor) -> None:
+def _refuse_shared(call: Call, log_joint: Tensor, log_guide: Tensor) -> None:
     shared = _leaves(log_joint) & _leaves(log_guide)
     if not shared:
         return
     names: dict[Tensor, str] = {
-        p: name for module in modules_of(pair.model, pair.guide) for name, p in module.named_parameters()
+        p: name for module in modules_of(*call.programs) for name, p in module.named_parameters()
     }
     found = [names.get(p, f"a tensor of shape {tuple(p.shape)}") for p in shared]
     raise ValueError(

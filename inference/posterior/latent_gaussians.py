@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.call import Call, in_double
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.handlers import Site
-from inference.core.run import Program, probe
+from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
 BATCH_SIZE = 4096
 
 
-def latent_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> list[tuple[str, Any, Any]]:
+def latent_distributions(model: Program, guide: Program, x: Tensor, batch_size: int) -> list[tuple[str, Any, Any]]:
     """Per batch of data the name of the pair's one latent, its law a priori, and the guide's; modules in float64."""
     check_count(batch_size, "batch_size")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
-    check_arguments((model, guide), (x,), {})
-    call = in_double(Call(model, guide, (x,), {}))
-    with refuse_batch_laws(model, guide):
-        return [_latent_laws(call.model, call.guide, part) for part in call.args[0].split(batch_size)]
+    call = Call(model, guide, (x,))
+    call.check()
+    call = call.double()
+    with refuse_batch_dependence(model, guide):
+        return [_latent_distributions(replace(call, args=(part,))) for part in call.args[0].split(batch_size)]
 
 
-def _latent_laws(model: Program, guide: Program, x: Tensor) -> tuple[str, Any, Any]:
-    draw = probe(model, guide, (x,))
+def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
+    draw = call.probe()
     if len(draw.latents) != 1:
         raise ValueError(f"expected a pair with one latent site, got {list(draw.latents)}")
     (name,) = draw.latents
     for half, site in (("model", draw.model_sites[name]), ("guide", draw.guide_sites[name])):
-        _check_site(half, name, site, len(x))
+        _check_site(half, name, site, len(call.args[0]))
     return name, draw.model_sites[name].fn, draw.guide_sites[name].fn
 
 
-def read_laws(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
+def read_gaussians(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
     """The guide's laws, and the prior's means and standard deviations (N, K), in float64."""
-    batches = [_numbers(*laws) for laws in latent_laws(model, guide, x, batch_size)]
+    batches = [_numbers(*laws) for laws in latent_distributions(model, guide, x, batch_size)]
     mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
     return Gaussians(mean, factor), prior_mean, prior_sigma
 
@@ -52,7 +54,7 @@ def _numbers(name: str, prior: Any, law: Any) -> tuple[Tensor, Tensor, Tensor, T
     moments = diagonal_moments(prior)
     if moments is None:
         raise TypeError(
-            f"expected a prior with independent Gaussian coordinates at site {name!r}, got {law_name(prior)}"
+            f"expected a prior with independent Gaussian coordinates at site {name!r}, got {distribution_name(prior)}"
         )
     mean, factor = _moments(name, law)
     return mean, factor, moments[0].expand_as(mean), moments[1].expand_as(mean)
@@ -78,11 +80,11 @@ def _moments(name: str, law: Any) -> tuple[Tensor, Tensor]:
         return diagonal[0], diagonal[1].expand_as(diagonal[0])
     full = as_full_normal(law)
     if full is None:
-        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {law_name(law)}")
+        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {distribution_name(law)}")
     return full.loc, full._unbroadcasted_scale_tril.expand(full.loc.shape + full.loc.shape[-1:])
 
 
-def law_name(law: Any) -> str:
+def distribution_name(law: Any) -> str:
     """The class of a law, with those of the laws inside."""
-    inner = f" of {law_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
+    inner = f" of {distribution_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
     return type(law).__name__ + inner

@@ -18,11 +18,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
 from torch.distributions import Distribution, biject_to
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
-from inference.core.run import Program, run_pair, run_program
+from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
 
 
@@ -72,11 +73,10 @@ class LogJoint:
     def __init__(
         self, model: Program, *args: Any, plate: str | None = None, broadcast: bool = True, **kwargs: Any
     ) -> None:
-        check_arguments((model,), args, kwargs)
-        self._model, self._args, self._kwargs = model, args, kwargs
-        self._broadcast, self._plate = broadcast, plate
+        self._call = Call(model, None, args, kwargs, plate, broadcast)
+        self._call.check()
         self._cost = [0]
-        with refuse_batch_laws(model), isolated(), random_state(None), torch.no_grad():
+        with refuse_batch_dependence(model), isolated(), random_state(None), torch.no_grad():
             run = run_program(model, args, kwargs, None, 1, None)
         self._subsamples = run.subsamples
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
@@ -147,7 +147,7 @@ class LogJoint:
         Raises:
             ValueError: If ``u`` is of another shape.
         """
-        if u.dim() == 3 and not self._broadcast:
+        if u.dim() == 3 and not self._call.broadcast:
             each = [self.terms(sample) for sample in u]
             return LogDensity(*(torch.stack([getattr(part, name) for part in each]) for name in LogDensity._fields))
         draw, coordinates = self._run(u)
@@ -172,7 +172,7 @@ class LogJoint:
         """
         coordinates = _Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, {**self._subsamples, **values}, num_samples)
-        return coordinates.joined(), coordinates.log_det
+        return coordinates.concatenated(), coordinates.log_det
 
     @torch.no_grad()
     def sample_prior(self, num_samples: int) -> Tensor:
@@ -183,11 +183,11 @@ class LogJoint:
     def _draw_prior(self, num_samples: int) -> Tensor:
         coordinates = _Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, self._subsamples, num_samples)
-        return coordinates.joined()
+        return coordinates.concatenated()
 
     def _counts(self, num_samples: int) -> list[int]:
         """Samples that are drawn side by side."""
-        return [num_samples] if self._broadcast else [1] * num_samples
+        return [num_samples] if self._call.broadcast else [1] * num_samples
 
     @torch.no_grad()
     def sample_guide(self, guide: Program, num_samples: int) -> tuple[Tensor, Tensor]:
@@ -201,7 +201,7 @@ class LogJoint:
             u (S, N, d), and the guide's log-density of it in these coordinates, (S, N) in nats.
 
         Raises:
-            ValueError: If the two are no pair, see :func:`inference.core.run.run_pair`.
+            ValueError: If the two are no pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         parts = []
@@ -216,22 +216,14 @@ class LogJoint:
         """Draws from a guide of the same arguments that need not know its density, u (S, N, d).
 
         Raises:
-            ValueError: If the two are no pair, see :func:`inference.core.run.run_pair`.
+            ValueError: If the two are no pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         counts = self._counts(num_samples)
         return torch.cat([self.unconstrain(self._draw_guide(guide, count).latents, count)[0] for count in counts])
 
     def _draw_guide(self, guide: Program, num_samples: int) -> Draw:
-        return run_pair(
-            self._model,
-            guide,
-            self._args,
-            self._kwargs,
-            num_samples=num_samples,
-            plate=self._plate,
-            subsamples=self._subsamples,
-        )
+        return replace(self._call, guide=guide).run(num_samples, values=self._subsamples)
 
     def rows(self, index: Tensor) -> LogJoint:
         """The log joint of chosen data, which may repeat; its evaluations count here.
@@ -247,17 +239,10 @@ class LogJoint:
                 f"expected a model that takes all its data, got a subsampling plate {self._layout.plate!r}"
             )
         chosen = copy.copy(self)
-        rows = {id(a) for a in (*self._args, *self._kwargs.values()) if self._is_row(a)}
-        if not rows:
-            raise ValueError(f"expected an argument with one row for each of {self.num_data} data, got none")
-        chosen._args = tuple(a[index] if id(a) in rows else a for a in self._args)
-        chosen._kwargs = {name: a[index] if id(a) in rows else a for name, a in self._kwargs.items()}
+        chosen._call = self._call.rows(index, self.num_data)
         chosen._layout = replace(self._layout, num_data=len(index))
         chosen._subsamples = {name: i for name, i in self._subsamples.items() if name != self._layout.plate}
         return chosen
-
-    def _is_row(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == self.num_data
 
     def _run(self, u: Tensor) -> tuple[Draw, _Coordinates]:
         if u.dim() not in (2, 3) or u.shape[-2:] != (self.num_data, self.dim):
@@ -270,11 +255,11 @@ class LogJoint:
     def _run_with(self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int) -> Draw:
         depth = self._layout.depth if num_samples > 1 else None
         with isolated(), coordinates:
-            run = run_program(self._model, self._args, self._kwargs, values, num_samples, depth)
+            run = run_program(self._call.model, self._call.args, self._call.kwargs, values, num_samples, depth)
         return self._draw(run.sites, num_samples)
 
     def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
-        return Draw(self._layout, num_samples, sites, {}, self._subsamples)
+        return Draw(self._layout, num_samples, sites, {}, self._subsamples, self._call)
 
 
 @dataclass(frozen=True)
@@ -355,7 +340,7 @@ class _Coordinates(Messenger):
         self._pieces: dict[str, Tensor] = {}
         self.log_det: Any = 0.0
 
-    def joined(self) -> Tensor:
+    def concatenated(self) -> Tensor:
         """The recorded coordinates, (S, N, d)."""
         return torch.cat([self._pieces[name] for name in self._places], dim=-1)
 

@@ -8,10 +8,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.core.checks import check_arguments, check_count
+from inference.core.call import Call
+from inference.core.checks import check_count
 from inference.core.handlers import RecordSites, isolated
 from inference.core.protocols import SupportsDecoder
-from inference.core.run import Program, run_pair
+from inference.core.run import Program
 from inference.core.seeding import seeded
 
 
@@ -61,9 +62,10 @@ def predictive(
         ValueError: If the data are not finite or the pair is none.
     """
     check_count(num_samples, "num_samples")
-    check_arguments((model, guide), args, kwargs)
+    call = Call(model, guide, args, kwargs, plate)
+    call.check()
     with seeded(seed):
-        draw = run_pair(model, guide, args, kwargs, num_samples=num_samples, plate=plate)
+        draw = call.run(num_samples)
         latents = draw.latents
         with isolated(), RecordSites({**latents, **draw.subsamples}) as run:
             if num_samples == 1:
@@ -96,9 +98,10 @@ def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int =
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
     check_count(num_samples, "num_samples")
-    check_arguments((model, guide), (x,), {})
+    call = Call(model, guide, (x,))
+    call.check()
     with seeded(seed):
-        draw = run_pair(model, guide, (x,), num_samples=num_samples)
+        draw = call.run(num_samples)
     if len(draw.latents) != 1:
         raise ValueError(f"expected one latent to decode, got {list(draw.latents)}")
     (z,) = draw.latents.values()

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from inference.core.call import Call
 from inference.core.checks import check_arguments
-from inference.objectives.base import Objective, Pair
+from inference.objectives.base import Objective, Terms
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.fitting import fit
 from inference.training.trainer import History
@@ -84,9 +85,9 @@ class _Both(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
 
-    def forward(self, objective: Objective, x: Tensor) -> Tensor:
+    def forward(self, objective: Objective, x: Tensor, step: Tensor) -> Terms:
         """The objective per datum, (N,)."""
-        return objective.per_datum(self.model, self.guide, x)
+        return objective.terms(Call(self.model, self.guide, (x,), plate=objective.plate), step)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by name."""
@@ -137,17 +138,42 @@ class _Sweep(Objective):
         super().__init__(objective.num_particles, plate=objective.plate)
         self.objective, self.data_dim = objective, None if shared else 1
 
-    def bound(self, pair: Pair) -> Tensor:
-        """Sum over the pairs, (N,)."""
-        assert isinstance(pair.model, _Stack)
-        both = pair.model.pairs[0]
-        self.objective.step = self.step
+    def terms(self, call: Call, step: Tensor) -> Terms:
+        """Sum over the pairs, (N,), and the scale that they share."""
+        assert isinstance(call.model, _Stack)
+        both, scales = call.model.pairs[0], set[float]()
 
         def one(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(both, tensors, (self.objective, x))
+            bound, scale = functional_call(both, tensors, (self.objective, x, step))
+            scales.add(scale)
+            return bound
 
         by_pair = vmap(one, in_dims=(0, self.data_dim), randomness="different")
-        return by_pair(pair.model.stacked(), pair.args[0]).sum(0)
+        try:
+            bounds = by_pair(call.model.stacked(), call.args[0])
+        except RuntimeError as error:
+            if "randomness" not in str(error):
+                raise
+            raise ValueError(
+                "expected every distribution to draw its noise by torch.randn or torch.rand, so that several pairs "
+                f"can be trained at once, got {_distributions(both, call.args[0], self.data_dim)}: train the pairs one "
+                "by one with fit"
+            ) from error
+        (scale,) = scales
+        return Terms(bounds.sum(0), scale)
+
+
+def _distributions(pair: _Both, x: Tensor, data_dim: int | None) -> str:
+    """What the guide of a pair draws from, site by site."""
+    own = x if data_dim is None else x.select(data_dim, 0)
+    sites = Call(pair.model, pair.guide, (own,)).run_guide()
+    return ", ".join(f"{_base(site.fn)} at site {name!r}" for name, site in sites.items())
+
+
+def _base(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def _rows_of_each(data: Tensor | Sequence[Tensor], num_pairs: int) -> list[Tensor]:

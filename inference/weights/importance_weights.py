@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
-from inference.core.checks import check_arguments, check_count
-from inference.core.run import Program, probe, run_pair
+from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.call import Call
+from inference.core.checks import check_count
+from inference.core.run import Program
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
@@ -47,28 +48,21 @@ def iter_log_weights(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If an argument or the pair is unfit; see :func:`inference.core.run.run_pair`.
+        ValueError: If an argument or the pair is unfit; see :meth:`inference.core.call.Call.run`.
         FloatingPointError: If a weight is NaN or plus infinity.
     """
     check_count(num_samples, "num_samples")
     if chunk is not None:
         check_count(chunk, "chunk")
-    check_arguments((model, guide), args, kwargs)
-    return _chunks(model, guide, args, kwargs, num_samples, chunk, plate)
+    call = Call(model, guide, args, kwargs, plate)
+    call.check()
+    return _chunks(call, num_samples, chunk)
 
 
 @torch.no_grad()
-def _chunks(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    num_samples: int,
-    chunk: int | None,
-    plate: str | None,
-) -> Iterator[Tensor]:
-    with refuse_batch_laws(model, guide):
-        first = probe(model, guide, args, kwargs, plate=plate)
+def _chunks(call: Call, num_samples: int, chunk: int | None) -> Iterator[Tensor]:
+    with refuse_batch_dependence(*call.programs):
+        first = call.probe()
     if chunk is None:
         on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
         elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
@@ -76,7 +70,7 @@ def _chunks(
     for start in range(0, num_samples, chunk):
         size = min(chunk, num_samples - start)
         # The indices of a subsampling plate, once drawn, hold for all chunks.
-        draw = run_pair(model, guide, args, kwargs, num_samples=size, plate=plate, subsamples=first.subsamples)
+        draw = call.run(size, values=first.subsamples)
         log_weights = draw.log_weights
         if not bool((log_weights < math.inf).all()):
             bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from guides.networks import mlp
+from inference.core.call import Call
 from inference.core.checks import check_arguments
-from inference.core.run import Program, run_pair
+from inference.core.run import Program
 from inference.core.standardisation import Standardise
 from zoo.base import LatentVariableModel
 from zoo.models.networks import decode_rows
@@ -118,7 +119,7 @@ class DeepGaussianVAE(LatentVariableModel):
         check_arguments((self, guide), (x,), {})
         total = x.new_zeros(self.data_dim)
         for batch in x.split(_BATCH):
-            (z,) = run_pair(self, guide, (batch,), num_samples=num_samples).latents.values()
+            (z,) = Call(self, guide, (batch,)).run(num_samples).latents.values()
             total += (batch - self.decode(z)).square().flatten(0, -2).sum(0) / num_samples
         variance = self.noise.variance_of(total / len(x), x.var(0, correction=0))
         self.noise.freeze(variance.sqrt() / self.standardise.scale)
@@ -126,6 +127,6 @@ class DeepGaussianVAE(LatentVariableModel):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, unless network, noise or prior are not the default."""
-        if self._hidden is None or type(self.noise) is not LearntNoise or type(self.prior_law) is not StandardNormal:
+        if self._hidden is None or type(self.noise) is not LearntNoise or type(self.prior_module) is not StandardNormal:
             return super().config()
         return {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}

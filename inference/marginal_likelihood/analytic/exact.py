@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.protocols import SupportsLogEvidence
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import EXACT, Evidence
@@ -27,15 +27,15 @@ class Exact(Method):
             TypeError: If the model has no closed form, or there are arguments beyond the data.
             ValueError: If the data are unfit.
         """
-        if not isinstance(problem.model, SupportsLogEvidence):
+        if not isinstance(problem.call.model, SupportsLogEvidence):
             raise TypeError(
-                f"expected a model with log_evidence(x) for method='exact', got {type(problem.model).__name__}: "
+                f"expected a model with log_evidence(x) for method='exact', got {type(problem.call.model).__name__}: "
                 "use method='auto' or another"
             )
-        if len(problem.args) > 1 or problem.kwargs:
+        if len(problem.call.args) > 1 or problem.call.kwargs:
             raise TypeError(
-                f"expected no arguments beyond the data for method='exact', got {problem.args[1:]} and {problem.kwargs}"
+                f"expected no arguments beyond the data for method='exact', got {problem.call.args[1:]} and {problem.call.kwargs}"
             )
-        with refuse_batch_laws(problem.model):
-            value = problem.model.log_evidence(problem.args[0])
+        with refuse_batch_dependence(problem.call.model):
+            value = problem.call.model.log_evidence(problem.call.args[0])
         return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, self.name)

@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, Evidence
@@ -89,8 +89,8 @@ def highest_mode(problem: Problem, num_starts: int) -> Mode:
         num_starts: Starts per datum.
     """
     log_joint = problem.log_joint
-    programs = [problem.model] if problem.guide is None else [problem.model, problem.guide]
-    with refuse_batch_laws(*programs), pyro.validation_enabled(False):
+    programs = problem.call.programs
+    with refuse_batch_dependence(*programs), pyro.validation_enabled(False):
         location, scale = prior_scale(log_joint)
         starts = _starts(problem, log_joint, num_starts, location)
         modes = find_modes(log_joint, starts, location, scale)
@@ -98,9 +98,9 @@ def highest_mode(problem: Problem, num_starts: int) -> Mode:
 
 
 def _starts(problem: Problem, log_joint: LogJoint, num_starts: int, median: Tensor) -> Tensor:
-    if problem.guide is None:
+    if problem.call.guide is None:
         draws, first = log_joint.sample_prior(num_starts), median
     else:
-        draws = log_joint.sample_guide(problem.guide, max(num_starts, _DRAWS))[0]
+        draws = log_joint.sample_guide(problem.call.guide, max(num_starts, _DRAWS))[0]
         first = draws.mean(0)
     return torch.cat([first.unsqueeze(0), draws[: num_starts - 1]]).to(median)

@@ -20,7 +20,6 @@ from torch.func import grad
 
 from inference.core.checks import check_arguments, check_count
 from inference.core.protocols import SupportsGaussianDecoder, supports_gaussian_decoder
-from inference.core.run import run_pair
 from inference.distributions.gaussian import LOG_2PI
 from inference.identifiability.ima_contrasts import column_contrast
 from inference.marginal_likelihood.base.method import Method, Problem
@@ -30,7 +29,7 @@ from inference.numerics.levenberg_marquardt import nearest_latents
 
 _MIN_STIFFNESS, _MAX_ERROR = 100.0, 0.01
 _NUM_POINTS = 256
-_MAX_SLOPE = 1e-3
+_MAX_GRADIENT_NORM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LimitTerms:
         log_evidence: The limit, (N,) in nats.
         error: What the limit neglects, estimated, (N,) in nats.
         stiffness: The smallest eigenvalue of gamma^2 J'J, (N,).
-        slope: How far g(x) is from stationary, (N,); see :class:`inference.numerics.levenberg_marquardt.Nearest`.
+        gradient_norm: How far g(x) is from stationary, (N,); see :class:`inference.numerics.levenberg_marquardt.Nearest`.
         contrast: Local independent mechanism analysis contrast of the decoder at g(x), (N,) in nats: what the gap of
             the best guide with independent coordinates tends to.
         evaluations: Decoder evaluations per datum, roughly.
@@ -52,14 +51,14 @@ class LimitTerms:
     log_evidence: Tensor
     error: Tensor
     stiffness: Tensor
-    slope: Tensor
+    gradient_norm: Tensor
     contrast: Tensor
     evaluations: float
 
     @property
     def valid(self) -> Tensor:
         """Where the limit may be used, (N,): stiff enough, with an error below 0.01 nats, at a found nearest point."""
-        return (self.stiffness >= _MIN_STIFFNESS) & (self.error <= _MAX_ERROR) & (self.slope <= _MAX_SLOPE)
+        return (self.stiffness >= _MIN_STIFFNESS) & (self.error <= _MAX_ERROR) & (self.gradient_norm <= _MAX_GRADIENT_NORM)
 
 
 @torch.no_grad()
@@ -101,11 +100,11 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_joint = _log_joint(model, x, z)
     value = log_joint + 0.5 * z.shape[1] * LOG_2PI - 0.5 * log_det
-    error = _neglected(model, x, z, factor, log_joint) + (-found.rival).exp()
+    error = _neglected(model, x, z, factor, log_joint) + (-found.margin).exp()
     failed = (info != 0) | ~value.isfinite()
     value, error = value.masked_fill(failed, math.nan), error.masked_fill(failed, math.inf)
     evaluations = found.num_starts * 20.0 * (1 + z.shape[1]) + _NUM_POINTS
-    return LimitTerms(z, value, error, stiffness, found.slope, column_contrast(jacobian), evaluations)
+    return LimitTerms(z, value, error, stiffness, found.gradient_norm, column_contrast(jacobian), evaluations)
 
 
 def _log_joint(model: SupportsGaussianDecoder, x: Tensor, z: Tensor) -> Tensor:
@@ -167,14 +166,14 @@ class Limit(Method):
             TypeError: If the model is not of that kind, or not float64.
             ValueError: If some datum is out of the limit's domain; the message says how many and how far.
         """
-        model, x = problem.model, problem.args[0]
+        model, x = problem.call.model, problem.call.args[0]
         if not supports_gaussian_decoder(model):
             raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
         check_arguments((model,), (x,), {})
         with torch.no_grad():
             starts = model.prior().sample(torch.Size((self.num_starts, len(x))))
-            if problem.guide is not None:
-                draw = run_pair(problem.model, problem.guide, problem.args, problem.kwargs, plate=problem.plate)
+            if problem.call.guide is not None:
+                draw = problem.call.run()
                 starts[0] = next(iter(draw.latents.values()))
         terms = limit_terms(model, x, starts)
         bad = ~terms.valid

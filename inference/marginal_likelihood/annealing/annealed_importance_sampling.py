@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.marginal_likelihood.annealing.chains import Annealer
-from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.moments import gaussian_of_draws
@@ -75,7 +75,7 @@ class Annealed(Method):
         """
         annealer = self.prepare(problem)
         summary = summarise(annealer.log_weights(self.num_chains), self.num_chains)
-        return replace(from_weights(summary, problem.level, method=self.name), evaluations=annealer.evaluations)
+        return replace(evidence_from_weights(summary, problem.level, method=self.name), evaluations=annealer.evaluations)
 
     @torch.no_grad()
     def prepare(self, problem: Problem) -> Annealer:
@@ -85,9 +85,9 @@ class Annealed(Method):
             ValueError: If model, guide or data are unfit.
         """
         log_joint = problem.log_joint
-        programs = [problem.model] if problem.guide is None else [problem.model, problem.guide]
-        with refuse_batch_laws(*programs):
-            start = gaussian_of_draws(log_joint, problem.guide, self.widening)
+        programs = problem.call.programs
+        with refuse_batch_dependence(*programs):
+            start = gaussian_of_draws(log_joint, problem.call.guide, self.widening)
         annealer = Annealer(log_joint, start, self.num_leapfrog, problem.progress)
         annealer.tune(self.num_temperatures)
         return annealer

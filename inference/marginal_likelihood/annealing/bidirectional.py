@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.estimates import check_level, log_mean_exp
 from inference.core.run import Program
@@ -116,7 +117,7 @@ def bdmc(
     method = Annealed() if method is None else method
     with seeded(seed), torch.no_grad():
         draws = simulated_draws(model, data, *args, **kwargs) if isinstance(data, int) else data
-        problem = Problem(model, (draws.x, *args), kwargs, guide, plate, broadcast, level, progress)
+        problem = Problem(Call(model, guide, (draws.x, *args), kwargs, plate, broadcast), level, progress)
         annealer = method.prepare(problem)
         forward = summarise(annealer.log_weights(method.num_chains), method.num_chains)
         u, _ = annealer.log_joint.unconstrain(draws.latents, draws.num_samples)
@@ -174,11 +175,11 @@ def converged_bracket(
     check_count(method.num_chains, "num_chains", minimum=2)
     begin = time.perf_counter()
     with seeded(seed), torch.no_grad():
-        problem = Problem(model, (x, *args), kwargs, guide, plate, broadcast, progress=progress)
+        problem = Problem(Call(model, guide, (x, *args), kwargs, plate, broadcast), progress=progress)
         annealer = method.prepare(problem)
         chains, log_weights = annealer.forward(method.num_chains)
         moments = _Moments()
-        for k, now in enumerate(annealer.stay(chains, num_steps)):
+        for k, now in enumerate(annealer.run_at_posterior(chains, num_steps)):
             chains = now
             if k >= num_steps // 2:
                 moments.add(torch.cat([chains.v, chains.value.unsqueeze(-1)], -1))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from inference.core.call import Call
 from inference.core.run import Program
 from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.log_joint import LogJoint
@@ -15,32 +15,23 @@ from inference.posterior.log_joint import LogJoint
 
 @dataclass(frozen=True)
 class Problem:
-    """A model with the data whose evidence is asked for; the random state is the caller's business.
+    """A call whose model's evidence is asked for, and how; the caller seeds the random numbers.
 
     Attributes:
-        model: Pyro model.
-        args: Positional arguments of model and guide, data first.
-        kwargs: Keyword arguments of both.
-        guide: Pyro guide; None where there is none.
-        plate: Name of the plate over the data, ``"data"`` if None.
-        broadcast: Evaluate samples side by side; False for models that cannot broadcast.
+        call: Model, guide (where there is one) and their arguments, in float64.
         level: Confidence level of the intervals.
         progress: Show a progress bar.
     """
 
-    model: Program
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    guide: Program | None = None
-    plate: str | None = None
-    broadcast: bool = True
+    call: Call
     level: float = 0.95
     progress: bool = True
 
     @cached_property
     def log_joint(self) -> LogJoint:
         """The model's log joint density of these data."""
-        return LogJoint(self.model, *self.args, plate=self.plate, broadcast=self.broadcast, **self.kwargs)
+        call = self.call
+        return LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
 
     def require_guide(self, method: str) -> Program:
         """The guide.
@@ -48,9 +39,9 @@ class Problem:
         Raises:
             ValueError: If there is none.
         """
-        if self.guide is None:
+        if self.call.guide is None:
             raise ValueError(f"expected a guide for method={method!r}, got none")
-        return self.guide
+        return self.call.guide
 
 
 class Method(ABC):

@@ -17,14 +17,14 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.distributions.batched_gaussian import Gaussian
-from inference.distributions.student_t import Student, Students, joined, refit, temperatures
-from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.distributions.student_t import Student, Students, concatenate, refit, temperatures
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
-from inference.marginal_likelihood.importance.proposal import Proposal, silent, usable_guide
+from inference.marginal_likelihood.importance.proposal import Proposal, unvalidated_log_joint, guide_with_density
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, find_modes, prior_scale
 from inference.posterior.moments import gaussian_of_draws
@@ -113,9 +113,9 @@ class Adaptive(Method):
         """
         proposal = self.adapted(problem)
         strata = [summarise(blocks, size) for blocks, size in proposal.log_weights(self.num_samples)]
-        plain = where_enough(from_weights(reduce(merge, strata), problem.level))
+        plain = widen_where_ess_is_low(evidence_from_weights(reduce(merge, strata), problem.level))
         log_joint = problem.log_joint
-        result = with_value(plain, *stratified(*strata), method=self.name)
+        result = replace_estimate(plain, *stratified(*strata), method=self.name)
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
 
     def refined(self) -> Adaptive:
@@ -134,16 +134,16 @@ class Adaptive(Method):
         rows = max(1, _ELEMENTS // (len(starts.laws) * self._draws(log_joint.dim) * log_joint.dim))
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
-        laws = joined([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])
-        return Proposal(log_joint, laws, *usable_guide(problem))
+        laws = concatenate([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])
+        return Proposal(log_joint, laws, *guide_with_density(problem))
 
     def _draws(self, dim: int) -> int:
         return max(self.num_draws, _DRAWS_PER_DIM * dim)
 
     def _starts(self, problem: Problem) -> Students:
-        log_joint, guide = problem.log_joint, problem.guide
-        programs = [problem.model] if guide is None else [problem.model, guide]
-        with refuse_batch_laws(*programs), pyro.validation_enabled(False):
+        log_joint, guide = problem.log_joint, problem.call.guide
+        programs = problem.call.programs
+        with refuse_batch_dependence(*programs), pyro.validation_enabled(False):
             wide = gaussian_of_draws(log_joint, guide, 1.0)
             draws = log_joint.sample_prior(_STARTS) if guide is None else log_joint.draw_guide(guide, _STARTS)
             location, scale = prior_scale(log_joint)
@@ -161,7 +161,7 @@ class Adaptive(Method):
         for _ in range(self.num_rounds):
             num_draws = min(_MOST, len(laws.laws)) * self._draws(log_joint.dim)
             u, log_density = laws.draw(num_draws)
-            log_weights = silent(log_joint, u).nan_to_num(nan=-math.inf) - log_density
+            log_weights = unvalidated_log_joint(log_joint, u).nan_to_num(nan=-math.inf) - log_density
             power, size = temperatures(log_weights, _LEAST * num_draws)
             laws = refit(u, power * log_weights, laws)
             if bool(((power == 1) & (size > _ENOUGH * num_draws)).all()):
@@ -169,7 +169,7 @@ class Adaptive(Method):
         return laws
 
 
-def where_enough(found: Evidence) -> Evidence:
+def widen_where_ess_is_low(found: Evidence) -> Evidence:
     """Two-sided intervals only where adapting reached its end by the weights given, and a normal law has draws enough.
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.

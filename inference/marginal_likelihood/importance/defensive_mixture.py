@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from inference.core.batch_dependence import refuse_batch_laws
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
-from inference.marginal_likelihood.base.intervals import from_weights, with_value
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.log_joint import LogJoint
@@ -71,11 +71,11 @@ class Defensive(Method):
         """
         guide = problem.require_guide(self.name)
         guides = min(self.num_samples - 1, max(1, round(self.guide_share * self.num_samples)))
-        with refuse_batch_laws(problem.model, guide):
+        with refuse_batch_dependence(problem.call.model, guide):
             mixture = _Mixture(problem, guides, self.num_samples - guides)
             strata = summarise(mixture.of_guide(), guides), summarise(mixture.of_prior(), mixture.priors)
-        plain = from_weights(merge(*strata), problem.level)
-        return with_value(plain, *stratified(*strata), method=self.name)
+        plain = evidence_from_weights(merge(*strata), problem.level)
+        return replace_estimate(plain, *stratified(*strata), method=self.name)
 
     def refined(self) -> Defensive:
         """With four times the samples."""
@@ -124,7 +124,9 @@ def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:
         ValueError: If the guide's latents have other sites or sizes than the model's.
     """
     guide = problem.require_guide(Defensive.name)
-    own = LogJoint(guide, *problem.args, plate=problem.plate, broadcast=problem.broadcast, **problem.kwargs)
+    own = LogJoint(
+        guide, *problem.call.args, plate=problem.call.plate, broadcast=problem.call.broadcast, **problem.call.kwargs
+    )
     ours = problem.log_joint.coordinates
     sizes, expected = ({name: s.stop - s.start for name, s in c.items()} for c in (own.coordinates, ours))
     if sizes != expected:

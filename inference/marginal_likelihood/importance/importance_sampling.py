@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from inference.core.checks import check_count
-from inference.marginal_likelihood.base.intervals import from_weights
+from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.weights.importance_weights import iter_log_weights
@@ -50,14 +50,14 @@ class Importance(Method):
         Raises:
             ValueError: If there is no guide, or pair or data are unfit.
         """
-        return from_weights(weigh(problem, self.name, self.num_samples, self.chunk), problem.level)
+        return evidence_from_weights(draw_weights(problem, self.name, self.num_samples, self.chunk), problem.level)
 
     def refined(self) -> Importance:
         """With four times the samples."""
         return replace(self, num_samples=4 * self.num_samples)
 
 
-def weigh(problem: Problem, method: str, num_samples: int, chunk: int | None) -> WeightSummary:
+def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | None) -> WeightSummary:
     """Draw importance weights from the problem's guide, in constant memory.
 
     Args:
@@ -70,12 +70,12 @@ def weigh(problem: Problem, method: str, num_samples: int, chunk: int | None) ->
         ValueError: If there is no guide, or pair or data are unfit.
     """
     chunks = iter_log_weights(
-        problem.model,
+        problem.call.model,
         problem.require_guide(method),
-        *problem.args,
+        *problem.call.args,
         num_samples=num_samples,
-        chunk=chunk if problem.broadcast else 1,
-        plate=problem.plate,
-        **problem.kwargs,
+        chunk=chunk if problem.call.broadcast else 1,
+        plate=problem.call.plate,
+        **problem.call.kwargs,
     )
     return summarise(chunks, num_samples)

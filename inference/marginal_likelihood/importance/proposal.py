@@ -55,7 +55,7 @@ class Proposal:
     def draws(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
         """Draws of the guide and of the laws, in blocks u (S', N, d), and how many of each."""
         guides = 0 if self.guide is None else round(_GUIDE_SHARE * num_samples)
-        strata = [(self._of_laws(num_samples - guides), num_samples - guides)]
+        strata = [(self._of_mixture(num_samples - guides), num_samples - guides)]
         return [(self._of_guide(guides), guides), *strata] if guides else strata
 
     def log_weights(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
@@ -70,12 +70,12 @@ class Proposal:
 
     def _weighed(self, blocks: Iterator[Tensor], share: float) -> Iterator[Tensor]:
         for u in blocks:
-            log_weights = silent(self.log_joint, u) - self.log_prob(u, share)
+            log_weights = unvalidated_log_joint(self.log_joint, u) - self.log_prob(u, share)
             if not bool((log_weights < math.inf).all()):
                 raise FloatingPointError("a log weight is NaN or +inf: the model's density breaks down far out")
             yield log_weights
 
-    def _of_laws(self, num_samples: int) -> Iterator[Tensor]:
+    def _of_mixture(self, num_samples: int) -> Iterator[Tensor]:
         return (self.laws.draw(size)[0] for size in self._sizes(num_samples))
 
     def _of_guide(self, num_samples: int) -> Iterator[Tensor]:
@@ -88,20 +88,20 @@ class Proposal:
         return [min(side, total - first) for first in range(0, total, side)]
 
 
-def usable_guide(problem: Problem) -> tuple[Program, Callable[[Tensor], Tensor]] | tuple[None, None]:
+def guide_with_density(problem: Problem) -> tuple[Program, Callable[[Tensor], Tensor]] | tuple[None, None]:
     """The guide with its density, or nothing where it has none in the model's coordinates."""
-    if problem.guide is None:
+    if problem.call.guide is None:
         return None, None
     try:
         density = guide_density(problem)
-        u, log_guide = problem.log_joint.sample_guide(problem.guide, _COMPARED)
+        u, log_guide = problem.log_joint.sample_guide(problem.call.guide, _COMPARED)
         check_same(log_guide, density(u))
     except (ValueError, NotImplementedError):
         return None, None
-    return problem.guide, density
+    return problem.call.guide, density
 
 
-def silent(log_joint: LogJoint, u: Tensor) -> Tensor:
+def unvalidated_log_joint(log_joint: LogJoint, u: Tensor) -> Tensor:
     """The log joint density at u, without Pyro's validation, which far out would refuse."""
     with pyro.validation_enabled(False):
         return log_joint(u)

@@ -115,8 +115,8 @@ class Quadrature(Method):
     def _density(self, problem: Problem, log_joint: LogJoint) -> Density:
         location, scale = prior_scale(log_joint)
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
-        if problem.guide is not None:
-            draws.append(log_joint.sample_guide(problem.guide, self.num_draws)[0].to(location))
+        if problem.call.guide is not None:
+            draws.append(log_joint.sample_guide(problem.call.guide, self.num_draws)[0].to(location))
         modes = search_modes(log_joint, draws, location, scale, grid=self.grid)
         return Density.around(log_joint, modes, location, scale)
 

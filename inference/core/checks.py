@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
@@ -67,6 +68,18 @@ def check_finite(x: Tensor, name: str = "x") -> None:
             f"expected {name} to be finite, got {len(bad)} NaN or infinite of {x.numel()} elements, "
             f"the first ({float(x[first])}) at {first}"
         )
+
+
+def check_log_weights(log_weights: Tensor) -> None:
+    """Refuse log weights (S, N) that are NaN or plus infinity; minus infinity is a weight of zero.
+
+    Raises:
+        FloatingPointError: With the number of the first such data point.
+    """
+    good = log_weights < math.inf
+    if not bool(good.all()):
+        bad = int((~good).any(0).nonzero()[0])
+        raise FloatingPointError(f"log weight of data point {bad} is NaN or +inf: a density breaks down there")
 
 
 def check_count(value: Any, name: str, minimum: int = 1) -> None:

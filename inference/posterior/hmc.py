@@ -2,7 +2,7 @@ r"""Hamiltonian Monte Carlo on the geometric path from a Gaussian to a model's j
 
 .. math:: \pi_\beta(v) \propto N(v; 0, I)^{1 - \beta} \, p(x, m + L v)^\beta
 
-Chains move in coordinates v that the Gaussian N(m, L L') whitens. Nothing here adapts to the chains.
+Chains move in coordinates v that the Gaussian N(m, L L') whitens. Only :func:`tuned` adapts to them, for warm-up.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Target = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # A trajectory of fixed length can return to where it began, so each chain's steps are shorter by up to this share.
 _JITTER = 0.4
+
+# The acceptance that steps are tuned to, and how fast.
+_ACCEPTANCE, _RATE = 0.8, 0.6
 
 
 class Chains(NamedTuple):
@@ -126,6 +129,11 @@ def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_l
         torch.where(wide, new.gradient, chains.gradient),
     )
     return moved, acceptance
+
+
+def tuned(step: Tensor, acceptance: Tensor) -> Tensor:
+    """The steps (N,) moved towards the acceptance that is wanted, from that of a transition (S, N)."""
+    return step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
 
 
 def acceptance_probability(before: Tensor, after: Tensor) -> Tensor:

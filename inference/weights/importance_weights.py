@@ -6,7 +6,6 @@ function of it, or of a stream of its chunks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_log_weights
 from inference.core.run import Program
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
@@ -72,9 +71,7 @@ def _chunks(call: Call, num_samples: int, chunk: int | None) -> Iterator[Tensor]
         # The indices of a subsampling plate, once drawn, hold for all chunks.
         draw = call.run(size, values=first.subsamples)
         log_weights = draw.log_weights
-        if not bool((log_weights < math.inf).all()):
-            bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
-            raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
+        check_log_weights(log_weights)
         yield log_weights
 
 

@@ -10,7 +10,6 @@ they do not depend on these chains: they are tuned on pilot chains and then froz
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.core.checks import check_log_weights
 from inference.distributions.batched_gaussian import Gaussian
-from inference.posterior.hmc import Chains, Target, transition, whitened
+from inference.posterior.hmc import Chains, Target, transition, tuned, whitened
 from inference.posterior.log_joint import LogJoint
 
 # Chains times data that move side by side.
@@ -30,9 +30,6 @@ _PILOT_CHAINS = 16
 # A pilot step advances beta so far that the log weight's standard deviation over the chains is this, and no farther
 # than the second; the number of its steps is bounded.
 _PILOT_SPREAD, _PILOT_ADVANCE, _PILOT_STEPS = 0.25, 1 / 40, 600
-
-# The acceptance that steps are tuned to, and how fast.
-_ACCEPTANCE, _RATE = 0.8, 0.6
 
 # Share of the temperatures that are spaced evenly, lest the pilot's spread mislead.
 _EVEN = 0.2
@@ -151,9 +148,7 @@ class Annealer:
         for t in tqdm(range(1, len(betas)), disable=not self._progress, leave=False, desc="annealing"):
             total += (betas[t] - betas[t - 1]) * chains.log_ratio
             chains, _ = self.transition(chains, betas[t], steps[t])
-        if not bool((total < math.inf).all()):
-            bad = int((~(total < math.inf)).any(0).nonzero()[0])
-            raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the model's density breaks down there")
+        check_log_weights(total)
         return chains, total
 
     def _pilot(self, chains: Chains) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +163,7 @@ class Annealer:
             advance = rest if k == _PILOT_STEPS else (_PILOT_SPREAD / spread).clamp(max=_PILOT_ADVANCE).minimum(rest)
             beta = beta + advance
             chains, acceptance = self.transition(chains, beta, step)
-            step = step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
+            step = tuned(step, acceptance)
             nodes.append((beta, step, spread * advance))
             if k % 16 == 0 and bool((beta >= 1).all()):  # not each time: asking makes a device wait
                 break

@@ -1,4 +1,4 @@
-r"""The evidence by adaptive importance sampling from a mixture of Student-t laws and the guide, per datum.
+r"""The evidence by adaptive importance sampling from a mixture of Student-t distributions and the guide, per datum.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \frac{p(x_n, u_s)}
     {\alpha q(u_s \mid x_n) + (1 - \alpha) \sum_j \pi_{nj} t_\nu(u_s; m_{nj}, C_{nj})}
@@ -24,7 +24,7 @@ from inference.distributions.student_t import Student, Students, concatenate, re
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
-from inference.marginal_likelihood.importance.proposal import Proposal, unvalidated_log_joint, guide_with_density
+from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density, unvalidated_log_joint
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, find_modes, prior_scale
 from inference.posterior.moments import gaussian_of_draws
@@ -42,23 +42,23 @@ _DRAWS_PER_DIM = 100
 # Share of a round's draws that the tempered weights are worth at least, and with which adapting ends.
 _LEAST, _ENOUGH = 0.1, 0.25
 
-# Laws for which a round draws apart, at most: more share the draws of so many.
+# Distributions for which a round draws apart, at most: more share the draws of so many.
 _MOST = 3
 
-# Effective sample size that a normal law needs, at least.
+# Effective sample size that a normal distribution needs, at least.
 _FEWEST = 100
 
 
 @dataclass(frozen=True)
 class Adaptive(Method):
-    r"""Adaptive importance sampling from a mixture of Student-t laws with full covariances, and the guide.
+    r"""Adaptive importance sampling from a mixture of Student-t distributions with full covariances, and the guide.
 
-    The first round draws in equal parts from laws with the moments of the guide's draws (the prior's where there is no
-    guide), and with the curvature at each mode that Newton's method finds from their mean and some of them. Each round
-    refits the mixture to its weighted draws by a step of expectation and maximisation. Weights are raised to a power
-    below one as long as few of them would dominate. Nothing is adapted to the last draws, from which alone estimate
-    and interval come. A fifth of them are the guide's, where its density is known, so that what the guide covers is
-    not lost; each is weighted as a draw of the whole mixture.
+    The first round draws in equal parts from distributions with the moments of the guide's draws (the prior's where
+    there is no guide), and with the curvature at each mode that Newton's method finds from their mean and some of them.
+    Each round refits the mixture to its weighted draws by a step of expectation and maximisation. Weights are raised to
+    a power below one as long as few of them would dominate. Nothing is adapted to the last draws, from which alone
+    estimate and interval come. A fifth of them are the guide's, where its density is known, so that what the guide
+    covers is not lost; each is weighted as a draw of the whole mixture.
 
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is two-sided and
@@ -131,11 +131,11 @@ class Adaptive(Method):
         """
         log_joint = problem.log_joint
         starts = self._starts(problem)
-        rows = max(1, _ELEMENTS // (len(starts.laws) * self._draws(log_joint.dim) * log_joint.dim))
+        rows = max(1, _ELEMENTS // (len(starts.components) * self._draws(log_joint.dim) * log_joint.dim))
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
-        laws = concatenate([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])
-        return Proposal(log_joint, laws, *guide_with_density(problem))
+        mixture = concatenate([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])
+        return Proposal(log_joint, mixture, *guide_with_density(problem))
 
     def _draws(self, dim: int) -> int:
         return max(self.num_draws, _DRAWS_PER_DIM * dim)
@@ -148,29 +148,29 @@ class Adaptive(Method):
             draws = log_joint.sample_prior(_STARTS) if guide is None else log_joint.draw_guide(guide, _STARTS)
             location, scale = prior_scale(log_joint)
             modes = find_modes(log_joint, torch.cat([wide.loc.unsqueeze(0), draws]).to(location), location, scale)
-        laws = [Student(wide, self.degrees)]
+        components = [Student(wide, self.degrees)]
         for at, value, hessian in zip(modes.location, modes.log_joint, modes.hessian):
             narrow, found = Mode(at, value, hessian, scale).gaussian, value.isfinite()
             loc = torch.where(found.unsqueeze(-1), narrow.loc, wide.loc)
             factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
-            laws.append(Student(Gaussian(loc, factor), self.degrees))
+            components.append(Student(Gaussian(loc, factor), self.degrees))
         there = torch.cat([torch.ones_like(modes.log_joint[:1]), modes.log_joint.isfinite()])
-        return Students(tuple(laws), there.log().log_softmax(0))
+        return Students(tuple(components), there.log().log_softmax(0))
 
-    def _adapt(self, log_joint: LogJoint, laws: Students) -> Students:
+    def _adapt(self, log_joint: LogJoint, mixture: Students) -> Students:
         for _ in range(self.num_rounds):
-            num_draws = min(_MOST, len(laws.laws)) * self._draws(log_joint.dim)
-            u, log_density = laws.draw(num_draws)
+            num_draws = min(_MOST, len(mixture.components)) * self._draws(log_joint.dim)
+            u, log_density = mixture.draw(num_draws)
             log_weights = unvalidated_log_joint(log_joint, u).nan_to_num(nan=-math.inf) - log_density
             power, size = temperatures(log_weights, _LEAST * num_draws)
-            laws = refit(u, power * log_weights, laws)
+            mixture = refit(u, power * log_weights, mixture)
             if bool(((power == 1) & (size > _ENOUGH * num_draws)).all()):
                 break
-        return laws
+        return mixture
 
 
 def widen_where_ess_is_low(found: Evidence) -> Evidence:
-    """Two-sided intervals only where adapting reached its end by the weights given, and a normal law has draws enough.
+    """Two-sided intervals only where adapting reached its end by the weights given, and a normal distribution has draws enough.
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.
     """

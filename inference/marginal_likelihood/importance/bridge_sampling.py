@@ -22,11 +22,8 @@ from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, widen_where_ess_is_low
 from inference.marginal_likelihood.importance.proposal import Proposal
-from inference.posterior.hmc import Chains, transition, whitened
+from inference.posterior.hmc import Chains, transition, tuned, whitened
 from inference.weights.summary import summarise
-
-# The acceptance that the chains' steps are tuned to in the first transitions, and how fast.
-_ACCEPTANCE, _RATE = 0.8, 0.6
 
 # Draws from which the chains' starts are resampled.
 _STARTS = 1000
@@ -37,8 +34,8 @@ class Bridge(Method):
     r"""Bridge sampling between the mixture that :class:`inference.Adaptive` adapts and chains on the posterior.
 
     The chains begin at weighted draws of the mixture, resampled, which divides them between the modes that guide or
-    adapted laws cover; from there they move by Hamiltonian Monte Carlo, and need not cross. The error adds the spread
-    of fresh draws of the mixture and the spread between the chains.
+    adapted distributions cover; from there they move by Hamiltonian Monte Carlo, and need not cross. The error adds the
+    spread of fresh draws of the mixture and the spread between the chains.
 
     Warning:
         Asymptotic only, in the number of draws and the length of the chains; the estimate is no bound, not even in
@@ -95,7 +92,7 @@ class Bridge(Method):
 
     def _chain_log_weights(self, proposal: Proposal) -> Tensor:
         """Log joint density less that of the proposal, at draws of the posterior: (steps, chains, N) in nats."""
-        kept, scale = [], proposal.laws.within
+        kept, scale = [], proposal.mixture.within
         log_det = scale.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         with pyro.validation_enabled(False):
             target = whitened(proposal.log_joint, scale, self.num_chains)
@@ -106,7 +103,7 @@ class Bridge(Method):
             for i in range(self.num_warmup + self.num_steps):
                 chains, acceptance = transition(target, chains, beta, step, self.num_leapfrog)
                 if i < self.num_warmup:
-                    step = step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
+                    step = tuned(step, acceptance)
                 else:
                     kept.append(chains.value - log_det - proposal.log_prob(scale.colour(chains.v)))
         return torch.stack(kept)

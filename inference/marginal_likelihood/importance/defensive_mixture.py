@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_log_weights
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
@@ -111,9 +111,7 @@ class _Mixture:
         prior, likelihood = self._log_joint.terms(u)
         mixture = torch.logaddexp(self._shares[0] + log_guide, self._shares[1] + prior)
         log_weights = prior + likelihood - mixture
-        if not bool((log_weights < math.inf).all()):
-            bad = int((~(log_weights < math.inf)).any(0).nonzero()[0])
-            raise FloatingPointError(f"log weight of datum {bad} is NaN or +inf: the pair's densities break down there")
+        check_log_weights(log_weights)
         return log_weights
 
 

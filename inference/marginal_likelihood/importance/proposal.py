@@ -1,4 +1,4 @@
-"""A proposal that keeps what the guide covers: adapted Student-t laws mixed with the guide, per datum."""
+"""A proposal that keeps what the guide covers: adapted Student-t distributions mixed with the guide, per datum."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from inference.core.checks import check_log_weights
 from inference.core.run import Program
 from inference.distributions.student_t import Students
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.importance.defensive_mixture import check_same, guide_density
 from inference.posterior.log_joint import LogJoint
 
-# Coordinates of draws, of all laws, side by side.
+# Coordinates of draws, of all distributions, side by side.
 _ELEMENTS = 2**21
 
 # Share of the draws that are the guide's.
@@ -28,32 +29,32 @@ _COMPARED = 8
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture of adapted laws with the guide, which keeps what the guide covers.
+    """A mixture of adapted distributions with the guide, which keeps what the guide covers.
 
     Attributes:
         log_joint: Log joint density of the data that it is for.
-        laws: The adapted laws.
+        mixture: The adapted Student-t distributions.
         guide: Pyro guide whose density is known; None where there is none.
         density: Its log-density of u (S, N, d), (S, N) in nats.
     """
 
     log_joint: LogJoint
-    laws: Students
+    mixture: Students
     guide: Program | None = None
     density: Callable[[Tensor], Tensor] | None = None
 
     def log_prob(self, u: Tensor, share: float = _GUIDE_SHARE) -> Tensor:
         """Log-density at u (S, N, d), (S, N) in nats, where the guide has a share of the draws."""
-        laws = self.laws.log_prob(u)
+        log_mixture = self.mixture.log_prob(u)
         if self.density is None or share == 0:
-            return laws
+            return log_mixture
         # Outside the guide's support its coordinates are NaN, and its density is zero.
         with pyro.validation_enabled(False):
-            guide = self.density(u).nan_to_num(nan=-math.inf)
-        return torch.logaddexp(math.log(share) + guide, math.log1p(-share) + laws)
+            log_guide = self.density(u).nan_to_num(nan=-math.inf)
+        return torch.logaddexp(math.log(share) + log_guide, math.log1p(-share) + log_mixture)
 
     def draws(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
-        """Draws of the guide and of the laws, in blocks u (S', N, d), and how many of each."""
+        """Draws of the guide and of the distributions, in blocks u (S', N, d), and how many of each."""
         guides = 0 if self.guide is None else round(_GUIDE_SHARE * num_samples)
         strata = [(self._of_mixture(num_samples - guides), num_samples - guides)]
         return [(self._of_guide(guides), guides), *strata] if guides else strata
@@ -71,12 +72,11 @@ class Proposal:
     def _weighed(self, blocks: Iterator[Tensor], share: float) -> Iterator[Tensor]:
         for u in blocks:
             log_weights = unvalidated_log_joint(self.log_joint, u) - self.log_prob(u, share)
-            if not bool((log_weights < math.inf).all()):
-                raise FloatingPointError("a log weight is NaN or +inf: the model's density breaks down far out")
+            check_log_weights(log_weights)
             yield log_weights
 
     def _of_mixture(self, num_samples: int) -> Iterator[Tensor]:
-        return (self.laws.draw(size)[0] for size in self._sizes(num_samples))
+        return (self.mixture.draw(size)[0] for size in self._sizes(num_samples))
 
     def _of_guide(self, num_samples: int) -> Iterator[Tensor]:
         guide = self.guide
@@ -84,7 +84,7 @@ class Proposal:
         return (self.log_joint.draw_guide(guide, size) for size in self._sizes(num_samples))
 
     def _sizes(self, total: int) -> list[int]:
-        side = max(1, _ELEMENTS // (len(self.laws.laws) * self.log_joint.num_data * self.log_joint.dim))
+        side = max(1, _ELEMENTS // (len(self.mixture.components) * self.log_joint.num_data * self.log_joint.dim))
         return [min(side, total - first) for first in range(0, total, side)]
 
 

@@ -512,7 +512,7 @@ def test_a_density_that_breaks_down_names_the_datum(value):
         with pyro.plate("data", 3):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(FloatingPointError, match="log weight of datum 1 is NaN or"):
+    with pytest.raises(FloatingPointError, match="log weight of data point 1 is NaN or"):
         log_weights(model, guide, torch.zeros(3), num_samples=5)
 
 

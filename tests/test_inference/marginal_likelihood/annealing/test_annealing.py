@@ -53,8 +53,10 @@ def data_of(model, num, seed=1):
 
 
 def scipy_evidence(model, x):
-    w, sigma = model.law.W.numpy(), float(model.law.sigma)
-    return scipy.stats.multivariate_normal(model.law.mu.numpy(), w @ w.T + sigma**2 * np.eye(len(w))).logpdf(x.numpy())
+    w, sigma = model.linear_gaussian.W.numpy(), float(model.linear_gaussian.sigma)
+    return scipy.stats.multivariate_normal(
+        model.linear_gaussian.mu.numpy(), w @ w.T + sigma**2 * np.eye(len(w))
+    ).logpdf(x.numpy())
 
 
 def within(values, expected, errors=4.0):
@@ -410,7 +412,7 @@ def test_a_density_that_breaks_down_is_an_error():
             pyro.sample("nothing", dist.Unit(z * math.nan, validate_args=False), obs=x.new_empty(0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    with pytest.raises(FloatingPointError, match="log weight of datum 0 is NaN"):
+    with pytest.raises(FloatingPointError, match="log weight of data point 0 is NaN"):
         evidence(model, torch.zeros(2), method=Annealed(5), progress=False)
 
 

@@ -16,6 +16,7 @@ from inference.calibration import (
 )
 from inference.comparison import Gap, Refit, compare, differences, gap, load_comparison, refit, save_comparison, table
 from inference.core import Estimate, Interval, Module, load_pair, save_pair
+from inference.core.deprecation import renamed
 from inference.diagnostics import (
     GradientNoise,
     PosteriorError,
@@ -115,6 +116,8 @@ from inference.weights import (
     pareto_k,
     summarise,
 )
+
+__getattr__ = renamed(__name__, {})
 
 __all__ = [
     "BILBO",

@@ -1,9 +1,9 @@
-"""Amortised guides: a law of the latent ``"z"`` for each datum, computed from the datum."""
+"""Amortised guides: a distribution of the latent ``"z"`` for each datum, computed from the datum."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -14,11 +14,9 @@ from torch.distributions.constraints import Constraint
 from guides.supports import Bounds, read_support
 from inference.core.checks import MatrixDataMixin, check_layout
 from inference.core.module import Module
-from inference.core.standardisation import Standardise
+from inference.core.standardisation import Standardise, StandardisesData
 from inference.distributions.gaussian import as_full_normal
 from inference.distributions.transformed import push_forward
-
-Self = TypeVar("Self", bound="EncoderGuide")
 
 
 class Guide(MatrixDataMixin, Module):
@@ -28,13 +26,13 @@ class Guide(MatrixDataMixin, Module):
     same arguments.
 
     Attributes:
-        has_density: True; of a :class:`guides.sampled.SampledGuide` only samples are known.
+        has_density: True; of a :class:`guides.SampledGuide` only samples are known.
     """
 
     has_density: ClassVar[bool] = True
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,)."""
+        """Distribution of z given x (N, D): batch (N,), event (K,)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
@@ -55,8 +53,8 @@ class Guide(MatrixDataMixin, Module):
         return sample_latent(self.posterior, x, n)
 
 
-def sample_latent(law: Callable[[Tensor], Distribution], x: Tensor | None, n: int | None) -> Tensor:
-    """Sample the site ``"z"`` from ``law(x)`` in the plate ``"data"``.
+def sample_latent(distribution: Callable[[Tensor], Distribution], x: Tensor | None, n: int | None) -> Tensor:
+    """Sample the site ``"z"`` from ``distribution(x)`` in the plate ``"data"``.
 
     Raises:
         ValueError: If there are no data.
@@ -64,11 +62,11 @@ def sample_latent(law: Callable[[Tensor], Distribution], x: Tensor | None, n: in
     if x is None:
         raise ValueError(f"expected a guide to be given data x of shape (N, D), got x=None, n={n}")
     with pyro.plate("data", len(x), dim=-1):
-        return pyro.sample("z", law(x))
+        return pyro.sample("z", distribution(x))
 
 
-class EncoderGuide(Guide):
-    r"""A guide whose posterior is ``family(encode(x))``: a network's output, read as the parameters of a law.
+class EncoderGuide(StandardisesData, Guide):
+    r"""A guide whose posterior is ``family(encode(x))``: a network's output, read as the parameters of a distribution.
 
     .. math:: z = T(u), \quad u \mid x \sim \text{family}(\text{encode}(x))
 
@@ -98,25 +96,16 @@ class EncoderGuide(Guide):
         self.support = read_support(support)
         self.standardise = Standardise(data_dim)
 
-    def standardise_by(self: Self, x: Tensor) -> Self:
-        """Let the encoder see data centred by the mean of ``x`` and divided by one global scale; returns the guide.
-
-        Raises:
-            ValueError: If ``x`` is not (N, D), not finite or constant.
-        """
-        self.standardise.fit(x)
-        return self
-
     def encode(self, x: Tensor) -> Tensor:
-        """The parameters of the law, (N, P), from data (N, D)."""
+        """The parameters of the distribution, (N, P), from data (N, D)."""
         raise NotImplementedError
 
     def family(self, parameters: Tensor) -> Distribution:
-        """The law of u with the given parameters (N, P): batch (N,), event (K,), on all vectors."""
+        """The distribution of u with the given parameters (N, P): batch (N,), event (K,), on all vectors."""
         raise NotImplementedError
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,), on the support."""
+        """Distribution of z given x (N, D): batch (N,), event (K,), on the support."""
         return push_forward(self.family(self.encode(x)), self.support)
 
     @torch.no_grad()
@@ -156,7 +145,7 @@ class Local(Guide):
         x: The data, (N, D).
         start: Parameters to start from, (N, P).
         scales: A natural unit of each, (N, P).
-        family: From parameters (N, P) to a law of unconstrained vectors: batch (N,), event (K,).
+        family: From parameters (N, P) to a distribution of unconstrained vectors: batch (N,), event (K,).
         support: Of the latent.
 
     Attributes:
@@ -184,7 +173,7 @@ class Local(Guide):
         self._family, self.support = (family,), support
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,), on the support.
+        """Distribution of z given x (N, D): batch (N,), event (K,), on the support.
 
         Raises:
             ValueError: If ``x`` are other data than the guide's own.

@@ -79,7 +79,7 @@ class Exact(_PosteriorGuide):
     """
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,)."""
+        """Distribution of z given x (N, D): batch (N,), event (K,)."""
         return self.model.posterior(x)
 
 
@@ -102,10 +102,10 @@ class TiedMeanField(_PosteriorGuide):
     """
 
     def posterior(self, x: Tensor) -> DiagNormal:
-        """Law of z given x (N, D): batch (N,), event (K,)."""
-        law = as_full_normal(self.model.posterior(x))
-        if law is None:
+        """Distribution of z given x (N, D): batch (N,), event (K,)."""
+        distribution = as_full_normal(self.model.posterior(x))
+        if distribution is None:
             raise TypeError(f"expected {type(self.model).__name__}.posterior(x) to be Gaussian")
-        factor = law._unbroadcasted_scale_tril
+        factor = distribution._unbroadcasted_scale_tril
         inverse = factor.inverse()
-        return DiagNormal(law.loc, inverse.square().sum(-2).rsqrt())
+        return DiagNormal(distribution.loc, inverse.square().sum(-2).rsqrt())

@@ -70,7 +70,7 @@ class Flow(NetworkGuide):
         )
 
     def family(self, parameters: Tensor) -> ConditionalFlowDistribution:
-        """The law with mean, log standard deviation and context side by side in (N, 2 K + context_dim)."""
+        """The distribution with mean, log standard deviation and context side by side in (N, 2 K + context_dim)."""
         k = self.latent_dim
         mean, log_sigma, context = parameters.split([k, k, self.context_dim], dim=-1)
         return ConditionalFlowDistribution(mean, log_sigma.exp(), context, self.flow.transform)
@@ -82,7 +82,7 @@ class Flow(NetworkGuide):
 
 
 class ConditionalFlowDistribution(TorchDistribution):
-    """The law of loc + sigma v, where a transform of zuko's that depends on a context leads from v to a normal law.
+    """The distribution of loc + sigma v, where a conditional transform of zuko's leads from v to a standard normal.
 
     Args:
         loc: (..., K).
@@ -100,7 +100,7 @@ class ConditionalFlowDistribution(TorchDistribution):
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> ConditionalFlowDistribution:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         batch_shape = Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self

@@ -21,8 +21,9 @@ class HMCRefined(SampledGuide):
 
     .. math:: z_0 \sim q(z \mid x), \quad z_{t+1} \sim T(z \mid z_t), \; \int p(z \mid x) T(w \mid z) dz = p(w \mid x)
 
-    Every step brings the law of the draws closer to the posterior in Kullback-Leibler divergence, or leaves it. Chains
-    move in unconstrained coordinates, in units of the standard deviations of the guide underneath where it is Gaussian.
+    Every step brings the distribution of the draws closer to the posterior in Kullback-Leibler divergence, or leaves
+    it. Chains move in unconstrained coordinates, in units of the standard deviations of the guide underneath where it
+    is Gaussian.
 
     Warning:
         The density of the draws is not known. A step that is too long is rejected, and then nothing is refined: see
@@ -56,8 +57,8 @@ class HMCRefined(SampledGuide):
 
     def draw(self, x: Tensor, num_samples: int) -> Tensor:
         """Draws of z for data x (N, D): (S, N, K), without gradient."""
-        law = self.base.posterior(x)
-        free: Any = law.base_dist if isinstance(law, Transformed) else law
+        distribution = self.base.posterior(x)
+        free: Any = distribution.base_dist if isinstance(distribution, Transformed) else distribution
         marginals = gaussian_marginals(free)
         u = free.sample(torch.Size((num_samples,)))
         loc, sigma = (torch.zeros_like(u[0]), torch.ones_like(u[0])) if marginals is None else marginals
@@ -67,7 +68,7 @@ class HMCRefined(SampledGuide):
         beta, step = torch.ones_like(v[0, :, 0]), torch.full_like(v[0, :, 0], self.step)
         for _ in range(self.num_steps):
             chains, _ = transition(target, chains, beta, step, self.num_leapfrog)
-        return biject_to(law.support)(loc + sigma * chains.v)
+        return biject_to(distribution.support)(loc + sigma * chains.v)
 
     def _target(self, x: Tensor, loc: Tensor, sigma: Tensor) -> Target:
         """The log joint density of v, up to a constant, and its gradient: z = T(loc + sigma v)."""

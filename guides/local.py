@@ -20,22 +20,22 @@ from inference.distributions.transformed import Transformed, push_forward
 from inference.numerics.levenberg_marquardt import nearest_latents
 
 
-def local_gaussian(x: Tensor, law: Any) -> Local:
-    """The local guide of all Gaussians, or of all with independent coordinates, started at a law of that kind.
+def local_gaussian(x: Tensor, distribution: Any) -> Local:
+    """The local guide of all Gaussians, or of all with independent coordinates, started at a distribution of that kind.
 
     Args:
         x: Data, (N, D).
-        law: A Gaussian, or one pushed to a support: batch (N,), event (K,). Independent coordinates stay so.
+        distribution: A Gaussian, or one pushed to a support: batch (N,), event (K,). Independent coordinates stay so.
 
     Raises:
-        TypeError: If the law is of another kind.
+        TypeError: If the distribution is of another kind.
     """
-    base = law.base_dist if isinstance(law, Transformed) else law
+    base = distribution.base_dist if isinstance(distribution, Transformed) else distribution
     moments, full = diagonal_moments(base), as_full_normal(base)
     if moments is not None:
         mean, sigma = (part.expand(len(x), -1) for part in moments)
         start, scales = torch.cat([mean, sigma.log()], -1), torch.cat([sigma, torch.ones_like(sigma)], -1)
-        return Local(x, start, scales, family=diagonal_normal, support=law.support)
+        return Local(x, start, scales, family=diagonal_normal, support=distribution.support)
     if full is None:
         raise TypeError(f"expected a Gaussian posterior to free for each datum, got {type(base).__name__}")
     latent_dim = full.event_shape[0]
@@ -45,7 +45,7 @@ def local_gaussian(x: Tensor, law: Any) -> Local:
     start = torch.cat([mean, diagonal.log(), factor[:, rows, columns]], -1)
     scales = torch.cat([sd, torch.ones_like(sd), diagonal[:, rows]], -1)
     family = partial(full_normal, places=triangle_places(latent_dim).to(x.device))
-    return Local(x, start, scales, family=family, support=law.support)
+    return Local(x, start, scales, family=family, support=distribution.support)
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def local_gauss_newton(
 ) -> Local:
     """The local Gaussian guide at the latents whose decodings are nearest to the data, with the decoder's covariance.
 
-    Where the noise is low, that is next to the best of its family: :func:`inference.comparison.gap_decomposition.refit` finds the rest of the
+    Where the noise is low, that is next to the best of its family: :func:`inference.refit` finds the rest of the
     way, and so the ELBO that no encoder limits.
 
     Args:

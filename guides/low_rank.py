@@ -25,8 +25,8 @@ class LowRank(NetworkGuide):
 
     .. math:: q(z \mid x) = N(z; m(x), F(x) F(x)^T + \operatorname{diag} d(x)^2), \quad F \in R^{K \times R}
 
-    The network's output grows as K R, that of :class:`guides.FullRank` as K^2; the law itself is computed by the
-    Cholesky factor of its covariance, in O(K^2 (K + R)) a datum.
+    The network's output grows as K R, that of :class:`guides.FullRank` as K^2; the distribution itself is computed by
+    the Cholesky factor of its covariance, in O(K^2 (K + R)) a datum.
 
     References:
         Ong, Nott, Smith, "Gaussian Variational Approximation with a Factor Covariance Structure", 2018,

@@ -71,7 +71,7 @@ class Mixture(NetworkGuide):
 
 
 class MixtureNormal(TorchDistribution):
-    r"""Mixture of Gaussians with independent coordinates, with draws that have the gradient of the law.
+    r"""Mixture of Gaussians with independent coordinates, with draws that have the gradient of the distribution.
 
     A draw z carries, coordinate by coordinate, the gradient that keeps the value of the conditional distribution
     function F_k(z_k | z_1 .. z_{k-1}), so that which component it came from plays no part:
@@ -94,7 +94,7 @@ class MixtureNormal(TorchDistribution):
         super().__init__(logits.shape[:-1], locs.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> MixtureNormal:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         batch_shape = Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
@@ -135,7 +135,7 @@ class MixtureNormal(TorchDistribution):
         return torch.addcmul(loc, sigma, noise)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-        """Draws with the gradient of the law, ``sample_shape`` + batch + (K,)."""
+        """Draws with the gradient of the distribution, ``sample_shape`` + batch + (K,)."""
         draw = self.sample(sample_shape)
         coordinates: list[Tensor] = []
         log_weights = self.log_weights

@@ -1,4 +1,4 @@
-"""Gaussian laws from the flat parameters that a network or an optimiser gives."""
+"""Gaussian distributions from the flat parameters that a network or an optimiser gives."""
 
 from __future__ import annotations
 

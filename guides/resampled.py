@@ -48,13 +48,15 @@ class Resampled(SampledGuide):
 
     def draw(self, x: Tensor, num_samples: int) -> Tensor:
         """Draws of z for data x (N, D): (S, N, K), without gradient."""
-        law = self.base.posterior(x)
+        distribution = self.base.posterior(x)
         rows = max(1, _ELEMENTS // (self.num_proposals * x.numel()))
         blocks = [min(rows, num_samples - start) for start in range(0, num_samples, rows)]
         draws = []
         for size in blocks:
-            z = law.sample(torch.Size((self.num_proposals, size)))
-            log_weights = self.model.prior().log_prob(z) + self.model.likelihood(z).log_prob(x) - law.log_prob(z)
+            z = distribution.sample(torch.Size((self.num_proposals, size)))
+            log_weights = (
+                self.model.prior().log_prob(z) + self.model.likelihood(z).log_prob(x) - distribution.log_prob(z)
+            )
             # The largest of the log weights with Gumbel noise is a draw by the weights.
             index = (log_weights - torch.rand_like(log_weights).log().neg().log()).argmax(0)
             draws.append(z.gather(0, index[None, ..., None].expand(1, *z.shape[1:])).squeeze(0))

@@ -23,14 +23,14 @@ from inference.core.module import Module
 
 @runtime_checkable
 class LatentModel(Protocol):
-    """A model of one latent per datum by its two laws."""
+    """A model of one latent per datum by its two distributions."""
 
     def prior(self) -> Distribution:
-        """Law of one latent, event (K,)."""
+        """Distribution of one latent, event (K,)."""
         ...
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of the data given latents (..., K): batch (...), event (D,)."""
+        """Distribution of the data given latents (..., K): batch (...), event (D,)."""
         ...
 
 
@@ -90,11 +90,11 @@ class SampledGuide(MatrixDataMixin, Module):
             z, (N, K).
 
         Raises:
-            ValueError: If there are no data, or a law of the model depends on the batch.
+            ValueError: If there are no data, or the model is batch-dependent.
         """
-        return sample_latent(self._law, x, n)
+        return sample_latent(self._distribution, x, n)
 
-    def _law(self, x: Tensor) -> SampledDistribution:
+    def _distribution(self, x: Tensor) -> SampledDistribution:
         self.base._check_layout(x)
         with torch.no_grad():
             like = self.base.posterior(x)
@@ -108,13 +108,13 @@ class SampledGuide(MatrixDataMixin, Module):
 
 
 class SampledDistribution(TorchDistribution):
-    """A law of which nothing but draws is known.
+    """A distribution of which nothing but draws is known.
 
     Args:
         draw: From a number S to draws (S, N, K).
         batch_shape: (..., N).
-        like: A law of the same event and support.
-        owner: Whose law this is, for the errors.
+        like: A distribution of the same event and support.
+        owner: Whose distribution this is, for the errors.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -130,7 +130,7 @@ class SampledDistribution(TorchDistribution):
         return self._like.support
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> SampledDistribution:
-        """The same law over a larger batch, (..., N)."""
+        """The same distribution over a larger batch, (..., N)."""
         return SampledDistribution(self._draw, batch_shape, self._like, self._owner)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008

@@ -27,15 +27,15 @@ _GROW, _SHRINK = 1.5, 0.5
 
 
 class SemiAmortised(Guide):
-    r"""Another guide's law, refined for each datum by gradient steps on the ELBO of a model.
+    r"""Another guide's distribution, refined for each datum by gradient steps on the ELBO of a model.
 
     .. math:: \phi_t = \phi_{t-1} + r_t \, s \odot \frac{g}{\|g\|}, \quad
         g = s \odot \nabla_\phi \frac1S \sum_{i=1}^S \log \frac{p(x, z_i(\phi))}{q_\phi(z_i(\phi))}
 
     with s the natural units of the parameters (a mean's is its standard deviation) and z_i made from noise that is
-    drawn once, whitened, and the same for every datum: so the law is a function of x alone, with a density. A step that
-    would lower the datum's ELBO on this noise is not taken and the next is half as long; after one that is, half as
-    long again.
+    drawn once, whitened, and the same for every datum: so the distribution is a function of x alone, with a density. A
+    step that would lower the datum's ELBO on this noise is not taken and the next is half as long; after one that is,
+    half as long again.
 
     In training the steps count as constants, phi_T(x) = encode(x) + const: the gradient at the refined parameters
     goes straight through to the encoder, and nothing is differentiated through the steps.
@@ -43,7 +43,7 @@ class SemiAmortised(Guide):
     Warning:
         That gradient is not the ELBO's: where the steps reach the optimum it says nothing of where they start. Train
         the guide underneath by itself first, and through the steps, if at all, at a low learning rate; at a high one
-        the ELBO may fall. Every call takes the steps anew. Laws of the model that depend on the batch are refused.
+        the ELBO may fall. Every call takes the steps anew. A batch-dependent model is refused.
 
     References:
         Kim, Wiseman, Miller, Sontag, Rush, "Semi-Amortized Variational Autoencoders", 2018, arXiv 1802.02550.
@@ -52,14 +52,14 @@ class SemiAmortised(Guide):
     Args:
         model: Model with ``prior()`` and ``likelihood(z)``.
         base: The guide to start from.
-        steps: T; with none the law is that of ``base``.
+        steps: T; with none the distribution is that of ``base``.
         num_samples: S, a datum and step; twice the latent's dimension or more whiten the noise.
         rate: r_1, the length of the first step in natural units.
 
     Attributes:
         base: The guide underneath; its parameters are this guide's.
         noise: Standard normal noise of one datum, (S, K) buffer.
-        uniform: Uniform noise of one datum, for laws that choose, (S,) buffer.
+        uniform: Uniform noise of one datum, for distributions that choose, (S,) buffer.
 
     Raises:
         TypeError: If model or guide is of another kind.
@@ -103,9 +103,9 @@ class SemiAmortised(Guide):
         return self._model[0]
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,), on the support."""
+        """Distribution of z given x (N, D): batch (N,), event (K,), on the support."""
         parameters = self.base.encode(x)
-        return self._law(parameters + self._refinement(x, parameters.detach()))
+        return self._distribution(parameters + self._refinement(x, parameters.detach()))
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
@@ -125,7 +125,7 @@ class SemiAmortised(Guide):
         numbers = {"steps": self.steps, "num_samples": self.num_samples, "rate": self.rate}
         return {"model": "<model>", "base": base} | numbers
 
-    def _law(self, parameters: Tensor) -> Distribution:
+    def _distribution(self, parameters: Tensor) -> Distribution:
         return push_forward(self.base.family(parameters), self.base.support)
 
     @torch.no_grad()
@@ -155,11 +155,11 @@ class SemiAmortised(Guide):
 
     def _elbo(self, x: Tensor, parameters: Tensor) -> Tensor:
         """The ELBO of each datum on the guide's own noise, (N,)."""
-        law = self._law(parameters)
+        distribution = self._distribution(parameters)
         with _OneNoise(self.noise, self.uniform):
-            z = law.rsample(torch.Size((self.num_samples,)))
+            z = distribution.rsample(torch.Size((self.num_samples,)))
         log_joint = self.model.prior().log_prob(z) + self.model.likelihood(z).log_prob(x)
-        return (log_joint - law.log_prob(z)).mean(0)
+        return (log_joint - distribution.log_prob(z)).mean(0)
 
     def _check_layout(self, x: Any) -> None:
         self.base._check_layout(x)

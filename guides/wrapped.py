@@ -14,13 +14,13 @@ from guides.local import local_gaussian
 
 
 class WrappedEncoder(Guide):
-    r"""A plain torch encoder with the law that its training assumed.
+    r"""A plain torch encoder with the distribution that its training assumed.
 
-    .. math:: q(z \mid x) = \text{law}(\text{network}(x))
+    .. math:: q(z \mid x) = \text{distribution}(\text{network}(x))
 
     Args:
-        network: From (N, D) to whatever ``law`` takes.
-        law: Makes the distribution of z from the network's output: batch (N,), event (K,).
+        network: From (N, D) to whatever ``distribution`` takes.
+        distribution: Makes the distribution of z from the network's output: batch (N,), event (K,).
 
     Example:
         >>> import pyro.distributions as dist
@@ -32,29 +32,30 @@ class WrappedEncoder(Guide):
         torch.Size([3, 2])
     """
 
-    def __init__(self, network: nn.Module, law: Callable[[Any], Distribution]) -> None:
+    def __init__(self, network: nn.Module, distribution: Callable[[Any], Distribution]) -> None:
         super().__init__()
-        self.network, self._law = network, law
+        self.network, self._distribution = network, distribution
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
         """The guide of these data (N, D), with a Gaussian of the encoder's kind free for each datum.
 
         Raises:
-            TypeError: If the law is not Gaussian.
+            TypeError: If the distribution is not Gaussian.
         """
         return local_gaussian(x, self.posterior(x))
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x (N, D): batch (N,), event (K,).
+        """Distribution of z given x (N, D): batch (N,), event (K,).
 
         Raises:
-            ValueError: If the law has another batch or event.
+            ValueError: If the distribution has another batch or event.
         """
-        law = self._law(self.network(x))
-        if law.batch_shape != (len(x),) or len(law.event_shape) != 1:
+        distribution = self._distribution(self.network(x))
+        batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
+        if batch != (len(x),) or len(event) != 1:
             raise ValueError(
-                f"expected the encoder's law to have batch ({len(x)},) and event (K,), got {tuple(law.batch_shape)} "
-                f"and {tuple(law.event_shape)}: is .to_event(1) missing?"
+                f"expected the encoder's distribution to have batch ({len(x)},) and event (K,), got {batch} and "
+                f"{event}: is .to_event(1) missing?"
             )
-        return law
+        return distribution

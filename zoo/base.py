@@ -24,8 +24,8 @@ class LatentVariableModel(MatrixDataMixin, Module):
     Args:
         data_dim: D.
         latent_dim: K.
-        prior: Makes the law of one latent, one of :mod:`zoo.priors.factorised` or any module whose call returns a distribution
-            with batch () and event (K,); standard normal by default.
+        prior: Makes the distribution of one latent, one of :mod:`zoo.priors.factorised` or any module whose call
+            returns a distribution with batch () and event (K,); standard normal by default.
 
     Attributes:
         prior_module: The prior as a module, with its parameters.
@@ -49,11 +49,11 @@ class LatentVariableModel(MatrixDataMixin, Module):
         self.register_buffer("_like", torch.zeros(()), persistent=False)
 
     def prior(self) -> Distribution:
-        """Law of one latent: batch (), event (K,)."""
+        """Distribution of one latent: batch (), event (K,)."""
         return self.prior_module()
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of the data given latents z (..., K): batch ``z.shape[:-1]``, event (D,), independent between data."""
+        """Distribution of x given z (..., K): batch ``z.shape[:-1]``, event (D,); data points are independent."""
         raise NotImplementedError
 
     def _check_layout(self, x: Any) -> None:

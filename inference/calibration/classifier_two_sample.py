@@ -1,6 +1,6 @@
 r"""Classifier two-sample tests: can a classifier tell a guide's draws from the posterior's?
 
-.. math:: \text{accuracy} \to \tfrac12 \iff \text{both sets of samples have one law}
+.. math:: \text{accuracy} \to \tfrac12 \iff \text{both sets of samples have one distribution}
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
         Lopez-Paz, Oquab, "Revisiting Classifier Two-Sample Tests", 2017, arXiv 1610.06545.
 
     Args:
-        first: Samples of one law, (n, P).
+        first: Samples of one distribution, (n, P).
         second: Samples of the other, (n, P): as many, so that 1/2 is what guessing earns.
         classifier: Any scikit-learn classifier; None takes :func:`default_classifier`.
         num_folds: Folds.
@@ -105,7 +105,7 @@ def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int
     independent. Sees correlations, and guides that ignore the data.
 
     Args:
-        simulation: From :func:`inference.calibration.simulator.simulate`; one draw per datum is enough.
+        simulation: From :func:`inference.simulate`; one draw per datum is enough.
         classifier: See :func:`c2st`.
         num_folds: See :func:`c2st`.
         seed: See :func:`c2st`.

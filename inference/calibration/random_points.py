@@ -74,7 +74,7 @@ def tarp(
         General Inference", 2023, arXiv 2302.03026.
 
     Args:
-        simulation: From :func:`inference.calibration.simulator.simulate`.
+        simulation: From :func:`inference.simulate`.
         references: The points r_n, (N, P), chosen without looking at the truth of datum n; None takes the truth of
             another datum, which is a draw from the prior.
         level: Probability of the band.

@@ -28,7 +28,7 @@ class SBC:
         names: Latent coordinates, then further test quantities; Q of them.
         ranks: Draws below the truth, (N, Q) int64, ties broken at random.
         uniform: (rank + U) / (S + 1) with U uniform on [0, 1], (N, Q): continuous and exactly uniform where the ranks
-            are, so that tests for continuous laws are exact.
+            are, so that tests for continuous distributions are exact.
         num_samples: S.
         ks: p-value of Kolmogorov and Smirnov's test of ``uniform``, (Q,).
         chi2: p-value of the chi-squared test of the rank histogram, (Q,).
@@ -73,7 +73,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> 
         Calibration", 2018, arXiv 1804.06788.
 
     Args:
-        simulation: From :func:`inference.calibration.simulator.simulate`.
+        simulation: From :func:`inference.simulate`.
         num_bins: Bins of the chi-squared test; at least five data in each are wanted.
         seed: Seed of the ties and of the continuous ranks; leaves the global random state as it was.
 

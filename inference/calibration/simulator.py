@@ -2,8 +2,8 @@ r"""Simulated data with known latents, and what a guide makes of them: the raw m
 
 .. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
 
-Where the guide is the posterior, truth and draws are exchangeable given the data. :func:`inference.calibration.simulation_based_calibration.sbc`,
-:func:`inference.calibration.random_points.tarp` and :func:`inference.calibration.classifier_two_sample.c2st_joint` each look for a way in which they are not.
+Where the guide is the posterior, truth and draws are exchangeable given the data. :func:`inference.sbc`,
+:func:`inference.tarp` and :func:`inference.c2st_joint` each look for a way in which they are not.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def simulate(
 
     Warning:
         The guide is tested on data as the *model* makes them. On data that the model does not describe it may be
-        worse. The law of an observation may depend on the argument that it replaces by its shape alone. The result
-        holds S N P numbers.
+        worse. The distribution of an observation may depend on the argument that it replaces by its shape alone. The
+        result holds S N P numbers.
 
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
@@ -83,8 +83,8 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the pair is none (see :meth:`inference.core.call.Call.run`), observes nothing or what is no argument,
-            is scaled, or has a masked latent.
+        ValueError: If the pair is none (see :meth:`inference.core.call.Call.run`), observes nothing or what is no
+            argument, is scaled, or has a masked latent.
 
     Example:
         >>> from guides import Exact

@@ -140,7 +140,8 @@ def gap(
 
     Raises:
         TypeError: As :func:`inference.marginal_likelihood.estimate`.
-        ValueError: As :func:`inference.marginal_likelihood.estimate`, or if the known evidence has another number of data.
+        ValueError: As :func:`inference.marginal_likelihood.estimate`, or if the known evidence has another number of
+            data.
     """
     call = Call(model, guide, (x, *args), kwargs, plate).double()
     call.check()

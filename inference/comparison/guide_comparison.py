@@ -87,14 +87,14 @@ def compare(
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
-        method: How to estimate an evidence that has no closed form, see :func:`inference.marginal_likelihood.estimate`; None pools the
-            importance weights of the guides. The guide that it is given is the model's first.
+        method: How to estimate an evidence that has no closed form, see :func:`inference.marginal_likelihood.estimate`;
+            None pools the importance weights of the guides. The guide that it is given is the model's first.
         split: Rows of each data set, from its beginning, whose gap is split into approximation and amortisation, see
             :func:`inference.comparison.gap_decomposition`. That refits the guides; 0 leaves it.
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
             intervals is counted, see :func:`inference.coverage`; 0 leaves it.
-        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
-        plate: See :func:`inference.weights.importance_weights.iter_log_weights`.
+        chunk: See :func:`inference.iter_log_weights`.
+        plate: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals.
         seed: Seed of the importance samples.
         progress: Show a progress bar.

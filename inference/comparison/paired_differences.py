@@ -26,8 +26,8 @@ def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: st
     Returns:
         ``difference`` and ``standard_error`` in nats per datum, over split, seed and guide. The error is that of
         the mean of paired differences over the data, which holds the Monte Carlo error, too. ``p_value`` is that of a
-        difference of zero, two-sided and by the normal law of means, adjusted by Holm for the guides beside the
-        reference.
+        difference of zero, two-sided and by the normal distribution of means, adjusted by Holm for the guides beside
+        the reference.
 
     Raises:
         ValueError: If there is no such guide or quantity.

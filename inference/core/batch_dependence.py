@@ -32,7 +32,7 @@ def refuse_batch_dependence(*programs: Program) -> Iterator[None]:
         *programs: Where to look for the module's name.
 
     Raises:
-        ValueError: When batch normalisation or dropout in train mode, or an unfrozen law of the batch, runs.
+        ValueError: When batch normalisation or dropout in train mode, or an unfrozen batch-dependent module, runs.
     """
 
     def refuse(module: nn.Module, _: Any) -> None:

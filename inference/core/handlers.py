@@ -113,7 +113,7 @@ class Site(NamedTuple):
     """What a run left at one sample statement.
 
     Attributes:
-        fn: The law, expanded to the plates around it.
+        fn: The distribution, expanded to the plates around it.
         value: The value, of shape batch + event.
         frames: The plates around the site, outermost first.
         scale: Product of all scales, the plates' and ``poutine.scale``'s.

@@ -19,10 +19,10 @@ class SupportsLogEvidence(Protocol):
 
 @runtime_checkable
 class SupportsPosterior(Protocol):
-    """A model or guide that can state the law of its one latent given the data."""
+    """A model or guide that can state the distribution of its one latent given the data."""
 
     def posterior(self, x: Tensor) -> Distribution:
-        """Law of z given x: batch (N,), event (K,)."""
+        """Distribution of z given x: batch (N,), event (K,)."""
         ...
 
 
@@ -44,7 +44,7 @@ class SupportsExpectedLogLikelihood(Protocol):
         ...
 
     def prior(self) -> Distribution:
-        """Law of one latent, event (K,)."""
+        """Distribution of one latent, event (K,)."""
         ...
 
 
@@ -87,7 +87,7 @@ class SupportsGaussianDecoder(Protocol):
         ...
 
     def prior(self) -> Distribution:
-        """Law of one latent, event (K,)."""
+        """Distribution of one latent, event (K,)."""
         ...
 
 

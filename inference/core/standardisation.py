@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from inference.core.checks import check_finite, check_layout
+
+Self = TypeVar("Self", bound="StandardisesData")
 
 
 class Standardise(nn.Module):
@@ -51,3 +54,22 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(x - shift) / scale."""
         return (x - self.shift) / self.scale
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The x (..., D) of standardised values (..., D)."""
+        return y * self.scale + self.shift
+
+
+class StandardisesData:
+    """Mixin of models and guides that see their data through a :class:`Standardise`, ``standardise``."""
+
+    standardise: Standardise
+
+    def standardise_by(self: Self, x: Tensor) -> Self:
+        """Let network and noise work in units of ``x`` (N, D), its mean and one global scale; returns the instance.
+
+        Raises:
+            ValueError: If ``x`` is not (N, D), not finite or constant.
+        """
+        self.standardise.fit(x)
+        return self

@@ -36,10 +36,10 @@ class PosteriorError:
             the posterior is known.
         reverse_kl: KL(p || q) likewise.
         wasserstein: 2-Wasserstein distance of the Gaussians with the moments of both, (N,), in units of z; a lower
-            bound on the distance of the laws themselves.
+            bound on the distance of the distributions themselves.
         mean_error: (mean_q - mean_p) / sigma_p, (N, P).
         log_variance_ratio: log(var_q / var_p), (N, P).
-        closed_form: Whether both laws are Gaussian by themselves, so that no number has Monte Carlo error.
+        closed_form: Whether both distributions are Gaussian by themselves, so that no number has Monte Carlo error.
         num_samples: Draws of the guide per datum; 0 where ``closed_form``.
     """
 
@@ -72,8 +72,8 @@ def posterior_error(
         w = \frac{p(x, z)}{q(z \mid x)}
 
     Warning:
-        Sample moments over-state distances: with S draws the squared Wasserstein distance of equal laws is of order
-        trace(covariance) P / S, not zero. KL(p || q) by Monte Carlo misses what samples of p never visit.
+        Sample moments over-state distances: with S draws the squared Wasserstein distance of equal distributions is of
+        order trace(covariance) P / S, not zero. KL(p || q) by Monte Carlo misses what samples of p never visit.
 
     Args:
         model: Pyro model, with ``posterior(x)`` or else with a ``reference``.
@@ -97,9 +97,9 @@ def posterior_error(
         first = call.probe()
         _check_reference(first, reference, log_evidence)
         exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
-        laws = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
-        if laws[0] is not None and laws[1] is not None:
-            return _closed_form(first, _double(laws[0]), _double(laws[1]))
+        distributions = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
+        if distributions[0] is not None and distributions[1] is not None:
+            return _closed_form(first, _double(distributions[0]), _double(distributions[1]))
         own = call.run(num_samples)
         values = reference
         if values is None:
@@ -109,7 +109,10 @@ def posterior_error(
     # A guide may say that it has samples and no density: then there are no divergences.
     known = getattr(guide, "has_density", True)
     kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
-    q, p = (_sample_moments(run) if law is None else _moments(_double(law)) for law, run in zip(laws, (own, theirs)))
+    q, p = (
+        _sample_moments(run) if distribution is None else _moments(_double(distribution))
+        for distribution, run in zip(distributions, (own, theirs))
+    )
     return _result(first, kl, reverse, q, p, closed_form=False, num_samples=num_samples)
 
 
@@ -137,14 +140,14 @@ def _check_reference(first: Draw, reference: Mapping[str, Tensor] | None, log_ev
 
 
 def _gaussian_guide(first: Draw) -> MultivariateNormal | None:
-    """The guide's law where it has one site and that is Gaussian, batch (N,) and event (K,)."""
+    """The guide's distribution where it has one site and that is Gaussian, batch (N,) and event (K,)."""
     site = next(iter(first.guide_sites.values()))
     plain = len(first.guide_sites) == 1 and site.fn.batch_shape == (first.layout.num_data,)
     return as_full_normal(site.fn) if plain and len(site.fn.event_shape) == 1 else None
 
 
-def _double(law: MultivariateNormal) -> FullNormal:
-    return FullNormal(law.loc.double(), law._unbroadcasted_scale_tril.double())
+def _double(distribution: MultivariateNormal) -> FullNormal:
+    return FullNormal(distribution.loc.double(), distribution._unbroadcasted_scale_tril.double())
 
 
 def _replay(first: Draw, values: Mapping[str, Tensor]) -> Draw:
@@ -182,8 +185,8 @@ def _sample_moments(run: Draw) -> tuple[Tensor, Tensor]:
     return z.mean(0), torch.einsum("sni,snj->nij", residual, residual) / (len(z) - 1)
 
 
-def _moments(law: FullNormal) -> tuple[Tensor, Tensor]:
-    return law.loc, law.covariance_matrix
+def _moments(distribution: FullNormal) -> tuple[Tensor, Tensor]:
+    return distribution.loc, distribution.covariance_matrix
 
 
 def _closed_form(first: Draw, q: FullNormal, p: FullNormal) -> PosteriorError:

@@ -3,7 +3,7 @@ r"""Posterior collapse, and the two parts of the rate: what the latent tells of 
 .. math:: E_n KL(q(z \mid x_n) \,\|\, p(z)) = I_q(x; z) + KL(q(z) \,\|\, p(z)), \quad q(z) = E_x q(z \mid x)
 
 Everything here is for one latent site with a Gaussian guide, on a bounded support too, and a prior with independent
-coordinates, and is computed in float64 from the two laws alone.
+coordinates, and is computed in float64 from the two distributions alone.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
         = \tfrac12 \left[\frac{v_{nk} + (m_{nk} - \mu_k)^2}{s_k^2} - 1 - \log \frac{v_{nk}}{s_k^2}\right]
 
-    for a Gaussian prior; for others, and on bounded supports, see :func:`inference.distributions.gaussian.coordinate_kl`.
+    for a Gaussian prior; for others, and on bounded supports, see
+    :func:`inference.distributions.gaussian.coordinate_kl`.
 
     Warning:
         Of a full-rank guide these are the divergences of its marginals: they do not add up to the divergence of the
-        joint law, from which they lack the correlations.
+        joint distribution, from which they lack the correlations.
 
     References:
         Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469.
 
     Args:
         model: Pyro model with one latent site, of event (K,), a priori with independent coordinates.
-        guide: Pyro guide with a Gaussian law there, or one pushed to a support.
+        guide: Pyro guide with a Gaussian distribution there, or one pushed to a support.
         x: Data, (N, D).
         batch_size: Data in one run of the pair.
 
@@ -46,7 +47,7 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         (N, K), in nats and float64.
 
     Raises:
-        TypeError: If one of the two laws is another one, or the data are of the wrong type.
+        TypeError: If one of the two distributions is another one, or the data are of the wrong type.
         ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, data are unfit, or the
             prior is bounded and the guide is not.
 
@@ -56,13 +57,13 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    laws = latent_distributions(model, guide, x, batch_size)
-    return torch.cat([coordinate_kl(law, prior) for _, prior, law in laws]).double()
+    distributions = latent_distributions(model, guide, x, batch_size)
+    return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
 
 
 @torch.no_grad()
 def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
-    """Means of the guide's law per datum, what :func:`active_units` takes.
+    """Means of the guide's distribution per datum, what :func:`active_units` takes.
 
     Args:
         model: As for :func:`latent_kl`, with a Gaussian prior.

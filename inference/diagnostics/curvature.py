@@ -85,7 +85,7 @@ def likelihood_curvature(decode: Decode, z: Tensor, x: Tensor, sigma: float | Te
     .. math:: H_k = \frac1{\sigma^2} \left[\|\partial_k f(z)\|^2 + (f(z) - x) \cdot \partial_k^2 f(z)\right]
 
     For little noise the second part vanishes at the optimum, and 1 / sigma_k^2 is that of
-    :func:`inference.identifiability.consistency.self_consistency`. A prior adds minus its own second derivative.
+    :func:`inference.self_consistency`. A prior adds minus its own second derivative.
 
     Args:
         decode: Decoder from (M, K) to (M, D).

@@ -1,4 +1,4 @@
-"""The Gaussian laws of a pair's one latent, read for each datum: what collapse and information are computed from."""
+"""Gaussians, one per data point: posteriors of a pair's one latent site, and starting points of chains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.distributions.gaussian import LOG_2PI
 
 @dataclass(frozen=True)
 class Gaussians:
-    """The laws q(z | x_n): means (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K)."""
+    """The distributions q(z | x_n): means (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K)."""
 
     mean: Tensor
     factor: Tensor
@@ -42,7 +42,7 @@ class Gaussians:
         return diagonal.log().sum(-1)
 
     def transform(self, noise: Tensor) -> Tensor:
-        """Draws from standard noise (N, K), one a law."""
+        """Draws from standard noise (N, K), one a distribution."""
         scaled = self.factor * noise if self.is_diagonal else torch.einsum("nij,nj->ni", self.factor, noise)
         return self.mean + scaled
 

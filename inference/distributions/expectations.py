@@ -25,8 +25,8 @@ def expectation(function: Callable[[Tensor], Tensor], mean: Tensor, sigma: Tenso
     Warning:
         The nearest singularity of f, at a distance d from the real line, sets the error: some exp(-50 d / sigma). The
         sigmoid and its logarithm have d = pi, which is 1e-10 for sigma up to 6 and 1e-5 for sigma = 12. The normal
-        law is cut off at ten sigma, so that exp(k u) has an error of 1e-10 up to k sigma = 3.5. A kink leaves 1e-3
-        sigma.
+        distribution is cut off at ten sigma, so that exp(k u) has an error of 1e-10 up to k sigma = 3.5. A kink leaves
+        1e-3 sigma.
 
     Args:
         function: Acts on each element of a tensor (Q, ...) by itself.
@@ -43,13 +43,13 @@ def expectation(function: Callable[[Tensor], Tensor], mean: Tensor, sigma: Tenso
     return torch.tensordot(weights, function(nodes), 1)
 
 
-def independent_factors(law: Distribution) -> Distribution | None:
-    """The law of each coordinate, batch (..., K), of a law over vectors with independent ones; else None."""
-    if isinstance(law, Independent):
-        if law.reinterpreted_batch_ndims == 0:
-            return independent_factors(law.base_dist)
-        if law.reinterpreted_batch_ndims == 1 and not law.base_dist.event_shape:
-            return law.base_dist
+def independent_factors(distribution: Distribution) -> Distribution | None:
+    """The distributions of independent coordinates, batch (..., K); None where coordinates are not independent."""
+    if isinstance(distribution, Independent):
+        if distribution.reinterpreted_batch_ndims == 0:
+            return independent_factors(distribution.base_dist)
+        if distribution.reinterpreted_batch_ndims == 1 and not distribution.base_dist.event_shape:
+            return distribution.base_dist
     return None
 
 
@@ -59,7 +59,7 @@ def expected_log_density(prior: Distribution, mean: Tensor, sigma: Tensor, trans
     .. math:: E_{u \sim N(m, s^2)} [\log p(T(u)) + \log |T'(u)|]
 
     Args:
-        prior: Law of one coordinate, batch broadcastable to (..., K).
+        prior: Distribution of one coordinate, batch broadcastable to (..., K).
         mean: (..., K).
         sigma: Standard deviations, (..., K).
         transform: T, acting on each coordinate; None for the identity.

@@ -48,7 +48,7 @@ class DiagNormal(TorchDistribution):
         super().__init__(batch_shape, loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> DiagNormal:
-        """The same law over a larger batch; sigma is not copied."""
+        """The same distribution over a larger batch; sigma is not copied."""
         batch_shape = Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
@@ -96,7 +96,7 @@ class FullNormal(MultivariateNormal):
         super().__init__(loc, scale_tril=scale_tril, validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> FullNormal:
-        """The same law over a larger batch; the factor is not copied."""
+        """The same distribution over a larger batch; the factor is not copied."""
         batch_shape = Size(batch_shape)
         if batch_shape == self.batch_shape:
             return self
@@ -112,45 +112,45 @@ class FullNormal(MultivariateNormal):
         return self.loc + (factor @ noise.unsqueeze(-1)).squeeze(-1)
 
 
-def as_full_normal(law: Any) -> TorchMultivariateNormal | None:
-    """A Gaussian law of any of the known classes as a multivariate normal, or None where it is not one.
+def as_full_normal(distribution: Any) -> TorchMultivariateNormal | None:
+    """A Gaussian distribution of any of the known classes as a multivariate normal, or None where it is not one.
 
     Args:
-        law: A distribution over vectors.
+        distribution: A distribution over vectors.
     """
-    if isinstance(law, TorchMultivariateNormal):
-        return law
-    moments = diagonal_moments(law)
+    if isinstance(distribution, TorchMultivariateNormal):
+        return distribution
+    moments = diagonal_moments(distribution)
     return None if moments is None else FullNormal(moments[0], torch.diag_embed(moments[1]))
 
 
-def diagonal_moments(law: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviations (..., K) of a Gaussian law with independent coordinates, else None."""
-    if isinstance(law, DiagNormal):
-        return law.loc, law.sigma.expand(law.loc.shape)
-    if isinstance(law, TorchIndependent):
-        if law.reinterpreted_batch_ndims == 0:
-            return diagonal_moments(law.base_dist)
-        if law.reinterpreted_batch_ndims == 1 and isinstance(law.base_dist, TorchNormal):
-            return law.base_dist.loc, law.base_dist.scale
+def diagonal_moments(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviations (..., K) of a Gaussian distribution with independent coordinates, else None."""
+    if isinstance(distribution, DiagNormal):
+        return distribution.loc, distribution.sigma.expand(distribution.loc.shape)
+    if isinstance(distribution, TorchIndependent):
+        if distribution.reinterpreted_batch_ndims == 0:
+            return diagonal_moments(distribution.base_dist)
+        if distribution.reinterpreted_batch_ndims == 1 and isinstance(distribution.base_dist, TorchNormal):
+            return distribution.base_dist.loc, distribution.base_dist.scale
     return None
 
 
-def gaussian_marginals(law: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviations (..., K) of each coordinate of a Gaussian law, else None."""
-    moments, full = diagonal_moments(law), as_full_normal(law)
+def gaussian_marginals(distribution: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviations (..., K) of each coordinate of a Gaussian distribution, else None."""
+    moments, full = diagonal_moments(distribution), as_full_normal(distribution)
     return (full.loc, full.variance.sqrt()) if moments is None and full is not None else moments
 
 
-def coordinate_factors(law: Any) -> Distribution | None:
-    """The law of each coordinate, batch (..., K), of a law over vectors with independent ones, else None."""
-    moments = diagonal_moments(law)
-    return independent_factors(law) if moments is None else TorchNormal(*moments, validate_args=False)
+def coordinate_factors(distribution: Any) -> Distribution | None:
+    """The distributions of independent coordinates, batch (..., K); None where coordinates are not independent."""
+    moments = diagonal_moments(distribution)
+    return independent_factors(distribution) if moments is None else TorchNormal(*moments, validate_args=False)
 
 
 @singledispatch
 def coordinate_kl(q: Any, p: Any) -> Tensor:
-    r"""KL between the marginals of each coordinate of two laws, (..., K) in nats.
+    r"""KL between the marginals of each coordinate of two distributions, (..., K) in nats.
 
     .. math:: KL(q(z_k) \| p(z_k))
 
@@ -159,7 +159,7 @@ def coordinate_kl(q: Any, p: Any) -> Tensor:
 
     Args:
         q: Gaussian over vectors, or one pushed to a support; with a full covariance its marginals count.
-        p: Any law with independent coordinates.
+        p: Any distribution with independent coordinates.
 
     Raises:
         TypeError: If one of them is not of that kind.
@@ -168,7 +168,7 @@ def coordinate_kl(q: Any, p: Any) -> Tensor:
     marginals, factors = gaussian_marginals(q), coordinate_factors(p)
     if marginals is None or factors is None:
         raise TypeError(
-            f"expected a Gaussian against a law with independent coordinates, got {type(q).__name__} against "
+            f"expected a Gaussian against a distribution with independent coordinates, got {type(q).__name__} against "
             f"{type(p).__name__}"
         )
     return marginal_kl(*marginals, factors)
@@ -194,13 +194,13 @@ def marginal_kl(mean: Tensor, sigma: Tensor, prior: Distribution, transform: Tra
 
 
 def gaussian_kl(q: Any, prior: Distribution, transform: Transform | None = None) -> Tensor:
-    """KL of a Gaussian law over vectors, pushed through a transform, against independent coordinates, (...) in nats.
+    """KL of a Gaussian, pushed through a transform, against a prior with independent coordinates, (...) in nats.
 
     Its covariance may be full: of the expected log-density only the marginals matter.
 
     Args:
         q: Gaussian, batch (...), event (K,).
-        prior: Law of one coordinate, batch broadcastable to (..., K).
+        prior: Distribution of one coordinate, batch broadcastable to (..., K).
         transform: Acts on each coordinate; None for the identity.
 
     Raises:
@@ -236,9 +236,9 @@ def _kl_diag_full(q: DiagNormal, p: TorchMultivariateNormal) -> Tensor:
     return kl_divergence(FullNormal(q.loc, torch.diag_embed(q.sigma.expand(q.loc.shape))), p)
 
 
-def _as_diag(law: Any) -> Any:
-    moments = diagonal_moments(law)
-    return law if moments is None else DiagNormal(*moments)
+def _as_diag(distribution: Any) -> Any:
+    moments = diagonal_moments(distribution)
+    return distribution if moments is None else DiagNormal(*moments)
 
 
 # torch knows independent normals by another class: where they are Gaussian, take the closed forms above; a Gaussian
@@ -248,10 +248,10 @@ def _as_diag(law: Any) -> Any:
 @register_kl(TorchMultivariateNormal, TorchIndependent)
 @register_kl(TorchIndependent, TorchMultivariateNormal)
 def _kl_of_independent(q: Any, p: Any) -> Tensor:
-    laws = (_as_diag(q), _as_diag(p))
-    if not any(isinstance(law, TorchIndependent) for law in laws):
-        return kl_divergence(*laws)
+    distributions = (_as_diag(q), _as_diag(p))
+    if not any(isinstance(distribution, TorchIndependent) for distribution in distributions):
+        return kl_divergence(*distributions)
     factors = coordinate_factors(p)
-    if factors is None or isinstance(laws[0], TorchIndependent):
+    if factors is None or isinstance(distributions[0], TorchIndependent):
         raise NotImplementedError(f"no closed-form KL between {type(q).__name__} and {type(p).__name__}")
-    return gaussian_kl(laws[0], factors)
+    return gaussian_kl(distributions[0], factors)

@@ -1,4 +1,4 @@
-"""Multivariate Student-t laws, one per datum, as proposals with tails heavier than a Gaussian's."""
+"""Multivariate Student-t distributions, one per datum, as proposals with tails heavier than a Gaussian's."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn.functional import pad
 
 from inference.distributions.batched_gaussian import Gaussian
 
-# Share of a mixture below which a law falls away.
+# Share of a mixture below which a distribution falls away.
 _LEAST_SHARE = 0.01
 
 
 class Student(NamedTuple):
-    r"""One Student-t law per datum.
+    r"""One Student-t distribution per datum.
 
     .. math:: u = m + \sqrt{\nu / c} \, L \epsilon, \quad \epsilon \sim N(0, I), \quad c \sim \chi^2_\nu
 
     Attributes:
-        gaussian: Location m and factor L, the law without its heavy tails.
+        gaussian: Location m and factor L, the distribution without its heavy tails.
         degrees: Degrees of freedom, nu.
     """
 
@@ -35,7 +35,7 @@ class Student(NamedTuple):
         return self.gaussian.colour(v), self.log_prob_whitened(v)
 
     def noise(self, num_samples: int) -> Tensor:
-        """Draws v (S, N, d), of the law with m = 0 and L = I."""
+        """Draws v (S, N, d), of the distribution with m = 0 and L = I."""
         loc = self.gaussian.loc
         noise = torch.randn(num_samples, *loc.shape, dtype=loc.dtype, device=loc.device)
         half = torch.full(noise.shape[:2], self.degrees / 2, dtype=loc.dtype, device=loc.device)
@@ -59,24 +59,24 @@ class Student(NamedTuple):
 
 
 class Students(NamedTuple):
-    """A mixture of Student-t laws of equal degrees, one mixture per datum.
+    """A mixture of Student-t distributions of equal degrees, one mixture per datum.
 
     Attributes:
-        laws: J laws.
+        components: J distributions.
         log_shares: Logs of their shares, (J, N); minus infinity where a datum has fewer.
     """
 
-    laws: tuple[Student, ...]
+    components: tuple[Student, ...]
     log_shares: Tensor
 
     def draw(self, num_samples: int) -> tuple[Tensor, Tensor]:
         """Draws u (S, N, d), and their log-density (S, N) in nats."""
-        v = self.laws[0].noise(num_samples)
+        v = self.components[0].noise(num_samples)
         below = self.log_shares.softmax(0).cumsum(0)[:-1]
         chosen = (torch.rand_like(v[..., 0]) > below.unsqueeze(1)).sum(0).unsqueeze(-1)
-        u = self.laws[0].gaussian.colour(v)
-        for j, law in enumerate(self.laws[1:], 1):
-            u = torch.where(chosen == j, law.gaussian.colour(v), u)
+        u = self.components[0].gaussian.colour(v)
+        for j, component in enumerate(self.components[1:], 1):
+            u = torch.where(chosen == j, component.gaussian.colour(v), u)
         return u, self.log_prob(u)
 
     def log_prob(self, u: Tensor) -> Tensor:
@@ -84,20 +84,23 @@ class Students(NamedTuple):
         return self.terms(u).logsumexp(0)
 
     def terms(self, u: Tensor) -> Tensor:
-        """Log-densities of the laws, each with its share, at u (S, N, d): (J, S, N) in nats."""
-        return torch.stack([law.log_prob(u) for law in self.laws]) + self.log_shares.unsqueeze(1)
+        """Log-densities of the distributions, each with its share, at u (S, N, d): (J, S, N) in nats."""
+        return torch.stack([component.log_prob(u) for component in self.components]) + self.log_shares.unsqueeze(1)
 
     def rows(self, index: Tensor) -> Students:
         """The mixtures of chosen data, (M,) integers."""
-        laws = (Student(Gaussian(*(part[index] for part in law.gaussian)), law.degrees) for law in self.laws)
-        return Students(tuple(laws), self.log_shares[:, index])
+        components = (
+            Student(Gaussian(*(part[index] for part in component.gaussian)), component.degrees)
+            for component in self.components
+        )
+        return Students(tuple(components), self.log_shares[:, index])
 
     @property
     def within(self) -> Gaussian:
-        """The mean of the mixture, with the mean covariance of its laws: their scale, not the distance between them."""
+        """The mean of the mixture, with the mean covariance of its components: their scale, not their distance."""
         shares = self.log_shares.softmax(0).unsqueeze(-1)
-        loc = torch.stack([law.gaussian.loc for law in self.laws])
-        factor = torch.stack([law.gaussian.factor for law in self.laws])
+        loc = torch.stack([component.gaussian.loc for component in self.components])
+        factor = torch.stack([component.gaussian.factor for component in self.components])
         covariance = (shares.unsqueeze(-1) * (factor @ factor.mT)).sum(0)
         fitted, info = torch.linalg.cholesky_ex(covariance)
         return Gaussian((shares * loc).sum(0), torch.where((info == 0).reshape(-1, 1, 1), fitted, factor[0]))
@@ -105,19 +108,20 @@ class Students(NamedTuple):
 
 def concatenate(parts: Sequence[Students]) -> Students:
     """Mixtures of some data after another, in order."""
-    num_components = max(len(part.laws) for part in parts)
-    columns = [part.laws + part.laws[:1] * (num_components - len(part.laws)) for part in parts]
-    laws = (
-        Student(Gaussian(*map(torch.cat, zip(*[law.gaussian for law in row]))), row[0].degrees) for row in zip(*columns)
+    num_components = max(len(part.components) for part in parts)
+    columns = [part.components + part.components[:1] * (num_components - len(part.components)) for part in parts]
+    components = (
+        Student(Gaussian(*map(torch.cat, zip(*[component.gaussian for component in row]))), row[0].degrees)
+        for row in zip(*columns)
     )
-    shares = [pad(part.log_shares, (0, 0, 0, num_components - len(part.laws)), value=-math.inf) for part in parts]
-    return Students(tuple(laws), torch.cat(shares, 1))
+    shares = [pad(part.log_shares, (0, 0, 0, num_components - len(part.components)), value=-math.inf) for part in parts]
+    return Students(tuple(components), torch.cat(shares, 1))
 
 
 def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
     """The mixture that weighted draws suggest: one step of expectation and maximisation from the one before.
 
-    Laws whose share is least fall away.
+    Distributions whose share is least fall away.
 
     Args:
         u: (S, N, d).
@@ -125,19 +129,19 @@ def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
         before: What the step goes from.
     """
     each = log_weights + before.terms(u).log_softmax(0)
-    laws = [moment_fit(u, own, law) for own, law in zip(each, before.laws)]
+    components = [moment_fit(u, own, component) for own, component in zip(each, before.components)]
     shares = each.logsumexp(1).log_softmax(0)
     shares = torch.where(shares.isnan().any(0), before.log_shares, shares)
     shares = torch.where(shares < math.log(_LEAST_SHARE), -math.inf, shares).log_softmax(0)
     kept = [j for j, alive in enumerate((shares > -math.inf).any(1).tolist()) if alive]
-    return Students(tuple(laws[j] for j in kept), shares[kept])
+    return Students(tuple(components[j] for j in kept), shares[kept])
 
 
 def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:
-    """The law with the weighted mean and covariance of draws, drawn towards the one before where they are few.
+    """The distribution with the weighted mean and covariance of draws, drawn towards the one before where they are few.
 
     The covariance counts as many draws as the effective sample size, and the one before as many more as it has
-    numbers; where all weights are zero, or their covariance has no factor, the law is the one before.
+    numbers; where all weights are zero, or their covariance has no factor, the distribution is the one before.
 
     Args:
         u: (S, N, d).

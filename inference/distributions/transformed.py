@@ -1,4 +1,4 @@
-r"""Laws on bounded supports: a law over unconstrained vectors, pushed through the transform of the support.
+r"""Distributions on bounded supports: the push-forward of a distribution over unconstrained vectors.
 
 .. math:: u \sim q_0, \quad z = T(u), \quad \log q(z) = \log q_0(T^{-1}(z)) - \log |\det T'(u)|
 """
@@ -28,19 +28,19 @@ from inference.distributions.gaussian import (
 
 
 class Transformed(TorchDistribution):
-    """The law of T(u) for u of a given law, where T leads from all vectors to a support.
+    """The distribution of T(u) for u of a given distribution, where T leads from all vectors to a support.
 
     Mean and variance are by quadrature where ``base_dist`` is Gaussian and T acts on each coordinate; then there is a
-    KL against any prior with independent coordinates, too, see :func:`inference.distributions.expectations.expectation` for its
-    domain of validity.
+    KL against any prior with independent coordinates, too, see :func:`inference.distributions.expectations.expectation`
+    for its domain of validity.
 
     Args:
-        base_dist: Law of unconstrained vectors, event (K,).
+        base_dist: Distribution of unconstrained vectors, event (K,).
         support: Of the transformed vector.
 
     Example:
-        >>> law = Transformed(DiagNormal(torch.zeros(4, 3), torch.ones(1)), constraints.unit_interval)
-        >>> law.mean[0]
+        >>> distribution = Transformed(DiagNormal(torch.zeros(4, 3), torch.ones(1)), constraints.unit_interval)
+        >>> distribution.mean[0]
         tensor([0.5000, 0.5000, 0.5000])
     """
 
@@ -61,7 +61,7 @@ class Transformed(TorchDistribution):
 
     @property
     def has_rsample(self) -> bool:
-        """Whether the law of u is reparameterised."""
+        """Whether the distribution of u is reparameterised."""
         return self.base_dist.has_rsample
 
     @property
@@ -77,7 +77,7 @@ class Transformed(TorchDistribution):
         return biject_to(support)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> Transformed:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         if Size(batch_shape) == self.batch_shape:
             return self
         return Transformed(self.base_dist.expand(Size(batch_shape)), self._support)
@@ -102,7 +102,7 @@ class Transformed(TorchDistribution):
         """Mean, (..., K), by quadrature.
 
         Raises:
-            NotImplementedError: If the law of u is not Gaussian or T mixes coordinates.
+            NotImplementedError: If the distribution of u is not Gaussian or T mixes coordinates.
         """
         return self._expectation(self.coordinate_transform)
 
@@ -152,9 +152,9 @@ def is_unbounded(support: Constraint) -> bool:
     return isinstance(coordinate_support(support), type(constraints.real))  # a copy of it counts, too
 
 
-def push_forward(law: Any, support: Constraint) -> Any:
-    """A law of unconstrained vectors on the given support: itself where that is all vectors."""
-    return law if is_unbounded(support) else Transformed(law, support)
+def push_forward(distribution: Any, support: Constraint) -> Any:
+    """A distribution of unconstrained vectors on the given support: itself where that is all vectors."""
+    return distribution if is_unbounded(support) else Transformed(distribution, support)
 
 
 @coordinate_kl.register
@@ -162,7 +162,7 @@ def _coordinate_kl(q: Transformed, p: Any) -> Tensor:
     marginals, factors = gaussian_marginals(q.base_dist), coordinate_factors(p)
     if marginals is None or factors is None:
         raise TypeError(
-            f"expected a transformed Gaussian against a law with independent coordinates, got "
+            f"expected a transformed Gaussian against a distribution with independent coordinates, got "
             f"{type(q.base_dist).__name__} on {q.support} against {type(p).__name__}"
         )
     return marginal_kl(*marginals, factors, q.coordinate_transform)
@@ -173,5 +173,5 @@ def _coordinate_kl(q: Transformed, p: Any) -> Tensor:
 def _kl_transformed(q: Transformed, p: Any) -> Tensor:
     factors = coordinate_factors(p)
     if factors is None:
-        raise NotImplementedError(f"no KL between a law on {q.support} and {type(p).__name__}")
+        raise NotImplementedError(f"no KL between a distribution on {q.support} and {type(p).__name__}")
     return gaussian_kl(q.base_dist, factors, q.coordinate_transform)

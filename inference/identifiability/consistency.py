@@ -56,8 +56,8 @@ def self_consistency(
 
     Warning:
         Holds in the limit of little noise, for a Gaussian guide with independent coordinates and a prior with
-        independent ones, with relative error of the order of the noise's variance. Where the guide's law states no
-        mean or variance, both are those of 1000 draws.
+        independent ones, with relative error of the order of the noise's variance. Where the guide's distribution
+        states no mean or variance, both are those of 1000 draws.
 
     References:
         Reizinger, Gresele, Brady, von Kügelgen, Zietlow, Schölkopf, Martius, Brendel, Besserve, "Embrace the gap:
@@ -103,15 +103,15 @@ def _curvature(prior: Distribution, z: Tensor) -> Tensor:
     """Minus the second derivatives of a factorised log-density, (N, K): the rows of its Hessian have one entry each."""
 
     def slope(points: Tensor) -> Tensor:
-        # The zero ties in laws that do not depend on the point, the uniform one.
+        # The zero ties in distributions that do not depend on the point, the uniform one.
         return grad(lambda v: prior.log_prob(v).sum() + 0 * v.sum())(points)
 
     return -directional_derivative(slope, z, torch.ones_like(z))[1]
 
 
-def _moments(law: Distribution) -> tuple[Tensor, Tensor]:
+def _moments(distribution: Distribution) -> tuple[Tensor, Tensor]:
     try:
-        return law.mean, law.variance
+        return distribution.mean, distribution.variance
     except NotImplementedError:
-        draws = law.sample((_NUM_DRAWS,))
+        draws = distribution.sample((_NUM_DRAWS,))
         return draws.mean(0), draws.var(0)

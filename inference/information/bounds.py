@@ -38,13 +38,14 @@ def information_bounds(
         E \log \frac{q(z_n \mid x_n)}{\frac1N \sum_m q(z_n \mid x_m)} \le I_q(x; z) \le
         E \log \frac{q(z_n \mid x_n)}{\frac1{N-1} \sum_{m \ne n} q(z_n \mid x_m)}
 
-    The left is InfoNCE with the guide itself as critic, and the information for the empirical law of the data; the
-    right leaves the own component out. They are what :func:`inference.information.encoder_information` computes for Gaussian guides
-    and priors, there with less noise; here the guide may be a flow, have several latent sites, and the prior be any.
+    The left is InfoNCE with the guide itself as critic, and the information for the empirical distribution of the data;
+    the right leaves the own component out. They are what :func:`inference.information.encoder_information` computes for
+    Gaussian guides and priors, there with less noise; here the guide may be a flow, have several latent sites, and the
+    prior be any.
 
     Warning:
-        N data show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2 densities. The guide
-        must be able to score latents that it did not draw, for every datum.
+        N data show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2
+        densities. The guide must be able to score latents that it did not draw, for every datum.
 
     References:
         Poole, Ozair, van den Oord, Alemi, Tucker, "On Variational Bounds of Mutual Information", 2019,
@@ -90,8 +91,8 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
 
     Args:
         bounds: From :func:`information_bounds` or :func:`inference.information.encoder_information`.
-        terms: From :func:`inference.information.rates.rate_distortion`, same pair and data.
-        entropy: H of the law of the data in nats per datum.
+        terms: From :func:`inference.rate_distortion`, same pair and data.
+        entropy: H of the distribution of the data in nats per datum.
     """
     lower, upper = terms.sandwich(entropy)
     centre = float(bounds.per_datum.mean())
@@ -99,7 +100,7 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
 
 
 def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
-    """One draw per datum: its log ratios to the mixture with and without its own law, (N,) each."""
+    """One draw per datum: its log ratios to the mixture with and without its own distribution, (N,) each."""
     draw = call.run()
     num_data = draw.layout.num_data
     found = []

@@ -28,10 +28,10 @@ class MutualInformation:
     """How much the latent tells of the data under a guide, and how far the aggregate posterior is from the prior.
 
     Attributes:
-        information: I_q(x; z) in nats for the law that the data were drawn from. The value is NaN where it would be
-            above ``ceiling - 2``: there ``lower`` is all that N data can say.
-        aggregate_kl: KL(q(z) || p(z)) for the same law, the mean divergence less the information; NaN where that is.
-            Close to zero its noise can make the value negative; the interval is cut there.
+        information: I_q(x; z) in nats for the distribution that the data were drawn from. The value is NaN where it
+            would be above ``ceiling - 2``: there ``lower`` is all that N data can say.
+        aggregate_kl: KL(q(z) || p(z)) for the same distribution, the mean divergence less the information; NaN where
+            that is. Close to zero its noise can make the value negative; the interval is cut there.
         empirical: I_q in nats where the N data are all there is, an exact sum but for Monte Carlo error: the
             information that z has of the number n. It cannot exceed ``ceiling``.
         mean_kl: Mean over the data of KL(q(z | x_n) || p(z)), closed form.
@@ -82,8 +82,9 @@ def mutual_information(
         \hat I_- = \frac1N \sum_n E_{q(z \mid x_n)} \log \frac{q(z \mid x_n)}{\frac1N \sum_m q(z \mid x_m)}, \quad
         \hat I_+ = \frac1N \sum_n E_{q(z \mid x_n)} \log \frac{q(z \mid x_n)}{\frac1{N-1} \sum_{m \ne n} q(z \mid x_m)}
 
-    The first is the information for the empirical law of the data. Averaged over data sets, both bracket the
-    information for the law they come from, whatever the guide. Expanding the logarithm of the mean about q(z) gives
+    The first is the information for the empirical distribution of the data. Averaged over data sets, both bracket the
+    information for the distribution they come from, whatever the guide. Expanding the logarithm of the mean about q(z)
+    gives
 
     .. math:: E \hat I_\mp = I \mp \frac{\chi^2}{2N} + o(N^{-1}),
         \quad \chi^2 = E_x \int \frac{q(z \mid x)^2}{q(z)} dz - 1
@@ -133,11 +134,11 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    laws, prior_mean, prior_sigma = read_gaussians(model, guide, x, batch_size)
+    posteriors, prior_mean, prior_sigma = read_gaussians(model, guide, x, batch_size)
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")
-    kl = _joint_kl(laws, prior_mean, prior_sigma)
-    centred = Gaussians(laws.mean - laws.mean.mean(0), laws.factor)
+    kl = _joint_kl(posteriors, prior_mean, prior_sigma)
+    centred = Gaussians(posteriors.mean - posteriors.mean.mean(0), posteriors.factor)
     with seeded(seed):
         draws = [_draw(centred) for _ in range(num_samples)]
     terms, controls = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
@@ -145,46 +146,46 @@ def mutual_information(
     return information_report(own, others, kl, level)
 
 
-def _draw(laws: Gaussians) -> tuple[Tensor, Tensor]:
-    """One draw per datum: its log ratios to the mixture with and without its own law, and the controls, (N, 2) each."""
-    noise = torch.randn_like(laws.mean)
-    z = laws.transform(noise)
-    own = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[1] * LOG_2PI - laws.log_det_factor
+def _draw(posteriors: Gaussians) -> tuple[Tensor, Tensor]:
+    """A draw per data point: log ratios to the mixture with and without its own component, and controls, (N, 2) each."""
+    noise = torch.randn_like(posteriors.mean)
+    z = posteriors.transform(noise)
+    own = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[1] * LOG_2PI - posteriors.log_det_factor
     num_data = len(z)
-    others = _log_sum_of_others(laws, z)
+    others = _log_sum_of_others(posteriors, z)
     ratios = own - torch.logaddexp(others, own) + math.log(num_data)
     without = own - others + math.log(max(num_data - 1, 1))
-    controls = torch.stack([-0.5 * (noise.square() - 1).sum(-1), _aggregate_control(laws, z)], -1)
+    controls = torch.stack([-0.5 * (noise.square() - 1).sum(-1), _aggregate_control(posteriors, z)], -1)
     return torch.stack([ratios, without], -1), controls
 
 
-def _log_sum_of_others(laws: Gaussians, z: Tensor) -> Tensor:
+def _log_sum_of_others(posteriors: Gaussians, z: Tensor) -> Tensor:
     """log sum_{m != n} q(z_n | x_m), (N,), in blocks of rows."""
-    weights, constants = laws.coefficients()
+    weights, constants = posteriors.coefficients()
     rows = max(1, (_BLOCK_CPU if z.device.type == "cpu" else _BLOCK) // len(z))
     found = []
     for start in range(0, len(z), rows):
-        log_q = torch.addmm(constants, laws.features(z[start : start + rows]), weights.mT)
+        log_q = torch.addmm(constants, posteriors.features(z[start : start + rows]), weights.mT)
         log_q.diagonal(start).fill_(-math.inf)
         top = log_q.amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
         found.append(log_q.sub_(top).exp_().sum(-1).log() + top.squeeze(-1))
     return torch.cat(found)
 
 
-def _aggregate_control(laws: Gaussians, z: Tensor) -> Tensor:
+def _aggregate_control(posteriors: Gaussians, z: Tensor) -> Tensor:
     """log G(z_n) less its mean under q(z | x_n), (N,), for the Gaussian G with the moments of the aggregate."""
-    mean = laws.mean.mean(0)
-    residual = laws.mean - mean
-    root = torch.linalg.cholesky(laws.mean_covariance + residual.mT @ residual / len(z))
+    mean = posteriors.mean.mean(0)
+    residual = posteriors.mean - mean
+    root = torch.linalg.cholesky(posteriors.mean_covariance + residual.mT @ residual / len(z))
 
     def squares(rows: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(root, rows.mT, upper=False).square().sum(0)
 
-    if laws.is_diagonal:
-        trace = laws.factor.square() @ torch.cholesky_inverse(root).diagonal()
+    if posteriors.is_diagonal:
+        trace = posteriors.factor.square() @ torch.cholesky_inverse(root).diagonal()
     else:
-        wide = root.expand_as(laws.factor)
-        trace = torch.linalg.solve_triangular(wide, laws.factor, upper=False).square().sum((-2, -1))
+        wide = root.expand_as(posteriors.factor)
+        trace = torch.linalg.solve_triangular(wide, posteriors.factor, upper=False).square().sum((-2, -1))
     return -0.5 * (squares(z - mean) - squares(residual) - trace)
 
 
@@ -238,7 +239,7 @@ def _standard_error(clusters: Tensor) -> float:
     return float(clusters.std()) / math.sqrt(len(clusters))
 
 
-def _joint_kl(laws: Gaussians, prior_mean: Tensor, prior_sigma: Tensor) -> Tensor:
-    """KL(q(z | x_n) || p(z)) of the joint law of all coordinates, (N,)."""
-    squares = (laws.var + (laws.mean - prior_mean).square()) / prior_sigma.square()
-    return 0.5 * (squares - 1).sum(-1) + prior_sigma.log().sum(-1) - laws.log_det_factor
+def _joint_kl(posteriors: Gaussians, prior_mean: Tensor, prior_sigma: Tensor) -> Tensor:
+    """KL(q(z | x_n) || p(z)) of the joint distribution of all coordinates, (N,)."""
+    squares = (posteriors.var + (posteriors.mean - prior_mean).square()) / prior_sigma.square()
+    return 0.5 * (squares - 1).sum(-1) + prior_sigma.log().sum(-1) - posteriors.log_det_factor

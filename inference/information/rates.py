@@ -145,13 +145,13 @@ def rate_distortion(
 
 
 def empirical_entropy(x: Tensor) -> float:
-    r"""Entropy of the empirical law of rows of discrete data, in nats; rows that occur more than once count as one.
+    r"""Entropy of the empirical distribution of the rows of discrete data, in nats; equal rows count as one outcome.
 
     .. math:: H = -\sum_r \frac{c_r}{N} \log \frac{c_r}{N} \le \log N
 
     Warning:
-        It is that of the N data themselves, the law that training minimises over; the entropy of the law they come
-        from is larger, and for real-valued data it means nothing.
+        It is that of the N data themselves, the distribution that training minimises over; the entropy of the
+        distribution they come from is larger, and for real-valued data it means nothing.
 
     Args:
         x: Data, (N, D).
@@ -170,11 +170,11 @@ def empirical_entropy(x: Tensor) -> float:
 
 
 def _is_exact(model: Program, draw: Draw) -> bool:
-    laws = [site.fn for site in draw.guide_sites.values()]
+    distributions = [site.fn for site in draw.guide_sites.values()]
     return (
         isinstance(model, SupportsExpectedLogLikelihood)
-        and len(laws) == 1
-        and as_full_normal(laws[0]) is not None
+        and len(distributions) == 1
+        and as_full_normal(distributions[0]) is not None
         and all(site.mask is None for site in draw.model_sites.values())
     )
 

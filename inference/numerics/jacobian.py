@@ -42,7 +42,7 @@ def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> 
 
     Raises:
         TypeError: If ``z`` is no floating tensor.
-        ValueError: If ``z`` is not finite, or the decoder does not return (M, D) or has a batch's law.
+        ValueError: If ``z`` is not finite, or the decoder does not return (M, D) or is batch-dependent.
 
     Example:
         >>> decoder_jacobian(torch.nn.Linear(2, 5), torch.zeros(7, 2)).shape

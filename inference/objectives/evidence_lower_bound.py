@@ -1,7 +1,7 @@
 """Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
 
 They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
-:func:`inference.training.fitting.fit`. All that one keeps between calls is the number of training steps, for schedules.
+:func:`inference.fit`. All that one keeps between calls is the number of training steps, for schedules.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class BetaELBO(Objective):
         Higgins et al., "beta-VAE", 2017, ICLR. Bowman et al., 2016, arXiv 1511.06349 (annealing).
 
     Args:
-        beta: The weight, or what makes it from the step (:class:`inference.objectives.schedules.LinearAnnealing`,
-            :class:`inference.objectives.schedules.CyclicalAnnealing`, or any function of a scalar tensor).
+        beta: The weight, or what makes it from the step (:class:`inference.LinearAnnealing`,
+            :class:`inference.CyclicalAnnealing`, or any function of a scalar tensor).
         num_particles: S, samples per datum.
         plate: Name of the plate over the data, ``"data"`` if None.
 

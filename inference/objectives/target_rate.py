@@ -33,7 +33,7 @@ class TargetRate(_AtRate):
     .. math:: -D_n - \lambda \, |R - R^*|
 
     Warning:
-        No bound on the evidence: report :class:`inference.objectives.evidence_lower_bound.ELBO`. Above its target the rate costs lambda
+        No bound on the evidence: report :class:`inference.ELBO`. Above its target the rate costs lambda
         nats per nat: with weight 1 that is the ELBO, so a target below the rate of the ELBO's optimum is reached
         only with a weight above the slope -dD/dR of the frontier there. The rate is the mini-batch's.
 

@@ -5,7 +5,7 @@ r"""Reweighted wake-sleep: model and guide each climb a log-density of their own
     \text{guide, wake:} \; \sum_k \bar w_k \nabla \log q(z_k \mid x), \qquad
     \text{guide, sleep:} \; \nabla \log q(z' \mid x'), \; (z', x') \sim p
 
-No gradient flows through samples, so latents may be of any law, discrete ones too.
+No gradient flows through samples, so latents may be of any distribution, discrete ones too.
 """
 
 from __future__ import annotations

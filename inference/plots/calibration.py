@@ -41,7 +41,7 @@ def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95) -> F
     """Histogram of the truth's rank, one panel a coordinate; the band holds each bar by itself.
 
     Args:
-        result: From :func:`inference.calibration.simulation_based_calibration.sbc`.
+        result: From :func:`inference.sbc`.
         num_bins: Bins.
         level: Probability that a bar of the posterior lies in the band.
     """
@@ -62,7 +62,7 @@ def ecdf_difference(result: SBC, *, level: float = 0.95) -> Figure:
     """Distribution function of the ranks less the uniform one, one panel a coordinate; the band holds whole curves.
 
     Args:
-        result: From :func:`inference.calibration.simulation_based_calibration.sbc`.
+        result: From :func:`inference.sbc`.
         level: Probability that the whole curve of the posterior lies in the band.
     """
     uniform = np.sort(result.uniform.cpu().numpy(), 0)
@@ -85,7 +85,7 @@ def tarp_curve(results: Mapping[str, TARP]) -> Figure:
     """Expected coverage against credibility level, and less the level, one curve a guide, with the first one's band.
 
     Args:
-        results: From :func:`inference.calibration.random_points.tarp`, by name.
+        results: From :func:`inference.tarp`, by name.
 
     Raises:
         ValueError: If there is none.
@@ -121,7 +121,7 @@ def coverage_figure(result: Coverage) -> Figure:
     """Coverage of central intervals less their nominal level, with binomial limits, one row of points a coordinate.
 
     Args:
-        result: From :func:`inference.calibration.simulation_based_calibration.coverage`.
+        result: From :func:`inference.coverage`.
     """
     figure = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = figure.subplots()
@@ -145,7 +145,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
     """Per datum: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
 
     Args:
-        results: From :func:`inference.diagnostics.accuracy.posterior_error`, by name.
+        results: From :func:`inference.posterior_error`, by name.
 
     Raises:
         ValueError: If there is none.

@@ -22,13 +22,13 @@ def collapse_curve_figure(runs: Mapping[str, Tensor], *, delta: float = 0.01, ep
     """Share of collapsed latents against epsilon, one curve a run.
 
     Args:
-        runs: Divergences (N, K) by name of the run, from :func:`inference.diagnostics.collapse.latent_kl`.
+        runs: Divergences (N, K) by name of the run, from :func:`inference.latent_kl`.
         delta: Share of the data that may exceed epsilon.
         epsilons: (E,) positive nats; None takes 300 from 1e-3 to the largest divergence.
 
     Raises:
-        TypeError: See :func:`inference.diagnostics.collapse.collapse_curve`.
-        ValueError: If there is no run; see :func:`inference.diagnostics.collapse.collapse_curve`.
+        TypeError: See :func:`inference.collapse_curve`.
+        ValueError: If there is no run; see :func:`inference.collapse_curve`.
     """
     _check_runs(runs)
     if epsilons is None:
@@ -55,12 +55,12 @@ def latent_kl_figure(runs: Mapping[str, Tensor], *, prediction: Tensor | None = 
     """Mean divergence per latent, the largest first, one line a run; hollow marks are collapsed latents.
 
     Args:
-        runs: Divergences (N, K) by name of the run, from :func:`inference.diagnostics.collapse.latent_kl`.
+        runs: Divergences (N, K) by name of the run, from :func:`inference.latent_kl`.
         prediction: Divergences (K,) to compare with, from :func:`inference.diagnostics.collapse.predicted_kl`.
 
     Raises:
-        TypeError: See :func:`inference.diagnostics.collapse.collapsed`.
-        ValueError: If there is no run; see :func:`inference.diagnostics.collapse.collapsed`.
+        TypeError: See :func:`inference.collapsed`.
+        ValueError: If there is no run; see :func:`inference.collapsed`.
     """
     _check_runs(runs)
     figure = Figure(figsize=_SIZE, layout="constrained")

@@ -45,7 +45,7 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
     """Histogram over the data of the gap, evidence minus ELBO, one panel a guide; one axis for all of one evidence.
 
     Args:
-        tree: What :func:`inference.comparison.guide_comparison.compare` returned.
+        tree: What :func:`inference.compare` returned.
         split: ``"train"`` or ``"held_out"``.
     """
 
@@ -73,7 +73,7 @@ def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
     """ELBO against evidence, one point a datum and one panel a guide; the inset shows the distance to the diagonal.
 
     Args:
-        tree: What :func:`inference.comparison.guide_comparison.compare` returned.
+        tree: What :func:`inference.compare` returned.
         split: ``"train"`` or ``"held_out"``.
     """
 
@@ -99,7 +99,7 @@ def pareto_k_map(tree: xr.DataTree, split: str = "train") -> Figure:
     """The data in their first two principal axes, coloured by k-hat: where the guide is not to be trusted.
 
     Args:
-        tree: What :func:`inference.comparison.guide_comparison.compare` returned.
+        tree: What :func:`inference.compare` returned.
         split: ``"train"`` or ``"held_out"``.
     """
     dataset = _split(tree, split)

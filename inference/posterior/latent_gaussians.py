@@ -20,7 +20,7 @@ BATCH_SIZE = 4096
 
 
 def latent_distributions(model: Program, guide: Program, x: Tensor, batch_size: int) -> list[tuple[str, Any, Any]]:
-    """Per batch of data the name of the pair's one latent, its law a priori, and the guide's; modules in float64."""
+    """For each batch of data the name of the one latent site, its prior and the guide's posterior, in float64."""
     check_count(batch_size, "batch_size")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
@@ -44,19 +44,19 @@ def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
 
 
 def read_gaussians(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
-    """The guide's laws, and the prior's means and standard deviations (N, K), in float64."""
-    batches = [_numbers(*laws) for laws in latent_distributions(model, guide, x, batch_size)]
+    """The guide's distributions, and the prior's means and standard deviations (N, K), in float64."""
+    batches = [_numbers(*pair) for pair in latent_distributions(model, guide, x, batch_size)]
     mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
     return Gaussians(mean, factor), prior_mean, prior_sigma
 
 
-def _numbers(name: str, prior: Any, law: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _numbers(name: str, prior: Any, distribution: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     moments = diagonal_moments(prior)
     if moments is None:
         raise TypeError(
             f"expected a prior with independent Gaussian coordinates at site {name!r}, got {distribution_name(prior)}"
         )
-    mean, factor = _moments(name, law)
+    mean, factor = _moments(name, distribution)
     return mean, factor, moments[0].expand_as(mean), moments[1].expand_as(mean)
 
 
@@ -73,18 +73,18 @@ def _check_site(half: str, name: str, site: Site, num_data: int) -> None:
         )
 
 
-def _moments(name: str, law: Any) -> tuple[Tensor, Tensor]:
-    """Mean (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K) of a Gaussian law."""
-    diagonal = diagonal_moments(law)
+def _moments(name: str, distribution: Any) -> tuple[Tensor, Tensor]:
+    """Mean (N, K) and standard deviations (N, K) or Cholesky factors (N, K, K) of a Gaussian distribution."""
+    diagonal = diagonal_moments(distribution)
     if diagonal is not None:
         return diagonal[0], diagonal[1].expand_as(diagonal[0])
-    full = as_full_normal(law)
+    full = as_full_normal(distribution)
     if full is None:
-        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {distribution_name(law)}")
+        raise TypeError(f"expected a Gaussian guide at site {name!r}, got {distribution_name(distribution)}")
     return full.loc, full._unbroadcasted_scale_tril.expand(full.loc.shape + full.loc.shape[-1:])
 
 
-def distribution_name(law: Any) -> str:
-    """The class of a law, with those of the laws inside."""
-    inner = f" of {distribution_name(law.base_dist)}" if hasattr(law, "base_dist") else ""
-    return type(law).__name__ + inner
+def distribution_name(distribution: Any) -> str:
+    """The class of a distribution, with those of the distributions inside."""
+    inner = f" of {distribution_name(distribution.base_dist)}" if hasattr(distribution, "base_dist") else ""
+    return type(distribution).__name__ + inner

@@ -323,14 +323,14 @@ def _transform(name: str, fn: Distribution) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise ValueError(
-            f"expected a continuous law with a known support at latent site {name!r}, got {type(fn).__name__}"
+            f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__}"
         ) from None
 
 
 class _Coordinates(Messenger):
     """Dictates latents by pieces of u, or records the coordinates of those that a run has; sums log-determinants.
 
-    Entered outside the particle plate, where a site's law is expanded already.
+    Entered outside the particle plate, where a site's distribution is expanded already.
     """
 
     def __init__(self, places: list[_Place], layout: Layout, num_samples: int, u: Tensor | None) -> None:

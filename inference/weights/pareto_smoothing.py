@@ -33,7 +33,7 @@ def _psislw(largest: np.ndarray, num_samples: int) -> tuple[np.ndarray, np.ndarr
 
 
 def tail_length(num_samples: int) -> int:
-    """Number of largest weights, M, to which the Pareto law is fitted: min(S / 5, 3 sqrt S), rounded up."""
+    """Number of largest weights, M, to which the Pareto distribution is fitted: min(S / 5, 3 sqrt S), rounded up."""
     return math.ceil(min(0.2 * num_samples, 3 * math.sqrt(num_samples)))
 
 
@@ -43,7 +43,7 @@ def num_kept(num_samples: int) -> int:
 
 
 def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:
-    r"""Shape of the generalised Pareto law in the tail of importance weights, one per datum.
+    r"""Shape of the generalised Pareto distribution in the tail of importance weights, one per datum.
 
     Args:
         top: The :func:`num_kept` largest log weights, (T, N) in nats, in any order.
@@ -75,7 +75,7 @@ def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Ten
 
 
 def smooth_tail(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:
-    """The largest importance weights, with those in the tail replaced by quantiles of the Pareto law fitted to them.
+    """The largest importance weights, with those in the tail replaced by quantiles of the fitted Pareto distribution.
 
     Args:
         top: The :func:`num_kept` largest log weights, (T, N) in nats, in any order.

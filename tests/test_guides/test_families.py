@@ -353,7 +353,9 @@ def test_a_guide_without_density_is_refused_by_name(kind):
         log_weights(model, guide, X, num_samples=3)
     with pytest.raises(ValueError, match=message):
         Trace_ELBO().loss(model, guide, X)
-    with pytest.raises(ValueError, match="expected a reparameterised law at guide site 'z', got SampledDistribution"):
+    with pytest.raises(
+        ValueError, match="expected a reparameterised distribution at guide site 'z', got SampledDistribution"
+    ):
         ELBO().loss(model, guide, X)
 
 

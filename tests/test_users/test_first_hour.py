@@ -108,7 +108,7 @@ def test_sigma_may_be_given_to_the_closed_form():
     assert model.sigma.item() == pytest.approx(0.7)
     assert not model.log_sigma.requires_grad
     assert model.log_evidence(X).mean() <= PPCA.from_data(X, 2).log_evidence(X).mean()
-    assert LinearVAE.optimum(X, 2, sigma=0.7).law.W.equal(model.law.W)
+    assert LinearVAE.optimum(X, 2, sigma=0.7).linear_gaussian.W.equal(model.linear_gaussian.W)
 
 
 def test_numpy_integers_are_integers():

@@ -3,7 +3,8 @@ r"""Encoder, decoder and marginal over finitely many symbols: every term of the 
 .. math:: p(x) \text{ data}, \quad e(z \mid x) \text{ encoder}, \quad d(x \mid z) \text{ decoder}, \quad
           m(z) \text{ marginal}, \quad e(z) = \sum_x p(x) \, e(z \mid x)
 
-All laws are given by their logarithms, so that a probability of zero is minus infinity and adds nothing to a sum.
+All distributions are given by their logarithms, so that a probability of zero is minus infinity and adds nothing to a
+sum.
 
 References:
     Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
@@ -18,7 +19,7 @@ from torch import Tensor
 
 
 class ChannelTerms(NamedTuple):
-    """The terms of the rate-distortion plane, in nats, each of the batch shape of the laws.
+    """The terms of the rate-distortion plane, in nats, each of the batch shape of the distributions.
 
     Attributes:
         entropy: H = -E log p(x).
@@ -88,7 +89,7 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def mutual_information_of(log_joint: Tensor) -> Tensor:
-    """I in nats of a joint law (..., A, B)."""
+    """I in nats of a joint distribution (..., A, B)."""
     independent = log_joint.logsumexp(-1, keepdim=True) + log_joint.logsumexp(-2, keepdim=True)
     return _expectation(log_joint, log_joint - independent).sum((-2, -1))
 

@@ -2,7 +2,8 @@ r"""The best decoder for a given encoder, in closed form: what no network can be
 
 .. math:: f^*(z) = \sum_i r_i(z) \, x_i, \qquad r_i(z) = \frac{q(z \mid x_i)}{\sum_j q(z \mid x_j)}
 
-It is the conditional mean of x given z under the joint law of training data and encoder, so that for every decoder f
+It is the conditional mean of x given z under the joint distribution of training data and encoder, so that for every
+decoder f
 
 .. math:: E_i E_{q(z \mid x_i)} \|x_i - f(z)\|^2 = E_i E_{q(z \mid x_i)} \|x_i - f^*(z)\|^2
           + \int q(z) \, \|f(z) - f^*(z)\|^2 \, dz, \qquad q(z) = \frac1N \sum_i q(z \mid x_i).
@@ -78,13 +79,13 @@ class OptimalDecoder(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     @property
-    def _laws(self) -> Gaussians:
+    def _posteriors(self) -> Gaussians:
         return Gaussians(self.mean, self.factor)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """r_i(z) for z (..., K): (..., N), summing to one."""
-        weights, constants = self._laws.coefficients()
-        features = self._laws.features(z.reshape(-1, z.shape[-1]))
+        weights, constants = self._posteriors.coefficients()
+        features = self._posteriors.features(z.reshape(-1, z.shape[-1]))
         return (features @ weights.mT + constants).softmax(-1).reshape(*z.shape[:-1], -1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class OptimalDecoder(nn.Module):
         Raises:
             TypeError: If the encoder's coordinates are not independent.
         """
-        if not self._laws.is_diagonal:
+        if not self._posteriors.is_diagonal:
             raise TypeError("expected an encoder with independent coordinates, got one with a full covariance")
         r = self.responsibilities(z)
         score = (self.mean - z.unsqueeze(1)) / self.factor.square()  # (M, N, K)
@@ -114,7 +115,7 @@ class OptimalDecoder(nn.Module):
         .. math:: s_d^2 = E_i E_{q(z \mid x_i)} (x_{id} - f^*_d(z))^2
 
         Args:
-            num_samples: Draws of each law, at least 2.
+            num_samples: Draws of each distribution, at least 2.
             seed: Seed of the draws; leaves the global random state as it was.
 
         Returns:
@@ -132,7 +133,7 @@ class OptimalDecoder(nn.Module):
 
         Args:
             decode: f, from (M, K) to (M, D).
-            num_samples: Draws of each law, at least 2.
+            num_samples: Draws of each distribution, at least 2.
             seed: Seed of the draws; leaves the global random state as it was.
 
         Returns:
@@ -144,6 +145,6 @@ class OptimalDecoder(nn.Module):
         """Mean over data and draws of a term (N, ...) of one draw a datum; the data are fixed, the draws are not."""
         check_count(num_samples, "num_samples", minimum=2)
         with seeded(seed):
-            draws = (self._laws.transform(torch.randn_like(self.mean)) for _ in range(num_samples))
+            draws = (self._posteriors.transform(torch.randn_like(self.mean)) for _ in range(num_samples))
             means = torch.stack([term(z).mean(0) for z in draws])
         return Estimate(means.mean(0), means.std(0) / math.sqrt(num_samples))

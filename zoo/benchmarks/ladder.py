@@ -108,14 +108,14 @@ def linear(latent_dim: int, sigma: float, num_data: int) -> KnownAnswer:
     mixing = torch.eye(latent_dim, dtype=torch.float64)
     mixing += 0.05 / math.sqrt(latent_dim) * torch.randn_like(mixing)
 
-    def law(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Distribution:
         exact = model.posterior(x)
         assert isinstance(exact, FullNormal)
         factor = exact._unbroadcasted_scale_tril
         covariance = factor @ mixing @ mixing.mT @ factor.mT
         return FullNormal(exact.loc + factor @ shift, torch.linalg.cholesky(covariance))
 
-    return _simulated(f"linear K={latent_dim}", sigma, model, law, model.log_evidence, num_data)
+    return _simulated(f"linear K={latent_dim}", sigma, model, distribution, model.log_evidence, num_data)
 
 
 def fold(sigma: float, num_data: int) -> KnownAnswer:
@@ -126,17 +126,17 @@ def fold(sigma: float, num_data: int) -> KnownAnswer:
 def half_seen_fold(sigma: float, num_data: int) -> KnownAnswer:
     """x = z^2 + noise, with a guide that has the positive root alone: half of the posterior, log 2 nats, is missing."""
 
-    def law(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Distribution:
         both = _roots(x, sigma)
         return DiagNormal(both.locs[..., 0, :], both.sigmas[..., 0, :])
 
-    return _fold("half-seen fold", law, sigma, num_data)
+    return _fold("half-seen fold", distribution, sigma, num_data)
 
 
 def bimodal(sigma: float, num_data: int) -> KnownAnswer:
     """x = (z_1^2, z_2) + noise, with a guide that has both modes."""
 
-    def law(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Distribution:
         both = _roots(x[..., :1], sigma)
         mean, width = x[..., 1:] / (1 + sigma**2), sigma / math.hypot(1, sigma)
         locs = torch.stack([both.locs[..., 0], mean.expand_as(both.locs[..., 0])], -1)
@@ -147,24 +147,24 @@ def bimodal(sigma: float, num_data: int) -> KnownAnswer:
         return _fold_evidence(x[:, :1], 1.0, sigma) + _normal(x[:, 1], 0.0, math.hypot(1, sigma))
 
     model = _model(lambda z: torch.cat([z[..., :1].square(), z[..., 1:]], -1), 2, 2, sigma)
-    return _simulated("bimodal", sigma, model, law, truth, num_data)
+    return _simulated("bimodal", sigma, model, distribution, truth, num_data)
 
 
 def banana(sigma: float, num_data: int) -> KnownAnswer:
     """x = z_1 + .7 z_2^2 + noise: the posterior is a bent ridge, of which the guide, a Gaussian, knows the place."""
 
-    def law(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Distribution:
         return DiagNormal(torch.cat([0.5 * x, torch.zeros_like(x)], -1), torch.ones_like(x))
 
     model = _model(lambda z: z[..., :1] + _CURVATURE * z[..., 1:].square(), 1, 2, sigma)
     width = math.hypot(1, sigma)  # of x, once z_1 is integrated out
-    return _simulated("banana", sigma, model, law, lambda x: _fold_evidence(x, _CURVATURE, width), num_data)
+    return _simulated("banana", sigma, model, distribution, lambda x: _fold_evidence(x, _CURVATURE, width), num_data)
 
 
 def ring(sigma: float, num_data: int) -> KnownAnswer:
     """x = |z|^2 + noise in two dimensions: a thin ring, of which the guide, a Gaussian, knows the radius."""
 
-    def law(x: Tensor) -> Distribution:
+    def distribution(x: Tensor) -> Distribution:
         return DiagNormal(torch.zeros_like(x).expand(*x.shape[:-1], 2), (0.5 * x.clamp(min=sigma)).sqrt())
 
     def truth(x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def ring(sigma: float, num_data: int) -> KnownAnswer:
         return -math.log(2) - x / 2 + sigma**2 / 8 + torch.special.log_ndtr((x - sigma**2 / 2) / sigma)
 
     model = _model(lambda z: z.square().sum(-1, keepdim=True), 1, 2, sigma)
-    return _simulated("ring", sigma, model, law, truth, num_data)
+    return _simulated("ring", sigma, model, distribution, truth, num_data)
 
 
 def unseen(num_data: int) -> KnownAnswer:
@@ -190,15 +190,15 @@ def unseen(num_data: int) -> KnownAnswer:
 
 
 class FunctionGuide(Guide):
-    """A guide that is a given function from data (N, D) to the law of z."""
+    """A guide that is a given function from data (N, D) to the distribution of z."""
 
-    def __init__(self, law: Callable[[Tensor], Distribution]) -> None:
+    def __init__(self, distribution: Callable[[Tensor], Distribution]) -> None:
         super().__init__()
-        self._law = law
+        self._distribution = distribution
 
     def posterior(self, x: Tensor) -> Distribution:
         """FunctionGuide of z given x (N, D): batch (N,), event (K,)."""
-        return self._law(x)
+        return self._distribution(x)
 
 
 class _Map(nn.Module):
@@ -216,23 +216,23 @@ def _model(function: Callable[[Tensor], Tensor], data_dim: int, latent_dim: int,
     return model
 
 
-def _fold(family: str, law: Callable[[Tensor], Distribution], sigma: float, num_data: int) -> KnownAnswer:
+def _fold(family: str, distribution: Callable[[Tensor], Distribution], sigma: float, num_data: int) -> KnownAnswer:
     model = _model(lambda z: z.square(), 1, 1, sigma)
-    return _simulated(family, sigma, model, law, lambda x: _fold_evidence(x, 1.0, sigma), num_data)
+    return _simulated(family, sigma, model, distribution, lambda x: _fold_evidence(x, 1.0, sigma), num_data)
 
 
 def _simulated(
     family: str,
     sigma: float,
     model: LinearVAE | DeepGaussianVAE,
-    law: Callable[[Tensor], Distribution],
+    distribution: Callable[[Tensor], Distribution],
     log_evidence: Callable[[Tensor], Tensor],
     num_data: int,
 ) -> KnownAnswer:
     """Data that the model made: the latents that made them are exact draws of the posterior."""
     z = torch.randn(num_data, model.latent_dim, dtype=torch.float64)
     x = model.likelihood(z).sample()
-    return KnownAnswer(family, sigma, model, FunctionGuide(law), x, z, log_evidence(x))
+    return KnownAnswer(family, sigma, model, FunctionGuide(distribution), x, z, log_evidence(x))
 
 
 def _normal(x: Tensor, mean: float, sigma: float) -> Tensor:

@@ -11,7 +11,7 @@ each normalised over what it draws: 60 parameters for the encoder, 60 for the de
 
 The paper prints neither the means and deviations of the classes nor its scale of positions. The calibration here gives
 I(x; z*) = 0.5 and the peaks of its Figure 2(i). Its formula for the decoder indexes w and b by the code; so read, no
-code can draw a law with two modes, which its figure shows, hence the reading above.
+code can draw a distribution with two modes, which its figure shows, hence the reading above.
 
 References:
     Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464, section 4 and
@@ -38,7 +38,7 @@ CLASS_SIGMAS = (2.24350, 3.47743)
 
 
 def toy_data() -> Tensor:
-    r"""The law of class and symbol, log p(z*, x), (2, 30) in float64: H(x) = 2.86291, I(x; z*) = 0.5 nats.
+    r"""The distribution of class and symbol, log p(z*, x), (2, 30) in float64: H(x) = 2.86291, I(x; z*) = 0.5 nats.
 
     Each class is a Gaussian cut into bins of unit width around 0, ..., 29 and renormalised.
 
@@ -87,18 +87,18 @@ class ToyChannel(nn.Module):
         # Positions 0, 1, ..., 29 themselves train badly.
         self.register_buffer("positions", torch.linspace(0, 1, num_symbols, dtype=torch.float64))
 
-    def laws(self) -> tuple[Tensor, Tensor, Tensor]:
+    def distributions(self) -> tuple[Tensor, Tensor, Tensor]:
         """log e(z | x) (S, X, Z), log d(x | z) (S, Z, X) and log m(z) (S, Z)."""
-        return self._law(self.encoder), self._law(self.decoder), self.marginal.log_softmax(-1)
+        return self._distribution(self.encoder), self._distribution(self.decoder), self.marginal.log_softmax(-1)
 
-    def _law(self, parameters: Tensor) -> Tensor:
+    def _distribution(self, parameters: Tensor) -> Tensor:
         """Log-probabilities (S, in, out) of the symbols drawn, given the positions of those that are given."""
         w, b = parameters.unsqueeze(-2)
         return (-(w * self.positions[:, None] - b).square()).log_softmax(-1)
 
     def terms(self, log_p: Tensor) -> ChannelTerms:
         """Entropy, distortion, rate and information of each run, (S,) in nats, for data log p(x) (X,)."""
-        return channel_terms(log_p, *self.laws())
+        return channel_terms(log_p, *self.distributions())
 
 
 def class_information(log_joint: Tensor, log_encoder: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def train_channel(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If log_p is no law.
+        ValueError: If log_p is no distribution.
     """
     check_count(steps, "steps")
     if log_p.dim() != 1 or not abs(float(log_p.logsumexp(0))) < 1e-9:

@@ -51,7 +51,7 @@ def mixed(
 
     Args:
         mixing: f.
-        sources: Law of one source, batch (), event (), of which K are drawn, or of all, event (K,).
+        sources: Distribution of one source, batch (), event (), of which K are drawn, or of all, event (K,).
         num: Rows, those of the test set included.
         noise: sigma, the standard deviation of Gaussian noise; zero for none.
         test_size: The last rows, held out.
@@ -64,8 +64,8 @@ def mixed(
         A `MixedDataset`.
 
     Raises:
-        ValueError: If a number is out of range, the law has another shape, or the mixing's inverse does not lead back
-            to the sources, which are then outside the domain where it is injective.
+        ValueError: If a number is out of range, the distribution has another shape, or the mixing's inverse does not
+            lead back to the sources, which are then outside the domain where it is injective.
 
     Example:
         >>> from torch.distributions import Uniform
@@ -128,7 +128,9 @@ def _draw(sources: Distribution, num: int, latent_dim: int) -> Tensor:
     elif shape == ():
         draws = sources.sample((num, latent_dim))
     else:
-        raise ValueError(f"expected a law of one source, or of {latent_dim} with event ({latent_dim},), got {shape}")
+        raise ValueError(
+            f"expected a distribution of one source, or of {latent_dim} with event ({latent_dim},), got {shape}"
+        )
     return draws.double()
 
 

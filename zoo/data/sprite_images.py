@@ -106,7 +106,7 @@ def sprites(
         num: Images, those of the test set included.
         size: Pixels of a side.
         num_factors: 4, or 5 for triangles that turn.
-        a: First parameter of the sources' law.
+        a: First parameter of the sources' distribution.
         b: Second parameter.
         softness: Width of the edges in sides of the image.
         test_size: The last images, held out.
@@ -158,7 +158,7 @@ def sprite_pair(
         size: Pixels of a side.
         latent_dim: K.
         gamma2: Precision of the noise, in standardised units.
-        a: First parameter of the latents' law.
+        a: First parameter of the latents' distribution.
         b: Second parameter.
         channels: Channels of the feature maps, from the image's side inwards.
         width: Of the fully connected layers.

@@ -78,8 +78,8 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
 
     Example:
         >>> x = torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, -1.0, 0.0]])
-        >>> law = maximum_likelihood(x, 1)  # eigenvalues 2, 1/2, 0
-        >>> law.W.squeeze(), law.sigma**2
+        >>> distribution = maximum_likelihood(x, 1)  # eigenvalues 2, 1/2, 0
+        >>> distribution.W.squeeze(), distribution.sigma**2
         (tensor([1.3229, 0.0000, 0.0000], dtype=torch.float64), tensor(0.2500, dtype=torch.float64))
     """
     check_count(latent_dim, "latent_dim")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussian:
-    r"""The law of x = W z + mu + sigma eps, with z ~ N(0, I_K) and eps ~ N(0, I_D).
+    r"""The distribution of x = W z + mu + sigma eps, with z ~ N(0, I_K) and eps ~ N(0, I_D).
 
     .. math:: p(x) = N(\mu, W W^\top + \sigma^2 I), \qquad
               p(z \mid x) = N(M^{-1} W^\top (x - \mu), \sigma^2 M^{-1}), \qquad M = W^\top W + \sigma^2 I
@@ -50,8 +50,8 @@ class LinearGaussian:
         ValueError: If the three shapes do not fit together.
 
     Example:
-        >>> law = LinearGaussian(torch.tensor([[3.0], [4.0]]), torch.zeros(2), torch.tensor(1.0))
-        >>> law.log_prob(torch.zeros(2))  # - log(2 pi) - log(26) / 2
+        >>> distribution = LinearGaussian(torch.tensor([[3.0], [4.0]]), torch.zeros(2), torch.tensor(1.0))
+        >>> distribution.log_prob(torch.zeros(2))  # - log(2 pi) - log(26) / 2
         tensor(-3.4669, dtype=torch.float64)
     """
 

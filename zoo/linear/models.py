@@ -4,7 +4,7 @@ r"""The two models whose evidence is known in closed form: probabilistic PCA and
     z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D)
     \quad\Longrightarrow\quad x \sim N(\mu, W W^T + \sigma^2 I_D)
 
-They are one law. :class:`PPCA` is fitted in closed form, :class:`LinearVAE` by gradients.
+They are the same distribution. :class:`PPCA` is fitted in closed form, :class:`LinearVAE` by gradients.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class LinearGaussianModel(LatentVariableModel):
         return self
 
     @property
-    def law(self) -> LinearGaussian:
-        """The law in units of x: W (D, K), mu (D,), sigma ()."""
+    def linear_gaussian(self) -> LinearGaussian:
+        """The parameters in units of x, W (D, K), mu (D,) and sigma (), with the closed forms that follow from them."""
         shift, scale = self.standardise.shift, self.standardise.scale
         return LinearGaussian(self.W * scale, self.mu * scale + shift, self.log_sigma.exp() * scale)
 
@@ -91,10 +91,10 @@ class LinearGaussianModel(LatentVariableModel):
     def decode(self, z: Tensor) -> Tensor:
         """E[x | z] for z (..., K), in units of x: (..., D)."""
         y = nn.functional.linear(z, self.W, self.mu)
-        return y * self.standardise.scale + self.standardise.shift
+        return self.standardise.inverse(y)
 
     def likelihood(self, z: Tensor) -> DiagNormal:
-        """Law of x given z (..., K): batch (...), event (D,)."""
+        """Distribution of x given z (..., K): batch (...), event (D,)."""
         return DiagNormal(self.decode(z), self.sigma.unsqueeze(-1))
 
     def log_evidence(self, x: Tensor) -> Tensor:
@@ -112,11 +112,11 @@ class LinearGaussianModel(LatentVariableModel):
         """
         check_layout(x, data_dim=self.data_dim, device=self.W.device)
         check_finite(x)
-        return self.law.log_prob(x)
+        return self.linear_gaussian.log_prob(x)
 
     def posterior(self, x: Tensor) -> FullNormal:
         """The exact p(z | x_n): batch (N,), event (K,)."""
-        return FullNormal(*self.law.posterior(x))
+        return FullNormal(*self.linear_gaussian.posterior(x))
 
     def expected_log_likelihood(self, x: Tensor, posterior: Any) -> Tensor:
         """E_q[log p(x_n | z)] in closed form for a Gaussian q.
@@ -137,11 +137,11 @@ class LinearGaussianModel(LatentVariableModel):
         if full is None:
             raise TypeError(f"expected a Gaussian posterior for the closed form, got {type(posterior).__name__}")
         if diagonal is not None:
-            return self.law.expected_log_likelihood(x, diagonal[0], var=diagonal[1].square())
-        return self.law.expected_log_likelihood(x, full.loc, scale_tril=full._unbroadcasted_scale_tril)
+            return self.linear_gaussian.expected_log_likelihood(x, diagonal[0], var=diagonal[1].square())
+        return self.linear_gaussian.expected_log_likelihood(x, full.loc, scale_tril=full._unbroadcasted_scale_tril)
 
     def marginal(self) -> Marginal:
-        """The same law with z integrated out, as a Pyro model with the one site ``"x"``."""
+        """The same distribution with z integrated out, as a Pyro model with the one site ``"x"``."""
         return Marginal(self)
 
     def config(self) -> dict[str, Any]:
@@ -154,13 +154,13 @@ class LinearGaussianModel(LatentVariableModel):
 
     @classmethod
     def _at_maximum(cls: type[Self], x: Data, latent_dim: int, sigma: float | None) -> Self:
-        law = maximum_likelihood(x, latent_dim) if sigma is None else maximum_at_fixed_sigma(x, latent_dim, sigma)
-        model = cls(law.W.shape[0], latent_dim, learn_sigma=sigma is None).double()
+        fitted = maximum_likelihood(x, latent_dim) if sigma is None else maximum_at_fixed_sigma(x, latent_dim, sigma)
+        model = cls(fitted.W.shape[0], latent_dim, learn_sigma=sigma is None).double()
         model._in_closed_form = True
         with torch.no_grad():
-            model.W.copy_(law.W)
-            model.mu.copy_(law.mu)
-            model.log_sigma.copy_(law.sigma.log())
+            model.W.copy_(fitted.W)
+            model.mu.copy_(fitted.mu)
+            model.log_sigma.copy_(fitted.sigma.log())
         return model
 
 
@@ -205,7 +205,7 @@ class PPCA(LinearGaussianModel):
 
 
 class LinearVAE(LinearGaussianModel):
-    r"""Linear variational autoencoder: the law of :class:`PPCA`, to be trained by variational inference.
+    r"""Linear variational autoencoder: the distribution of :class:`PPCA`, to be trained by variational inference.
 
     .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D)
 
@@ -243,46 +243,46 @@ class LinearVAE(LinearGaussianModel):
 
 
 class LowRankNormal(TorchDistribution):
-    r"""The marginal law of a linear-Gaussian model, N(mu, W W' + sigma^2 I), with density and draws in O(D K).
+    r"""The marginal distribution of a linear-Gaussian model, N(mu, W W' + sigma^2 I), with density and draws in O(D K).
 
     Args:
-        law: The model's law.
+        linear_gaussian: The model's parameters in units of x.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, law: LinearGaussian, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
-        self.law = law
-        super().__init__(batch_shape, law.mu.shape, validate_args=False)
+    def __init__(self, linear_gaussian: LinearGaussian, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
+        self.linear_gaussian = linear_gaussian
+        super().__init__(batch_shape, linear_gaussian.mu.shape, validate_args=False)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> LowRankNormal:
-        """The same law over a larger batch."""
-        return LowRankNormal(self.law, torch.Size(batch_shape))
+        """The same distribution over a larger batch."""
+        return LowRankNormal(self.linear_gaussian, torch.Size(batch_shape))
 
     @property
     def mean(self) -> Tensor:
         """Mean, batch + (D,)."""
-        return self.law.mu.expand(self.batch_shape + self.event_shape)
+        return self.linear_gaussian.mu.expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
         """Variances, batch + (D,)."""
-        variance = self.law.W.square().sum(-1) + self.law.sigma.square()
+        variance = self.linear_gaussian.W.square().sum(-1) + self.linear_gaussian.sigma.square()
         return variance.expand(self.batch_shape + self.event_shape)
 
     def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Reparameterised draws, ``sample_shape`` + batch + (D,)."""
         shape = torch.Size(sample_shape) + self.batch_shape
-        like, (data_dim, latent_dim) = self.law.mu, self.law.W.shape
+        like, (data_dim, latent_dim) = self.linear_gaussian.mu, self.linear_gaussian.W.shape
         z = torch.randn((*shape, latent_dim), dtype=like.dtype, device=like.device)
         noise = torch.randn((*shape, data_dim), dtype=like.dtype, device=like.device)
-        return like + z @ self.law.W.mT + self.law.sigma * noise
+        return like + z @ self.linear_gaussian.W.mT + self.linear_gaussian.sigma * noise
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats and float64, one per batch member."""
-        return self.law.log_prob(value).expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
+        return self.linear_gaussian.log_prob(value).expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))
 
 
 class Marginal(Module):
@@ -314,4 +314,4 @@ class Marginal(Module):
             n = len(x)
         check_count(n, "n, the number of data to sample where x is None,")
         with pyro.plate("data", n, dim=-1):
-            return pyro.sample("x", LowRankNormal(self.model.law), obs=x)
+            return pyro.sample("x", LowRankNormal(self.model.linear_gaussian), obs=x)

@@ -1,4 +1,4 @@
-r"""Mixings from neural networks and flows: a smooth leaky ReLU, affine coupling, and laws pushed through their CDF."""
+r"""Elementwise mixings and affine coupling: a smooth leaky ReLU, and the maps from one marginal to another by CDFs."""
 
 from __future__ import annotations
 

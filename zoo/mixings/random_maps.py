@@ -82,7 +82,7 @@ def moebius(dim: int, *, minimum: float = 0.5, alpha: float = 1.0, seed: int = 0
     """
     generator = _generator(seed)
     rotation = _haar(dim, dim, generator)
-    # The law of a normal variable above the minimum, by its distribution function: no draw is thrown away.
+    # The distribution of a normal variable above the minimum, by its distribution function: no draw is thrown away.
     tail = torch.special.ndtr(torch.tensor(-minimum, dtype=torch.float64))
     size = -torch.special.ndtri(tail * _uniform(dim, generator=generator))
     sign = torch.where(_uniform(dim, generator=generator) < 0.5, -1.0, 1.0)
@@ -98,7 +98,7 @@ def orthogonal_mlp(dim: int, *, layers: int = 3, slope: float = 0.2, seed: int =
     Args:
         dim: K = D.
         layers: Matrices.
-        slope: Of :class:`zoo.mixings.elementwise.SmoothLeakyReLU`.
+        slope: Of :class:`zoo.SmoothLeakyReLU`.
         seed: Of the matrices.
     """
     check_count(layers, "layers")
@@ -112,12 +112,12 @@ def triangular_mlp(dim: int, *, layers: int = 3, slope: float = 0.2, seed: int =
     Below the diagonal the entries are standard normal, on it uniform on (.5, 1.5).
 
     References:
-        Reizinger et al., 2022, arXiv 2206.02416 (the architecture; the law of the entries is ours).
+        Reizinger et al., 2022, arXiv 2206.02416 (the architecture; the distribution of the entries is ours).
 
     Args:
         dim: K = D.
         layers: Matrices.
-        slope: Of :class:`zoo.mixings.elementwise.SmoothLeakyReLU`.
+        slope: Of :class:`zoo.SmoothLeakyReLU`.
         seed: Of the matrices.
     """
     check_count(layers, "layers")

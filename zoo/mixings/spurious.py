@@ -1,4 +1,4 @@
-r"""Wrong explanations of data: maps from other independent sources to the very same law of the data.
+r"""Wrong explanations of data: maps from other independent sources to the very same distribution of the data.
 
 .. math:: s \sim p, \; x = f(s) \quad \text{and} \quad s' \sim p', \; x = f'(s'), \quad s, s' \text{ independent within}
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from inference.numerics.jacobian import decoder_jacobian, directional_derivative
 from zoo.mixings.base import Composition, Inverted, LinearMixing, Mixing, describe, from_description
 
-_BOUND = 9.0  # the standard normal law beyond has mass 2e-19
+_BOUND = 9.0  # the standard normal distribution beyond has mass 2e-19
 _NODES = 400
 _STEPS = 60
 
@@ -38,7 +38,7 @@ def rotated_gaussian(rotation: Tensor, from_normal: Mixing | None = None) -> Mix
 
     Args:
         rotation: R, (K, K), orthogonal.
-        from_normal: h, :class:`zoo.mixings.elementwise.NormalToUniform` or :class:`zoo.mixings.elementwise.NormalToLaplace`; None for
+        from_normal: h, :class:`zoo.NormalToUniform` or :class:`zoo.NormalToLaplace`; None for
             standard normal sources.
 
     Raises:
@@ -91,7 +91,7 @@ class Darmois(Mixing):
         Hyvärinen, Pajunen, 1999, doi:10.1016/S0893-6080(98)00140-3. Gresele et al., 2021, arXiv 2106.05200.
 
     Args:
-        triangular: The mixing, :func:`zoo.mixings.random_maps.triangular_mlp` say, or its description; K = D = 2.
+        triangular: The mixing, :func:`zoo.triangular_mlp` say, or its description; K = D = 2.
 
     Raises:
         ValueError: If it is not lower triangular and increasing at the origin, or not of dimension two.

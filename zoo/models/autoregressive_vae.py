@@ -74,7 +74,7 @@ class MaskedDecoder(nn.Module):
         self.layers = nn.ModuleList(MaskedLinear(mask.to(torch.get_default_dtype()), latent_dim) for mask in masks)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """Parameters (..., D, P) of the law of each dimension, from x (..., D) and z (..., K)."""
+        """Parameters (..., D, P) of the distribution of each dimension, from x (..., D) and z (..., K)."""
         h = self.layers[0](x, z)
         for layer in self.layers[1:]:
             h = layer(nn.functional.silu(h), z)
@@ -82,13 +82,13 @@ class MaskedDecoder(nn.Module):
 
 
 class AutoregressiveDistribution(TorchDistribution):
-    r"""The law of x given z by a masked network: its density takes one pass, a draw D of them.
+    r"""The distribution of x given z by a masked network: its density takes one pass, a draw D of them.
 
     .. math:: p(x \mid z) = \prod_d p(x_d \mid x_{<d}, z)
 
     Args:
         decoder: From x (..., D) and z to the parameters (..., D, P), dimension d a function of those before it.
-        likelihood: From the parameters to a law that factorises.
+        likelihood: From the parameters to a distribution that factorises.
         z: Latents, (..., K).
         data_dim: D.
     """
@@ -101,7 +101,7 @@ class AutoregressiveDistribution(TorchDistribution):
         super().__init__(z.shape[:-1], Size((data_dim,)), validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> AutoregressiveDistribution:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         z = self.z.expand(Size(batch_shape) + self.z.shape[-1:])
         return AutoregressiveDistribution(self.decoder, self.likelihood, z, *self.event_shape)
 
@@ -139,8 +139,8 @@ class AutoregressiveVAE(LatentVariableModel):
     Args:
         data_dim: D.
         latent_dim: K.
-        likelihood: Law of one dimension given those before it: one of :class:`zoo.BernoulliLikelihood` (the default),
-            :class:`zoo.CategoricalLikelihood` and :class:`zoo.GaussianLikelihood`.
+        likelihood: Distribution of one dimension given those before it: one of :class:`zoo.BernoulliLikelihood` (the
+            default), :class:`zoo.CategoricalLikelihood` and :class:`zoo.GaussianLikelihood`.
         hidden: Widths of the masked hidden layers.
         prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
@@ -170,7 +170,7 @@ class AutoregressiveVAE(LatentVariableModel):
         self.network = MaskedDecoder(data_dim, latent_dim, self.observation.num_parameters, hidden)
 
     def likelihood(self, z: Tensor) -> AutoregressiveDistribution:
-        """Law of x given z (..., K): batch (...), event (D,)."""
+        """Distribution of x given z (..., K): batch (...), event (D,)."""
         return AutoregressiveDistribution(self.network, self.observation, z, self.data_dim)
 
     def check_data(self, x: Any) -> None:

@@ -36,7 +36,7 @@ class BagginsReconstruction(_Baggins):
     A reconstruction from the abstract of the paper below, not its formula.
 
     Warning:
-        A law that depends on the batch is no model: it serves training, and ``freeze`` turns it into one. A dimension
+        A batch-dependent distribution is not a model: it serves training, and ``freeze`` turns it into one. A dimension
         that is constant over the batch has no bound; :class:`PooledBagginsReconstruction` has one.
 
     References:
@@ -69,7 +69,7 @@ class PooledBagginsReconstruction(_Baggins):
     A reconstruction from the abstract of the paper below, not its formula.
 
     Warning:
-        A law that depends on the batch is no model: it serves training, and ``freeze`` turns it into one.
+        A batch-dependent distribution is not a model: it serves training, and ``freeze`` turns it into one.
 
     References:
         Fyffe, 2019, arXiv 1912.10309.

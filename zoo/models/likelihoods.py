@@ -1,4 +1,4 @@
-r"""Likelihoods that factorise over the dimensions: from a network's output, P numbers a dimension, to a law of x.
+r"""Likelihoods that factorise over the dimensions: a network's output, P numbers a dimension, parametrises them.
 
 .. math:: p(x \mid h) = \prod_d p(x_d \mid h_d), \quad h_d \in R^P
 
@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
     """Base of the likelihoods; a subclass gives :meth:`forward` and its support.
 
     Args:
-        num_parameters: P, numbers a dimension that the law is made from.
+        num_parameters: P, numbers a dimension that the distribution is made from.
 
     Attributes:
         support: Where one datum lives.
@@ -35,7 +35,7 @@ class Likelihood(nn.Module):
         self.num_parameters = num_parameters
 
     def forward(self, parameters: Tensor) -> Distribution:
-        """Law of x from parameters (..., D, P): batch (...), event (D,)."""
+        """Distribution of x from parameters (..., D, P): batch (...), event (D,)."""
         raise NotImplementedError
 
     def check_data(self, x: Tensor) -> None:
@@ -68,7 +68,7 @@ class BernoulliLikelihood(Likelihood):
         super().__init__(1)
 
     def forward(self, parameters: Tensor) -> Distribution:
-        """Law of x from logits (..., D, 1): batch (...), event (D,)."""
+        """Distribution of x from logits (..., D, 1): batch (...), event (D,)."""
         return _independent(_Bernoulli(logits=parameters.squeeze(-1), validate_args=False))
 
 
@@ -97,7 +97,7 @@ class CategoricalLikelihood(Likelihood):
         self.support = constraints.independent(constraints.integer_interval(0, num_categories - 1), 1)
 
     def forward(self, parameters: Tensor) -> Distribution:
-        """Law of x from logits (..., D, C): batch (...), event (D,)."""
+        """Distribution of x from logits (..., D, C): batch (...), event (D,)."""
         return _independent(_Categorical(logits=parameters, validate_args=False))
 
 
@@ -117,13 +117,13 @@ class GaussianLikelihood(Likelihood):
         super().__init__(2)
 
     def forward(self, parameters: Tensor) -> DiagNormal:
-        """Law of x from means and log standard deviations (..., D, 2): batch (...), event (D,)."""
+        """Distribution of x from means and log standard deviations (..., D, 2): batch (...), event (D,)."""
         mean, log_sigma = parameters.unbind(-1)
         return DiagNormal(mean, log_sigma.exp())
 
 
-def _independent(law: Distribution) -> Distribution:
-    return dist.Independent(law, 1, validate_args=False)
+def _independent(distribution: Distribution) -> Distribution:
+    return dist.Independent(distribution, 1, validate_args=False)
 
 
 class _Bernoulli(dist.Bernoulli):

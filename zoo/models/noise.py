@@ -3,8 +3,8 @@ r"""Gaussian observation noise around a decoder's mean, in four kinds.
 .. math:: p(x \mid z) = N(x; f(z), \operatorname{diag} \sigma^2)
 
 :class:`FixedNoise`, :class:`LearntNoise` (one sigma), :class:`LearntNoisePerDim`, and :class:`OptimalNoise` (the
-variance of the residuals, in closed form at every step). :mod:`zoo.models.baggins` has two more of the last sort. A model
-holds one of them; sigma is in the units of its decoder's output.
+variance of the residuals, in closed form at every step). :mod:`zoo.models.baggins` has two more of the last sort. A
+model holds one of them; sigma is in the units of its decoder's output.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class GaussianNoise(nn.Module):
         return self.log_sigma.exp()
 
     def forward(self, mean: Tensor, scale: Tensor) -> Distribution:
-        """Law of x around its mean (..., D), sigma multiplied by the scale () of the data."""
+        """Distribution of x around its mean (..., D), sigma multiplied by the scale () of the data."""
         return DiagNormal(mean, self.sigma * scale)
 
 
@@ -89,7 +89,7 @@ class BatchNoise(nn.Module):
     """Base of the kinds whose variance is fitted to the batch; a subclass gives :meth:`variance_of`.
 
     Warning:
-        A law that depends on the batch is no model. It serves training; :meth:`freeze` and eval mode then turn it
+        A batch-dependent distribution is not a model. It serves training; :meth:`freeze` and eval mode then turn it
         into one, and evidence and comparison refuse it before.
 
     Args:
@@ -135,7 +135,7 @@ class BatchNoise(nn.Module):
         self.log_sigma.copy_(sigma.log())
 
     def forward(self, mean: Tensor, scale: Tensor) -> Distribution:
-        """Law of x around its mean (..., D): fitted to what it scores in train mode and until frozen."""
+        """Distribution of x around its mean (..., D): fitted to what it scores in train mode and until frozen."""
         if self.training or not self.frozen:
             return ResidualNormal(mean, self.variance_of)
         return DiagNormal(mean, self.sigma * scale)
@@ -147,7 +147,7 @@ class OptimalNoise(BatchNoise):
     .. math:: \sigma^2 = \frac{1}{N D} \sum_n \|x_n - f(z_n)\|^2
 
     Warning:
-        A law that depends on the batch is no model. It serves training; :meth:`freeze` and eval mode then turn it
+        A batch-dependent distribution is not a model. It serves training; :meth:`freeze` and eval mode then turn it
         into one, and evidence and comparison refuse it before.
 
     References:
@@ -188,7 +188,7 @@ class ResidualNormal(TorchDistribution):
         return self.loc
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> ResidualNormal:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         return ResidualNormal(self.loc.expand(Size(batch_shape) + self.event_shape), self.variance_of)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: ARG002, B008

@@ -63,7 +63,7 @@ class VAE(LatentVariableModel):
         self.network = mlp(latent_dim, width, hidden) if network is None else network
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of x given z (..., K): batch (...), event (D,); the network sees the batch flattened to (M, K).
+        """Distribution of x given z (..., K): batch (...), event (D,); the network sees the batch flattened to (M, K).
 
         Raises:
             ValueError: If the network's output is not (M, D P).

@@ -12,18 +12,18 @@ from zoo.base import LatentVariableModel
 
 
 class WrappedDecoder(LatentVariableModel):
-    r"""A plain torch decoder with the law that its training assumed.
+    r"""A plain torch decoder with the distribution that its training assumed.
 
-    .. math:: z \sim N(0, I_K) \text{ or the given prior}, \quad x \mid z \sim \text{law}(\text{network}(z))
+    .. math:: z \sim N(0, I_K) \text{ or the given prior}, \quad x \mid z \sim \text{distribution}(\text{network}(z))
 
     Args:
         network: From (M, K) to a tensor with leading dimension M, or to a tuple of such tensors.
-        law: Makes the distribution of x from the network's output, whose leading dimensions are those of z again (so
-            take parts of it by ``out[..., :D]``): the same batch, event (D,). The constants count: a squared error
-            stands for a Gaussian of a certain sigma, and the evidence depends on it.
+        distribution: Makes the distribution of x from the network's output, whose leading dimensions are those of z
+            again (so take parts of it by ``out[..., :D]``): the same batch, event (D,). The constants count: a squared
+            error stands for a Gaussian of a certain sigma, and the evidence depends on it.
         data_dim: D.
         latent_dim: K.
-        prior: Law of one latent, event (K,); standard normal by default.
+        prior: Distribution of one latent, event (K,); standard normal by default.
 
     Example:
         >>> import torch
@@ -41,7 +41,7 @@ class WrappedDecoder(LatentVariableModel):
     def __init__(
         self,
         network: nn.Module,
-        law: Callable[[Any], Distribution],
+        distribution: Callable[[Any], Distribution],
         data_dim: int,
         latent_dim: int,
         *,
@@ -53,30 +53,30 @@ class WrappedDecoder(LatentVariableModel):
                 f"expected a prior with batch () and event ({latent_dim},), got {tuple(prior.batch_shape)} and "
                 f"{tuple(prior.event_shape)}"
             )
-        self.network, self._law, self._prior = network, law, prior
+        self.network, self._distribution, self._prior = network, distribution, prior
         for like in network.parameters():
             self.to(dtype=like.dtype, device=like.device)
             break
 
     def prior(self) -> Distribution:
-        """Law of one latent: batch (), event (K,)."""
+        """Distribution of one latent: batch (), event (K,)."""
         return super().prior() if self._prior is None else self._prior
 
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of x given z (..., K): batch (...), event (D,); the network sees the batch flattened to (M, K)."""
+        """Distribution of x given z (..., K): batch (...), event (D,); the network gets z flattened to (M, K)."""
         batch = z.shape[:-1]
         output = self.network(z.reshape(-1, self.latent_dim))
         if isinstance(output, tuple):
             output = tuple(part.reshape(batch + part.shape[1:]) for part in output)
         else:
             output = output.reshape(batch + output.shape[1:])
-        law = self._law(output)
-        if law.batch_shape != batch or law.event_shape != (self.data_dim,):
+        distribution = self._distribution(output)
+        if distribution.batch_shape != batch or distribution.event_shape != (self.data_dim,):
             raise ValueError(
-                f"expected the decoder's law to have batch {tuple(batch)} and event ({self.data_dim},), got "
-                f"{tuple(law.batch_shape)} and {tuple(law.event_shape)}: is .to_event(1) missing?"
+                f"expected the decoder's distribution to have batch {tuple(batch)} and event ({self.data_dim},), got "
+                f"{tuple(distribution.batch_shape)} and {tuple(distribution.event_shape)}: is .to_event(1) missing?"
             )
-        return law
+        return distribution
 
     def decode(self, z: Tensor) -> Tensor:
         """E[x | z] for z (..., K): (..., D)."""

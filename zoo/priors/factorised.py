@@ -1,7 +1,7 @@
-r"""Priors of one latent z in R^K: modules whose call, without arguments, returns the law.
+r"""Priors of one latent z in R^K: modules whose call, without arguments, returns the distribution.
 
-A law has batch () and event (K,), and a ``support`` that ``biject_to`` knows, so that guides and samplers can reach it
-from unconstrained space. What is learnt is the module's parameters.
+A distribution has batch () and event (K,), and a ``support`` that ``biject_to`` knows, so that guides and samplers can
+reach it from unconstrained space. What is learnt is the module's parameters.
 
 Fixed: :class:`StandardNormal`, :class:`Uniform`, :class:`Laplace`, :class:`Beta`. Learnt: :class:`LearntBeta`,
 :class:`LearntDiagonal`, :class:`zoo.MixtureOfGaussians`, :class:`zoo.VampPrior`, :class:`zoo.AutoregressiveFlow`.
@@ -22,7 +22,7 @@ from inference.distributions.gaussian import DiagNormal
 
 
 def check_prior(prior: nn.Module, latent_dim: int) -> None:
-    """Refuse a module that makes no law of one latent.
+    """Refuse a module that makes no distribution of one latent.
 
     Args:
         prior: The module.
@@ -35,18 +35,18 @@ def check_prior(prior: nn.Module, latent_dim: int) -> None:
     if not isinstance(prior, nn.Module):
         raise TypeError(f"expected the prior as an nn.Module that returns a distribution, got {type(prior).__name__}")
     with torch.no_grad():
-        law = prior()
-    if not isinstance(law, Distribution):
-        raise TypeError(f"expected the prior's call to return a distribution, got {type(law).__name__}")
-    if law.batch_shape != () or law.event_shape != (latent_dim,):
+        distribution = prior()
+    if not isinstance(distribution, Distribution):
+        raise TypeError(f"expected the prior's call to return a distribution, got {type(distribution).__name__}")
+    if distribution.batch_shape != () or distribution.event_shape != (latent_dim,):
         raise ValueError(
-            f"expected a prior with batch () and event ({latent_dim},), got {tuple(law.batch_shape)} and "
-            f"{tuple(law.event_shape)}"
+            f"expected a prior with batch () and event ({latent_dim},), got {tuple(distribution.batch_shape)} and "
+            f"{tuple(distribution.event_shape)}"
         )
 
 
 class Prior(nn.Module):
-    """Base of the zoo's priors: it knows K, and a subclass returns the law from ``forward()``.
+    """Base of the zoo's priors: it knows K, and a subclass returns the distribution from ``forward()``.
 
     Args:
         latent_dim: K.
@@ -58,12 +58,12 @@ class Prior(nn.Module):
         self.latent_dim = latent_dim
 
     def forward(self) -> Distribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         raise NotImplementedError
 
-    def _independent(self, law: Distribution) -> Distribution:
-        """K copies of a law of one number, as one law of a vector."""
-        return dist.Independent(law.expand((self.latent_dim,)), 1, validate_args=False)
+    def _independent(self, distribution: Distribution) -> Distribution:
+        """K copies of a distribution of one number, as one distribution of a vector."""
+        return dist.Independent(distribution.expand((self.latent_dim,)), 1, validate_args=False)
 
 
 class StandardNormal(Prior):
@@ -86,7 +86,7 @@ class StandardNormal(Prior):
         self.register_buffer("sigma", torch.ones(1), persistent=False)
 
     def forward(self) -> DiagNormal:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return DiagNormal(self.sigma.new_zeros(self.latent_dim), self.sigma)
 
 
@@ -115,7 +115,7 @@ class Uniform(Prior):
         self.register_buffer("high", torch.tensor(float(high)))
 
     def forward(self) -> Distribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return self._independent(dist.Uniform(self.low, self.high, validate_args=False))
 
 
@@ -135,12 +135,12 @@ class Laplace(Prior):
         self.register_buffer("scale", torch.ones(()), persistent=False)
 
     def forward(self) -> Distribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return self._independent(_Laplace(torch.zeros_like(self.scale), self.scale, validate_args=False))
 
 
 class _Laplace(dist.Laplace):
-    """Torch's Laplace law with noise by ``torch.rand``: torch draws in place, which vmap refuses."""
+    """Torch's Laplace distribution with noise by ``torch.rand``: torch draws in place, which vmap refuses."""
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(Size(sample_shape))
@@ -152,7 +152,7 @@ class _Laplace(dist.Laplace):
 
 
 class _Beta(dist.Beta):
-    """Torch's beta law with draws that vmap knows: torch makes them by an autograd function."""
+    """Torch's beta distribution with draws that vmap knows: torch makes them by an autograd function."""
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(Size(sample_shape))
@@ -184,7 +184,7 @@ class Beta(Prior):
         self.register_buffer("b", torch.tensor(float(b)))
 
     def forward(self) -> Distribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return self._independent(_Beta(self.a, self.b, validate_args=False))
 
 
@@ -209,7 +209,7 @@ class LearntBeta(Prior):
         self.log_b = nn.Parameter(torch.full((latent_dim,), math.log(b)))
 
     def forward(self) -> Distribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return self._independent(_Beta(self.log_a.exp(), self.log_b.exp(), validate_args=False))
 
 
@@ -228,7 +228,7 @@ class LearntDiagonal(Prior):
         self.log_sigma = nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self) -> DiagNormal:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return DiagNormal(self.loc, self.log_sigma.exp())
 
 

@@ -41,17 +41,17 @@ class AutoregressiveFlow(Prior):
         self.flow = import_flows().MAF(latent_dim, transforms=num_transforms, hidden_features=list(hidden))
 
     def forward(self) -> FlowDistribution:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         like = next(self.flow.parameters())
         return FlowDistribution(self.flow.transform(), DiagNormal(like.new_zeros(self.latent_dim), like.new_ones(1)))
 
 
 class FlowDistribution(TorchDistribution):
-    """The law of f^{-1}(u) for u of a base law, by an invertible transform f of zuko's.
+    """The distribution of f^{-1}(u) for u of a base distribution, by an invertible transform f of zuko's.
 
     Args:
         transform: f, with ``call_and_ladj`` and ``inv``.
-        base: Law of u: event (K,).
+        base: Distribution of u: event (K,).
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -63,7 +63,7 @@ class FlowDistribution(TorchDistribution):
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> FlowDistribution:
-        """The same law over a larger batch."""
+        """The same distribution over a larger batch."""
         return FlowDistribution(self.transform, self.base.expand(batch_shape))
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008

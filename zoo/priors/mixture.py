@@ -21,13 +21,13 @@ _MAX_ELEMENTS = 2**22
 
 
 class Mixture(TorchDistribution):
-    r"""A mixture of C laws of one family.
+    r"""A mixture of C distributions of one family.
 
     .. math:: p(z) = \sum_c w_c \, p_c(z)
 
     Args:
         logits: Logarithms of the weights up to a constant, (C,).
-        components: Their laws: batch (C,), event (K,).
+        components: Their distributions: batch (C,), event (K,).
         batch_shape: Shape of independent copies.
 
     Example:
@@ -45,7 +45,7 @@ class Mixture(TorchDistribution):
         super().__init__(Size(batch_shape), components.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> Mixture:
-        """The same law over a larger batch; the components are not copied."""
+        """The same distribution over a larger batch; the components are not copied."""
         return Mixture(self.log_weights, self.components, batch_shape)
 
     @constraints.dependent_property(is_discrete=False, event_dim=1)
@@ -108,7 +108,7 @@ class MixtureOfGaussians(Prior):
         self.log_sigma = nn.Parameter(torch.zeros(num_components, latent_dim))
 
     def forward(self) -> Mixture:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return Mixture(self.logits, DiagNormal(self.loc, self.log_sigma.exp()))
 
 
@@ -160,5 +160,5 @@ class VampPrior(Prior):
         self.logits = nn.Parameter(data_init.new_zeros(num_components))
 
     def forward(self) -> Mixture:
-        """The law: batch (), event (K,)."""
+        """The distribution: batch (), event (K,)."""
         return Mixture(self.logits, self._guide[0].posterior(self.pseudo_inputs))

@@ -33,9 +33,8 @@ class Exact(Method):
                 "use method='auto' or another"
             )
         if len(problem.call.args) > 1 or problem.call.kwargs:
-            raise TypeError(
-                f"expected no arguments beyond the data for method='exact', got {problem.call.args[1:]} and {problem.call.kwargs}"
-            )
+            further = f"{problem.call.args[1:]} and {problem.call.kwargs}"
+            raise TypeError(f"expected no arguments beyond the data for method='exact', got {further}")
         with refuse_batch_dependence(problem.call.model):
             value = problem.call.model.log_evidence(problem.call.args[0])
         return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, self.name)

@@ -41,7 +41,8 @@ class LimitTerms:
         log_evidence: The limit, (N,) in nats.
         error: What the limit neglects, estimated, (N,) in nats.
         stiffness: The smallest eigenvalue of gamma^2 J'J, (N,).
-        gradient_norm: How far g(x) is from stationary, (N,); see :class:`inference.numerics.levenberg_marquardt.Nearest`.
+        gradient_norm: How far g(x) is from stationary, (N,); see
+            :class:`inference.numerics.levenberg_marquardt.Nearest`.
         contrast: Local independent mechanism analysis contrast of the decoder at g(x), (N,) in nats: what the gap of
             the best guide with independent coordinates tends to.
         evaluations: Decoder evaluations per datum, roughly.
@@ -58,7 +59,9 @@ class LimitTerms:
     @property
     def valid(self) -> Tensor:
         """Where the limit may be used, (N,): stiff enough, with an error below 0.01 nats, at a found nearest point."""
-        return (self.stiffness >= _MIN_STIFFNESS) & (self.error <= _MAX_ERROR) & (self.gradient_norm <= _MAX_GRADIENT_NORM)
+        return (
+            (self.stiffness >= _MIN_STIFFNESS) & (self.error <= _MAX_ERROR) & (self.gradient_norm <= _MAX_GRADIENT_NORM)
+        )
 
 
 @torch.no_grad()

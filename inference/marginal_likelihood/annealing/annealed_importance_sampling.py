@@ -75,7 +75,9 @@ class Annealed(Method):
         """
         annealer = self.prepare(problem)
         summary = summarise(annealer.log_weights(self.num_chains), self.num_chains)
-        return replace(evidence_from_weights(summary, problem.level, method=self.name), evaluations=annealer.evaluations)
+        return replace(
+            evidence_from_weights(summary, problem.level, method=self.name), evaluations=annealer.evaluations
+        )
 
     @torch.no_grad()
     def prepare(self, problem: Problem) -> Annealer:

@@ -170,7 +170,7 @@ class Adaptive(Method):
 
 
 def widen_where_ess_is_low(found: Evidence) -> Evidence:
-    """Two-sided intervals only where adapting reached its end by the weights given, and a normal distribution has draws enough.
+    """Keep two-sided intervals only where the effective sample size is large enough for a normal approximation.
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.
     """

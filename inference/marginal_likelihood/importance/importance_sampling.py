@@ -34,7 +34,7 @@ class Importance(Method):
 
     Args:
         num_samples: S, samples per datum.
-        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
+        chunk: See :func:`inference.iter_log_weights`.
     """
 
     num_samples: int = 10_000
@@ -64,7 +64,7 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
         problem: See :class:`inference.marginal_likelihood.base.method.Problem`.
         method: Name of the method, for the error where there is no guide.
         num_samples: S, samples per datum.
-        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
+        chunk: See :func:`inference.iter_log_weights`.
 
     Raises:
         ValueError: If there is no guide, or pair or data are unfit.

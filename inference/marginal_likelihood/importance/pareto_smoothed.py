@@ -2,7 +2,7 @@ r"""The evidence by Pareto-smoothed importance sampling from a guide.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \tilde w_{sn}
 
-The largest weights are replaced by quantiles of the generalised Pareto law that is fitted to them.
+The largest weights are replaced by quantiles of the generalised Pareto distribution that is fitted to them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SmoothedImportance(Method):
 
     Args:
         num_samples: S, samples per datum; below 30 nothing is smoothed.
-        chunk: See :func:`inference.weights.importance_weights.iter_log_weights`.
+        chunk: See :func:`inference.iter_log_weights`.
     """
 
     num_samples: int = 10_000

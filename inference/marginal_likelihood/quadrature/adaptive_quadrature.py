@@ -48,8 +48,8 @@ class Quadrature(Method):
 
         A datum that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
         that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
-        :func:`inference.marginal_likelihood.estimate` converts modules with their data; a function that rounds to float32 inside is
-        limited by that, and its error estimate does not know.
+        :func:`inference.marginal_likelihood.estimate` converts modules with their data; a function that rounds to
+        float32 inside is limited by that, and its error estimate does not know.
 
     References:
         Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983.

@@ -213,7 +213,9 @@ def test_the_gap_is_the_contrast_and_a_full_covariance_closes_it(latent_dim, dat
     got = refit(model, guide, x, restarts=0, num_samples=64, progress=False)
     difference = terms.log_evidence - got.elbo - terms.contrast
     assert (difference.abs() <= 0.02 * terms.contrast).all()
-    full = refit(model, local_gauss_newton(model, x, family=GaussNewtonFull), x, restarts=0, num_samples=64, progress=False)
+    full = refit(
+        model, local_gauss_newton(model, x, family=GaussNewtonFull), x, restarts=0, num_samples=64, progress=False
+    )
     assert (terms.log_evidence - full.elbo).abs().max() < 5e-3
 
 

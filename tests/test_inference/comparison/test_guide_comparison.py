@@ -127,7 +127,7 @@ def numpy_columns(w, truth):
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_columns_are_those_of_numpy(split, case):
     model, guides, splits, tree = case
-    law = model.law
+    law = model.linear_gaussian
     covariance = law.W.numpy() @ law.W.numpy().T + float(law.sigma) ** 2 * np.eye(5)
     truth = scipy.stats.multivariate_normal(law.mu.numpy(), covariance).logpdf(splits[split].numpy())
     weights = weights_again(model, guides, splits, seed=7)[split]

@@ -991,7 +991,7 @@ def test_batch_normalisation_inside_a_users_function_is_refused_too():
 def test_objectives_refuse_a_latent_that_is_not_reparameterised():
     model, guide, args, _, _ = discrete_case()
     for objective in (ELBO(), AnalyticKLELBO()):
-        with pytest.raises(ValueError, match="reparameterised law at guide site 'k', got Bernoulli"):
+        with pytest.raises(ValueError, match="reparameterised distribution at guide site 'k', got Bernoulli"):
             objective.loss(model, guide, *args)
 
 

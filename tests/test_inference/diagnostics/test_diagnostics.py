@@ -526,7 +526,7 @@ def test_the_exact_posterior_of_own_data_has_no_aggregate_kl():
     model = LinearVAE(4, 2, sigma=0.7).double().requires_grad_(False)
     x = model(n=4000)
     result = mutual_information(model, Exact(model), x, seed=0)
-    law = model.law
+    law = model.linear_gaussian
     nats = 0.5 * torch.logdet(eye(2) + law.W.mT @ law.W / law.sigma**2).item()
     assert abs(result.information.value - nats) < PASS * result.information.standard_error
     assert abs(result.aggregate_kl.value) < PASS * result.aggregate_kl.standard_error
@@ -688,7 +688,9 @@ def test_other_laws_are_refused_by_name(door, posterior, prior, message):
 
 @pytest.mark.parametrize(("posterior", "prior"), [law[:2] for law in LAWS[:3]])
 def test_latent_kl_is_refused_where_coordinates_are_not_marginals(posterior, prior):
-    with pytest.raises(TypeError, match=r"Gaussian against a law with independent coordinates, got (Indep|Multiv)"):
+    with pytest.raises(
+        TypeError, match=r"Gaussian against a distribution with independent coordinates, got (Indep|Multiv)"
+    ):
         latent_kl(*function_pair(posterior, prior), torch.zeros(4, 2).double())
 
 

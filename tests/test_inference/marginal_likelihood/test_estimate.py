@@ -56,7 +56,7 @@ def random_model(seed=0, data_dim=4, latent_dim=2):
 
 
 def numpy_evidence(model, x):
-    law = model.law
+    law = model.linear_gaussian
     w, sigma = law.W.detach().numpy(), float(law.sigma.detach())
     covariance = w @ w.T + sigma**2 * np.eye(len(w))
     return scipy.stats.multivariate_normal(law.mu.detach().numpy(), covariance).logpdf(x.numpy())

@@ -216,7 +216,7 @@ class BrokenModel(LinearVAE):
 
 
 def arrays(model):
-    law = model.law
+    law = model.linear_gaussian
     return law.W.detach().numpy(), law.mu.detach().numpy(), float(law.sigma.detach()) ** 2
 
 
@@ -705,5 +705,5 @@ def test_sampling_objectives_refuse_a_law_without_rsample(objective):
 
     guide, _ = two_latents("ab", lambda loc: Grid(loc, 1.0))
     _, model = two_latents("ab")
-    with pytest.raises(ValueError, match="expected a reparameterised law at guide site 'a', got Grid"):
+    with pytest.raises(ValueError, match="expected a reparameterised distribution at guide site 'a', got Grid"):
         objective.loss(model, guide, torch.zeros(3))

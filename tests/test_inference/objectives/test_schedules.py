@@ -90,7 +90,7 @@ def test_coordinate_kl_is_that_of_the_marginals():
     marginals = torch.distributions.Normal(law.mean, law.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt())
     expected = torch.distributions.kl_divergence(marginals, torch.distributions.Normal(0.0, 1.0))
     torch.testing.assert_close(coordinate_kl(law, model.prior()), expected)
-    with pytest.raises(TypeError, match="expected a Gaussian against a law with independent coordinates"):
+    with pytest.raises(TypeError, match="expected a Gaussian against a distribution with independent coordinates"):
         coordinate_kl(model.prior(), law)
 
 

@@ -196,7 +196,7 @@ def test_unit_variance_has_the_optimum_of_the_likelihood():
     best = float(PPCA.from_data(X, 2).log_evidence(X).detach().mean())
     assert float(BILBO(4).per_datum(model, guide, X).detach().mean()) == pytest.approx(best, abs=1e-6)
     model.freeze(guide, X)
-    law = model.model.law
+    law = model.model.linear_gaussian
     frozen = LinearGaussian(law.W * model.second_moment.sqrt(), law.mu, law.sigma)
     assert float(frozen.log_prob(X).detach().mean()) == pytest.approx(best, abs=1e-6)
     # There the guide is the exact posterior of the frozen model: every weight is the evidence, up to the gap of 1e-6
@@ -234,7 +234,7 @@ def test_frozen_it_has_the_second_moments_of_the_training_codes(guide_class):
     moments = (law.mean.square() + law.variance).mean(0).detach()
     torch.testing.assert_close(fitted.second_moment, moments)
     estimate = iwae(log_weights(fitted, guide, X, num_samples=5000))
-    own = model.law
+    own = model.linear_gaussian
     exact = LinearGaussian(own.W * moments.sqrt(), own.mu, own.sigma).log_prob(X).detach()
     error = estimate.standard_error.square().sum().sqrt()
     assert abs(float((estimate.value - exact).sum())) < 4 * float(error)

@@ -104,7 +104,7 @@ def test_a_discrete_latent_trains_through_svi_and_fit():
     for _ in range(200):
         svi.step(x)
     assert float(pyro.param("logit").detach().sigmoid()) == pytest.approx(odds / (1 + odds), abs=0.03)
-    with pytest.raises(ValueError, match="expected a reparameterised law at guide site 'z'"):
+    with pytest.raises(ValueError, match="expected a reparameterised distribution at guide site 'z'"):
         IWELBO(2).loss(no_parameter, guide, x)
 
 

@@ -49,7 +49,7 @@ def assert_not_moments(draws, mean, covariance):
 
 
 def arrays(model):
-    law = model.law
+    law = model.linear_gaussian
     return law.W.detach().numpy(), law.mu.detach().numpy(), float(law.sigma.detach()) ** 2
 
 

@@ -106,7 +106,7 @@ def test_columns_align_with_well_separated_principal_components():
     x = data.train
     pair = linear_pair(x, 3)
     fit(*pair, x, steps=40, objective=AnalyticELBO(), optimizer=lbfgs, **QUIET)
-    columns = torch.nn.functional.normalize(pair[0].law.W.detach(), dim=0)
+    columns = torch.nn.functional.normalize(pair[0].linear_gaussian.W.detach(), dim=0)
     components = torch.linalg.eigh(torch.cov(x.mT, correction=0))[1].flip(-1)[:, :3]
     cosines = (components.mT @ columns).abs()
     assert cosines.amax(1).min() > math.cos(0.01)

@@ -155,7 +155,7 @@ def test_bins_are_those_of_scipy_into_the_far_tails():
 def test_laws_are_of_the_stated_form():
     channel = ToyChannel(2, num_symbols=4)
     s = np.arange(4) / 3
-    log_e, log_d, log_m = (law.detach().numpy() for law in channel.laws())
+    log_e, log_d, log_m = (law.detach().numpy() for law in channel.distributions())
     for parameters, law in ((channel.encoder, log_e), (channel.decoder, log_d)):
         w, b = parameters.detach().numpy()
         for run, given in ((0, 1), (1, 3)):
@@ -166,12 +166,12 @@ def test_laws_are_of_the_stated_form():
 
 def test_class_information_is_that_of_the_code_and_the_class():
     channel, joint = ToyChannel(2), toy_data()
-    e = channel.laws()[0].exp().detach().numpy()
+    e = channel.distributions()[0].exp().detach().numpy()
     for run in range(2):
         with_code = joint.exp().numpy() @ e[run]
         independent = np.outer(with_code.sum(1), with_code.sum(0))
         expected = scipy.stats.entropy(with_code.ravel(), independent.ravel())
-        assert class_information(joint, channel.laws()[0])[run].item() == pytest.approx(expected, abs=EXACT)
+        assert class_information(joint, channel.distributions()[0])[run].item() == pytest.approx(expected, abs=EXACT)
 
 
 def test_runs_side_by_side_train_as_if_alone():
@@ -214,8 +214,10 @@ def measured(losses, runs, **training):
     channel = train_channel(log_p, loss, runs=len(losses) * runs, seed=0, progress=False, **training)
     with torch.no_grad():
         terms = channel.terms(log_p)
-        fit = divergence(log_p, generated(*channel.laws()[1:]))
-        found = [t.reshape(len(losses), runs) for t in (*terms, fit, class_information(joint, channel.laws()[0]))]
+        fit = divergence(log_p, generated(*channel.distributions()[1:]))
+        found = [
+            t.reshape(len(losses), runs) for t in (*terms, fit, class_information(joint, channel.distributions()[0]))
+        ]
     entropy, distortion, rate, information = found[:4]
     assert bool((entropy - distortion <= information + EXACT).all())
     assert bool((information <= rate + EXACT).all())

@@ -392,7 +392,7 @@ def test_a_saved_data_set_comes_back_with_its_mixing(tmp_path):
         (lambda: from_description({"class": "Nonsense", "config": {}}), "Nonsense"),
         (lambda: mixed(shear(), sources=Normal(0.0, 1.0), num=5, test_size=5), "test_size below num"),
         (lambda: mixed(shear(), sources=Normal(0.0, 1.0), num=5, noise=-1.0), "noise >= 0"),
-        (lambda: mixed(shear(), sources=Normal(torch.zeros(3), 1.0), num=5), "law of one source"),
+        (lambda: mixed(shear(), sources=Normal(torch.zeros(3), 1.0), num=5), "distribution of one source"),
         (lambda: mixed(ComplexPower(2.0), sources=Normal(0.0, 1.0), num=50), "injective"),
     ],
 )

@@ -366,7 +366,9 @@ def test_newton_climbs_rosenbrock_and_leaves_a_saddle():
     hessian = torch.tensor([[-802.0, 400.0], [400.0, -200.0]], dtype=torch.float64)
     torch.testing.assert_close(at.hessian, hessian.expand(3, 2, 2), rtol=1e-3, atol=1e-3)
     assert bool(rest.all())
-    wells, _, _ = maximise(lambda _, z: -((z[:, 0] ** 2 - 1) ** 2), torch.tensor([[1e-3], [-1e-3]], dtype=torch.float64))
+    wells, _, _ = maximise(
+        lambda _, z: -((z[:, 0] ** 2 - 1) ** 2), torch.tensor([[1e-3], [-1e-3]], dtype=torch.float64)
+    )
     torch.testing.assert_close(wells[:, 0], torch.tensor([1.0, -1.0], dtype=torch.float64), rtol=0, atol=1e-6)
 
 

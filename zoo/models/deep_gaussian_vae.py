@@ -15,20 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.networks import mlp
 from inference.core.call import Call
 from inference.core.checks import check_arguments
 from inference.core.run import Program
-from inference.core.standardisation import Standardise
-from zoo.base import LatentVariableModel
-from zoo.models.networks import decode_rows
 from zoo.models.noise import BatchNoise, GaussianNoise, LearntNoise
+from zoo.models.standardised_vae import StandardisedVAE
 from zoo.priors.factorised import StandardNormal
 
 _BATCH = 1024
 
 
-class DeepGaussianVAE(LatentVariableModel):
+class DeepGaussianVAE(StandardisedVAE):
     r"""Variational autoencoder with a decoder network and Gaussian observation noise.
 
     .. math:: x = s \, (f(z) + \sigma \epsilon) + m
@@ -65,37 +62,16 @@ class DeepGaussianVAE(LatentVariableModel):
         network: nn.Module | None = None,
         prior: nn.Module | None = None,
     ) -> None:
-        super().__init__(data_dim, latent_dim, prior=prior)
-        self._hidden = None if network is not None else list(hidden)
-        self.network = mlp(latent_dim, data_dim, hidden) if network is None else network
+        super().__init__(data_dim, latent_dim, hidden=hidden, network=network, prior=prior)
         self.noise = LearntNoise() if noise is None else noise
-        self.standardise = Standardise(data_dim)
-
-    def standardise_by(self, x: Tensor) -> DeepGaussianVAE:
-        """Express the decoder's output in units of ``x`` (N, D): its mean and one global scale; returns the model.
-
-        Raises:
-            ValueError: If ``x`` is not (N, D), not finite or constant.
-        """
-        self.standardise.fit(x)
-        return self
 
     @property
     def sigma(self) -> Tensor:
         """Standard deviation of the noise in units of x, (1,) or (D,)."""
         return self.noise.sigma * self.standardise.scale
 
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | z] for z (..., K), in units of x: (..., D); the network sees the batch flattened to (M, K).
-
-        Raises:
-            ValueError: If the network's output is not (M, D).
-        """
-        mean = decode_rows(self.network, z, self.data_dim)
-        return mean * self.standardise.scale + self.standardise.shift
-
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of x given z (..., K): batch (...), event (D,)."""
+        """Distribution of x given z (..., K): batch (...), event (D,)."""
         return self.noise(self.decode(z), self.standardise.scale)
 
     @torch.no_grad()

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.networks import mlp
-from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import DiagNormal
-from zoo.base import LatentVariableModel
-from zoo.models.networks import decode_rows
+from zoo.models.standardised_vae import StandardisedVAE
+from zoo.priors.factorised import StandardNormal
 
 # Nats of a log-density that rounding may cost before data are refused.
 _ROUNDING = 0.01
 
 
-class IMAVAE(LatentVariableModel):
+class IMAVAE(StandardisedVAE):
     r"""Variational autoencoder with a smooth decoder and Gaussian noise of a given high precision.
 
     .. math:: x = s \, (f(z) + \gamma^{-1} \epsilon) + m
@@ -71,26 +69,13 @@ class IMAVAE(LatentVariableModel):
         network: nn.Module | None = None,
         prior: nn.Module | None = None,
     ) -> None:
-        super().__init__(data_dim, latent_dim, prior=prior)
+        super().__init__(data_dim, latent_dim, hidden=hidden, network=network, prior=prior)
         if latent_dim > data_dim:
             raise ValueError(f"expected latent_dim of at most data_dim = {data_dim}, got {latent_dim}")
         if not 0 < gamma2 < math.inf:
             raise ValueError(f"expected a positive finite gamma2, got {gamma2}")
-        self._config = None
-        if network is None and prior is None:
-            self._config = {"data_dim": data_dim, "latent_dim": latent_dim, "gamma2": gamma2, "hidden": list(hidden)}
-        self.network = mlp(latent_dim, data_dim, hidden) if network is None else network
-        self.standardise = Standardise(data_dim)
+        self._gamma2 = gamma2  # as first given; the buffer may move
         self.register_buffer("gamma2", torch.tensor(float(gamma2)))
-
-    def standardise_by(self, x: Tensor) -> IMAVAE:
-        """Express the decoder's output in units of ``x`` (N, D): its mean and one global scale; returns the model.
-
-        Raises:
-            ValueError: If ``x`` is not (N, D), not finite or constant.
-        """
-        self.standardise.fit(x)
-        return self
 
     @torch.no_grad()
     def set_precision(self, gamma2: Tensor | float) -> None:
@@ -102,17 +87,8 @@ class IMAVAE(LatentVariableModel):
         """Standard deviation of the noise in units of x, (1,)."""
         return (self.gamma2.rsqrt() * self.standardise.scale).reshape(1)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """E[x | z] for z (..., K), in units of x: (..., D); the network sees the batch flattened to (M, K).
-
-        Raises:
-            ValueError: If the network's output is not (M, D).
-        """
-        mean = decode_rows(self.network, z, self.data_dim)
-        return mean * self.standardise.scale + self.standardise.shift
-
     def likelihood(self, z: Tensor) -> Distribution:
-        """Law of x given z (..., K): batch (...), event (D,)."""
+        """Distribution of x given z (..., K): batch (...), event (D,)."""
         return DiagNormal(self.decode(z), self.sigma)
 
     def check_data(self, x: Any) -> None:
@@ -120,8 +96,8 @@ class IMAVAE(LatentVariableModel):
 
         Raises:
             TypeError: See :func:`inference.core.checks.check_layout`.
-            ValueError: See :func:`inference.core.checks.check_layout` and :func:`inference.core.checks.check_finite`; and if
-                rounding costs more than a hundredth of a nat.
+            ValueError: See :func:`inference.core.checks.check_layout` and :func:`inference.core.checks.check_finite`;
+                and if rounding costs more than a hundredth of a nat.
         """
         super().check_data(x)
         # Residuals of sigma, off by the spacing of numbers of the size of x, each by chance.
@@ -135,4 +111,7 @@ class IMAVAE(LatentVariableModel):
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, unless network or prior are not the default."""
-        return super().config() if self._config is None else self._config
+        if self._hidden is None or type(self.prior_module) is not StandardNormal:
+            return super().config()
+        sizes = {"data_dim": self.data_dim, "latent_dim": self.latent_dim, "hidden": self._hidden}
+        return sizes | {"gamma2": self._gamma2}

@@ -15,7 +15,11 @@ from guides.networks import ConvEncoder, mlp
 from guides.resampled import Resampled
 from guides.sampled import SampledGuide
 from guides.semi_amortised import SemiAmortised
+from guides.student_t import StudentT
 from guides.wrapped import WrappedEncoder
+from inference.core.deprecation import renamed
+
+__getattr__ = renamed(__name__, {"nearest_local": "local_gauss_newton"})
 
 __all__ = [
     "ConstantVariance",
@@ -36,9 +40,10 @@ __all__ = [
     "Resampled",
     "SampledGuide",
     "SemiAmortised",
+    "StudentT",
     "TiedMeanField",
     "WrappedEncoder",
+    "local_gauss_newton",
     "local_gaussian",
     "mlp",
-    "local_gauss_newton",
 ]

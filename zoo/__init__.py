@@ -1,5 +1,6 @@
 """Generative models whose evidence is known, and the data to fit them to."""
 
+from inference.core.deprecation import renamed
 from zoo.base import LatentVariableModel
 from zoo.benchmarks import (
     KnownAnswer,
@@ -34,7 +35,7 @@ from zoo.data import (
     sprite_pair,
     sprites,
 )
-from zoo.linear import PPCA, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
+from zoo.linear import PPCA, FactorAnalysis, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixings import (
     AffineCoupling,
     ComplexExp,
@@ -93,13 +94,15 @@ from zoo.priors import (
     VampPrior,
 )
 
+__getattr__ = renamed(__name__, {"AutoregressiveLaw": "AutoregressiveDistribution"})
+
 __all__ = [
     "IMAVAE",
     "PPCA",
     "VAE",
     "AffineCoupling",
-    "AutoregressiveFlow",
     "AutoregressiveDistribution",
+    "AutoregressiveFlow",
     "AutoregressiveVAE",
     "BagginsReconstruction",
     "BernoulliLikelihood",
@@ -112,6 +115,7 @@ __all__ = [
     "Darmois",
     "Dataset",
     "DeepGaussianVAE",
+    "FactorAnalysis",
     "FixedNoise",
     "FloatingPrior",
     "GaussianLikelihood",

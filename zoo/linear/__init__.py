@@ -1,5 +1,6 @@
-"""Linear Gaussian models in closed form: pPCA and the linear VAE."""
+"""Linear Gaussian models in closed form: probabilistic PCA (pPCA), the linear VAE and factor analysis."""
 
+from zoo.linear.factor_analysis import FactorAnalysis
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.linear.stationarity import (
@@ -24,6 +25,7 @@ from zoo.linear.stationarity import (
 
 __all__ = [
     "PPCA",
+    "FactorAnalysis",
     "LinearGaussian",
     "LinearGaussianModel",
     "LinearVAE",

@@ -1,4 +1,4 @@
-"""Amortised guides: a distribution of the latent ``"z"`` for each datum, computed from the datum."""
+"""Amortised guides: a distribution of the latent ``"z"`` for each data point, computed from the data point."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Guide(MatrixDataMixin, Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Sample ``"z"`` from the posterior of each datum.
+        """Sample ``"z"`` from the posterior of each data point.
 
         Args:
             x: Data, (N, D).
-            n: The model's number of data without observations; a guide has nothing to say there.
+            n: The model's number of data points without observations; unused by a guide.
 
         Returns:
             z, (N, K).
@@ -84,7 +84,7 @@ class EncoderGuide(StandardisesData, Guide):
         standardise: The encoder's view of the data, see :meth:`standardise_by`.
 
     Raises:
-        TypeError: If ``support`` is none.
+        TypeError: If ``support`` is not a support.
         ValueError: If it is discrete, of matrices, or has more entries than free coordinates.
     """
 
@@ -110,7 +110,7 @@ class EncoderGuide(StandardisesData, Guide):
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
-        """The guide of these data, with free parameters for each datum, started at what the encoder says.
+        """The non-amortised guide of these data: free parameters for each data point, started at the encoder's output.
 
         Args:
             x: Data, (N, D).
@@ -119,7 +119,7 @@ class EncoderGuide(StandardisesData, Guide):
         return Local(x, start, self.natural_units(start), family=self.family, support=self.support)
 
     def natural_units(self, parameters: Tensor) -> Tensor:
-        """What counts as one for each of the parameters (N, P): a mean's standard deviation, else one."""
+        """The scale of each of the parameters (N, P): the standard deviation for a mean, one for all others."""
         full = as_full_normal(self.family(parameters))
         if full is None:
             return torch.ones_like(parameters)
@@ -132,11 +132,12 @@ class EncoderGuide(StandardisesData, Guide):
 
 
 class Local(Guide):
-    r"""A guide with parameters of its own for each datum, in the family of an amortised guide, bound to its data.
+    r"""A guide with parameters of its own for each data point, in the family of an amortised guide, bound to its data.
 
     .. math:: q_n(z) = \text{family}(\phi_n), \quad \phi_n = \phi_n^0 + s_n \odot \delta_n
 
-    What the best of these reaches is what the family can; what an encoder misses of it is amortisation.
+    The gap that the best of these leaves is the approximation gap of the family; what an encoder loses beyond it is the
+    amortisation gap.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, arXiv 1801.03558.
@@ -202,5 +203,5 @@ class Local(Guide):
         if x is not self.x and (x.shape != self.x.shape or not torch.equal(x, self.x)):
             raise ValueError(
                 f"expected the data that the local guide was made for, {tuple(self.x.shape)}, got others of shape "
-                f"{tuple(x.shape)}: row n's parameters are for datum n"
+                f"{tuple(x.shape)}: row n's parameters are for data point n"
             )

@@ -1,4 +1,4 @@
-r"""A Gaussian guide with one variance for everything: all coordinates, all data."""
+r"""A Gaussian guide with one variance for all coordinates and all data points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guides read off the model's own exact posterior: nothing to train, nothing lost to amortisation."""
+"""Guides computed from the model's exact posterior: nothing to train, and no amortisation gap."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _PosteriorGuide(Guide):
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
-        """The guide of these data (N, D), with a Gaussian of this kind free for each datum.
+        """The guide of these data (N, D), with a Gaussian of this kind free for each data point.
 
         Raises:
             TypeError: If the posterior is not Gaussian.
@@ -58,7 +58,7 @@ class _PosteriorGuide(Guide):
 
 
 class Exact(_PosteriorGuide):
-    r"""The model's exact posterior: the oracle, whose every importance weight is the evidence itself.
+    r"""The model's exact posterior as a guide: every importance weight equals the evidence.
 
     .. math:: q(z \mid x) = p(z \mid x)
 

@@ -21,7 +21,7 @@ from inference.distributions.gaussian import LOG_2PI
 
 
 class Flow(NetworkGuide):
-    r"""Amortised guide by a neural spline flow with coupling layers.
+    r"""Amortised normalising flow: a neural spline flow (NSF) with coupling layers, conditioned on the data point.
 
     .. math:: q(z \mid x) = N(f_{c(x)}(v); 0, I) \, |\det f_{c(x)}'(v)| \, \prod_k \sigma_k(x)^{-1},
         \quad v = \frac{z - m(x)}{\sigma(x)}
@@ -30,7 +30,7 @@ class Flow(NetworkGuide):
     place and width. The encoder's location and scale do that, and leave the shape to the spline.
 
     Warning:
-        There is no closed-form KL: train with an objective that samples, :class:`inference.ELBO` say.
+        There is no closed-form KL: train with an objective that samples, such as :class:`inference.ELBO`.
 
     References:
         Durkan, Bekasov, Murray, Papamakarios, "Neural Spline Flows", 2019, arXiv 1906.04032.
@@ -38,7 +38,7 @@ class Flow(NetworkGuide):
     Args:
         data_dim: D.
         latent_dim: K.
-        context_dim: Numbers that tell the flow of the datum.
+        context_dim: Numbers by which the encoder conditions the flow on the data point.
         num_transforms: Spline layers.
         flow_hidden: Widths of the hidden layers of each spline's network.
         hidden: Widths of the hidden layers of the default encoder.
@@ -125,7 +125,7 @@ class ConditionalFlowDistribution(TorchDistribution):
 
 
 def import_flows() -> Any:
-    """The module zuko.flows, imported without its switching off the validation of everybody's distributions.
+    """The module zuko.flows, imported without its side effect of switching off distribution validation globally.
 
     Raises:
         ImportError: If zuko is not installed.

@@ -22,7 +22,7 @@ from inference.distributions.gaussian import DiagNormal, FullNormal
 from inference.numerics.jacobian import directional_derivative
 from inference.numerics.linalg import cholesky_of_sum
 
-# Curvature that a coordinate has at least: one that neither decoder nor prior knows of has a sigma of a thousand.
+# The least curvature of a coordinate: one on which neither decoder nor prior depends has a sigma of a thousand.
 _FLOOR = 1e-6
 
 
@@ -45,7 +45,7 @@ class _GaussNewton(NetworkGuide):
         return self._model[0]
 
     def curvatures(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """What bends the log joint at unconstrained latents, (..., K).
+        """Curvature of the log joint at unconstrained latents, (..., K), in two parts.
 
         Returns:
             The decoder's Jacobian by its noise, (..., D, K), and the prior's -n'', (..., K), at least 1e-6.
@@ -76,7 +76,7 @@ def _derivatives(function: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
 
 
 class GaussNewtonDiagonal(_GaussNewton):
-    r"""Amortised Gaussian guide with independent coordinates and the decoder's own variances.
+    r"""Amortised Gauss-Newton guide: a Gaussian with independent coordinates and variances from the decoder's Jacobian.
 
     .. math:: q(u \mid x) = \prod_k N(u_k; m_k(x), \sigma_k^2), \quad
         \sigma_k^{-2} = \frac{1}{\sigma^2} \|J_{:k}\|^2 - n_k''(m_k)
@@ -111,7 +111,7 @@ class GaussNewtonDiagonal(_GaussNewton):
 
 
 class GaussNewtonFull(_GaussNewton):
-    r"""Amortised Gaussian guide with the decoder's own full covariance.
+    r"""Amortised Gauss-Newton guide: a Gaussian with the full covariance that the decoder's Jacobian gives.
 
     .. math:: q(u \mid x) = N(u; m(x), \Sigma), \quad \Sigma^{-1} = \frac{1}{\sigma^2} J^T J - \operatorname{diag} n''
 

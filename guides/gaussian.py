@@ -68,7 +68,7 @@ class NetworkGuide(EncoderGuide):
 
 
 class MeanField(NetworkGuide):
-    r"""Amortised Gaussian guide with independent coordinates.
+    r"""Mean-field guide: an amortised Gaussian with independent coordinates.
 
     .. math:: q(z \mid x) = \prod_k N(z_k; m_k(x), \sigma_k^2(x))
 
@@ -105,7 +105,7 @@ class MeanField(NetworkGuide):
 
 
 class FullRank(NetworkGuide):
-    r"""Amortised Gaussian guide with a full covariance.
+    r"""Full-rank guide: an amortised Gaussian with a full covariance.
 
     .. math:: q(z \mid x) = N(z; m(x), L(x) L(x)^T)
 

@@ -1,4 +1,4 @@
-"""Guides of given data, for guides that are no network's output: every Gaussian of the kind, free for each datum."""
+"""Non-amortised Gaussian guides: free parameters for each data point of a given data set."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from inference.numerics.levenberg_marquardt import nearest_latents
 
 
 def local_gaussian(x: Tensor, distribution: Any) -> Local:
-    """The local guide of all Gaussians, or of all with independent coordinates, started at a distribution of that kind.
+    """Non-amortised Gaussian guide, with a full or a diagonal covariance, started at a given Gaussian.
 
     Args:
         x: Data, (N, D).
-        distribution: A Gaussian, or one pushed to a support: batch (N,), event (K,). Independent coordinates stay so.
+        distribution: A Gaussian, or one transformed to a support: batch (N,), event (K,). If its coordinates are
+            independent, so are the guide's.
 
     Raises:
-        TypeError: If the distribution is of another kind.
+        TypeError: If the distribution is not Gaussian.
     """
     base = distribution.base_dist if isinstance(distribution, Transformed) else distribution
     moments, full = diagonal_moments(base), as_full_normal(base)
@@ -37,7 +38,7 @@ def local_gaussian(x: Tensor, distribution: Any) -> Local:
         start, scales = torch.cat([mean, sigma.log()], -1), torch.cat([sigma, torch.ones_like(sigma)], -1)
         return Local(x, start, scales, family=diagonal_normal, support=distribution.support)
     if full is None:
-        raise TypeError(f"expected a Gaussian posterior to free for each datum, got {type(base).__name__}")
+        raise TypeError(f"expected a Gaussian posterior to free for each data point, got {type(base).__name__}")
     latent_dim = full.event_shape[0]
     mean, factor = full.loc.expand(len(x), -1), full.scale_tril.expand(len(x), -1, -1)
     diagonal, sd = factor.diagonal(dim1=-2, dim2=-1), full.variance.expand_as(full.loc.expand(len(x), -1)).sqrt()
@@ -57,21 +58,21 @@ def local_gauss_newton(
     num_starts: int = 16,
     seed: int | None = 0,
 ) -> Local:
-    """The local Gaussian guide at the latents whose decodings are nearest to the data, with the decoder's covariance.
+    """Non-amortised Gauss-Newton guide: a Gaussian at the latents whose decodings are nearest to the data.
 
-    Where the noise is low, that is next to the best of its family: :func:`inference.refit` finds the rest of the
-    way, and so the ELBO that no encoder limits.
+    Its covariance comes from the decoder's Jacobian there. At low noise it is close to the best of its family:
+    :func:`inference.refit` goes the rest of the way, and so finds the ELBO without an amortisation gap.
 
     Args:
         model: Model with a decoder and Gaussian noise.
         x: Data, (N, D).
         family: Independent coordinates, or any covariance.
-        num_starts: Draws of the prior that the search for each datum starts from.
+        num_starts: Draws of the prior that the search for each data point starts from.
         seed: Seed of these draws.
 
     Raises:
         TypeError: If the model is of another kind, or the data of the wrong type.
-        ValueError: If the data are unfit.
+        ValueError: If the data are not finite or have the wrong shape.
 
     Example:
         >>> from inference import refit

@@ -1,4 +1,4 @@
-r"""A Gaussian guide whose covariance has few directions beside a diagonal.
+r"""A Gaussian guide whose covariance is a diagonal plus a matrix of low rank.
 
 .. math:: q(z \mid x) = N(m(x), F(x) F(x)^T + \operatorname{diag} d(x)^2)
 """
@@ -21,12 +21,12 @@ from inference.numerics.linalg import cholesky_of_sum
 
 
 class LowRank(NetworkGuide):
-    r"""Amortised Gaussian guide with a covariance of low rank plus a diagonal.
+    r"""Low-rank guide: an amortised Gaussian whose covariance is a diagonal plus a matrix of low rank.
 
     .. math:: q(z \mid x) = N(z; m(x), F(x) F(x)^T + \operatorname{diag} d(x)^2), \quad F \in R^{K \times R}
 
     The network's output grows as K R, that of :class:`guides.FullRank` as K^2; the distribution itself is computed by
-    the Cholesky factor of its covariance, in O(K^2 (K + R)) a datum.
+    the Cholesky factor of its covariance, in O(K^2 (K + R)) per data point.
 
     References:
         Ong, Nott, Smith, "Gaussian Variational Approximation with a Factor Covariance Structure", 2018,

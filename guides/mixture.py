@@ -21,12 +21,12 @@ from inference.distributions.gaussian import LOG_2PI
 
 
 class Mixture(NetworkGuide):
-    r"""Amortised mixture of Gaussians with independent coordinates.
+    r"""Mixture guide: an amortised mixture of Gaussians with independent coordinates.
 
     .. math:: q(z \mid x) = \sum_{c=1}^C \pi_c(x) \prod_k N(z_k; m_{ck}(x), \sigma_{ck}^2(x))
 
     Warning:
-        There is no closed-form KL: train with an objective that samples, :class:`inference.ELBO` say.
+        There is no closed-form KL: train with an objective that samples, such as :class:`inference.ELBO`.
 
     References:
         Figurnov, Mohamed, Mnih, "Implicit Reparameterization Gradients", 2018, arXiv 1805.08498.
@@ -71,7 +71,7 @@ class Mixture(NetworkGuide):
 
 
 class MixtureNormal(TorchDistribution):
-    r"""Mixture of Gaussians with independent coordinates, with draws that have the gradient of the distribution.
+    r"""Mixture of Gaussians with independent coordinates and implicitly reparameterised draws.
 
     A draw z carries, coordinate by coordinate, the gradient that keeps the value of the conditional distribution
     function F_k(z_k | z_1 .. z_{k-1}), so that which component it came from plays no part:
@@ -135,7 +135,7 @@ class MixtureNormal(TorchDistribution):
         return torch.addcmul(loc, sigma, noise)
 
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-        """Draws with the gradient of the distribution, ``sample_shape`` + batch + (K,)."""
+        """Implicitly reparameterised draws, ``sample_shape`` + batch + (K,)."""
         draw = self.sample(sample_shape)
         coordinates: list[Tensor] = []
         log_weights = self.log_weights

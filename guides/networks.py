@@ -22,7 +22,7 @@ def mlp(
         out_dim: Width of the output.
         hidden: Widths of the hidden layers; none makes a linear map.
         activation: Makes one activation layer.
-        norm: Makes a normalisation layer of a width, before each activation; ``nn.BatchNorm1d`` say.
+        norm: Makes a normalisation layer of a width, before each activation; for example ``nn.BatchNorm1d``.
     """
     widths = [in_dim, *hidden, out_dim]
     layers: list[nn.Module] = []

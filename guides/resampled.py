@@ -16,7 +16,7 @@ _ELEMENTS = 2**22  # of the proposals that are looked at side by side
 
 
 class Resampled(SampledGuide):
-    r"""One of S proposals of another guide, resampled by importance.
+    r"""Importance-resampled guide (SIR): one of S proposals of another guide, chosen by its importance weight.
 
     With S = 1 this is the guide underneath; as S grows it goes to the posterior. Its density has no closed form: that
     of the proposals, averaged over the other S - 1.

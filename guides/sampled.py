@@ -1,4 +1,4 @@
-"""Guides known by their draws alone: an algorithm makes them from the draws of another guide, and no density is known.
+"""Guides without a density: an algorithm transforms the draws of another guide.
 
 They serve prediction, reconstruction and calibration; importance weights and objectives refuse them by name.
 """
@@ -23,7 +23,7 @@ from inference.core.module import Module
 
 @runtime_checkable
 class LatentModel(Protocol):
-    """A model of one latent per datum by its two distributions."""
+    """A model of one latent per data point by its two distributions."""
 
     def prior(self) -> Distribution:
         """Distribution of one latent, event (K,)."""
@@ -80,11 +80,11 @@ class SampledGuide(MatrixDataMixin, Module):
         self.base.check_data(x)
 
     def forward(self, x: Tensor | None = None, n: int | None = None) -> Tensor:
-        """Sample ``"z"`` for each datum.
+        """Sample ``"z"`` for each data point.
 
         Args:
             x: Data, (N, D).
-            n: The model's number of data without observations; a guide has nothing to say there.
+            n: The model's number of data points without observations; unused by a guide.
 
         Returns:
             z, (N, K).
@@ -108,7 +108,7 @@ class SampledGuide(MatrixDataMixin, Module):
 
 
 class SampledDistribution(TorchDistribution):
-    """A distribution of which nothing but draws is known.
+    """A distribution that can be sampled but has no known density.
 
     Args:
         draw: From a number S to draws (S, N, K).
@@ -139,7 +139,7 @@ class SampledDistribution(TorchDistribution):
         return self._draw(Size(shape[:-2]).numel()).reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:  # noqa: ARG002
-        """Refuse.
+        """Raise an error: the density is not known.
 
         Raises:
             ValueError: Always, with the name of the guide.

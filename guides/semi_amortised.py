@@ -1,4 +1,4 @@
-r"""A guide whose encoder is only a start: a few steps up the ELBO of each datum follow, by the model.
+r"""Semi-amortised guide: the encoder's output, refined by a few gradient steps on the ELBO of each data point.
 
 .. math:: q(z \mid x) = \text{family}(\phi_T(x)), \quad \phi_0(x) = \text{encode}(x)
 """
@@ -27,21 +27,21 @@ _GROW, _SHRINK = 1.5, 0.5
 
 
 class SemiAmortised(Guide):
-    r"""Another guide's distribution, refined for each datum by gradient steps on the ELBO of a model.
+    r"""Semi-amortised guide: another guide, refined for each data point by gradient steps on the ELBO of a model.
 
     .. math:: \phi_t = \phi_{t-1} + r_t \, s \odot \frac{g}{\|g\|}, \quad
         g = s \odot \nabla_\phi \frac1S \sum_{i=1}^S \log \frac{p(x, z_i(\phi))}{q_\phi(z_i(\phi))}
 
     with s the natural units of the parameters (a mean's is its standard deviation) and z_i made from noise that is
-    drawn once, whitened, and the same for every datum: so the distribution is a function of x alone, with a density. A
-    step that would lower the datum's ELBO on this noise is not taken and the next is half as long; after one that is,
-    half as long again.
+    drawn once, whitened, and the same for every data point: so the distribution is a function of x alone, with a
+    density. A step that would lower the data point's ELBO on this noise is not taken and the next is half as long;
+    after one that is, half as long again.
 
     In training the steps count as constants, phi_T(x) = encode(x) + const: the gradient at the refined parameters
     goes straight through to the encoder, and nothing is differentiated through the steps.
 
     Warning:
-        That gradient is not the ELBO's: where the steps reach the optimum it says nothing of where they start. Train
+        That gradient is not the ELBO's: where the steps reach the optimum it does not depend on where they start. Train
         the guide underneath by itself first, and through the steps, if at all, at a low learning rate; at a high one
         the ELBO may fall. Every call takes the steps anew. A batch-dependent model is refused.
 
@@ -53,13 +53,13 @@ class SemiAmortised(Guide):
         model: Model with ``prior()`` and ``likelihood(z)``.
         base: The guide to start from.
         steps: T; with none the distribution is that of ``base``.
-        num_samples: S, a datum and step; twice the latent's dimension or more whiten the noise.
+        num_samples: S, for each data point and step; twice the latent's dimension or more whiten the noise.
         rate: r_1, the length of the first step in natural units.
 
     Attributes:
         base: The guide underneath; its parameters are this guide's.
-        noise: Standard normal noise of one datum, (S, K) buffer.
-        uniform: Uniform noise of one datum, for distributions that choose, (S,) buffer.
+        noise: Standard normal noise of one data point, (S, K) buffer.
+        uniform: Uniform noise of one data point, for mixtures, which choose a component, (S,) buffer.
 
     Raises:
         TypeError: If model or guide is of another kind.
@@ -109,7 +109,7 @@ class SemiAmortised(Guide):
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
-        """The guide of these data (N, D), with free parameters for each datum, started where the steps end.
+        """The guide of these data (N, D), with free parameters for each data point, started where the steps end.
 
         Args:
             x: Data, (N, D).
@@ -154,7 +154,7 @@ class SemiAmortised(Guide):
         return scales * move
 
     def _elbo(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The ELBO of each datum on the guide's own noise, (N,)."""
+        """The ELBO of each data point on the guide's own noise, (N,)."""
         distribution = self._distribution(parameters)
         with _OneNoise(self.noise, self.uniform):
             z = distribution.rsample(torch.Size((self.num_samples,)))
@@ -166,7 +166,7 @@ class SemiAmortised(Guide):
 
 
 class _OneNoise(TorchFunctionMode):
-    """While active, ``torch.randn`` of (S, N, K) and ``torch.rand`` of (S, N) give every datum the same noise."""
+    """While active, ``torch.randn`` of (S, N, K) and ``torch.rand`` of (S, N) give every data point the same noise."""
 
     def __init__(self, noise: Tensor, uniform: Tensor) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class StudentT(NetworkGuide):
     posterior's tails are Gaussian.
 
     Warning:
-        There is no closed-form KL: train with an objective that samples, :class:`inference.ELBO` say.
+        There is no closed-form KL: train with an objective that samples, such as :class:`inference.ELBO`.
 
     References:
         Bailey, "Polar Generation of Random Variates with the t-Distribution", 1994, Math. Comp. 62.

@@ -1,4 +1,4 @@
-"""An encoder network trained elsewhere, as a guide: for measuring what one already has."""
+"""An encoder network trained elsewhere, as a guide, so that it can be measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guides.local import local_gaussian
 
 
 class WrappedEncoder(Guide):
-    r"""A plain torch encoder with the distribution that its training assumed.
+    r"""A plain torch encoder as a guide, with the distribution that its training assumed.
 
     .. math:: q(z \mid x) = \text{distribution}(\text{network}(x))
 
@@ -38,7 +38,7 @@ class WrappedEncoder(Guide):
 
     @torch.no_grad()
     def local(self, x: Tensor) -> Local:
-        """The guide of these data (N, D), with a Gaussian of the encoder's kind free for each datum.
+        """The guide of these data (N, D), with a Gaussian of the encoder's kind free for each data point.
 
         Raises:
             TypeError: If the distribution is not Gaussian.

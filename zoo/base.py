@@ -15,7 +15,7 @@ from zoo.priors.factorised import StandardNormal, check_prior
 
 
 class LatentVariableModel(MatrixDataMixin, Module):
-    r"""A Pyro model with one latent ``"z"`` and one observation ``"x"`` per datum.
+    r"""A Pyro model with one latent ``"z"`` and one observation ``"x"`` per data point.
 
     .. math:: z_n \sim p(z), \quad x_n \sim p(x \mid z_n), \quad n = 1..N
 
@@ -64,7 +64,7 @@ class LatentVariableModel(MatrixDataMixin, Module):
 
         Args:
             x: Observations, (N, D); None samples them.
-            n: Number of data to sample where ``x`` is None.
+            n: Number of data points to sample where ``x`` is None.
 
         Returns:
             The observations or samples, (N, D).
@@ -76,7 +76,7 @@ class LatentVariableModel(MatrixDataMixin, Module):
         if x is not None:
             self._check_layout(x)
             n = len(x)
-        check_count(n, "n, the number of data to sample where x is None,")
+        check_count(n, "n, the number of data points to sample where x is None,")
         with pyro.plate("data", n, dim=-1):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)

@@ -20,7 +20,7 @@ from inference.core.checks import check_count, check_finite
 
 
 class C2ST(NamedTuple):
-    """Result of classifier two-sample tests, each entry () or one per datum.
+    """Result of classifier two-sample tests, each entry () or one per data point.
 
     Attributes:
         accuracy: Share of held-out samples that the classifier tells right: 1/2 where it sees no difference.
@@ -105,7 +105,7 @@ def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int
     independent. Sees correlations, and guides that ignore the data.
 
     Args:
-        simulation: From :func:`inference.simulate`; one draw per datum is enough.
+        simulation: From :func:`inference.simulate`; one draw per data point is enough.
         classifier: See :func:`c2st`.
         num_folds: See :func:`c2st`.
         seed: See :func:`c2st`.
@@ -129,7 +129,7 @@ def c2st_per_datum(
     seed: int = 0,
     progress: bool = True,
 ) -> C2ST:
-    """Classifier two-sample test for each datum by itself.
+    """Classifier two-sample test for each data point by itself.
 
     Args:
         draws: The guide's, (S, N, K), such as ``predictive(model, guide, x, num_samples=S)["z"]``.

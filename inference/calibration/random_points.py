@@ -75,13 +75,13 @@ def tarp(
 
     Args:
         simulation: From :func:`inference.simulate`.
-        references: The points r_n, (N, P), chosen without looking at the truth of datum n; None takes the truth of
-            another datum, which is a draw from the prior.
+        references: The points r_n, (N, P), chosen without looking at the truth of data point n; None takes the truth of
+            another data point, which is a draw from the prior.
         level: Probability of the band.
         seed: Seed of the points, the ties and the continuous ranks; leaves the global random state as it was.
 
     Raises:
-        ValueError: If the points are of the wrong shape or not finite, or None with a single datum.
+        ValueError: If the points are of the wrong shape or not finite, or None with a single data point.
     """
     check_level(level)
     truth, draws, num_samples = simulation.truth.double(), simulation.draws.double(), simulation.num_samples
@@ -101,7 +101,7 @@ def tarp(
 
 
 def _other_truths(truth: Tensor) -> Tensor:
-    """The truth of another datum for each: a random cycle, so that nobody gets its own."""
+    """The truth of another data point for each: a random cycle, so that nobody gets its own."""
     order = torch.randperm(len(truth), device=truth.device)
     points = torch.empty_like(truth)
     points[order] = truth[order.roll(1)]

@@ -19,7 +19,7 @@ class Simulation:
         names: One name per latent coordinate, P of them.
         truth: Latents that the data were made from, (N, P).
         draws: The guide's, (S, N, P).
-        data: Observations, each datum's in one row, (N, D).
+        data: Observations, each data point's in one row, (N, D).
         quantities: Further test quantities by name, each of the truth, (N,), and of the draws, (S, N).
 
     Raises:
@@ -39,7 +39,7 @@ class Simulation:
                 f"expected truth of shape (N, {dim}) and draws of shape (S, N, {dim}) for the names {self.names}, got "
                 f"{tuple(self.truth.shape)} and {tuple(self.draws.shape)}"
             )
-        check_count(num_data, "the number of simulated data")
+        check_count(num_data, "the number of simulated data points")
         check_count(self.num_samples, "the number of draws")
         if self.data.dim() != 2 or len(self.data) != num_data:
             raise ValueError(f"expected data of shape ({num_data}, D), got {tuple(self.data.shape)}")

@@ -88,7 +88,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> 
     check_count(num_bins, "num_bins", minimum=2)
     names, num_data = (*simulation.names, *simulation.quantities), len(simulation.truth)
     if num_data < 5 * num_bins:
-        raise ValueError(f"expected at least five data in each of {num_bins} bins, got {num_data} data")
+        raise ValueError(f"expected at least five data in each of {num_bins} bins, got {num_data} data points")
     with seeded(seed):
         ranks = rank(simulation.truth, simulation.draws)
         for truth, draws in simulation.quantities.values():

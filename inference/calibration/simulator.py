@@ -72,9 +72,9 @@ def simulate(
         *args: Arguments of both, such as data (B, D). Those that the model observes are replaced by simulated ones of
             their shape, again and again, B data at a time; all others, such as covariates, stay.
         num_simulations: N.
-        num_samples: S, draws per datum. One less than a multiple of 20, such as 99, makes for even histograms.
+        num_samples: S, draws per data point. One less than a multiple of 20, such as 99, makes for even histograms.
         quantities: Further test quantities by name: functions of the values of all sites by name, each (..., B) and
-            its event, that return one number per datum, (..., B).
+            its event, that return one number per data point, (..., B).
         chunk: Draws made side by side; None chooses by size, 1 runs without a particle plate.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed; leaves the global random state as it was.
@@ -83,8 +83,8 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the pair is none (see :meth:`inference.core.call.Call.run`), observes nothing or what is no
-            argument, is scaled, or has a masked latent.
+        ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), observes nothing
+            or what is no argument, is scaled, or has a masked latent.
 
     Example:
         >>> from guides import Exact
@@ -177,11 +177,11 @@ def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Qu
 
 
 def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:
-    """A test quantity per draw and datum, (S, N)."""
+    """A test quantity per draw and data point, (S, N)."""
     value, layout = quantity({n: site.value for n, site in run.model_sites.items()}), run.layout
     if not isinstance(value, Tensor) or not -layout.dim <= value.dim() <= layout.depth + 1:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
-            f"expected quantity {name!r} of shape (..., {layout.num_data}), one number per datum, got {got}"
+            f"expected quantity {name!r} of shape (..., {layout.num_data}), one number per data point, got {got}"
         )
     return layout.per_datum(value, run.num_samples)

@@ -4,7 +4,7 @@ r"""Where the ELBO's gap comes from: what the guide's family cannot say, and wha
     \underbrace{\log p(x_n) - L_n(q)}_{\text{gap}}
     = \underbrace{\log p(x_n) - L_n(q^*)}_{\text{approximation}} + \underbrace{L_n(q^*) - L_n(q)}_{\text{amortisation}}
 
-with q the guide and q* the best of its family for datum n.
+with q the guide and q* the best of its family for data point n.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RESTART_SPREAD = 1.0
 
 @dataclass(frozen=True)
 class Refit:
-    """The best of a guide's family for each datum, as far as it was found.
+    """The best of a guide's family for each data point, as far as it was found.
 
     Attributes:
         elbo: Its ELBO, (N,) in nats; never below the guide's own on the same noise.
@@ -62,7 +62,7 @@ class Refit:
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap of a guide, split per datum; all (N,) in nats.
+    """The gap of a guide, split per data point; all (N,) in nats.
 
     Attributes:
         evidence: log p(x), with its interval and guarantee.
@@ -70,7 +70,7 @@ class Gap:
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        approximation: What the family leaves; None where the guide cannot be freed for each datum.
+        approximation: What the family leaves; None where the guide cannot be freed for each data point.
         amortisation: What the encoder leaves; None likewise.
         amortisation_error: Its standard error.
         gradient_norm: Of the refitted guide's ELBO, which certifies the optimum.
@@ -111,10 +111,10 @@ def gap(
     progress: bool = True,
     **kwargs: Any,
 ) -> Gap:
-    """Split the gap between evidence and ELBO into approximation and amortisation, per datum.
+    """Split the gap between evidence and ELBO into approximation and amortisation, per data point.
 
-    A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each datum by
-    itself, as a whole. Of others the gap is known, but not its parts.
+    A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each data point
+    by itself, as a whole. Of others the gap is known, but not its parts.
 
     Warning:
         Where the evidence is a lower bound, so are gap and approximation. Amortisation is what the optimiser found:
@@ -130,8 +130,8 @@ def gap(
         *args: Further arguments of both.
         method: How to estimate the evidence, see :func:`inference.marginal_likelihood.estimate`.
         known: The evidence, where it is known already.
-        num_samples: Samples per datum of the refit, and of each of its eight evaluations.
-        restarts: Further starts per datum, one unit around the guide's own output.
+        num_samples: Samples per data point of the refit, and of each of its eight evaluations.
+        restarts: Further starts per data point, one unit around the guide's own output.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed of all noise; leaves the global random state as it was.
@@ -150,7 +150,7 @@ def gap(
     if known is None:
         known = _evidence(call, as_method(method), seed, progress)
     if len(known.value) != layout.num_data:
-        raise ValueError(f"expected the evidence of {layout.num_data} data, got that of {len(known.value)}")
+        raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
@@ -192,16 +192,16 @@ def refit(
     progress: bool = True,
     **kwargs: Any,
 ) -> Refit:
-    """Find the best of a guide's family for each datum.
+    """Find the best of a guide's family for each data point.
 
     All data side by side, by limited-memory BFGS on whitened antithetic noise that stays the same; then evaluated on
     fresh noise of the same kind.
 
     Args:
         model: Pyro model.
-        guide: Guide that can be freed for each datum.
+        guide: Guide that can be freed for each data point.
         *args: Arguments of both.
-        num_samples: Samples per datum.
+        num_samples: Samples per data point.
         restarts: Starts beside the guide's own output.
         max_steps: Steps of the optimiser.
         tolerance: Gradient norm at which it stops, in nats per natural unit.
@@ -211,8 +211,9 @@ def refit(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        TypeError: If the guide cannot be freed for each datum.
-        ValueError: If the pair is none, or a parameter of the freed guide has not one row for each datum.
+        TypeError: If the guide cannot be freed for each data point.
+        ValueError: If model and guide are not a valid pair, or a parameter of the freed guide has not one row for each
+            data point.
     """
     return refit_call(
         Call(model, guide, args, kwargs, plate).double(),
@@ -264,7 +265,7 @@ def refit_call(
 
 
 class _LocalProblem:
-    """Minus the ELBO of each datum as a function of its own free parameters."""
+    """Minus the ELBO of each data point as a function of its own free parameters."""
 
     def __init__(self, call: Call, local: nn.Module, num_samples: int) -> None:
         self.parameters = [p for p in local.parameters() if p.requires_grad]
@@ -273,7 +274,7 @@ class _LocalProblem:
         sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
         if len(sizes) != 1:
             raise ValueError(
-                f"expected the freed guide's parameters to have one row for each datum, got shapes "
+                f"expected the freed guide's parameters to have one row for each data point, got shapes "
                 f"{[tuple(p.shape) for p in self.parameters]}"
             )
         self.start = torch.cat([p.detach().reshape(len(p), -1) for p in self.parameters], -1).double()
@@ -282,8 +283,8 @@ class _LocalProblem:
             _check_takes_all(layout)
             if len(self.start) != layout.num_data:
                 raise ValueError(
-                    f"expected the freed guide's parameters to have one row for each of {layout.num_data} data, got "
-                    f"{len(self.start)}"
+                    f"expected the freed guide's parameters to have one row for each of {layout.num_data} data points, "
+                    f"got {len(self.start)}"
                 )
             with random_state(self.seed), self.noise:  # drawn once here, so that each evaluation finds it drawn
                 call.run(num_samples)

@@ -1,4 +1,4 @@
-"""One table for several guides: ELBO, importance-weighted bound, evidence, gap and k-hat, per datum and in the mean."""
+"""One table for several guides: ELBO, IWAE bound, evidence, gap and k-hat, per data point and in the mean."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def compare(
     seed: int | None = 0,
     progress: bool = True,
 ) -> xr.DataTree:
-    """Measure how far the ELBO of each guide lies below the evidence of its model, per datum.
+    """Measure how far the ELBO of each guide lies below the evidence of its model, per data point.
 
     Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or from the
     importance weights of all guides of that model together.
@@ -82,7 +82,7 @@ def compare(
             seed and returns it.
         x: Training data, (N, D).
         held_out: Held-out data, (M, D).
-        num_samples: Importance samples per datum.
+        num_samples: Importance samples per data point.
         log_det: Log-determinant of the preprocessing of ``x``, (N,) or a number: bits per dimension are then those
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
@@ -100,16 +100,17 @@ def compare(
         progress: Show a progress bar.
 
     Returns:
-        A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and datum
-        ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and ``ess``,
-        and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
+        A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
+        point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and
+        ``ess``, and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
         ``mean_evidence`` with its own interval, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
-        ELBO of one block takes; per datum ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
+        ELBO of one block takes; per data point ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
         :func:`inference.table` prints it, :func:`inference.save_comparison` writes netCDF.
 
     Raises:
         TypeError: If data or guides are of the wrong type.
-        ValueError: If there is no guide, or data or a pair are unfit.
+        ValueError: If there is no guide, the data are not finite or have the wrong shape, or a model and a guide are
+            not a valid pair.
     """
     check_count(num_samples, "num_samples", 2)
     check_count(split, "split", 0)
@@ -195,7 +196,7 @@ def _measure(
     method: Method | None,
     bar: Any,
 ) -> Block:
-    """Everything per datum of a block: columns by the guide's name, evidence by the model's identity."""
+    """Everything per data point of a block: columns by the guide's name, evidence by the model's identity."""
     weights, by_model = {}, dict[int, dict[str, Entry]]()
     for name, entry in entries.items():
         model, guide, plate = entry.own.model, entry.own.guide, entry.own.plate
@@ -304,7 +305,7 @@ def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
 
 
 def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
-    """Log-determinants per datum, (N,)."""
+    """Log-determinants per data point, (N,)."""
     offsets = torch.as_tensor(0.0 if log_det is None else log_det, dtype=torch.float64).cpu()
     if offsets.shape not in ((), (len(data),)):
         raise ValueError(f"expected {name} as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")

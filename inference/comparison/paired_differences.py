@@ -16,15 +16,15 @@ from inference.numerics.multiple_testing import holm
 
 
 def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:
-    """Differences of a quantity's data mean to that of one guide, paired per datum.
+    """Differences of a quantity's data mean to that of one guide, paired per data point.
 
     Args:
         tree: What :func:`compare` returned.
         reference: Guide to compare with; the first by default.
-        quantity: Any variable per guide and datum.
+        quantity: Any variable per guide and data point.
 
     Returns:
-        ``difference`` and ``standard_error`` in nats per datum, over split, seed and guide. The error is that of
+        ``difference`` and ``standard_error`` in nats per data point, over split, seed and guide. The error is that of
         the mean of paired differences over the data, which holds the Monte Carlo error, too. ``p_value`` is that of a
         difference of zero, two-sided and by the normal distribution of means, adjusted by Holm for the guides beside
         the reference.
@@ -40,7 +40,7 @@ def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: st
         if reference not in names:
             raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
         if quantity not in dataset or dataset[quantity].dims != ("seed", "guide", "datum"):
-            raise ValueError(f"expected a quantity per guide and datum, got {quantity!r}")
+            raise ValueError(f"expected a quantity per guide and data point, got {quantity!r}")
         paired = dataset[quantity] - dataset[quantity].sel(guide=reference, drop=True)
         error = (
             paired.std("datum", ddof=1) / math.sqrt(paired.sizes["datum"])

@@ -15,7 +15,7 @@ _HEAVY = 0.7
 
 
 def table(tree: xr.DataTree) -> str:
-    """The comparison as text: one line a guide, training and held-out columns side by side, nats per datum.
+    """The comparison as text: one line a guide, training and held-out columns side by side, nats per data point.
 
     With several seeds each cell is their mean, with the standard deviation over them; else the gap carries the Monte
     Carlo standard error. Below come the paired differences to the first guide.
@@ -140,7 +140,7 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
     spread = f"the standard deviation over {num_seeds} seeds" if num_seeds > 1 else "the Monte Carlo standard error"
     methods = ", ".join(sorted({str(m) for m in first["method"].values.ravel()}))
     return [
-        f"Nats per datum, means over the data ({sizes}); ± is {spread}.",
+        f"Nats per data point, means over the data ({sizes}); ± is {spread}.",
         f"log p: {methods}; gap = log p - ELBO; IWAE and ESS of {samples} samples;",
         f"k>{_HEAVY}: share of data whose importance weights are not to be trusted.",
     ]
@@ -156,6 +156,6 @@ def _difference_lines(tree: xr.DataTree, guides: Sequence[str]) -> list[str]:
         columns.append([str(split), "difference", *_cells(chosen["difference"], chosen["standard_error"])])
     return [
         "",
-        f"ELBO minus that of {guides[0]!r}, paired per datum, ± the standard error over the data",
+        f"ELBO minus that of {guides[0]!r}, paired per data point, ± the standard error over the data",
         *_align(columns),
     ]

@@ -11,15 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from inference.core.protocols import SupportsFreeze
+from inference.core.protocols import supports_freeze
 from inference.core.run import Program
 
 
 def _batch_dependence(module: nn.Module) -> str:
-    """Why a module is not yet what it was trained to be for one datum by itself, with the cure; empty where it is."""
-    if isinstance(module, SupportsFreeze) and not module.frozen:
+    """Why a module's output still depends on the batch, and what to call; empty where it does not."""
+    if supports_freeze(module) and not module.frozen:
         return "not frozen: call .freeze() first"
-    if isinstance(module, SupportsFreeze | _BatchNorm | _DropoutNd) and module.training:
+    if module.training and (supports_freeze(module) or isinstance(module, _BatchNorm | _DropoutNd)):
         return "in train mode: call .eval() first"
     return ""
 

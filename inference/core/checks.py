@@ -43,7 +43,7 @@ def check_layout(
     if x.dim() != 2 or (data_dim is not None and x.shape[1] != data_dim):
         raise ValueError(f"expected x of shape {shape}, got {tuple(x.shape)}")
     if 0 in x.shape:
-        raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
+        raise ValueError(f"expected at least one data point, got x of shape {tuple(x.shape)}")
     if dtype is not None and x.dtype != dtype:
         raise TypeError(f"expected x of dtype {dtype}, the parameters', got {x.dtype}")
     if device is not None and x.device != device:

@@ -46,7 +46,7 @@ class Layout:
         num_data: Data in this call, N.
         plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
         depth: Number of batch dimensions that the pair uses.
-        numel: Elements per datum of the largest site: what one more particle costs.
+        numel: Elements per data point of the largest site: what one more particle costs.
     """
 
     plate: str

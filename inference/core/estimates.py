@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate per datum.
+    """A Monte Carlo estimate per data point.
 
     Attributes:
         value: The estimate, (N,).

@@ -50,10 +50,10 @@ class SupportsExpectedLogLikelihood(Protocol):
 
 @runtime_checkable
 class SupportsLocal(Protocol):
-    """A guide that can be freed for each datum."""
+    """A guide that can be freed for each data point."""
 
     def local(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The guide of these data: each of its parameters has one row for each datum, (N, ...)."""
+        """The guide of these data: each of its parameters has one row for each data point, (N, ...)."""
         ...
 
 
@@ -108,7 +108,6 @@ class SupportsPrecision(Protocol):
         ...
 
 
-@runtime_checkable
 class SupportsFreeze(Protocol):
     """A module whose output depends on the batch until it is frozen."""
 
@@ -120,3 +119,8 @@ class SupportsFreeze(Protocol):
     def freeze(self, *args: Any) -> None:
         """Turn what depends on the batch into numbers."""
         ...
+
+
+def supports_freeze(module: Any) -> TypeGuard[SupportsFreeze]:
+    """Whether a module is a :class:`SupportsFreeze`, by its class: no tensor is read, as ``isinstance`` may do."""
+    return hasattr(type(module), "freeze") and hasattr(type(module), "frozen")

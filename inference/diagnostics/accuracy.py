@@ -1,4 +1,4 @@
-r"""How far a guide is from the posterior, per datum: divergences both ways, Wasserstein distance, moments.
+r"""How far a guide is from the posterior, per data point: divergences both ways, Wasserstein distance, moments.
 
 .. math:: KL(q \,\|\, p), \quad KL(p \,\|\, q), \quad W_2(N(m_q, S_q), N(m_p, S_p)), \quad
     \frac{m_q - m_p}{\sigma_p}, \quad \log \frac{\sigma_q^2}{\sigma_p^2}
@@ -28,7 +28,7 @@ from inference.weights.summary import elbo
 
 @dataclass(frozen=True)
 class PosteriorError:
-    """Distances of a guide from the posterior, per datum, in float64.
+    """Distances of a guide from the posterior, per data point, in float64.
 
     Attributes:
         names: One name per latent coordinate, P of them.
@@ -40,7 +40,7 @@ class PosteriorError:
         mean_error: (mean_q - mean_p) / sigma_p, (N, P).
         log_variance_ratio: log(var_q / var_p), (N, P).
         closed_form: Whether both distributions are Gaussian by themselves, so that no number has Monte Carlo error.
-        num_samples: Draws of the guide per datum; 0 where ``closed_form``.
+        num_samples: Draws of the guide per data point; 0 where ``closed_form``.
     """
 
     names: tuple[str, ...]
@@ -86,7 +86,8 @@ def posterior_error(
 
     Raises:
         TypeError: If the model has no ``posterior(x)`` and there is no reference.
-        ValueError: If the pair is none, or the reference or the evidence is of the wrong sites or shape.
+        ValueError: If model and guide are not a valid pair, or the reference or the evidence is of the wrong sites or
+            shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
     call = Call(model, guide, (x,))

@@ -22,7 +22,7 @@ from inference.posterior.latent_gaussians import BATCH_SIZE, latent_distribution
 
 @torch.no_grad()
 def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
-    r"""Divergence of the guide from the prior per datum and latent coordinate.
+    r"""Divergence of the guide from the prior per data point and latent coordinate.
 
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
         = \tfrac12 \left[\frac{v_{nk} + (m_{nk} - \mu_k)^2}{s_k^2} - 1 - \log \frac{v_{nk}}{s_k^2}\right]
@@ -48,8 +48,8 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
 
     Raises:
         TypeError: If one of the two distributions is another one, or the data are of the wrong type.
-        ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, data are unfit, or the
-            prior is bounded and the guide is not.
+        ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, the data are not finite
+            or have the wrong shape, or the prior is bounded and the guide is not.
 
     Example:
         >>> from guides import Linear
@@ -63,7 +63,7 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
 
 @torch.no_grad()
 def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
-    """Means of the guide's distribution per datum, what :func:`active_units` takes.
+    """Means of the guide's distribution per data point, what :func:`active_units` takes.
 
     Args:
         model: As for :func:`latent_kl`, with a Gaussian prior.
@@ -95,7 +95,7 @@ def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
 
     Args:
         kl: (N, K) in nats, from :func:`latent_kl`.
-        epsilon: Divergence in nats below which a datum's latent says nothing.
+        epsilon: Divergence in nats below which a data point's latent says nothing.
         delta: Share of the data that may say more.
 
     Returns:

@@ -114,7 +114,7 @@ def constant_var(curvature: Tensor) -> Tensor:
     .. math:: \sigma_k^2 = 1 / E_x[H_k(x)]
 
     Args:
-        curvature: H_k(x_n) = 1 / sigma_k^2(x_n) of the best guide with variances for each datum, (N, K).
+        curvature: H_k(x_n) = 1 / sigma_k^2(x_n) of the best guide with variances for each data point, (N, K).
 
     Raises:
         ValueError: If a curvature is not positive and finite.
@@ -123,7 +123,7 @@ def constant_var(curvature: Tensor) -> Tensor:
 
 
 def constant_var_penalty(curvature: Tensor) -> Tensor:
-    r"""What the ELBO loses, mean over the data, if the guide's variances may not depend on the datum, () in nats.
+    r"""What the ELBO loses, mean over the data, if the guide's variances may not depend on the data point, () in nats.
 
     .. math:: \tfrac12 \sum_k \left(\log E_x H_k - E_x \log H_k\right) \ge 0
 

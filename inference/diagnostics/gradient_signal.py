@@ -85,7 +85,7 @@ def gradient_noise(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If the data are unfit, there is nothing to train, or R is below 2.
+        ValueError: If the data are not finite or have the wrong shape, there is nothing to train, or R is below 2.
 
     Example:
         >>> from guides import Linear

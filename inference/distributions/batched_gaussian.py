@@ -66,7 +66,7 @@ class Gaussians:
 
 
 class Gaussian(NamedTuple):
-    """One Gaussian per datum: the start of the path, and the coordinates in which chains move.
+    """One Gaussian per data point: the start of the path, and the coordinates in which chains move.
 
     Attributes:
         loc: Means m, (N, d).

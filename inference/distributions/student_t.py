@@ -1,4 +1,4 @@
-"""Multivariate Student-t distributions, one per datum, as proposals with tails heavier than a Gaussian's."""
+"""Multivariate Student-t distributions, one per data point, as proposals with tails heavier than a Gaussian's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST_SHARE = 0.01
 
 
 class Student(NamedTuple):
-    r"""One Student-t distribution per datum.
+    r"""One Student-t distribution per data point.
 
     .. math:: u = m + \sqrt{\nu / c} \, L \epsilon, \quad \epsilon \sim N(0, I), \quad c \sim \chi^2_\nu
 
@@ -59,11 +59,11 @@ class Student(NamedTuple):
 
 
 class Students(NamedTuple):
-    """A mixture of Student-t distributions of equal degrees, one mixture per datum.
+    """A mixture of Student-t distributions of equal degrees, one mixture per data point.
 
     Attributes:
         components: J distributions.
-        log_shares: Logs of their shares, (J, N); minus infinity where a datum has fewer.
+        log_shares: Logs of their shares, (J, N); minus infinity where a data point has fewer.
     """
 
     components: tuple[Student, ...]

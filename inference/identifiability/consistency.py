@@ -19,7 +19,7 @@ _NUM_DRAWS = 1000
 
 @dataclass(frozen=True)
 class SelfConsistency:
-    r"""How far encoder and decoder are from being each other's inverse, per datum.
+    r"""How far encoder and decoder are from being each other's inverse, per data point.
 
     Attributes:
         reconstruction: ||f(mu(x)) - x||, (N,).

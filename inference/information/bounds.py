@@ -44,8 +44,8 @@ def information_bounds(
     prior be any.
 
     Warning:
-        N data show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2
-        densities. The guide must be able to score latents that it did not draw, for every datum.
+        N data points show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2
+        densities. The guide must be able to score latents that it did not draw, for every data point.
 
     References:
         Poole, Ozair, van den Oord, Alemi, Tucker, "On Variational Bounds of Mutual Information", 2019,
@@ -55,8 +55,8 @@ def information_bounds(
         model: Pyro model; gives the rate, from which ``aggregate_kl`` follows.
         guide: Pyro guide of the same signature, without plates inside the one over the data.
         *args: Arguments of both.
-        num_samples: S, draws per datum, at least 2.
-        chunk: Latents scored side by side, each under all N data.
+        num_samples: S, draws per data point, at least 2.
+        chunk: Latents scored side by side, each under all N data points.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -67,7 +67,8 @@ def information_bounds(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument or the pair is unfit, or a site stands in a plate inside the one over the data.
+        ValueError: If an argument is not finite or has the wrong shape, model and guide are not a valid pair, or a site
+            stands in a plate inside the one over the data.
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_count(chunk, "chunk")
@@ -92,7 +93,7 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     Args:
         bounds: From :func:`information_bounds` or :func:`inference.information.encoder_information`.
         terms: From :func:`inference.rate_distortion`, same pair and data.
-        entropy: H of the distribution of the data in nats per datum.
+        entropy: H of the distribution of the data in nats per data point.
     """
     lower, upper = terms.sandwich(entropy)
     centre = float(bounds.per_datum.mean())
@@ -100,7 +101,7 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
 
 
 def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
-    """One draw per datum: its log ratios to the mixture with and without its own distribution, (N,) each."""
+    """One draw per data point: its log ratios to the mixture with and without its own distribution, (N,) each."""
     draw = call.run()
     num_data = draw.layout.num_data
     found = []
@@ -117,7 +118,7 @@ def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
 
 
 def _cross(draw: Draw, rows: slice) -> Tensor:
-    """log q(z_m | x_n) of the drawn latents m in ``rows`` under every datum n, (rows, N) in float64."""
+    """log q(z_m | x_n) of the drawn latents m in ``rows`` under every data point n, (rows, N) in float64."""
     values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.latents.items()}
     (size,) = {len(value) for value in values.values()}
     call, guide = draw.call, draw.call.guide

@@ -31,7 +31,7 @@ class CurvePoint:
 
     Attributes:
         parameter: The beta or target rate that it was trained at.
-        rate: R in nats per datum, mean over runs and data, with a percentile interval of the bootstrap.
+        rate: R in nats per data point, mean over runs and data, with a percentile interval of the bootstrap.
         distortion: D, likewise.
         total: R + D, likewise; minus the ELBO.
         runs: What was measured on each run.
@@ -68,7 +68,7 @@ def curve_point(
         seed: Seed of the resampling; leaves the global random state as it was.
 
     Raises:
-        ValueError: If there is no run, or they differ in their number of data.
+        ValueError: If there is no run, or they differ in their number of data points.
     """
     check_level(level)
     check_count(num_bootstrap, "num_bootstrap")
@@ -105,7 +105,7 @@ def rate_distortion_curve(
         parameters: Betas or target rates.
         x: Data to measure on, (N, D).
         seeds: Seeds of the training runs.
-        num_samples: Draws per datum where a term is not in closed form.
+        num_samples: Draws per data point where a term is not in closed form.
         level: Confidence level.
         progress: Show a progress bar.
 

@@ -29,18 +29,18 @@ class MutualInformation:
 
     Attributes:
         information: I_q(x; z) in nats for the distribution that the data were drawn from. The value is NaN where it
-            would be above ``ceiling - 2``: there ``lower`` is all that N data can say.
+            would be above ``ceiling - 2``: there ``lower`` is all that N data points can say.
         aggregate_kl: KL(q(z) || p(z)) for the same distribution, the mean divergence less the information; NaN where
             that is. Close to zero its noise can make the value negative; the interval is cut there.
-        empirical: I_q in nats where the N data are all there is, an exact sum but for Monte Carlo error: the
+        empirical: I_q in nats where the N data points are all there is, an exact sum but for Monte Carlo error: the
             information that z has of the number n. It cannot exceed ``ceiling``.
         mean_kl: Mean over the data of KL(q(z | x_n) || p(z)), closed form.
-        per_datum: KL(q(z | x_n) || q(z)) per datum, (N,) float64, whose mean is the estimate of the information.
+        per_datum: KL(q(z | x_n) || q(z)) per data point, (N,) float64, whose mean is the estimate of the information.
         bias_bound: Half the distance between the two estimates that bracket the information, in nats; it bounds the
             bias of the value and is part of its standard error.
         ceiling: log N.
         level: Confidence level of the intervals.
-        num_samples: Draws per datum.
+        num_samples: Draws per data point.
     """
 
     information: Interval
@@ -59,8 +59,9 @@ class MutualInformation:
         value, lower, _, error = self.information
         if math.isnan(value):
             return (
-                f"I_q(x; z) is at least {lower:.4f} nats; N = {len(self.per_datum)} data cannot tell how much more: "
-                f"they show at most log N = {self.ceiling:.4f}, and no value above log N - {CEILING_MARGIN:g} is stated"
+                f"I_q(x; z) is at least {lower:.4f} nats; N = {len(self.per_datum)} data points cannot tell how much "
+                f"more: they show at most log N = {self.ceiling:.4f}, and no value above log N - {CEILING_MARGIN:g} is "
+                "stated"
             )
         return f"I_q(x; z) = {round(value, 4) + 0.0:.4f} +- {error:.4f} nats (ceiling log N = {self.ceiling:.4f})"
 
@@ -97,12 +98,12 @@ def mutual_information(
     the Gaussian with the moments of the aggregate.
 
     The standard error is that of the mean over data, which are the clusters, with the bias bound added in quadrature.
-    That is all to first order: as a component of others' mixtures, a datum moves the mean by nothing on average.
+    That is all to first order: as a component of others' mixtures, a data point moves the mean by nothing on average.
 
     Warning:
-        N data show at most log N nats. Where the empirical information is above log N - 2, no value is stated, but a
-        lower bound, at half of one minus ``level``; the aggregate's divergence then has an upper one. Below that the
-        bracket can still be wide, as chi2 grows like exp(2 I): read ``bias_bound``. The cost is S N^2, the memory
+        N data points show at most log N nats. Where the empirical information is above log N - 2, no value is stated,
+        but a lower bound, at half of one minus ``level``; the aggregate's divergence then has an upper one. Below that
+        the bracket can still be wide, as chi2 grows like exp(2 I): read ``bias_bound``. The cost is S N^2, the memory
         O(N K), or O(N K^2) for full-rank guides; densities are off by 1e-16 times the squared ratio of
         the aggregate's spread to the guide's.
 
@@ -116,7 +117,7 @@ def mutual_information(
         model: See :func:`latent_kl`; here its prior must be the same for all data.
         guide: See :func:`latent_kl`.
         x: Data, (N, D).
-        num_samples: S, draws per datum, at least 2.
+        num_samples: S, draws per data point, at least 2.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         batch_size: Data in one run of the pair.
@@ -147,7 +148,7 @@ def mutual_information(
 
 
 def _draw(posteriors: Gaussians) -> tuple[Tensor, Tensor]:
-    """A draw per data point: log ratios to the mixture with and without its own component, and controls, (N, 2) each."""
+    """One draw per row: log ratios to the mixture with and without its own component, and controls, (N, 2) each."""
     noise = torch.randn_like(posteriors.mean)
     z = posteriors.transform(noise)
     own = -0.5 * noise.square().sum(-1) - 0.5 * noise.shape[1] * LOG_2PI - posteriors.log_det_factor
@@ -193,7 +194,7 @@ def _reduce_variance(terms: Tensor, controls: Tensor) -> Tensor:
     """Terms (S, N) less what controls (S, N, 2) of mean zero explain of them; as they are where nothing is to fit."""
     if not bool(terms.isfinite().all()):
         return terms
-    # The spread within a datum fits the coefficients: that between data is no noise of the draws.
+    # The spread within a data point fits the coefficients: that between data is no noise of the draws.
     u, y = controls - controls.mean(0), terms - terms.mean(0)
     covariance = torch.einsum("sni,snj->ij", u, u)
     coefficients = torch.linalg.pinv(covariance, hermitian=True) @ torch.einsum("sni,sn->i", u, y)

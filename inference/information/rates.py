@@ -33,7 +33,7 @@ from inference.objectives.analytic import AnalyticELBO
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Rate and distortion per datum, in nats, with their Monte Carlo errors.
+    """Rate and distortion per data point, in nats, with their Monte Carlo errors.
 
     Attributes:
         rates: KL(q(z | x_n) || p(z)), (N,) float64 each; standard error zero where it is in closed form.
@@ -66,7 +66,7 @@ class RateDistortion:
         """H - D and R, between which the mutual information of data and latent lies.
 
         Args:
-            entropy: H of the data in nats per datum, from :func:`empirical_entropy` say.
+            entropy: H of the data in nats per data point, from :func:`empirical_entropy` say.
         """
         return entropy - self.distortion.value, self.rate.value
 
@@ -98,7 +98,7 @@ def rate_distortion(
         model: Pyro model.
         guide: Pyro guide of the same signature.
         *args: Arguments of both.
-        num_samples: S, draws per datum, at least 2.
+        num_samples: S, draws per data point, at least 2.
         chunk: Draws side by side; 1 runs without a particle plate, for models that cannot broadcast.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
@@ -106,11 +106,12 @@ def rate_distortion(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        Terms per datum; their means are ``.rate``, ``.distortion`` and ``.total``.
+        Terms per data point; their means are ``.rate``, ``.distortion`` and ``.total``.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument or the pair is unfit (see :meth:`inference.core.call.Call.run`), or a site is scaled.
+        ValueError: If an argument is not finite or has the wrong shape, model and guide are not a valid pair (see
+            :meth:`inference.core.call.Call.run`), or a site is scaled.
 
     Example:
         >>> from guides import TiedMeanField
@@ -150,7 +151,7 @@ def empirical_entropy(x: Tensor) -> float:
     .. math:: H = -\sum_r \frac{c_r}{N} \log \frac{c_r}{N} \le \log N
 
     Warning:
-        It is that of the N data themselves, the distribution that training minimises over; the entropy of the
+        It is that of the N data points themselves, the distribution that training minimises over; the entropy of the
         distribution they come from is larger, and for real-valued data it means nothing.
 
     Args:

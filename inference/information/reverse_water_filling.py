@@ -32,8 +32,8 @@ class GaussianPoint(NamedTuple):
     """One point of the closed-form curve.
 
     Attributes:
-        rate: R in nats per datum.
-        distortion: D in nats per datum; negative where the density is above one.
+        rate: R in nats per data point.
+        distortion: D in nats per data point; negative where the density is above one.
         beta: Minus the slope of the curve, -dD/dR.
     """
 
@@ -88,7 +88,7 @@ def water_filling_at_rate(eigenvalues: Tensor, var: float, latent_dim: int, *, r
         eigenvalues: See :func:`water_filling`.
         var: sigma^2.
         latent_dim: K.
-        rate: R > 0 in nats per datum.
+        rate: R > 0 in nats per data point.
 
     Raises:
         TypeError: See :func:`water_filling`.

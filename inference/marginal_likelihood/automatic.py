@@ -35,7 +35,7 @@ class Automatic(Method):
 
     Args:
         annealed: Settings of annealing.
-        num_samples: Importance samples per datum, from the guide.
+        num_samples: Importance samples per data point, from the guide.
     """
 
     annealed: Annealed = Annealed()  # noqa: RUF009
@@ -111,5 +111,5 @@ def _check_closed_form(problem: Problem, result: Evidence) -> None:
         n = int(off.argmax())
         raise ValueError(
             f"expected log_evidence of {type(model).__name__} to agree with log p(x, z) - log p(z | x), got "
-            f"{float(result.value[n]):.6f} against {float(found[n]):.6f} at datum {n}"
+            f"{float(result.value[n]):.6f} against {float(found[n]):.6f} at data point {n}"
         )

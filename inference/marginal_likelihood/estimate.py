@@ -77,7 +77,7 @@ def evidence(
     progress: bool = True,
     **kwargs: Any,
 ) -> Evidence:
-    """The evidence of a model, per datum, with an interval and the kind of guarantee that stands behind it.
+    """The evidence of a model, per data point, with an interval and the kind of guarantee that stands behind it.
 
     Modules are evaluated in float64, as copies where they are of another dtype; functions as they are.
 
@@ -91,8 +91,8 @@ def evidence(
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.
         level: Confidence level of the intervals.
-        tol: Half-width of the interval, in nats, that each datum is refined to (at up to 64 times the method's cost);
-            None takes what the method gives. Where the tolerance is not met, the interval says so.
+        tol: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the method's
+            cost); None takes what the method gives. Where the tolerance is not met, the interval says so.
         budget: Seconds after which no refinement begins.
         block: Rows estimated together. Where there are several blocks, or a tolerance, each argument that is a tensor
             of as many rows as ``x`` counts as rows of data, and is taken apart with them.
@@ -103,13 +103,13 @@ def evidence(
         **kwargs: Keyword arguments of the model and the guide.
 
     Returns:
-        One estimate per datum, float64.
+        One estimate per data point, float64.
 
     Raises:
         TypeError: If the data are of the wrong type, a setting is given beside its method, or the method does not go
             with the model.
-        ValueError: If the method is unknown, a guide is missing or not wanted, the data are unfit, or the checkpoint
-            belongs to another estimate; before anything runs.
+        ValueError: If the method is unknown, a guide is missing or not wanted, the data are not finite or have the
+            wrong shape, or the checkpoint belongs to another estimate; before anything runs.
 
     Example:
         >>> from zoo import PPCA
@@ -170,7 +170,7 @@ def _select(problem: Problem, index: Tensor) -> Problem:
     """The problem of chosen rows: of the data, and of all arguments that have as many; of a guide bound to its data.
 
     Raises:
-        ValueError: If the first argument has not one row for each datum, or the model subsamples.
+        ValueError: If the first argument has not one row for each data point, or the model subsamples.
     """
     if problem.call.num_rows is None or not _takes_all_rows(problem):
         raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")

@@ -18,7 +18,7 @@ from inference.weights.summary import WeightSummary, summarise
 def eubo(
     model: Program, guide: Program, draws: ExactDraws, *args: Any, plate: str | None = None, **kwargs: Any
 ) -> Estimate:
-    r"""Evidence upper bound per datum, the mean log weight of exact posterior draws, with its standard error.
+    r"""Evidence upper bound per data point, the mean log weight of exact posterior draws, with its standard error.
 
     .. math:: E_{p(z \mid x)} [\log p(x, z) - \log q(z \mid x)] = \log p(x) + KL(p(z \mid x) \| q(z \mid x))
 
@@ -31,10 +31,11 @@ def eubo(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        (N,) in nats; of one draw per datum the error is infinite, and the mean over the data is what it is good for.
+        (N,) in nats; of one draw per data point the error is infinite, and the mean over the data is what it is good
+        for.
 
     Raises:
-        ValueError: If the two are no pair.
+        ValueError: If model and guide are not a valid pair.
     """
     with random_state(None), torch.no_grad():
         call = Call(model, guide, (draws.x, *args), kwargs, plate)

@@ -1,4 +1,4 @@
-r"""The latent whose decoding is nearest to each datum.
+r"""The latent whose decoding is nearest to each data point.
 
 .. math:: g(x_n) = \arg\min_z \|(x_n - f(z)) / \sigma\|^2
 """
@@ -29,7 +29,7 @@ class Nearest:
         gradient_norm: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
         margin: How many nats less likely the next best of the other points found is, by its residual alone, (N,);
             infinite where all starts led to one point.
-        num_starts: Starts per datum, of which the nearest is kept.
+        num_starts: Starts per data point, of which the nearest is kept.
     """
 
     z: Tensor
@@ -77,7 +77,7 @@ def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -
 
 
 def _solve(model: SupportsGaussianDecoder, transform: Transform, x: Tensor, u: Tensor) -> Tensor:
-    """Damped Gauss-Newton steps, each datum with a damping of its own."""
+    """Damped Gauss-Newton steps, each data point with a damping of its own."""
 
     def decode(u: Tensor) -> Tensor:
         return model.decode(transform(u)) / model.sigma

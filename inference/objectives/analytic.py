@@ -26,11 +26,11 @@ class _ClosedForm(Objective):
     """Base of the objectives made of ELBO and rate in closed form, without samples."""
 
     def terms(self, call: Call, step: Tensor) -> Terms:  # noqa: ARG002
-        """The objective per datum, unscaled: a pair that subsamples is refused."""
+        """The objective per data point, unscaled: a pair that subsamples is refused."""
         return Terms(self._combine(*_exact_terms(call)))
 
     def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
-        """The objective per datum, (N,), from ELBO and rate per datum."""
+        """The objective per data point, (N,), from ELBO and rate per data point."""
         raise NotImplementedError
 
 
@@ -91,7 +91,7 @@ class AnalyticTargetRate(_ClosedForm):
         The corner at the target is not for LBFGS: use Adam with a falling learning rate.
 
     Args:
-        target: sigma, nats per datum.
+        target: sigma, nats per data point.
         weight: w.
 
     Raises:
@@ -110,7 +110,7 @@ class AnalyticTargetRate(_ClosedForm):
 
 
 def _exact_terms(call: Call) -> tuple[Tensor, Tensor]:
-    """ELBO and rate per datum, (N,) each."""
+    """ELBO and rate per data point, (N,) each."""
     model = call.model
     if not isinstance(model, SupportsExpectedLogLikelihood):
         raise TypeError(

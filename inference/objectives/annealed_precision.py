@@ -20,7 +20,7 @@ class AnnealedPrecision(Objective):
 
     Args:
         objective: What to optimise at each step.
-        schedule: Precision by step, :class:`inference.GeometricAnnealing` say.
+        schedule: Precision by step, such as :class:`inference.GeometricAnnealing`.
 
     Raises:
         TypeError: When called, if the model's precision cannot be set.

@@ -1,4 +1,4 @@
-"""Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per datum.
+"""Training objectives: each one a ``pyro.infer.ELBO`` that states its bound per data point.
 
 They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any torch optimiser, and in
 :func:`inference.fit`. All that one keeps between calls is the number of training steps, for schedules.
@@ -25,7 +25,7 @@ class ELBO(Objective):
     ``poutine.scale`` and ``poutine.mask`` inside model and guide are honoured; around the loss they have no effect.
 
     Args:
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Example:
@@ -37,7 +37,7 @@ class ELBO(Objective):
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """ELBO per datum, (N,)."""
+        """ELBO per data point, (N,)."""
         return draw.elbo_terms.mean(0)
 
 
@@ -50,12 +50,12 @@ class AnalyticKLELBO(Objective):
     them in the same order.
 
     Args:
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """ELBO per datum, (N,); raises what :func:`reconstruction_and_rate` does."""
+        """ELBO per data point, (N,); raises what :func:`reconstruction_and_rate` does."""
         reconstruction, rate = reconstruction_and_rate(draw)
         return (reconstruction - rate).mean(0)
 
@@ -74,7 +74,7 @@ class BetaELBO(Objective):
     Args:
         beta: The weight, or what makes it from the step (:class:`inference.LinearAnnealing`,
             :class:`inference.CyclicalAnnealing`, or any function of a scalar tensor).
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -94,7 +94,7 @@ class BetaELBO(Objective):
         return torch.as_tensor(self._schedule(step))
 
     def bound_at(self, draw: Draw, step: Tensor) -> Tensor:
-        """Weighted ELBO per datum at a training step, (N,)."""
+        """Weighted ELBO per data point at a training step, (N,)."""
         rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
         return (draw.total(draw.model_sites, observed=True) - self._weight(step).to(rate) * rate).mean(0)
 
@@ -105,7 +105,8 @@ class FreeBitsELBO(Objective):
     .. math:: E_q[\log p(x_n \mid z)] - \sum_k \max\left(\lambda, \frac1N \sum_m KL(q(z_k \mid x_m) \| p(z_k))\right)
 
     Warning:
-        The maximum is taken of the batch's mean, so this is an objective and no bound per datum. Report :class:`ELBO`.
+        The maximum is taken of the batch's mean, so this is an objective and no bound per data point. Report
+        :class:`ELBO`.
 
     References:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, "Improving Variational Inference with Inverse
@@ -113,7 +114,7 @@ class FreeBitsELBO(Objective):
 
     Args:
         free_nats: lambda, nats per latent coordinate.
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -126,7 +127,7 @@ class FreeBitsELBO(Objective):
         self.free_nats = free_nats
 
     def bound(self, draw: Draw) -> Tensor:
-        """Free-bits objective per datum, (N,).
+        """Free-bits objective per data point, (N,).
 
         Raises:
             TypeError: If a latent is not Gaussian with independent coordinates in guide and model.

@@ -36,7 +36,7 @@ class IWELBO(Objective):
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv 1509.00519.
 
     Args:
-        num_particles: K, samples per datum.
+        num_particles: K, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Example:
@@ -47,7 +47,7 @@ class IWELBO(Objective):
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound per datum, (N,).
+        """Importance-weighted bound per data point, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate.
@@ -72,12 +72,12 @@ class StickingTheLanding(Objective):
         Inference", 2017, arXiv 1703.09194. The bias: Tucker et al., 2018, arXiv 1810.04152.
 
     Args:
-        num_particles: K, samples per datum.
+        num_particles: K, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound per datum, (N,).
+        """Importance-weighted bound per data point, (N,).
 
         Raises:
             ValueError: See :func:`gradient_parts`.
@@ -105,12 +105,12 @@ class DReG(Objective):
         arXiv 1810.04152.
 
     Args:
-        num_particles: K, samples per datum.
+        num_particles: K, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound per datum, (N,).
+        """Importance-weighted bound per data point, (N,).
 
         Raises:
             ValueError: See :func:`gradient_parts`.

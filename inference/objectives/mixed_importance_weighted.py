@@ -26,7 +26,7 @@ class CIWAE(Objective):
 
     Args:
         beta: Share of the ELBO, in [0, 1].
-        num_particles: K, samples per datum.
+        num_particles: K, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -40,7 +40,7 @@ class CIWAE(Objective):
         self.beta = beta
 
     def bound(self, draw: Draw) -> Tensor:
-        """The mixture per datum, (N,)."""
+        """The mixture per data point, (N,)."""
         log_weights = draw.log_weights
         return self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights)
 
@@ -55,7 +55,7 @@ class _Grouped(Objective):
 
     @property
     def num_samples(self) -> int:
-        """M K, samples per datum of one draw."""
+        """M K, samples per data point of one draw."""
         return self.num_groups * self.num_particles
 
 
@@ -68,13 +68,13 @@ class MIWAE(_Grouped):
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, arXiv 1802.04537.
 
     Args:
-        num_groups: M; a datum takes M K samples.
+        num_groups: M; a data point takes M K samples.
         num_particles: K, samples per group.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """The mean of the groups' bounds per datum, (N,)."""
+        """The mean of the groups' bounds per data point, (N,)."""
         return log_mean_exp(draw.log_weights.unflatten(0, (self.num_particles, self.num_groups))).mean(0)
 
 
@@ -91,13 +91,13 @@ class PIWAE(_Grouped):
         Rainforth et al., "Tighter Variational Bounds are Not Necessarily Better", 2018, arXiv 1802.04537.
 
     Args:
-        num_groups: M; a datum takes M K samples.
+        num_groups: M; a data point takes M K samples.
         num_particles: K, samples per group.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound of all particles per datum, (N,).
+        """Importance-weighted bound of all particles per data point, (N,).
 
         Raises:
             ValueError: See :func:`inference.objectives.gradients.gradient_parts`.

@@ -62,7 +62,7 @@ class VRBound(Objective):
 
     Args:
         alpha: Order, not 1; 0 is the importance-weighted bound.
-        num_particles: K, samples per datum.
+        num_particles: K, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -75,7 +75,7 @@ class VRBound(Objective):
         self.alpha = alpha
 
     def bound(self, draw: Draw) -> Tensor:
-        """Renyi bound per datum, (N,).
+        """Renyi bound per data point, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate.
@@ -106,7 +106,7 @@ class CUBO(Objective):
 
     Args:
         order: n, at least 2.
-        num_particles: K, samples per datum, at least 2.
+        num_particles: K, samples per data point, at least 2.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -122,7 +122,7 @@ class CUBO(Objective):
         self.order = order
 
     def bound(self, draw: Draw) -> Tensor:
-        """Minus the upper bound per datum, (N,).
+        """Minus the upper bound per data point, (N,).
 
         Raises:
             ValueError: If a site is scaled beyond the data plate, or see

@@ -23,7 +23,7 @@ class _AtRate(Objective):
         self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
 
     def _penalised(self, reconstruction: Tensor, rate: Tensor) -> Tensor:
-        """Minus distortion and penalty per datum, (N,), from both terms as (S, N)."""
+        """Minus distortion and penalty per data point, (N,), from both terms as (S, N)."""
         return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
 
 
@@ -41,9 +41,9 @@ class TargetRate(_AtRate):
         Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
 
     Args:
-        rate: R*, nats per datum.
+        rate: R*, nats per data point.
         weight: lambda.
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -51,7 +51,7 @@ class TargetRate(_AtRate):
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Minus distortion and penalty per datum, (N,); the penalty is the same for all.
+        """Minus distortion and penalty per data point, (N,); the penalty is the same for all.
 
         Raises:
             NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
@@ -73,9 +73,9 @@ class SampledTargetRate(_AtRate):
         Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
 
     Args:
-        rate: R*, nats per datum.
+        rate: R*, nats per data point.
         weight: lambda.
-        num_particles: S, samples per datum.
+        num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -83,7 +83,7 @@ class SampledTargetRate(_AtRate):
     """
 
     def bound(self, draw: Draw) -> Tensor:
-        """Minus distortion and penalty per datum, (N,); the penalty is the same for all."""
+        """Minus distortion and penalty per data point, (N,); the penalty is the same for all."""
         rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
         return self._penalised(draw.total(draw.model_sites, observed=True), rate)
 

@@ -42,7 +42,7 @@ class WakeWake(Objective):
         Bornschein, Bengio, "Reweighted Wake-Sleep", 2015, arXiv 1406.2751.
 
     Args:
-        num_particles: K, samples per datum, at least 2.
+        num_particles: K, samples per data point, at least 2.
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
@@ -56,7 +56,7 @@ class WakeWake(Objective):
         check_count(num_particles, "num_particles", minimum=2)
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound per datum, (N,).
+        """Importance-weighted bound per data point, (N,).
 
         Raises:
             ValueError: If model and guide share parameters; the message names them.
@@ -71,7 +71,7 @@ class WakeSleep(Objective):
 
     .. math:: \sum_k \bar w_k \nabla \log p(x, z_k) + \nabla \log q(z' \mid x'), \quad (z', x') \sim p
 
-    The value is the importance-weighted bound. There is one dream for each datum.
+    The value is the importance-weighted bound. There is one dream for each data point.
 
     Warning:
         As :class:`WakeWake`. The guide learns the posterior where the model's data are, not where the data are.
@@ -81,14 +81,14 @@ class WakeSleep(Objective):
         Algorithm for Unsupervised Neural Networks", 1995, Science 268.
 
     Args:
-        num_particles: K, samples per datum of the wake phase.
+        num_particles: K, samples per data point of the wake phase.
         plate: Name of the plate over the data, ``"data"`` if None.
     """
 
     reparameterised = False
 
     def bound(self, draw: Draw) -> Tensor:
-        """Importance-weighted bound per datum, (N,).
+        """Importance-weighted bound per data point, (N,).
 
         Raises:
             ValueError: If model and guide share parameters, or an observed value is none of the pair's arguments.

@@ -142,7 +142,7 @@ def coverage_figure(result: Coverage) -> Figure:
 
 
 def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
-    """Per datum: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
+    """Per data point: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
 
     Args:
         results: From :func:`inference.posterior_error`, by name.

@@ -70,7 +70,7 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
 
 
 def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
-    """ELBO against evidence, one point a datum and one panel a guide; the inset shows the distance to the diagonal.
+    """ELBO against evidence of each data point, one panel per guide; the inset shows the distance to the diagonal.
 
     Args:
         tree: What :func:`inference.compare` returned.
@@ -92,7 +92,7 @@ def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
         ax.set_ylabel("ELBO (nats)")
         ax.legend(fontsize=8, frameon=False)
 
-    return _panels(_split(tree, split), f"ELBO and evidence per datum ({split})", draw, square=True)
+    return _panels(_split(tree, split), f"ELBO and evidence per data point ({split})", draw, square=True)
 
 
 def pareto_k_map(tree: xr.DataTree, split: str = "train") -> Figure:
@@ -141,10 +141,11 @@ def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
 
     Args:
         x: Data, (N, D).
-        pareto_k: k-hat per datum by name of the guide, (N,), such as ``inference.pareto_k(log_weights(...)).value``.
+        pareto_k: k-hat per data point by name of the guide, (N,), such as
+            ``inference.pareto_k(log_weights(...)).value``.
 
     Raises:
-        ValueError: If there is none, or not one k-hat per datum.
+        ValueError: If there is none, or not one k-hat per data point.
     """
     _check(pareto_k)
     for name, k in pareto_k.items():

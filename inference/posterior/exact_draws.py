@@ -35,12 +35,12 @@ class ExactDraws:
 def simulated_draws(
     model: Program, like: int | Tensor, *args: Any, seed: int | None = None, **kwargs: Any
 ) -> ExactDraws:
-    """Data drawn from the model with the latents that made them: one exact draw of each datum's posterior.
+    """Data drawn from the model with the latents that made them: one exact draw of each data point's posterior.
 
     Args:
         model: Pyro model.
-        like: Number of data, for a model that is called as ``model(n=...)`` and returns its data, as those of the zoo;
-            or data (N, D), which the model observes as they are and which are replaced by simulated ones.
+        like: Number of data points, for a model that is called as ``model(n=...)`` and returns its data, as those of
+            the zoo; or data (N, D), which the model observes as they are and which are replaced by simulated ones.
         *args: Further arguments of the model.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of the model.
@@ -54,7 +54,7 @@ def simulated_draws(
         seen = [name for name, site in _sites(model, (like, *args), kwargs).items() if site.is_observed]
         values = sample(model, like, *args, seed=seed, **kwargs)
         return ExactDraws(values.pop(_only(seen, "observed")), values)
-    check_count(like, "the number of data to simulate")
+    check_count(like, "the number of data points to simulate")
     with seeded(seed), torch.no_grad(), isolated(), RecordSites() as run:
         x = model(*args, n=like, **kwargs)
     if not isinstance(x, Tensor):
@@ -68,7 +68,7 @@ def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: i
     Args:
         model: Pyro model with one latent and ``posterior(x)``.
         x: Data, (N, D).
-        num_samples: S, draws per datum.
+        num_samples: S, draws per data point.
         seed: Seed; leaves the global random state as it was.
 
     Raises:

@@ -94,8 +94,8 @@ def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_l
     Args:
         target: See :func:`whitened`.
         chains: Where they are.
-        beta: Inverse temperature of each datum, (N,).
-        step: Leapfrog step of each datum, (N,); neither may depend on where the chains are.
+        beta: Inverse temperature of each data point, (N,).
+        step: Leapfrog step of each data point, (N,); neither may depend on where the chains are.
         num_leapfrog: Leapfrog steps.
 
     Returns:

@@ -25,7 +25,7 @@ def latent_distributions(model: Program, guide: Program, x: Tensor, batch_size: 
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
     if x.dim() == 0 or len(x) == 0:
-        raise ValueError(f"expected at least one datum, got x of shape {tuple(x.shape)}")
+        raise ValueError(f"expected at least one data point, got x of shape {tuple(x.shape)}")
     call = Call(model, guide, (x,))
     call.check()
     call = call.double()

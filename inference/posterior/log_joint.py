@@ -1,4 +1,4 @@
-r"""The log joint density of any Pyro model as a function of its latents, per datum.
+r"""The log joint density of any Pyro model as a function of its latents, per data point.
 
 .. math:: u_n \mapsto \log p(x_n, T(u_n)) + \log |\det T'(u_n)|, \quad u_n \in R^d
 
@@ -40,7 +40,7 @@ class LogDensity(NamedTuple):
 
 
 class LogJoint:
-    r"""log p(x_n, z) of a Pyro model in unconstrained coordinates, one value per datum.
+    r"""log p(x_n, z) of a Pyro model in unconstrained coordinates, one value per data point.
 
     Transforms are built inside each run, so that the support of a site may depend on the sites before it. Indices of
     subsampling plates are drawn once and kept. The model's own parameters are used, never those of Pyro's store.
@@ -54,14 +54,14 @@ class LogJoint:
         **kwargs: Its keyword arguments.
 
     Attributes:
-        dim: d, unconstrained coordinates per datum.
+        dim: d, unconstrained coordinates per data point.
         num_data: N.
-        evaluations: Evaluations of the joint density so far, counted per sample and datum.
+        evaluations: Evaluations of the joint density so far, counted per sample and data point.
 
     Raises:
         TypeError: If data are of the wrong type.
-        ValueError: If data are unfit, a site stands outside the plate, carries a scale, is masked though latent, or
-            is discrete; the message names the site.
+        ValueError: If the data are not finite or have the wrong shape, a site stands outside the plate, carries a
+            scale, is masked though latent, or is discrete; the message names the site.
 
     Example:
         >>> from zoo import PPCA
@@ -88,7 +88,7 @@ class LogJoint:
 
     @property
     def dim(self) -> int:
-        """Unconstrained coordinates per datum, d."""
+        """Unconstrained coordinates per data point, d."""
         return sum(place.numel for place in self._places)
 
     @property
@@ -113,7 +113,7 @@ class LogJoint:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the joint density so far, one for each sample and datum."""
+        """Evaluations of the joint density so far, one for each sample and data point."""
         return self._cost[0]
 
     @property
@@ -201,7 +201,7 @@ class LogJoint:
             u (S, N, d), and the guide's log-density of it in these coordinates, (S, N) in nats.
 
         Raises:
-            ValueError: If the two are no pair, see :meth:`inference.core.call.Call.run`.
+            ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         parts = []
@@ -216,7 +216,7 @@ class LogJoint:
         """Draws from a guide of the same arguments that need not know its density, u (S, N, d).
 
         Raises:
-            ValueError: If the two are no pair, see :meth:`inference.core.call.Call.run`.
+            ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         counts = self._counts(num_samples)
@@ -232,7 +232,7 @@ class LogJoint:
             index: Integers in 0..N-1, (M,).
 
         Raises:
-            ValueError: If the model subsamples its data, or no argument has one row per datum.
+            ValueError: If the model subsamples its data, or no argument has one row per data point.
         """
         if self._layout.plate_scale != 1:
             raise ValueError(
@@ -264,7 +264,7 @@ class LogJoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a latent site stands in a datum's vector, and the shape of what stands there.
+    """Where a latent site stands in a data point's vector, and the shape of what stands there.
 
     Attributes:
         name: The site.

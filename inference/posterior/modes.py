@@ -1,4 +1,4 @@
-r"""The modes of the log joint density of any Pyro model, per datum."""
+r"""The modes of the log joint density of any Pyro model, per data point."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _FARTHEST = 2.0
 
 
 class Modes(NamedTuple):
-    """Local maxima of the log joint density, up to J per datum, the highest first.
+    """Local maxima of the log joint density, up to J per data point, the highest first.
 
     Attributes:
-        location: Unconstrained coordinates, (J, N, d); repeats the best where a datum has fewer.
-        log_joint: Log joint density there, (J, N) in nats; minus infinity where a datum has fewer.
+        location: Unconstrained coordinates, (J, N, d); repeats the best where a data point has fewer.
+        log_joint: Log joint density there, (J, N) in nats; minus infinity where a data point has fewer.
         hessian: Second derivatives of the log joint density there, (J, N, d, d).
         converged: Whether Newton's method came to rest, (J, N); on flat ridges it may not.
     """
@@ -81,7 +81,7 @@ def find_modes(
 
     Args:
         log_joint: Log joint density of a model.
-        starts: Unconstrained coordinates, (S, N, d); NaN where a datum has fewer.
+        starts: Unconstrained coordinates, (S, N, d); NaN where a data point has fewer.
         location: Origin of the whitened coordinates, (N, d), see :func:`prior_scale`.
         scale: Their unit, (N, d).
         max_iterations: Newton steps at most.
@@ -197,7 +197,7 @@ def distances(sigma: Tensor) -> Tensor:
 
 
 def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
-    """Which of the points of each datum are maxima other than those above them, (S, N).
+    """Which of the points of each data point are maxima other than those above them, (S, N).
 
     Args:
         points: (S, N, k).
@@ -233,7 +233,7 @@ def _padded(row: Tensor, points: Tensor, num_rows: int) -> Tensor:
 
 
 class Mode(NamedTuple):
-    """The highest mode found for each datum.
+    """The highest mode found for each data point.
 
     Attributes:
         location: Unconstrained coordinates, (N, d).

@@ -59,7 +59,7 @@ def predictive(
         Values by site name, (S, N, ...), latents and observations.
 
     Raises:
-        ValueError: If the data are not finite or the pair is none.
+        ValueError: If the data are not finite or model and guide are not a valid pair.
     """
     check_count(num_samples, "num_samples")
     call = Call(model, guide, args, kwargs, plate)
@@ -85,7 +85,7 @@ def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int =
         model: A model that can decode.
         guide: Pyro guide of the one latent that it decodes.
         x: (N, D).
-        num_samples: Latents per datum to average over.
+        num_samples: Latents per data point to average over.
         seed: Seed; leaves the global random state as it was.
 
     Returns:
@@ -93,7 +93,7 @@ def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int =
 
     Raises:
         TypeError: If the model has no ``decode``.
-        ValueError: If the pair has several latents, or the data are unfit.
+        ValueError: If the pair has several latents, or the data are not finite or have the wrong shape.
     """
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")

@@ -47,7 +47,7 @@ def fit(
 ) -> History:
     """Train a pair in place.
 
-    The steps minimise the objective's loss per datum. With a seed the run is repeatable bit for bit on one machine
+    The steps minimise the objective's loss per data point. With a seed the run is repeatable bit for bit on one machine
     and leaves the global random state as it was; an interrupted run that is called again with the same arguments
     and ``checkpoint`` goes on from the last checkpoint to the same bits. The pair is left in eval mode.
 

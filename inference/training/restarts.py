@@ -63,7 +63,7 @@ def fit_best(
         make: Makes a new pair; called under the seed.
         data: See :func:`inference.fit`.
         seeds: Seeds of initialisation, noise and order of the data.
-        num_samples: Samples per datum of the ELBO that chooses, under one fixed seed for all.
+        num_samples: Samples per data point of the ELBO that chooses, under one fixed seed for all.
         checkpoint: Folder of one checkpoint file per seed; an interrupted run goes on from there.
         **options: Further options of :func:`inference.fit`; an ``objective`` is a function that makes one, since each
             counts its own steps.

@@ -35,8 +35,8 @@ class History:
     """What happened during training.
 
     Attributes:
-        loss: The objective's loss at each step, in nats per datum of its mini-batch (before the step's update).
-        validation: (step, loss per datum of the validation data) at each evaluation.
+        loss: The objective's loss at each step, in nats per data point of its mini-batch (before the step's update).
+        validation: (step, loss per data point of the validation data) at each evaluation.
         seconds: Time in training, over all resumed runs.
         best_step: Step with the least validation loss, whose parameters the pair holds; None without validation.
         stopped_early: Whether patience ran out.

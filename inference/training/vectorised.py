@@ -86,7 +86,7 @@ class _Both(nn.Module):
         self.model, self.guide = model, guide
 
     def forward(self, objective: Objective, x: Tensor, step: Tensor) -> Terms:
-        """The objective per datum, (N,)."""
+        """The objective per data point, (N,)."""
         return objective.terms(Call(self.model, self.guide, (x,), plate=objective.plate), step)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class _Stack(nn.Module):
 
 
 class _Sweep(Objective):
-    """The sum over stacked pairs of an objective per datum."""
+    """The sum over stacked pairs of an objective per data point."""
 
     def __init__(self, objective: Objective, shared: bool) -> None:
         super().__init__(objective.num_particles, plate=objective.plate)

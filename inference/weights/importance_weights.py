@@ -36,7 +36,7 @@ def iter_log_weights(
         model: Pyro model.
         guide: Pyro guide.
         *args: Arguments of both.
-        num_samples: S, samples per datum.
+        num_samples: S, samples per data point.
         chunk: Samples drawn side by side; None chooses by size, 1 runs without a particle plate (for models that
             cannot broadcast).
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -47,7 +47,8 @@ def iter_log_weights(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If an argument or the pair is unfit; see :meth:`inference.core.call.Call.run`.
+        ValueError: If an argument is not finite or has the wrong shape, model and guide are not a valid pair; see
+            :meth:`inference.core.call.Call.run`.
         FloatingPointError: If a weight is NaN or plus infinity.
     """
     check_count(num_samples, "num_samples")
@@ -84,7 +85,7 @@ def log_weights(
     plate: str | None = None,
     **kwargs: Any,
 ) -> Tensor:
-    r"""Log importance weights of a pair, per sample and datum.
+    r"""Log importance weights of a pair, per sample and data point.
 
     .. math:: \log w_{sn} = \log p(x_n, z_{sn}) - \log q(z_{sn} \mid x_n), \quad z_{sn} \sim q(z \mid x_n)
 

@@ -43,7 +43,7 @@ def num_kept(num_samples: int) -> int:
 
 
 def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:
-    r"""Shape of the generalised Pareto distribution in the tail of importance weights, one per datum.
+    r"""Shape of the generalised Pareto distribution in the tail of importance weights, one per data point.
 
     Args:
         top: The :func:`num_kept` largest log weights, (T, N) in nats, in any order.

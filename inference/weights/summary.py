@@ -33,7 +33,7 @@ def stratified(*strata: WeightSummary) -> Estimate:
 
 @dataclass(frozen=True)
 class WeightSummary:
-    """Sufficient statistics of log weights, per datum, in memory that does not grow as S does (but as sqrt S).
+    """Sufficient statistics of log weights, per data point, in memory that does not grow as S does (but as sqrt S).
 
     Attributes:
         num_samples: S.
@@ -168,12 +168,12 @@ def _reduce(log_weights: Tensor, read: Callable[[WeightSummary], Estimate]) -> E
 
 
 def elbo(log_weights: Tensor) -> Estimate:
-    """Evidence lower bound per datum: the mean of the log weights (S, N), in nats, with its standard error."""
+    """Evidence lower bound per data point: the mean of the log weights (S, N), in nats, with its standard error."""
     return _reduce(log_weights, lambda s: s.elbo)
 
 
 def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
-    r"""Importance-weighted bound per datum, in nats, with its standard error.
+    r"""Importance-weighted bound per data point, in nats, with its standard error.
 
     .. math:: L_K = E \log \frac1K \sum_{k=1}^K w_k
 
@@ -199,12 +199,12 @@ def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
 
 
 def effective_sample_size(log_weights: Tensor) -> Estimate:
-    """Kish's effective sample size per datum, between 1 and S, of log weights (S, N), with its standard error."""
+    """Kish's effective sample size per data point, between 1 and S, of log weights (S, N), with its standard error."""
     return _reduce(log_weights, lambda s: s.effective_sample_size)
 
 
 def pareto_k(log_weights: Tensor) -> Estimate:
-    """Tail shape k-hat per datum of log weights (S, N), with its asymptotic standard error.
+    """Tail shape k-hat per data point of log weights (S, N), with its asymptotic standard error.
 
     Below 0.5 the weights have a variance; above 0.7 an estimate from them is not to be trusted.
 

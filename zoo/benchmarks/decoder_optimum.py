@@ -142,7 +142,7 @@ class OptimalDecoder(nn.Module):
         return self._average(lambda z: (decode(z) - self(z)).square().sum(-1), num_samples, seed)
 
     def _average(self, term: Callable[[Tensor], Tensor], num_samples: int, seed: int | None) -> Estimate:
-        """Mean over data and draws of a term (N, ...) of one draw a datum; the data are fixed, the draws are not."""
+        """Mean over data and draws of a term (N, ...) of one draw per data point; the error is that of the draws."""
         check_count(num_samples, "num_samples", minimum=2)
         with seeded(seed):
             draws = (self._posteriors.transform(torch.randn_like(self.mean)) for _ in range(num_samples))

@@ -48,7 +48,7 @@ class KnownAnswer:
         model: Pyro model.
         guide: Pyro guide, of the quality that training yields unless the family says otherwise.
         x: Data, (N, D).
-        z: An exact draw of each datum's posterior, (N, K).
+        z: An exact draw of each data point's posterior, (N, K).
         log_evidence: log p(x_n), (N,) in nats.
     """
 
@@ -77,7 +77,7 @@ def known_answers(
         seed: Seed; leaves the global random state as it was.
 
     Raises:
-        TypeError: If a number of data or dimensions is no integer.
+        TypeError: If a number of data points or dimensions is no integer.
         ValueError: If one is below one, or a sigma is not positive and finite.
 
     Example:

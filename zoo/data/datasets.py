@@ -1,4 +1,4 @@
-"""Data sets that account for their preprocessing: each datum has the log-determinant that leads back.
+"""Data sets that account for their preprocessing: each data point has the log-determinant that leads back.
 
 A model is fitted to y = T(x). Its density of the original data is
 
@@ -39,7 +39,7 @@ class Dataset:
         test: shape (M, D); M may be 0.
         train_log_det: shape (N,), nats.
         test_log_det: shape (M,), nats.
-        image_shape: the shape of one datum before flattening, or None.
+        image_shape: the shape of one data point before flattening, or None.
         truth: parameters that generated the data, where they are known.
         transform: the preprocessing; its `inverse` takes samples of a model back to the original units.
 
@@ -285,7 +285,7 @@ def load(
         dtype: floating dtype of the result.
 
     Returns:
-        A `Dataset` on the CPU, named after the file; `image_shape` where a datum had more than one dimension.
+        A `Dataset` on the CPU, named after the file; `image_shape` where a data point had more than one dimension.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -42,7 +42,7 @@ def as_rows(array: Array, source: str) -> tuple[Array, tuple[int, ...] | None]:
         source: what the error messages call the array.
 
     Returns:
-        The rows, a copy of shape (N, D), and the shape of one datum, None where it was flat already.
+        The rows, a copy of shape (N, D), and the shape of one data point, None where it was flat already.
 
     Raises:
         ValueError: no numbers, fewer than two dimensions, empty, or a value that is NaN or infinite.

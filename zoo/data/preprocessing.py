@@ -79,7 +79,7 @@ class Logit:
 
     Warning:
         The density is that of x + u, on unit bins: log p(y) + log det, in expectation over u, is a *lower
-        bound* of the log-probability of the integers, not its value. One u per datum is drawn and kept; it
+        bound* of the log-probability of the integers, not its value. One u per data point is drawn and kept; it
         depends on the seed and the row's place alone. Computed in float64: 1 - p loses its digits in float32.
 
     References:

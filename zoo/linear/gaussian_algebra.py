@@ -105,7 +105,7 @@ class LinearGaussian:
             x: Data, (..., D).
 
         Returns:
-            loc (..., K) and scale_tril (K, K), the same for every datum; both in the dtype of W.
+            loc (..., K) and scale_tril (K, K), the same for every data point; both in the dtype of W.
 
         Raises:
             ValueError: If the last dimension of x is not D.
@@ -119,7 +119,7 @@ class LinearGaussian:
     def expected_log_likelihood(
         self, x: Tensor, loc: Tensor, *, var: Tensor | None = None, scale_tril: Tensor | None = None
     ) -> Tensor:
-        r"""Expectation of log N(x; W z + mu, sigma^2 I) under q(z) = N(loc, Cov), in nats per datum.
+        r"""Expectation of log N(x; W z + mu, sigma^2 I) under q(z) = N(loc, Cov), in nats per data point.
 
         .. math:: -\tfrac{D}{2} \log 2\pi\sigma^2 - \frac{|x - \mu - W\,\mathrm{loc}|^2
                   + \operatorname{tr}(W^\top W\,\mathrm{Cov})}{2\sigma^2}

@@ -303,7 +303,7 @@ class Marginal(Module):
 
         Args:
             x: Observations, (N, D); None samples them.
-            n: Number of data to sample where ``x`` is None.
+            n: Number of data points to sample where ``x`` is None.
 
         Raises:
             TypeError: If ``x`` is no floating tensor of the parameters' dtype.
@@ -312,6 +312,6 @@ class Marginal(Module):
         if x is not None:
             self.model._check_layout(x)
             n = len(x)
-        check_count(n, "n, the number of data to sample where x is None,")
+        check_count(n, "n, the number of data points to sample where x is None,")
         with pyro.plate("data", n, dim=-1):
             return pyro.sample("x", LowRankNormal(self.model.linear_gaussian), obs=x)

@@ -8,8 +8,8 @@ column (a collapsed latent) for each of the K - q missing components, q = \|A\|.
 evidence and for the ELBO with its best guide, their gap is zero, and both objectives agree on which is a maximum.
 (The ELBO has saddles outside this family, with a positive gap, but no maxima.)
 
-**Sign convention.** Hessians are those of the *negative* objective, per datum, in nats: a local maximum has no negative
-eigenvalue, and each negative one is a way to climb.
+**Sign convention.** Hessians are those of the *negative* objective, per data point, in nats: a local maximum has no
+negative eigenvalue, and each negative one is a way to climb.
 
 References:
     Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse", 2019,

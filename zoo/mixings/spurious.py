@@ -91,7 +91,7 @@ class Darmois(Mixing):
         Hyvärinen, Pajunen, 1999, doi:10.1016/S0893-6080(98)00140-3. Gresele et al., 2021, arXiv 2106.05200.
 
     Args:
-        triangular: The mixing, :func:`zoo.triangular_mlp` say, or its description; K = D = 2.
+        triangular: The mixing, such as :func:`zoo.triangular_mlp`, or its description; K = D = 2.
 
     Raises:
         ValueError: If it is not lower triangular and increasing at the origin, or not of dimension two.
@@ -138,7 +138,7 @@ class Darmois(Mixing):
         return getattr(self.triangular(torch.stack([t, second.expand_as(t)], -1))[..., 1], extreme)()
 
     def _given(self, t: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """s_2 and the derivative of s_2 by x_2 where s_1 = t and the second datum is x_2, both (..., T)."""
+        """s_2 and the derivative of s_2 by x_2 where s_1 = t and the second data point is x_2, both (..., T)."""
         x1 = self.triangular(torch.stack([t, torch.zeros_like(t)], -1))[..., 0]
         s = self.triangular.inverse(torch.stack([x1, x2.unsqueeze(-1).expand_as(x1)], -1))
         return s[..., 1], self.triangular.jacobian(torch.stack([t, s[..., 1]], -1))[..., 1, 1].reciprocal()

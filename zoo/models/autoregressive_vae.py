@@ -107,7 +107,7 @@ class AutoregressiveDistribution(TorchDistribution):
 
     @constraints.dependent_property(event_dim=1)
     def support(self) -> Any:
-        """Where one datum lives."""
+        """Where one data point lives."""
         return self.likelihood.support
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class DeepGaussianVAE(StandardisedVAE):
         Args:
             guide: The guide that the model was trained with.
             x: Training data, (N, D).
-            num_samples: Latents per datum.
+            num_samples: Latents per data point.
 
         Raises:
             TypeError: If the noise does not depend on the batch.

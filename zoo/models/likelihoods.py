@@ -25,7 +25,7 @@ class Likelihood(nn.Module):
         num_parameters: P, numbers a dimension that the distribution is made from.
 
     Attributes:
-        support: Where one datum lives.
+        support: Where one data point lives.
     """
 
     support: Any
@@ -107,7 +107,7 @@ class GaussianLikelihood(Likelihood):
     .. math:: p(x \mid h) = \prod_d N(x_d; h_{d1}, e^{2 h_{d2}})
 
     Warning:
-        Where the mean fits a datum exactly, its sigma can go to zero and the likelihood to infinity.
+        Where the mean fits a data point exactly, its sigma can go to zero and the likelihood to infinity.
         :class:`zoo.DeepGaussianVAE` has the noise that does not depend on the latent.
     """
 

@@ -25,7 +25,7 @@ class Exact(Method):
 
         Raises:
             TypeError: If the model has no closed form, or there are arguments beyond the data.
-            ValueError: If the data are unfit.
+            ValueError: If the data are not finite or have the wrong shape.
         """
         if not isinstance(problem.call.model, SupportsLogEvidence):
             raise TypeError(

@@ -30,7 +30,7 @@ class Laplace(Method):
     r"""Laplace's approximation: the Gaussian integral under the highest mode that Newton's method finds.
 
     Exact where the posterior is Gaussian in unconstrained coordinates. Elsewhere it is a limit: the relative error of
-    p(x) falls as 1 / D with the number D of observations that each datum's latents are seen through. The guarantee
+    p(x) falls as 1 / D with the number D of observations that each data point's latents are seen through. The guarantee
     ``"asymptotic"`` is in that sense alone. Nothing here measures the error, so the interval is the whole line and
     the standard error infinite.
 
@@ -43,7 +43,7 @@ class Laplace(Method):
         Tierney, Kadane, "Accurate approximations for posterior moments and marginal densities", 1986.
 
     Args:
-        num_starts: Starts of Newton's method per datum: the mean of the guide's draws, or the prior's median, and
+        num_starts: Starts of Newton's method per data point: the mean of the guide's draws, or the prior's median, and
             draws.
 
     Example:
@@ -66,7 +66,8 @@ class Laplace(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If model, guide or data are unfit, or no data argument has a row for each datum.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or no
+                data argument has a row for each data point.
         """
         log_joint = problem.log_joint
         mode = highest_mode(problem, self.num_starts)
@@ -82,11 +83,11 @@ class Laplace(Method):
 
 @torch.no_grad()
 def highest_mode(problem: Problem, num_starts: int) -> Mode:
-    """The highest mode of the joint density of each datum that Newton's method reaches from the guide, or the prior.
+    """The highest mode of each data point's joint density that Newton's method reaches from the guide or the prior.
 
     Args:
         problem: Model, data and perhaps a guide.
-        num_starts: Starts per datum.
+        num_starts: Starts per data point.
     """
     log_joint = problem.log_joint
     programs = problem.call.programs

@@ -34,7 +34,7 @@ _MAX_GRADIENT_NORM = 1e-3
 
 @dataclass(frozen=True)
 class LimitTerms:
-    r"""The parts of the limit, per datum.
+    r"""The parts of the limit, per data point.
 
     Attributes:
         z: Nearest latent g(x), (N, K).
@@ -45,7 +45,7 @@ class LimitTerms:
             :class:`inference.numerics.levenberg_marquardt.Nearest`.
         contrast: Local independent mechanism analysis contrast of the decoder at g(x), (N,) in nats: what the gap of
             the best guide with independent coordinates tends to.
-        evaluations: Decoder evaluations per datum, roughly.
+        evaluations: Decoder evaluations per data point, roughly.
     """
 
     z: Tensor
@@ -66,7 +66,7 @@ class LimitTerms:
 
 @torch.no_grad()
 def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> LimitTerms:
-    r"""The limit of the evidence, its error and the predicted gap, per datum.
+    r"""The limit of the evidence, its error and the predicted gap, per data point.
 
     Warning:
         Holds for a decoder that is injective near x and data within a few sigma of its image, off the boundary of
@@ -86,7 +86,7 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
 
     Raises:
         TypeError: If the model is of another kind, or the data are not float64.
-        ValueError: If the data are unfit.
+        ValueError: If the data are not finite or have the wrong shape.
     """
     if not supports_gaussian_decoder(model):
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
@@ -153,7 +153,7 @@ class Limit(Method):
     Nearest latents are searched from the guide's mean draw where there is a guide, and from draws of the prior.
 
     Args:
-        num_starts: Starts per datum.
+        num_starts: Starts per data point.
     """
 
     num_starts: int = 16
@@ -167,7 +167,7 @@ class Limit(Method):
 
         Raises:
             TypeError: If the model is not of that kind, or not float64.
-            ValueError: If some datum is out of the limit's domain; the message says how many and how far.
+            ValueError: If some data point is out of the limit's domain; the message says how many and how far.
         """
         model, x = problem.call.model, problem.call.args[0]
         if not supports_gaussian_decoder(model):
@@ -184,7 +184,7 @@ class Limit(Method):
             n = int(bad.nonzero()[0])
             raise ValueError(
                 f"expected gamma^2 lambda_min(J'J) >= {_MIN_STIFFNESS:g} and an error of at most {_MAX_ERROR} nats "
-                f"for method='limit', got {int(bad.sum())} of {len(x)} data beyond, the first, {n}, with "
+                f"for method='limit', got {int(bad.sum())} of {len(x)} data points beyond, the first, {n}, with "
                 f"{float(terms.stiffness[n]):.3g} and {float(terms.error[n]):.2g} nats"
             )
         error = terms.error.clamp(min=1e-12)

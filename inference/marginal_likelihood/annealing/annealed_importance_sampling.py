@@ -23,7 +23,7 @@ class Annealed(Method):
     r"""Annealed importance sampling from a Gaussian to the posterior, by Hamiltonian Monte Carlo.
 
     The Gaussian has the mean and covariance of the guide's draws, or the prior's where there is no guide, in
-    unconstrained coordinates, and is widened. Temperatures and steps are each datum's own.
+    unconstrained coordinates, and is widened. Temperatures and steps are each data point's own.
 
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is Markov's. With a
@@ -37,7 +37,7 @@ class Annealed(Method):
 
     Args:
         num_temperatures: T.
-        num_chains: S, chains per datum.
+        num_chains: S, chains per data point.
         num_leapfrog: Leapfrog steps, each of one gradient, at each temperature.
         widening: Factor on the standard deviations of the Gaussian.
 
@@ -70,7 +70,7 @@ class Annealed(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If model, guide or data are unfit.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair.
             FloatingPointError: If the joint density is NaN or infinite where a chain begins.
         """
         annealer = self.prepare(problem)
@@ -81,10 +81,10 @@ class Annealed(Method):
 
     @torch.no_grad()
     def prepare(self, problem: Problem) -> Annealer:
-        """The frozen path of each datum, from the start that the guide gives and pilot chains.
+        """The frozen path of each data point, from the start that the guide gives and pilot chains.
 
         Raises:
-            ValueError: If model, guide or data are unfit.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair.
         """
         log_joint = problem.log_joint
         programs = problem.call.programs

@@ -82,7 +82,7 @@ def bdmc(
 
     Warning:
         Both bounds hold in expectation (``raw_lower``, ``raw_upper``). What holds with probability ``level`` is wider
-        by log(2 / (1 - level)) for one datum, and by that over N for the mean of all, ``evidence.mean``.
+        by log(2 / (1 - level)) for one data point, and by that over N for the mean of all, ``evidence.mean``.
 
     References:
         Grosse, Ghahramani, Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo", 2015, arXiv
@@ -91,7 +91,7 @@ def bdmc(
 
     Args:
         model: Pyro model.
-        data: Number of data to simulate, or what :func:`simulated_draws` or :func:`posterior_draws` returned.
+        data: Number of data points to simulate, or what :func:`simulated_draws` or :func:`posterior_draws` returned.
         *args: Further arguments of model and guide.
         guide: Pyro guide; the chains begin at the prior's Gaussian where there is none.
         method: Settings of the chains, ``Annealed()`` by default.
@@ -103,7 +103,7 @@ def bdmc(
         **kwargs: Keyword arguments of model and guide.
 
     Raises:
-        ValueError: If model, guide or settings are unfit.
+        ValueError: If model and guide are not a valid pair, or a setting is out of range.
         FloatingPointError: If a density breaks down.
 
     Example:
@@ -167,7 +167,8 @@ def converged_bracket(
         **kwargs: Keyword arguments of model and guide.
 
     Raises:
-        ValueError: If model, guide, data or settings are unfit.
+        ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or a
+            setting is out of range.
         FloatingPointError: If a density breaks down.
     """
     method = Annealed() if method is None else method

@@ -36,7 +36,7 @@ _EVEN = 0.2
 
 
 class Schedule(NamedTuple):
-    """Frozen temperatures and leapfrog steps of each datum.
+    """Frozen temperatures and leapfrog steps of each data point.
 
     Attributes:
         betas: Inverse temperatures from 0 to 1, (T + 1, N).
@@ -53,7 +53,7 @@ class Schedule(NamedTuple):
 
 
 class Annealer:
-    """Chains on a path from a Gaussian to the posterior of each datum, forwards and backwards.
+    """Chains on a path from a Gaussian to the posterior of each data point, forwards and backwards.
 
     Args:
         log_joint: Of the model.
@@ -62,7 +62,7 @@ class Annealer:
         progress: Show progress bars.
 
     Attributes:
-        evaluations: Gradients of the joint density per datum so far.
+        evaluations: Gradients of the joint density per data point so far.
     """
 
     def __init__(self, log_joint: LogJoint, start: Gaussian, num_leapfrog: int, progress: bool = False) -> None:

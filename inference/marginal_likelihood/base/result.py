@@ -20,9 +20,9 @@ ASYMPTOTIC = "asymptotic"
 
 @dataclass(frozen=True)
 class Evidence:
-    r"""log p(x_n) in nats, per datum.
+    r"""log p(x_n) in nats, per data point.
 
-    What an interval means is said by its guarantee, one string a datum:
+    What an interval means is said by its guarantee, one string a data point:
 
     - ``"exact"``: a closed form.
     - ``"numerical"``: quadrature or a limit, within the error that the method estimates of itself.
@@ -38,7 +38,7 @@ class Evidence:
         lower: Lower end of the interval, (N,).
         upper: Upper end, (N,); infinite where nothing bounds it.
         standard_error: Standard error of the value, (N,); zero where it is not random.
-        guarantee: One of the four strings for each datum.
+        guarantee: One of the four strings for each data point.
         level: Confidence level of the intervals that are not exact.
         method: The method that made it.
         pareto_k: Tail shape of the importance weights, (N,); None where there are none.
@@ -48,8 +48,8 @@ class Evidence:
         raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
         spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: no less is
             unknown, whatever the interval says.
-        num_samples: Samples per datum; 0 where there are none.
-        evaluations: Evaluations of the joint density per datum, on average; gradients count like values.
+        num_samples: Samples per data point; 0 where there are none.
+        evaluations: Evaluations of the joint density per data point, on average; gradients count like values.
         seconds: Wall time of the whole estimate.
     """
 
@@ -71,11 +71,11 @@ class Evidence:
 
     @property
     def mean(self) -> Interval:
-        r"""The data set's mean log-evidence, in nats per datum, with an interval of its own.
+        r"""The data set's mean log-evidence, in nats per data point, with an interval of its own.
 
         The errors of the data are independent. Markov's inequality holds for the product of all unbiased estimates
-        too, so that it costs the mean log(1 / delta) / N nats only. Where one datum has no upper end, neither has the
-        mean.
+        too, so that it costs the mean log(1 / delta) / N nats only. Where one data point has no upper end, neither has
+        the mean.
         """
         num_data, value = len(self.value), float(self.value.mean())
         error = float(self.standard_error.square().sum().sqrt()) / num_data
@@ -93,7 +93,8 @@ class Evidence:
     def __str__(self) -> str:
         """Two lines at most: the mean with its interval, and where it is not known how well it is not."""
         mean, kinds = self.mean, sorted(set(self.guarantee))
-        text = f"mean log p {mean.value:.4f} nats over {len(self.value)} data by {self.method}, {' and '.join(kinds)}"
+        text = f"mean log p {mean.value:.4f} nats over {len(self.value)} data points"
+        text += f" by {self.method}, {' and '.join(kinds)}"
         if mean.lower < mean.upper:
             text += f", [{mean.lower:.4f}, {'inf' if math.isinf(mean.upper) else f'{mean.upper:.4f}'}]"
         unknown = self.value.new_zeros(()) if self.spread is None else self.spread.max()

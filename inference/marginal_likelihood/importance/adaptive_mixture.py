@@ -1,4 +1,4 @@
-r"""The evidence by adaptive importance sampling from a mixture of Student-t distributions and the guide, per datum.
+r"""Adaptive importance sampling of the evidence, from a mixture of Student-t distributions and the guide.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \frac{p(x_n, u_s)}
     {\alpha q(u_s \mid x_n) + (1 - \alpha) \sum_j \pi_{nj} t_\nu(u_s; m_{nj}, C_{nj})}
@@ -33,7 +33,7 @@ from inference.weights.summary import merge, stratified, summarise
 # Numbers held at once: coordinates of all draws of the data adapted together.
 _ELEMENTS = 2**21
 
-# Draws of the guide per datum from which modes are searched.
+# Draws of the guide per data point from which modes are searched.
 _STARTS = 8
 
 # Draws of a round: this many for each coordinate, at least.
@@ -77,8 +77,8 @@ class Adaptive(Method):
         sampling in Monte Carlo integration", 1992. Owen, Zhou, "Safe and effective importance sampling", 2000.
 
     Args:
-        num_samples: S, fresh draws per datum.
-        num_draws: Draws per datum and round of adaptation, at least.
+        num_samples: S, fresh draws per data point.
+        num_draws: Draws per data point and round of adaptation, at least.
         num_rounds: Rounds at most.
         degrees: Degrees of freedom, nu.
 
@@ -108,7 +108,8 @@ class Adaptive(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If model, guide or data are unfit, or no data argument has a row for each datum.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or no
+                data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at one of the last draws.
         """
         proposal = self.adapted(problem)
@@ -124,10 +125,11 @@ class Adaptive(Method):
 
     @torch.no_grad()
     def adapted(self, problem: Problem) -> Proposal:
-        """The adapted mixture of each datum, with the guide in it where its density is known.
+        """The adapted mixture of each data point, with the guide in it where its density is known.
 
         Raises:
-            ValueError: If model, guide or data are unfit, or no data argument has a row for each datum.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or no
+                data argument has a row for each data point.
         """
         log_joint = problem.log_joint
         starts = self._starts(problem)

@@ -51,8 +51,8 @@ class Bridge(Method):
         and Markov switching models using bridge sampling techniques", 2004.
 
     Args:
-        num_samples: S, fresh draws of the mixture per datum.
-        num_chains: Chains on the posterior of each datum, at least two.
+        num_samples: S, fresh draws of the mixture per data point.
+        num_chains: Chains on the posterior of each data point, at least two.
         num_steps: Draws kept of each chain.
         num_warmup: Transitions before, in which steps are tuned.
         num_leapfrog: Leapfrog steps of a transition.
@@ -75,7 +75,8 @@ class Bridge(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If model, guide or data are unfit, or no data argument has a row for each datum.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or no
+                data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at a draw of the mixture.
         """
         proposal = Adaptive(self.num_samples).adapted(problem)

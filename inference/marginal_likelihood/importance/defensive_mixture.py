@@ -48,7 +48,7 @@ class Defensive(Method):
         effective importance sampling", 2000.
 
     Args:
-        num_samples: S, draws per datum of both together, at least two.
+        num_samples: S, draws per data point of both together, at least two.
         guide_share: alpha, between 0 and 1: which share of the draws is the guide's.
     """
 
@@ -66,7 +66,8 @@ class Defensive(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If there is no guide, pair or data are unfit, or the guide's coordinates are not the model's.
+            ValueError: If there is no guide, the data are not finite or have the wrong shape, model and guide are not a
+                valid pair, or the guide's coordinates are not the model's.
             FloatingPointError: If a weight is NaN or plus infinity.
         """
         guide = problem.require_guide(self.name)

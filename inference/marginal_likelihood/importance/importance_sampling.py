@@ -33,7 +33,7 @@ class Importance(Method):
         Burda, Grosse, Salakhutdinov, "Importance Weighted Autoencoders", 2016, arXiv 1509.00519.
 
     Args:
-        num_samples: S, samples per datum.
+        num_samples: S, samples per data point.
         chunk: See :func:`inference.iter_log_weights`.
     """
 
@@ -48,7 +48,8 @@ class Importance(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If there is no guide, or pair or data are unfit.
+            ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are
+                not a valid pair.
         """
         return evidence_from_weights(draw_weights(problem, self.name, self.num_samples, self.chunk), problem.level)
 
@@ -63,11 +64,12 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
     Args:
         problem: See :class:`inference.marginal_likelihood.base.method.Problem`.
         method: Name of the method, for the error where there is no guide.
-        num_samples: S, samples per datum.
+        num_samples: S, samples per data point.
         chunk: See :func:`inference.iter_log_weights`.
 
     Raises:
-        ValueError: If there is no guide, or pair or data are unfit.
+        ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are not a
+            valid pair.
     """
     chunks = iter_log_weights(
         problem.call.model,

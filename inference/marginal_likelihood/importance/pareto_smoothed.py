@@ -38,7 +38,7 @@ class SmoothedImportance(Method):
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
 
     Args:
-        num_samples: S, samples per datum; below 30 nothing is smoothed.
+        num_samples: S, samples per data point; below 30 nothing is smoothed.
         chunk: See :func:`inference.iter_log_weights`.
     """
 
@@ -53,7 +53,8 @@ class SmoothedImportance(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If there is no guide, or pair or data are unfit.
+            ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are
+                not a valid pair.
         """
         summary = draw_weights(problem, self.name, self.num_samples, self.chunk)
         return replace_estimate(

@@ -1,4 +1,4 @@
-"""A proposal that keeps what the guide covers: adapted Student-t distributions mixed with the guide, per datum."""
+"""A proposal that keeps what the guide covers: adapted Student-t distributions mixed with the guide, per data point."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Quadrature(Method):
         leads to, such as a needle at 40 prior standard deviations, is not in the value, and no error says so. A guide
         that covers it leads to it.
 
-        A datum that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
+        A data point that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
         that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
         :func:`inference.marginal_likelihood.estimate` converts modules with their data; a function that rounds to
         float32 inside is limited by that, and its error estimate does not know.
@@ -59,7 +59,7 @@ class Quadrature(Method):
             also on every slice.
         num_draws: Draws from the prior that the search for modes starts from too; as many from the guide.
         tolerance: Relative error of the evidence p(x) that is aimed at.
-        max_cells: Cells of the innermost integral per datum at most, 15 evaluations each.
+        max_cells: Cells of the innermost integral per data point at most, 15 evaluations each.
 
     Example:
         >>> from inference import evidence
@@ -89,7 +89,7 @@ class Quadrature(Method):
 
         Raises:
             ValueError: If the latents have more than three dimensions, or no argument of the model has a row for each
-                datum.
+                data point.
         """
         log_joint = problem.log_joint
         if log_joint.dim > _MAX_DIM:

@@ -34,7 +34,8 @@ _POINTS = 1 << 16
 # Halvings of a cell at most.
 _ROUNDS = 60
 
-# A slice that holds less than this part of the best slice of its datum need be no better than that one's tolerance.
+# A slice that holds less than this part of the best slice of its data point need be no better than that one's
+# tolerance.
 _MINOR = 1e-3
 
 # Each inner integral is better than the one around it by this factor.
@@ -77,12 +78,12 @@ class Cells(NamedTuple):
 
 
 class NestedIntegrator:
-    """Integrates slices; counts the cells of the innermost integrals, and gives a datum up that needs too many.
+    """Integrates slices; counts the cells of the innermost integrals, and gives a data point up that needs too many.
 
     Args:
         num_data: N.
         tolerance: Relative error of the outermost integral that is aimed at.
-        max_cells: Innermost cells of a datum at most.
+        max_cells: Innermost cells of a data point at most.
         bar: Progress bar, in cells.
         like: Tensor of the dtype and device to work in.
     """
@@ -157,7 +158,7 @@ class NestedIntegrator:
         return cells._replace(error=cells.error + _unseen(cells))
 
     def _scale(self, slices: Slices, value: Tensor) -> Tensor:
-        """What the errors of slices are held against: their values, but no less than a part of the datum's best."""
+        """The scale of the slices' errors: their values, but no less than a part of the best of the data point."""
         best = value.new_zeros(len(self.cells)).scatter_reduce(0, slices.datum, value, "amax")
         return torch.maximum(value, _MINOR * best[slices.datum])
 

@@ -1,6 +1,6 @@
 r"""Slices through a posterior density.
 
-A slice fixes the first coordinates of a datum's latent and leaves the others free. Coordinates are those of the
+A slice fixes the first coordinates of a data point's latent and leaves the others free. Coordinates are those of the
 prior's unit, turned so that the first is the direction in which the best mode is widest and the last the narrowest.
 """
 

@@ -340,10 +340,10 @@ def test_a_freed_guide_without_rows_and_a_wrong_evidence_are_refused():
             guide.scalar = torch.nn.Parameter(torch.zeros(()))
             return guide
 
-    with pytest.raises(ValueError, match="expected the freed guide's parameters to have one row for each datum"):
+    with pytest.raises(ValueError, match="expected the freed guide's parameters to have one row for each data point"):
         refit(two_sites, Shared(), COUNTS, progress=False)
     truth = evidence(two_sites, COUNTS[:2], method="importance", guide=TwoSiteGuide(), seed=1)
-    with pytest.raises(ValueError, match="expected the evidence of 5 data, got that of 2"):
+    with pytest.raises(ValueError, match="expected the evidence of 5 data points, got that of 2"):
         gap(two_sites, TwoSiteGuide(), COUNTS, known=truth, restarts=0, progress=False)
 
 

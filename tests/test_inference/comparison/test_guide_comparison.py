@@ -327,8 +327,8 @@ def test_differences_of_one_datum_have_no_error():
     ("options", "message"),
     [
         ({"reference": "flow"}, r"expected reference to be one of \['exact', 'tied', 'untrained'\], got 'flow'"),
-        ({"quantity": "entropy"}, "expected a quantity per guide and datum, got 'entropy'"),
-        ({"quantity": "mean_evidence"}, "expected a quantity per guide and datum, got 'mean_evidence'"),
+        ({"quantity": "entropy"}, "expected a quantity per guide and data point, got 'entropy'"),
+        ({"quantity": "mean_evidence"}, "expected a quantity per guide and data point, got 'mean_evidence'"),
     ],
 )
 def test_unknown_references_and_quantities_are_named(options, message, tree):

@@ -398,7 +398,7 @@ BAD = {
     "3-D": (GOOD[None], ValueError, r"expected x of shape \(N, 5\), got \(1, 4, 5\)"),
     "wrong D": (GOOD[:, :3], ValueError, r"expected x of shape \(N, 5\), got \(4, 3\)"),
     "transposed": (GOOD.mT, ValueError, r"expected x of shape \(N, 5\), got \(5, 4\)"),
-    "empty": (GOOD[:0], ValueError, r"expected (at least one datum|data of one length N >= 1), got .+\(0, 5\)"),
+    "empty": (GOOD[:0], ValueError, r"expected (at least one data point|data of one length N >= 1), got .+\(0, 5\)"),
     "NaN": (with_a(math.nan), ValueError, r"expected .+ to be finite, got 1 NaN or infinite of 20 .+ at \(2, 1\)"),
     "infinity": (with_a(-math.inf), ValueError, r"expected .+ to be finite, got 1 NaN or .+ the first \(-inf\)"),
 }

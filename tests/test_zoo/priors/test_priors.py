@@ -385,7 +385,11 @@ class Wordless(nn.Module):
         (lambda: DeepGaussianVAE(D, K, prior=StandardNormal(3)), ValueError, r"event \(2,\), got \(\) and \(3,\)"),
         (lambda: DeepGaussianVAE(D, K, prior=StandardNormal(K)()), TypeError, "an nn.Module .*, got DiagNormal"),
         (lambda: DeepGaussianVAE(D, K, prior=Wordless()), TypeError, "to return a distribution, got float"),
-        (lambda: FloatingPrior(K).freeze(nn.Linear(D, K), rows()), TypeError, "posterior.x., got Linear"),
+        (
+            lambda: FloatingPrior(K).double().freeze(nn.Linear(D, K).double(), rows()),
+            ValueError,
+            "site 'z', got Linear with",
+        ),
     ],
 )
 def test_bad_input_is_refused(make, error, message):

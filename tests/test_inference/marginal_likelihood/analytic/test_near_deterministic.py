@@ -131,7 +131,7 @@ def test_it_is_refused_at_the_boundary_of_a_prior():
     model = curve(1e6, Uniform(1, 0.0, 1.0))
     inside, edge = model.decode(torch.tensor([[0.5]]).double()), model.decode(torch.tensor([[1.0]]).double())
     assert evidence(model, inside, method="limit", seed=0).upper.isfinite().all()
-    with pytest.raises(ValueError, match="got 1 of 2 data beyond, the first, 1, with"):
+    with pytest.raises(ValueError, match="got 1 of 2 data points beyond, the first, 1, with"):
         evidence(model, torch.cat([inside, edge]), method="limit", seed=0)
 
 
@@ -172,5 +172,5 @@ def test_a_second_latent_that_decodes_to_the_same_data_is_refused():
             return torch.cat([z.square(), 1.0 * z.abs().square()], -1)
 
     model = IMAVAE(2, 1, gamma2=1e6, network=Fold()).double()
-    with pytest.raises(ValueError, match=r"got 2 of 2 data beyond, .* and (0\.99|1|1\.0) nats"):
+    with pytest.raises(ValueError, match=r"got 2 of 2 data points beyond, .* and (0\.99|1|1\.0) nats"):
         evidence(model, torch.tensor([[1.0, 1.0], [4.0, 4.0]]).double(), method="limit", seed=0)

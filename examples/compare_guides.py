@@ -11,54 +11,47 @@ proposals of the full-rank guide. It is all that is known of guides with samples
 
 from __future__ import annotations
 
-import argparse
 import math
-from functools import partial
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from _common import example_parser, finish, panels, parse_with_presets, save, table_line, train
 
 import guides
-from inference import evidence, fit, gap, log_weights, pareto_k, predictive
-from inference.diagnostics.accuracy import posterior_error
-from inference.plots.comparison import save_figure
+from inference import evidence, gap, log_weights, pareto_k, posterior_error, predictive
 from zoo import DeepGaussianVAE, LinearVAE, Scaled, digits
 
 COLUMNS = ("ELBO", "gap", "approximation", "amortisation", "k-hat", "W2", "parameters", "seconds")
 DATA_DIM = 64
+SMOKE = {"latent_dim": 2, "hidden": 4, "model_steps": 5, "steps": 3, "rows": 2, "samples": 20}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latent-dim", type=int, default=4)
+    parser = example_parser(__doc__, "compare_guides", device=True, seed="initialisation, training and measurement")
+    parser.add_argument("--latent-dim", type=int, default=4, help="K of both models")
     parser.add_argument("--hidden", type=int, default=32, help="width of every network's hidden layer")
     parser.add_argument("--model-steps", type=int, default=1500, help="steps of the model's own training")
     parser.add_argument("--steps", type=int, default=1000, help="steps of each guide on the frozen model")
     parser.add_argument("--rows", type=int, default=30, help="data on which the table's values are measured")
     parser.add_argument("--samples", type=int, default=1000, help="draws per datum of k-hat and W2")
     parser.add_argument("--flow", action="store_true", help="a flow, too, whose refit takes long; needs zuko")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/compare_guides"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def trained_guides(model, args):
     """Name to a guide to be trained."""
-    sizes, hidden = (DATA_DIM, args.latent_dim), {"hidden": (args.hidden,)}
+    sizes, hidden = (DATA_DIM, args.latent_dim), (args.hidden,)
     found = {
         "linear": guides.Linear(*sizes),
-        "constant variance": guides.ConstantVariance(*sizes, **hidden),
-        "mean field": guides.MeanField(*sizes, **hidden),
-        "Gauss-Newton, diagonal": guides.GaussNewtonDiagonal(model, **hidden),
-        "low rank": guides.LowRank(*sizes, **hidden),
-        "full rank": guides.FullRank(*sizes, **hidden),
-        "Gauss-Newton, full": guides.GaussNewtonFull(model, **hidden),
-        "mixture of 2": guides.Mixture(*sizes, **hidden),
+        "constant variance": guides.ConstantVariance(*sizes, hidden=hidden),
+        "mean field": guides.MeanField(*sizes, hidden=hidden),
+        "Gauss-Newton, diagonal": guides.GaussNewtonDiagonal(model, hidden=hidden),
+        "low rank": guides.LowRank(*sizes, hidden=hidden),
+        "full rank": guides.FullRank(*sizes, hidden=hidden),
+        "Gauss-Newton, full": guides.GaussNewtonFull(model, hidden=hidden),
+        "mixture of 2": guides.Mixture(*sizes, hidden=hidden),
     }
     if args.flow:
-        found["flow"] = guides.Flow(*sizes, **hidden, context_dim=4, num_transforms=1, flow_hidden=(args.hidden,))
+        found["flow"] = guides.Flow(*sizes, hidden=hidden, context_dim=4, num_transforms=1, flow_hidden=hidden)
     return found
 
 
@@ -72,76 +65,93 @@ def refined_guides(model, base):
     }
 
 
-def train(model, guide, x, steps, args):
-    """Adam with a learning rate that falls to zero; returns the seconds."""
-    options = {"steps": steps, "batch_size": 128, "seed": 0, "device": args.device, "progress": False}
-    options |= {"optimizer": partial(torch.optim.Adam, lr=3e-3), "scheduler": lambda o: CosineAnnealingLR(o, steps)}
-    return fit(model, guide, x, **options).seconds
+def train_guide(model, guide, x, steps, args):
+    """Train the guide, and what of the model is not frozen; returns the seconds."""
+    options = {"batch_size": 128, "seed": args.seed, "device": args.device, "progress": False}
+    return train(model, guide.standardise_by(x), x, steps=steps, rate=3e-3, **options).seconds
 
 
 def measure(model, guide, rows, known, reference, seconds, args):
     """The numbers of :data:`COLUMNS`, NaN for what is unknown; means over the data, of k-hat the median."""
-    error = posterior_error(model, guide, rows, reference=reference, num_samples=args.samples, seed=0)
-    rest = (float(error.wasserstein.mean()), sum(p.numel() for p in guide.parameters()), seconds)
+    error = posterior_error(model, guide, rows, reference=reference, num_samples=args.samples, seed=args.seed)
+    num_parameters = sum(p.numel() for p in guide.parameters())
+    rest = (float(error.wasserstein.mean()), num_parameters, seconds)
     if not guide.has_density:
         return (*[math.nan] * 5, *rest)
-    found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=0, progress=False)
-    parts = [math.nan if p is None else float(p.mean()) for p in (found.approximation, found.amortisation)]
+    found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=args.seed, progress=False)
+    parts = [math.nan if part is None else float(part.mean()) for part in (found.approximation, found.amortisation)]
     k_hat = pareto_k(log_weights(model, guide, rows, num_samples=args.samples)).value.median()
     return float(found.elbo.mean()), float(found.total.mean()), *parts, float(k_hat), *rest
 
 
-def compare(title, model, exact, x, args):
-    """Train the model, freeze it, train every guide on it: name to the numbers of :data:`COLUMNS`."""
-    train(model, trained_guides(model, args)["mean field"].standardise_by(x), x, args.model_steps, args)
+def all_guides(model, exact, x, args):
+    """Train the model, freeze it and train every guide on it: the guides by name, and their seconds."""
+    train_guide(model, trained_guides(model, args)["mean field"], x, args.model_steps, args)
     trained = trained_guides(model.requires_grad_(False), args)
-    seconds = {name: train(model, g.standardise_by(x), x, args.steps, args) for name, g in trained.items()}
+    seconds = {name: train_guide(model, guide, x, args.steps, args) for name, guide in trained.items()}
     refined = refined_guides(model, trained["mean field"])
     seconds |= dict.fromkeys(exact, 0.0) | dict.fromkeys(refined, seconds["mean field"])
-    every = exact | trained | refined
+    return exact | trained | refined, seconds
+
+
+def compare(title, model, exact, x, args):
+    """Name of a guide to the numbers of :data:`COLUMNS`, all of them on one model."""
+    every, seconds = all_guides(model, exact, x, args)
     for module in (model, *every.values()):
         module.double()
-    rows, proposer = x[: args.rows].to(args.device).double(), every["full rank"]
-    known = evidence(model, rows, guide=None if exact else proposer, seed=0, progress=False)
+    rows = x[: args.rows].to(args.device).double()
+    proposer = every["full rank"]
+    known = evidence(model, rows, guide=None if exact else proposer, seed=args.seed, progress=False)
     best = exact["exact"] if exact else guides.Resampled(model, proposer, num_proposals=1000)
     reference = {"z": predictive(model, best, rows, num_samples=300)["z"]}
-    print(f"\n{title}; {known}\n{'guide':24s}" + "".join(f"{c:>14s}" for c in COLUMNS))
+    print(f"\n{title}; {known}\n{table_line('guide', COLUMNS, width=14)}")
     table = {}
     for name, guide in every.items():
         table[name] = measure(model, guide, rows, known, reference, seconds[name], args)
-        print(f"{name:24s}" + "".join(f"{'unknown' if math.isnan(v) else f'{v:.4g}':>14s}" for v in table[name]))
+        cells = ["unknown" if math.isnan(value) else f"{value:.4g}" for value in table[name]]
+        print(table_line(name, cells, width=14))
     return table
 
 
 def draw(tables):
     """Two panels a model, one row a guide: the gap in its two parts, and the distance from the posterior."""
-    axes = (figure := Figure(figsize=(15, 5), layout="constrained")).subplots(1, 2 * len(tables)).reshape(-1, 2)
-    for (parts, distance), (title, table) in zip(axes, tables.items(), strict=True):
-        names, values = list(table), torch.tensor(list(table.values())).nan_to_num(0.0).numpy()
-        rest = values[:, 1] * ~values[:, 2:4].any(-1)
-        parts.barh(names, values[:, 2], label="approximation")
-        parts.barh(names, values[:, 3].clip(0), left=values[:, 2], label="amortisation")
-        parts.barh(names, rest, color="0.7", label="not split")
-        for name in (name for name, row in table.items() if math.isnan(row[1])):
-            parts.text(0, name, " samples only", va="center", fontsize=7)
+    figure, axes = panels(1, 2 * len(tables), size=(15, 5))
+    for (parts, distance), (title, table) in zip(axes.reshape(-1, 2), tables.items(), strict=True):
+        draw_parts(parts, table)
         parts.set(xlabel="gap, log p - ELBO (nats)", title=title)
-        parts.legend(fontsize=7, loc="center right")
-        distance.plot(values[:, 5], names, "o")
+        distance.plot([row[5] for row in table.values()], list(table), "o")
         distance.set(xlabel="W2 from the posterior", xlim=(0, None))
         distance.tick_params(labelleft=False)
-        distance.set_ylim(*parts.set_ylim(len(names) - 0.5, -0.5))
+        distance.set_ylim(*parts.set_ylim(len(table) - 0.5, -0.5))
     return figure
+
+
+def draw_parts(ax, table):
+    names = list(table)
+    _, gaps, approximation, amortisation, *_ = torch.tensor(list(table.values())).nan_to_num(0.0).numpy().T
+    not_split = gaps * ((approximation == 0) & (amortisation == 0))
+    ax.barh(names, approximation, label="approximation")
+    ax.barh(names, amortisation.clip(0), left=approximation, label="amortisation")
+    ax.barh(names, not_split, color="0.7", label="not split")
+    for name, row in table.items():
+        if math.isnan(row[1]):
+            ax.text(0, name, " samples only", va="center", fontsize=7)
+    ax.legend(fontsize=7, loc="center right")
 
 
 def main(argv=None):
     args = parse(argv)
     x = digits(transform=Scaled(16.0), dtype=torch.float32).train
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     control = LinearVAE(DATA_DIM, args.latent_dim, sigma=0.3).standardise_by(x)
     deep = DeepGaussianVAE(DATA_DIM, args.latent_dim, hidden=(args.hidden,)).standardise_by(x)
-    closed = {"exact": guides.Exact(control), "tied mean field": guides.TiedMeanField(control)}
-    tables = {t: compare(t, *pair, x, args) for t, *pair in (("linear VAE", control, closed), ("deep VAE", deep, {}))}
-    save_figure(draw(tables), args.out / "compare_guides.png")
+    closed_form = {"exact": guides.Exact(control), "tied mean field": guides.TiedMeanField(control)}
+    tables = {
+        "linear VAE": compare("linear VAE", control, closed_form, x, args),
+        "deep VAE": compare("deep VAE", deep, {}, x, args),
+    }
+    save(draw(tables), args, "compare_guides.png")
+    finish(args)
     return tables
 
 

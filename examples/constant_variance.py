@@ -12,125 +12,152 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from functools import partial
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from _common import example_parser, finish, panels, parse_with_presets, save, table_line, train
 
 from guides import ConstantVariance, Local, MeanField
-from inference import AnalyticKLELBO, LogJoint, fit, rate_distortion, refit
-from inference.diagnostics.curvature import constant_var, constant_var_penalty, expected_hessian
+from inference import AnalyticKLELBO, LogJoint, rate_distortion, refit
+from inference.diagnostics import constant_var, constant_var_penalty, expected_hessian
 from inference.distributions.gaussian import DiagNormal
-from inference.plots.comparison import save_figure
 from zoo import VAE, DeepGaussianVAE, FixedNoise, FloatingPrior, GaussianLikelihood, LearntNoise, Scaled, digits
 from zoo import PooledBagginsReconstruction as Baggins
 
-COLUMNS, FACTORS = ("ELBO", "R", "D", "test ELBO", "parameters", "seconds"), (1.0, 1e-3, 1e3)
+COLUMNS = ("ELBO", "R", "D", "test ELBO", "parameters", "seconds")
+FACTORS = (1.0, 1e-3, 1e3)
+SMOKE = {"latent_dim": 2, "hidden": 8, "steps": 3, "sigmas": [0.5], "rows": 5, "unit_steps": 3}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latent-dim", type=int, default=8)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser = example_parser(__doc__, "constant_variance", device=True, seed="initialisation, training and measurement")
+    parser.add_argument("--latent-dim", type=int, default=8, help="K of every model")
+    parser.add_argument("--hidden", type=int, default=64, help="width of every network's hidden layer")
+    parser.add_argument("--steps", type=int, default=2000, help="of the first and the second part")
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="noise of the second part")
     parser.add_argument("--rows", type=int, default=60, help="data of the second part")
     parser.add_argument("--unit-steps", type=int, default=300, help="of the third part")
-    parser.add_argument("--out", type=Path, default=Path("out/constant_variance"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
-def train(model, guide, x, steps):
-    """Adam with a learning rate that falls to zero; returns the seconds."""
-    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": 0, "progress": False}
-    options |= {"optimizer": partial(Adam, lr=2e-3), "scheduler": lambda o: CosineAnnealingLR(o, steps)}
-    return fit(model, guide, x, steps=steps, **options).seconds
+def scaled_digits(args, **options):
+    return digits(transform=Scaled(16.0), **options).to(device=args.device)
 
 
-def make(x, args, guide, noise, floating=False):
+def train_analytic(model, guide, x, steps, args):
+    """By the ELBO with its KL term in closed form; returns the seconds."""
+    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed, "progress": False}
+    return train(model, guide, x, steps=steps, rate=2e-3, **options).seconds
+
+
+def make(x, args, guide, noise, *, floating=False):
     """A deep Gaussian VAE and its guide, in the units of the data."""
-    torch.manual_seed(0)
-    k, hidden = args.latent_dim, (args.hidden,)
-    model = DeepGaussianVAE(x.shape[1], k, hidden=hidden, noise=noise, prior=FloatingPrior(k) if floating else None)
-    return model.to(x).standardise_by(x), guide(x.shape[1], k, hidden=hidden).to(x).standardise_by(x)
+    torch.manual_seed(args.seed)
+    data_dim, latent_dim, hidden = x.shape[1], args.latent_dim, (args.hidden,)
+    prior = FloatingPrior(latent_dim) if floating else None
+    model = DeepGaussianVAE(data_dim, latent_dim, hidden=hidden, noise=noise, prior=prior).to(x)
+    return model.standardise_by(x), guide(data_dim, latent_dim, hidden=hidden).to(x).standardise_by(x)
 
 
 def encoders(args):
     """Name to ELBO, rate, distortion and held-out ELBO in nats per datum, the guide's parameters, and seconds."""
-    data, unit = digits(transform=Scaled(16.0), dtype=torch.float32), partial(ConstantVariance, learn_sigma=False)
+    data = scaled_digits(args, dtype=torch.float32)
+    unit_variance = partial(ConstantVariance, learn_sigma=False)
     kinds = {
         "mean field": (MeanField, LearntNoise, False),
         "constant variance": (ConstantVariance, LearntNoise, False),
-        "half width, BILBO": (unit, LearntNoise, True),
-        "half width, BILBO + BAGGINS": (unit, Baggins, True),
+        "half width, BILBO": (unit_variance, LearntNoise, True),
+        "half width, BILBO + BAGGINS": (unit_variance, Baggins, True),
     }
-    print(f"{'encoder':30s}" + "".join(f"{c:>12s}" for c in COLUMNS))
+    print(table_line("encoder", COLUMNS, first=30, width=12))
     table = {}
-    for name, (guide_class, noise, floating) in kinds.items():
-        model, guide = make(data.train, args, guide_class, noise(), floating)
-        seconds = train(model, guide, data.train, args.steps)
-        for part in (model.prior_law,) * floating + (model,) * (noise is Baggins):
-            part.freeze(guide, data.train)
-        own, test = (rate_distortion(model, guide, x, seed=0) for x in (data.train, data.test))
-        numbers = (-own.total.value, own.rate.value, own.distortion.value, -test.total.value)
-        table[name] = (*numbers, sum(p.numel() for p in guide.parameters()), seconds)
-        print(f"{name:30s}" + "".join(f"{v:12.3f}" for v in numbers) + "{:12d}{:12.1f}".format(*table[name][4:]))
+    for name, kind in kinds.items():
+        table[name] = encoder_row(data, *kind, args)
+        *numbers, parameters, seconds = table[name]
+        cells = [*(f"{value:.3f}" for value in numbers), str(parameters), f"{seconds:.1f}"]
+        print(table_line(name, cells, first=30, width=12))
     return table
+
+
+def encoder_row(data, guide_class, noise, floating, args):
+    model, guide = make(data.train, args, guide_class, noise(), floating=floating)
+    seconds = train_analytic(model, guide, data.train, args.steps, args)
+    if floating:
+        model.prior_module.freeze(guide, data.train)
+    if noise is Baggins:
+        model.freeze(guide, data.train)
+    own, test = (rate_distortion(model, guide, x, seed=args.seed) for x in (data.train, data.test))
+    numbers = (-own.total.value, own.rate.value, own.distortion.value, -test.total.value)
+    return *numbers, sum(p.numel() for p in guide.parameters()), seconds
 
 
 def penalty(sigma, args):
     """The loss by a constant variance, predicted and measured, in nats per datum, of a VAE with noise sigma."""
-    x = digits(transform=Scaled(16.0)).train
+    x = scaled_digits(args).train
     model, guide = make(x, args, MeanField, FixedNoise(sigma))
-    train(model, guide, x, args.steps)
+    train_analytic(model, guide, x, args.steps, args)
     model, x = model.requires_grad_(False), x[: args.rows]
-    best = refit(model, guide, x, restarts=0, seed=0, progress=False)
-    law = best.guide.posterior(x)
-    hessian = expected_hessian(LogJoint(model, x), law.sample(torch.Size((64,)))).value
-    curvature, mean = hessian.diagonal(dim1=-2, dim2=-1), law.mean.detach()
-    same = constant_var(curvature).sqrt()
-    tied = Local(x, mean, same.expand_as(mean), family=lambda m: DiagNormal(m, same), support=law.support)
-    worse = refit(model, tied, x, restarts=0, seed=0, progress=False)
+    best = refit(model, guide, x, restarts=0, seed=args.seed, progress=False)
+    posterior = best.guide.posterior(x)
+    hessian = expected_hessian(LogJoint(model, x), posterior.sample(torch.Size((64,)))).value
+    curvature = hessian.diagonal(dim1=-2, dim2=-1)
+    tied = tied_guide(x, posterior, constant_var(curvature).sqrt())
+    worse = refit(model, tied, x, restarts=0, seed=args.seed, progress=False)
     return float(constant_var_penalty(curvature)), float((best.elbo - worse.elbo).mean())
+
+
+def tied_guide(x, posterior, sigma):
+    """The best guide of each datum, where all data have these standard deviations."""
+    mean = posterior.mean.detach()
+    family = partial(DiagNormal, sigma=sigma)
+    return Local(x, mean, sigma.expand_as(mean), family=family, support=posterior.support)
 
 
 def units(args):
     """For each c: ELBO(c) + D log c, less its value at one, of the BAGGINS-style model; what a learnt variance does."""
-    x, shifted, learnt = digits(transform=Scaled(16.0)).train, {}, {}
+    x = scaled_digits(args).train
+    shifted, learnt = {}, {}
     for c in FACTORS:
-        shift, (model, guide) = x.shape[1] * math.log(c), make(c * x, args, MeanField, Baggins())
-        train(model, guide, c * x, args.unit_steps)
-        torch.manual_seed(0)
-        model.freeze(guide, c * x)
-        shifted[c] = shift - rate_distortion(model, guide, c * x, seed=0).total.value
-        raw = VAE(x.shape[1], args.latent_dim, likelihood=GaussianLikelihood()).to(x)
-        try:
-            train(raw, encoder := MeanField(x.shape[1], args.latent_dim).to(x), c * x, args.unit_steps)
-            learnt[c] = f"ELBO + D log c = {shift - rate_distortion(raw, encoder, c * x, seed=0).total.value:.3f}"
-        except FloatingPointError as error:
-            learnt[c] = str(error)
+        shift = x.shape[1] * math.log(c)
+        shifted[c] = shift + elbo_of_baggins(c * x, args)
+        learnt[c] = try_learnt_variance(c * x, shift, args)
         print(f"c = {c:g}: ELBO + D log c = {shifted[c]:.6f}, {shifted[c] - shifted[1.0]:+.1e} to c = 1")
         print(f"    a network for variances, on raw data: {learnt[c]}")
     return {c: value - shifted[1.0] for c, value in shifted.items()}, learnt
 
 
+def elbo_of_baggins(x, args):
+    model, guide = make(x, args, MeanField, Baggins())
+    train_analytic(model, guide, x, args.unit_steps, args)
+    torch.manual_seed(args.seed)
+    model.freeze(guide, x)
+    return -rate_distortion(model, guide, x, seed=args.seed).total.value
+
+
+def try_learnt_variance(x, shift, args):
+    """What comes of a network for variances on raw data, as text."""
+    raw = VAE(x.shape[1], args.latent_dim, likelihood=GaussianLikelihood()).to(x)
+    encoder = MeanField(x.shape[1], args.latent_dim).to(x)
+    try:
+        train_analytic(raw, encoder, x, args.unit_steps, args)
+        return f"ELBO + D log c = {shift - rate_distortion(raw, encoder, x, seed=args.seed).total.value:.3f}"
+    except FloatingPointError as error:
+        return str(error)
+
+
 def draw(table, losses, shifts):
     """Rate against distortion, measured against predicted loss (line: equal), and the shift by units."""
-    plane, loss, scale = (figure := Figure(figsize=(13, 4), layout="constrained")).subplots(1, 3)
+    figure, (plane, loss, scale) = panels(1, 3, size=(13, 4))
     for name, (_, rate, distortion, *_) in table.items():
         plane.plot(rate, distortion, "o", label=name)
     plane.set(xlabel="rate (nats)", ylabel="distortion (nats)", title="Encoders on digits")
+    plane.legend(fontsize=8)
     predicted, measured = zip(*losses.values(), strict=True)
     loss.plot([0, max(predicted)], [0, max(predicted)], "-", predicted, measured, "o")
     for sigma, point in losses.items():
         loss.annotate(f"sigma = {sigma:g}  ", point, fontsize=8, ha="right")
     loss.set(xlabel="predicted loss (nats)", ylabel="measured loss (nats)", title="Cost of a constant variance")
-    plane.legend(fontsize=8)
     scale.loglog(list(shifts), [max(abs(v), 1e-16) for v in shifts.values()], "o")
     scale.set(xlabel="c", ylabel="|ELBO(c) + D log c - ELBO(1)|", title="BAGGINS-style likelihood in other units")
     return figure
@@ -138,11 +165,14 @@ def draw(table, losses, shifts):
 
 def main(argv=None):
     args = parse(argv)
-    table, losses = encoders(args), {sigma: penalty(sigma, args) for sigma in args.sigmas}
+    table = encoders(args)
+    losses = {sigma: penalty(sigma, args) for sigma in args.sigmas}
     for sigma, (known, found) in losses.items():
         print(f"sigma = {sigma:g}: a constant variance costs {known:.4f} nats by formula, {found:.4f} measured")
-    save_figure(draw(table, losses, (found := units(args))[0]), args.out / "constant_variance.png")
-    return table, losses, *found
+    shifts, learnt = units(args)
+    save(draw(table, losses, shifts), args, "constant_variance.png")
+    finish(args)
+    return table, losses, shifts, learnt
 
 
 if __name__ == "__main__":

@@ -12,25 +12,33 @@ what it adds is amortisation. Beside it stand the gaps of its means with the (co
 
 from __future__ import annotations
 
-import argparse
-import time
 from functools import partial
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from _common import example_parser, finish, panels, parse_with_presets, save, train
 
 import inference
-from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, nearest_local
+from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, local_gauss_newton
 from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
-from inference.plots.comparison import save_figure
 from zoo import IMAVAE, Composition, LinearMixing, SmoothLeakyReLU, triangular_mlp
 
 # The paper's public runs, E[log p - ELBO*] against the noiseless density by log10 gamma^2; its C_IMA is 7.072.
 PAPER = {1: 12.287, 1.5: 10.1, 2: 8.461, 2.5: 7.386, 3: 6.913, 3.5: 6.885, 4: 7.009, 4.5: 7.128, 5: 7.155}
-COLUMNS = ("log p_gamma - ELBO*", "error", "of C_IMA", "noiseless - ELBO*", "full covariance")
-COLUMNS += ("paper (another draw)", "amortisation", "J'J diagonal", "J'J full")  # where there is an encoder
+COLUMNS = (
+    "log p_gamma - ELBO*",
+    "error",
+    "of C_IMA",
+    "noiseless - ELBO*",
+    "full covariance",
+    # the others where there is an encoder
+    "paper (another draw)",
+    "amortisation",
+    "J'J diagonal",
+    "J'J full",
+)
+FORMATS = (".4f", ".1e", "+.2%", ".4f", ".5f", *(".3f",) * 4)
+PAPER_SCALE = {"rows": 500, "steps": 20_000}
+SMOKE = {"exponents": [2, 5], "rows": 3, "steps": 3}
 
 
 def triangular(data_dim, latent_dim, below, seed):
@@ -54,94 +62,110 @@ DECODERS = {
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper-scale", action="store_true", help="500 data measured, 20 000 steps a row")
+    parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed="the data, training and measurement")
     parser.add_argument("--exponents", type=float, nargs="+", default=list(PAPER), help="log10 gamma^2, rising, to 8")
     parser.add_argument("--rows", type=int, default=48, help="data to measure on")
     parser.add_argument("--steps", type=int, default=1500, help="of the encoder, for each row of the table")
-    parser.add_argument("--out", type=Path, default=Path("out/elbo_gap_vs_gamma"))
-    args = parser.parse_args(argv)
-    if args.paper_scale:
-        args.rows, args.steps = 500, 20_000
-    return args
+    return parse_with_presets(parser, argv, paper_scale=PAPER_SCALE, smoke=SMOKE)
 
 
-def noisy_evidence(model, x, guide):
+def noisy_evidence(model, x, guide, args):
     """log p_gamma(x) and its error: by quadrature, or the limit where that is valid, or 20 000 samples of a guide."""
+    options = {"seed": args.seed, "progress": False}
     if model.latent_dim <= 3:
-        found = inference.evidence(model, x, method="quadrature", seed=0, progress=False)
+        found = inference.evidence(model, x, method="quadrature", **options)
         return found.value, (found.upper - found.lower) / 2
     terms = limit_terms(model, x, guide.posterior(x).mean.detach()[None])
-    found = inference.evidence(model, x, method=inference.Importance(20_000), guide=guide, seed=0, progress=False)
+    found = inference.evidence(model, x, method=inference.Importance(20_000), guide=guide, **options)
     return terms.log_evidence.where(terms.valid, found.value), terms.error.where(terms.valid, found.standard_error)
 
 
-def train(model, guide, mixing, last, steps):
+def best_gaussians(model, x):
+    """The best Gaussian of each datum with independent coordinates, and with a full covariance."""
+    for family in (GaussNewtonDiagonal, GaussNewtonFull):
+        start = local_gauss_newton(model, x, family=family)
+        yield inference.refit(model, start, x, num_samples=64, restarts=0, progress=False)
+
+
+def train_further(model, guide, mixing, last, args):
     """Go on with the encoder, at a precision that rises from that of the last row to the model's."""
-    z = torch.randn(20_000, model.latent_dim, generator=torch.Generator().manual_seed(1)).double()
-    rise = inference.GeometricAnnealing(max(1, steps // 2), last, float(model.gamma2))
+    generator = torch.Generator().manual_seed(args.seed + 1)
+    z = torch.randn(20_000, model.latent_dim, generator=generator).double()
+    rise = inference.GeometricAnnealing(max(1, args.steps // 2), last, float(model.gamma2))
     objective = inference.AnnealedPrecision(inference.AnalyticKLELBO(), rise)
-    adam, decay = partial(torch.optim.Adam, lr=3e-3), partial(CosineAnnealingLR, T_max=steps)
-    options = {"optimizer": adam, "scheduler": decay, "batch_size": 256, "seed": 0, "progress": False}
-    inference.fit(model, guide, mixing(z), steps=steps, objective=objective, **options)
+    options = {"objective": objective, "batch_size": 256, "seed": args.seed, "progress": False}
+    train(model, guide, mixing(z), steps=args.steps, rate=3e-3, **options)
+
+
+def encoder_gaps(model, guide, x, log_p, gap):
+    """What amortisation adds to the gap, and the gaps of the encoder's means with J'J's diagonal and full precision."""
+    means = torch.nn.Module()
+    means.forward = lambda x: guide.posterior(x).mean
+    others = (family(model, encoder=means).double() for family in (GaussNewtonDiagonal, GaussNewtonFull))
+    weights = (inference.log_weights(model, g, x, num_samples=200) for g in (guide, *others))
+    amortised, *known = (float((log_p - inference.elbo(w).value).mean()) for w in weights)
+    return amortised - gap, *known
+
+
+def noiseless_density(model, mixing, z):
+    """log p of x = f(z), with the density of no residual for the dimensions off the image."""
+    off_image = 0.5 * (mixing.data_dim - mixing.latent_dim) * (model.gamma2 / (2 * torch.pi)).log()
+    return model.prior().log_prob(z) - mixing.log_abs_det(z) + off_image
 
 
 def measure(mixing, args, *, with_encoder):
     """A row for each precision, in the order of COLUMNS; C_IMA; and the largest condition number."""
-    torch.manual_seed(0)
-    z = torch.randn(args.rows, mixing.latent_dim, generator=torch.Generator().manual_seed(0)).double()
-    x, dims, last, rows = mixing(z), (mixing.data_dim, mixing.latent_dim), 10.0, {}
-    contrast, guide = float(inference.ima_contrast(mixing, z)), MeanField(*dims, hidden=(64, 64)).double()
-    means = torch.nn.Module()
-    means.forward = lambda x: guide.posterior(x).mean
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    z = torch.randn(args.rows, mixing.latent_dim, generator=generator).double()
+    x, dims = mixing(z), (mixing.data_dim, mixing.latent_dim)
+    contrast = float(inference.ima_contrast(mixing, z))
+    guide = MeanField(*dims, hidden=(64, 64)).double()
+    last, rows = 10.0, {}
     for exponent in args.exponents:
         model = IMAVAE(*dims, gamma2=10**exponent, network=mixing).double()
-        starts = (nearest_local(model, x, family=family) for family in (GaussNewtonDiagonal, GaussNewtonFull))
-        best, full = (inference.refit(model, s, x, num_samples=64, restarts=0, progress=False) for s in starts)
-        log_p, error = noisy_evidence(model, x, full.guide)
+        best, full = best_gaussians(model, x)
+        log_p, error = noisy_evidence(model, x, full.guide, args)
         gap, full_gap = (float((log_p - found.elbo).mean()) for found in (best, full))
-        off_image = 0.5 * (dims[0] - dims[1]) * (model.gamma2 / (2 * torch.pi)).log()  # density of no residual
-        noiseless = float((model.prior().log_prob(z) - mixing.log_abs_det(z) + off_image - best.elbo).mean())
+        noiseless = float((noiseless_density(model, mixing, z) - best.elbo).mean())
         row = [gap, float(error.mean()), gap / contrast - 1, noiseless, full_gap]
         if with_encoder:
-            train(model, guide, mixing, last, args.steps)
-            guides = guide, *(kind(model, encoder=means).double() for kind in (GaussNewtonDiagonal, GaussNewtonFull))
-            elbos = [inference.elbo(inference.log_weights(model, g, x, num_samples=200)).value for g in guides]
-            amortised, *known = (float((log_p - value).mean()) for value in elbos)
-            row += [PAPER.get(exponent, float("nan")), amortised - gap, *known]
+            train_further(model, guide, mixing, last, args)
+            row += [PAPER.get(exponent, float("nan")), *encoder_gaps(model, guide, x, log_p, gap)]
         last, rows[exponent] = 10**exponent, row
     return rows, contrast, float(torch.linalg.cond(mixing.jacobian(z)).max())
 
 
 def show(name, rows, contrast, condition):
-    formats = (".4f", ".1e", "+.2%", ".4f", ".5f", *(".3f",) * 4)
     print(f"\n{name}: C_IMA = {contrast:.4f} nats, condition numbers of J up to {condition:.0f}")
     print("log10 gamma^2", *COLUMNS[: len(next(iter(rows.values())))], sep="  ")
     for exponent, row in rows.items():
-        cells = (format(v, f).rjust(len(name)) for v, f, name in zip(row, formats, COLUMNS, strict=False))
+        cells = (format(v, f).rjust(len(name)) for v, f, name in zip(row, FORMATS, COLUMNS, strict=False))
         print(f"{exponent:13g}", *cells, sep="  ")
 
 
 def draw(tables):
-    figure = Figure(figsize=(3.4 * len(tables), 3.6), layout="constrained")
-    for ax, (name, (rows, contrast, _)) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items()):
+    figure, axes = panels(1, len(tables), size=(3.4 * len(tables), 3.6))
+    for ax, (name, (rows, contrast, _)) in zip(axes, tables.items(), strict=True):
         ax.axhline(contrast, color="black", linewidth=0.8, label="C_IMA")
         for k, style in ((0, ".-"), (3, ".--"), (4, ".:")):
             ax.plot([10**e for e in rows], [row[k] for row in rows.values()], style, label=COLUMNS[k])
         ax.set(xscale="log", xlabel="gamma^2", ylabel="nats", title=name)
-    ax.legend(fontsize=8, frameon=False)
+    axes[-1].legend(fontsize=8, frameon=False)
     return figure
 
 
 def main(argv=None):
-    args, start, tables = parse(argv), time.perf_counter(), {}
+    args = parse(argv)
+    tables = {}
     for name, make in DECODERS.items():
         tables[name] = measure(make(), args, with_encoder=not tables)
         show(name, *tables[name])
-    below = [exponent for exponent, row in next(iter(tables.values()))[0].items() if row[6] < 1]
+    first_rows, *_ = next(iter(tables.values()))
+    below = [exponent for exponent, row in first_rows.items() if row[6] < 1]
     print(f"\nthe encoder's amortisation is below one nat up to gamma^2 = 10^{max(below, default=float('nan')):g}")
-    save_figure(draw(tables), args.out / "elbo_gap_vs_gamma.png")
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    save(draw(tables), args, "elbo_gap_vs_gamma.png")
+    finish(args)
     return tables
 
 

@@ -10,36 +10,38 @@ cost. MISSES marks what fails more often than its 95 % allow, beyond doubt. scor
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-from matplotlib.figure import Figure
+from _common import example_parser, finish, panels, parse_with_presets, save
 from tqdm.auto import tqdm
 
 from inference import Annealed, ExactDraws, bdmc, evidence
 from inference.marginal_likelihood.estimate import METHODS
-from inference.plots.comparison import comparison as plots
 from zoo import known_answers
 
 LEVEL, CONFIDENCE, ROUNDING = 0.95, 0.99, 1e-9
 SHARES = ("refused", "two-sided", "one-sided", "coverage", "from", "to", "wrong side")
-FORMATS = dict.fromkeys(SHARES, "{:.0%}".format) | dict.fromkeys(("error", "s.e.", "width", "s/datum"), "{:.2g}".format)
-FORMATS["evaluations"] = "{:,.0f}".format
+NUMBERS = ("error", "s.e.", "width", "s/datum")
+FORMATS = {
+    **dict.fromkeys(SHARES, "{:.0%}".format),
+    **dict.fromkeys(NUMBERS, "{:.2g}".format),
+    "evaluations": "{:,.0f}".format,
+}
+SMOKE = {"latent_dim": [2], "sigma": [0.1], "num_data": 3, "samples": 100, "temperatures": 5, "chains": 4}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = example_parser(__doc__, "estimator_scorecard", seed="the problems and the estimators")
     parser.add_argument("--latent-dim", type=int, nargs="+", default=[1, 4, 16, 64], help="of the linear problems")
-    parser.add_argument("--sigma", type=float, nargs="+", default=[1.0, 1e-1, 1e-2, 1e-3, 1e-4])
+    parser.add_argument("--sigma", type=float, nargs="+", default=[1.0, 1e-1, 1e-2, 1e-3, 1e-4], help="of the noise")
     parser.add_argument("--num-data", type=int, default=20, help="data of each problem")
-    for name, default in {"--samples": 2000, "--temperatures": 100, "--chains": 16, "--seed": 0}.items():
-        parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--out", type=Path, default=Path("out/estimator_scorecard"))
-    return parser.parse_args(argv)
+    parser.add_argument("--samples", type=int, default=2000, help="of the methods that draw from a guide")
+    parser.add_argument("--temperatures", type=int, default=100, help="of annealing")
+    parser.add_argument("--chains", type=int, default=16, help="of annealing, for each datum")
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def estimators(args):
@@ -49,9 +51,14 @@ def estimators(args):
     options = {"level": LEVEL, "progress": False}
 
     def of(name, method):
-        chosen = method(**{f.name: settings[f.name] for f in fields(method) if f.name in settings})
-        own = options | {"method": annealed if name == annealed.name else chosen}
-        return lambda p, seed: evidence(p.model, p.x, guide=None if name == "exact" else p.guide, seed=seed, **own)
+        own = {field.name: settings[field.name] for field in fields(method) if field.name in settings}
+        chosen = annealed if name == annealed.name else method(**own)
+
+        def estimate(p, seed):
+            guide = None if name == "exact" else p.guide
+            return evidence(p.model, p.x, method=chosen, guide=guide, seed=seed, **options)
+
+        return estimate
 
     def both_sides(p, seed):
         draws = ExactDraws(p.x, {"z": p.z})
@@ -79,14 +86,31 @@ def score(parts):
     if not answered:
         return row
     error, low, high = np.concatenate([part[0] for part in answered], 1)
-    two, one = np.isfinite(low) & np.isfinite(high), np.isfinite(low) ^ np.isfinite(high)
-    holds, known = (low <= 0) & (high >= 0), pd.Series(error[np.isfinite(error)])
-    cover, wrong = share(holds[two]), share(~holds[one])
-    row |= {"error": known.mean(), "s.e.": known.sem(), "two-sided": two.mean(), "one-sided": one.mean()}
-    row |= dict(zip(("coverage", "from", "to", "wrong side"), (*cover, wrong[0])))
-    row |= {"width": pd.Series((high - low)[two]).median(), "evaluations": np.mean([part[1] for part in answered])}
+    known = pd.Series(error[np.isfinite(error)])
+    claims, misses = score_claims(low, high)
+    row |= {"error": known.mean(), "s.e.": known.sem()} | claims
+    row["evaluations"] = np.mean([part[1] for part in answered])
     row["s/datum"] = sum(part[2] for part in answered) / len(error)
-    return row | {"verdict": "MISSES" if cover[2] < LEVEL or wrong[1] > 1 - LEVEL else ""}
+    return row | {"verdict": "MISSES" if misses else ""}
+
+
+def score_claims(low, high):
+    """How often an interval or a bound is given and holds, from the errors of both ends; whether it fails too often."""
+    two_sided = np.isfinite(low) & np.isfinite(high)
+    one_sided = np.isfinite(low) ^ np.isfinite(high)
+    holds = (low <= 0) & (high >= 0)
+    coverage, least, most = share(holds[two_sided])
+    wrong, surely_wrong, _ = share(~holds[one_sided])
+    claims = {
+        "two-sided": two_sided.mean(),
+        "one-sided": one_sided.mean(),
+        "coverage": coverage,
+        "from": least,
+        "to": most,
+        "wrong side": wrong,
+        "width": pd.Series((high - low)[two_sided]).median(),
+    }
+    return claims, most < LEVEL or surely_wrong > 1 - LEVEL
 
 
 def share(hits):
@@ -106,26 +130,37 @@ def show(results):
         print("".join(f"{n} refuses: {own[n][0]:.100}\n" for n, row in rows.items() if len(row) == 1), end="")
 
 
-def draw(results):
-    """Two maps of methods by problems: how often the claim holds, and how far the value is off."""
-    problems = list(next(iter(results.values())))
-    held, off = np.full((2, len(results), len(problems)), np.nan)
+def maps(results):
+    """Of each method and problem, the share of the claims that hold, and log10 of the median error of the value."""
+    shape = (len(results), len(next(iter(results.values()))))
+    held, off = np.full(shape, np.nan), np.full(shape, np.nan)
     for i, parts in enumerate(results.values()):
         for j, part in enumerate(parts.values()):
-            error, low, high = np.full((3, 1), np.nan) if isinstance(part, str) else part[0]
+            if isinstance(part, str):
+                continue
+            error, low, high = part[0]
             claims = np.isfinite(low) | np.isfinite(high)
             held[i, j] = ((low <= 0) & (high >= 0))[claims].mean() if claims.any() else np.nan
             off[i, j] = np.log10(np.maximum(1e-12, np.median(np.abs(error))))
+    return held, off
+
+
+def draw(results):
+    """Two maps of methods by problems: how often the claim holds, and how far the value is off."""
+    held, off = maps(results)
+    problems = [f"{family}, {sigma:g}" for family, sigma in next(iter(results.values()))]
+    figure, (above, below) = panels(2, 1, size=(13, 8), sharex=True)
+    images = (
+        above.imshow(held, aspect="auto", cmap="RdYlGn", vmin=0.5, vmax=1),
+        below.imshow(off, aspect="auto", cmap="viridis_r", vmin=-9, vmax=1),
+    )
     titles = "share of data whose interval or bound holds", "log10 of the median error of the value, in nats"
-    figure = Figure(figsize=(13, 8), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    for ax, values, cmap, limits, title in zip(axes, (held, off), ("RdYlGn", "viridis_r"), ((0.5, 1), (-9, 1)), titles):
-        image = ax.imshow(values, aspect="auto", cmap=cmap, vmin=limits[0], vmax=limits[1])
+    for ax, image, title in zip((above, below), images, titles, strict=True):
         figure.colorbar(image, ax=ax, pad=0.01)
         ax.set_title(f"{title} (white: none)", fontsize=10)
         ax.set_yticks(range(len(results)), list(results), fontsize=8)
-        ax.set_xticks(range(len(problems)), [f"{f}, {s:g}" for f, s in problems], rotation=90, fontsize=7)
-    axes[1].set_xlabel("problem, sigma")
+        ax.set_xticks(range(len(problems)), problems, rotation=90, fontsize=7)
+    below.set_xlabel("problem, sigma")
     return figure
 
 
@@ -138,12 +173,16 @@ def main(argv=None):
         bar = enumerate(tqdm(ladder, desc=f"{name:12s}", unit="problem"), 1000 * args.seed)
         results[name] = {(p.family, p.sigma): measure(p, estimate, seed) for seed, p in bar}
     show(results)
-    rows = {(name, *problem): score([part]) for name, parts in results.items() for problem, part in parts.items()}
-    plots.save_figure(draw(results), args.out / "scorecard.png")
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["method", "problem", "sigma"])
-    table.to_csv(args.out / "scorecard.csv")
-    print(f"\nwrote {args.out}/")
+    save(draw(results), args, "scorecard.png")
+    scorecard(results).to_csv(args.out / "scorecard.csv")
+    finish(args)
     return results
+
+
+def scorecard(results):
+    """A row for each method, problem and noise level."""
+    rows = {(name, *problem): score([part]) for name, parts in results.items() for problem, part in parts.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["method", "problem", "sigma"])
 
 
 if __name__ == "__main__":

@@ -9,12 +9,10 @@ for those latents, and the upper end assumes that they have converged.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
+from _common import example_parser, finish, panels, parse_with_presets, save
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 import zoo
@@ -32,22 +30,20 @@ from inference import (
     log_weights,
     summarise,
 )
-from inference.plots.comparison import comparison as plots
 
 HEAD = f"{'':18s}{'T':>6s}{'mean':>9s}{'95 %':>8s}{'certified':>11s}{'CPU s':>8s}{'wall s':>8s}"
+SMOKE = {"steps": 30, "num_data": 6, "latent_dim": [3, 4], "temperatures": [5, 20], "chains": 4, "samples": 30}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latent-dim", type=int, nargs="+", default=[8, 16])
+    parser = example_parser(__doc__, "evidence_bracket", device=True, seed="initialisation, training and annealing")
+    parser.add_argument("--latent-dim", type=int, nargs="+", default=[8, 16], help="K of each model")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")
     parser.add_argument("--num-data", type=int, default=64, help="data to bracket, simulated and real")
-    parser.add_argument("--temperatures", type=int, nargs="+", default=[100, 300, 1000, 3000])
-    parser.add_argument("--chains", type=int, default=16)
+    parser.add_argument("--temperatures", type=int, nargs="+", default=[100, 300, 1000, 3000], help="of annealing")
+    parser.add_argument("--chains", type=int, default=16, help="of annealing, for each datum")
     parser.add_argument("--samples", type=int, default=2000, help="importance samples, for comparison")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/evidence_bracket"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def train(x, latent_dim, args):
@@ -67,9 +63,8 @@ def simulated(model, guide, x, method, args):
 
 def real(model, guide, x, method, args):
     """The same on real data, if chains of as many steps as there are temperatures have converged."""
-    got = converged_bracket(
-        model, x, guide=guide, method=method, num_steps=max(4, method.num_temperatures), seed=args.seed
-    )
+    num_steps = max(4, method.num_temperatures)
+    got = converged_bracket(model, x, guide=guide, method=method, num_steps=num_steps, seed=args.seed)
     return got.raw_lower, got.upper_if_converged, float("nan"), None
 
 
@@ -100,17 +95,10 @@ def compare_bounds(pair, x, draws, lower, args):
 
 def draw(results):
     """Width of the bracket against CPU seconds, one panel for each latent dimension."""
-    figure = Figure(figsize=(4.8 * len(results), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
-    for ax, (latent_dim, found) in zip(axes, results.items()):
-        for (name, rows), colour in zip(found.items(), ("tab:blue", "tab:orange")):
-            num, mean, quantile, certified, seconds, _, error = zip(*rows)
-            ax.plot(seconds, quantile, "o-", color=colour, label=f"{name}: 95 % of the data, size")
-            ax.errorbar(seconds, mean, error, fmt="s:", color=colour, capsize=2, label=f"{name}: mean, with its s.e.")
-            if name == "simulated":
-                ax.plot(seconds, certified, "k--", linewidth=1, label=f"{name}: mean, certified at 95 %")
-            for row in zip(num, seconds, quantile):
-                ax.annotate(f"{row[0]}", row[1:], xytext=(3, 4), textcoords="offset points", fontsize=7)
+    figure, axes = panels(1, len(results), size=(4.8 * len(results), 3.8), sharey=True)
+    for ax, (latent_dim, found) in zip(axes, results.items(), strict=True):
+        for (name, rows), colour in zip(found.items(), ("tab:blue", "tab:orange"), strict=True):
+            draw_widths(ax, name, rows, colour)
         ax.set(xscale="log", title=f"K = {latent_dim}", xlabel="CPU seconds (labels: temperatures)")
         ax.axhline(0, color="grey", linewidth=0.5)
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -121,9 +109,19 @@ def draw(results):
     return figure
 
 
+def draw_widths(ax, name, rows, colour):
+    temperatures, mean, quantile, certified, seconds, _, error = zip(*rows, strict=True)
+    ax.plot(seconds, quantile, "o-", color=colour, label=f"{name}: 95 % of the data, size")
+    ax.errorbar(seconds, mean, error, fmt="s:", color=colour, capsize=2, label=f"{name}: mean, with its s.e.")
+    if name == "simulated":
+        ax.plot(seconds, certified, "k--", linewidth=1, label=f"{name}: mean, certified at 95 %")
+    for num, *point in zip(temperatures, seconds, quantile, strict=True):
+        ax.annotate(f"{num}", point, xytext=(3, 4), textcoords="offset points", fontsize=7)
+
+
 def main(argv=None):
     args = parse(argv)
-    data = zoo.digits()
+    data = zoo.digits().to(device=args.device)
     held_out = data.test[: args.num_data]
     print(f"{data}\n{torch.get_num_threads()} threads")
     results = {}
@@ -134,8 +132,9 @@ def main(argv=None):
             "simulated": measure("simulated", simulated, pair, held_out, args),
             "real, if converged": measure("real, if converged", real, pair, held_out, args),
         }
-    plots.save_figure(draw(results), args.out / "evidence_bracket.png")
-    print(f"\nwrote {args.out}/")
+    save(draw(results), args, "evidence_bracket.png")
+    print()
+    finish(args)
     return results
 
 

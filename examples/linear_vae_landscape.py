@@ -9,29 +9,33 @@ is. The evidence and the ELBO agree on that: collapse is not the ELBO's doing (L
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
-from pathlib import Path
 
 import torch
+from _common import example_parser, finish, parse_with_presets, save
 from torch.func import grad
 
-from inference.plots.collapse import landscape_figure, threshold_figure
-from inference.plots.comparison import save_figure
+from inference.plots import landscape_figure, threshold_figure
 from zoo import Scaled, digits, linear_gaussian, load
-from zoo.linear import stationarity as sp
+from zoo.linear import (
+    collapse_threshold,
+    landscape,
+    mean_log_evidence,
+    profiled_elbo,
+    smallest_curvature,
+    stationary_point,
+)
 from zoo.linear.estimation import spectrum
+
+SMOKE = {"data": "synthetic", "latent_dim": 2, "points": 7}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = example_parser(__doc__, "linear_vae_landscape", seed="the synthetic data")
     parser.add_argument("--data", default="digits", help="digits, synthetic, or a .npy, .npz or .csv file")
     parser.add_argument("--latent-dim", type=int, default=4, help="K, from 2 to the number of columns less three")
     parser.add_argument("--points", type=int, default=41, help="points of a curve, and a side of a plane")
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic data")
-    parser.add_argument("--out", type=Path, default=Path("out/linear_vae_landscape"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def read(name, seed):
@@ -46,8 +50,8 @@ def objectives(eigen, var):
     covariance = (eigen.eigenvectors * eigen.eigenvalues) @ eigen.eigenvectors.mT
     log_var = covariance.new_tensor(math.log(var))
     return {
-        "evidence": lambda W: sp.mean_log_evidence(W, log_var, covariance),
-        "ELBO": lambda W: sp.profiled_elbo(W, log_var, covariance),
+        "evidence": lambda W: mean_log_evidence(W, log_var, covariance),
+        "ELBO": lambda W: profiled_elbo(W, log_var, covariance),
     }
 
 
@@ -58,14 +62,15 @@ def components(latent_dim):
 
 def points_of_interest(eigen, latent_dim):
     """The maximum, and those with a leading, a middle or a trailing latent collapsed; sigma^2 fixed or its own."""
-    lam, axes, var = eigen.eigenvalues, eigen.eigenvectors, eigen.eigenvalues[latent_dim:].mean().item()
+    lam, axes = eigen.eigenvalues, eigen.eigenvectors
+    var = lam[latent_dim:].mean().item()
     for dropped in (None, *components(latent_dim)):
         active = tuple(i for i in range(latent_dim) if i != dropped)
         name = "none" if dropped is None else f"latent {dropped + 1}"
-        yield name, "fixed", sp.stationary_point(lam, axes, active, latent_dim, var)
+        yield name, "fixed", stationary_point(lam, axes, active, latent_dim, var)
         own = lam[[j for j in range(len(lam)) if j not in active]].mean().item()
         if dropped is not None and own < lam[list(active)].min():
-            yield name, "its own", sp.stationary_point(lam, axes, active, latent_dim, own)
+            yield name, "its own", stationary_point(lam, axes, active, latent_dim, own)
 
 
 def show(points):
@@ -88,50 +93,69 @@ def zero_column(eigen, latent_dim):
 
 def curvatures(eigen, latent_dim):
     """Second derivatives of minus log p and minus ELBO along each direction, by autograd, and theory's."""
-    (W, noises, directions), chosen = zero_column(eigen, latent_dim), components(latent_dim)
+    W, noises, directions = zero_column(eigen, latent_dim)
+    chosen = components(latent_dim)
     print("\nW = 0 and a column moved towards a component: curvature")
     print("sigma^2  component  eigenvalue    of -log p     of -ELBO  (sigma^2 - eigenvalue) / sigma^4")
     for var in noises.values():
-        for component, own, direction in zip(chosen, eigen.eigenvalues[chosen].tolist(), directions):
-            along = [lambda t, f=f, d=direction: -f(W + t * d) for f in objectives(eigen, var).values()]
-            found = [*(grad(grad(f))(W.sum()).item() for f in along), (var - own) / var**2]
+        functions = objectives(eigen, var).values()
+        for component, own, direction in zip(chosen, eigen.eigenvalues[chosen].tolist(), directions, strict=True):
+            measured = [curvature_along(function, W, direction) for function in functions]
+            found = [*measured, (var - own) / var**2]
             state = "stable" if min(found) > 0 else "wakes up"
             print(f"{var:7.4f}{component + 1:11d}{own:12.4f}" + "".join(f"{c:13.6f}" for c in found) + f"  {state}")
             yield var, own, *found
 
 
+def curvature_along(function, W, direction):
+    """The second derivative of minus the function."""
+    return grad(grad(lambda t: -function(W + t * direction)))(W.sum()).item()
+
+
 def moved_zero_column(eigen, latent_dim, num):
     """Figure 1 of the paper: a zero column pushed towards three components, for three values of sigma^2."""
     W, noises, directions = zero_column(eigen, latent_dim)
-    lam, panels, labels = eigen.eigenvalues, {}, [f"component {i + 1}" for i in components(latent_dim)]
+    labels = [f"component {i + 1}" for i in components(latent_dim)]
+    lam = eigen.eigenvalues
     grid = 1.3 * lam[0].sqrt() * torch.linspace(-1, 1, num, dtype=lam.dtype)
+    panels = {}
     for name, var in noises.items():
-        functions, lines = objectives(eigen, var), {}
-        for label, way in zip(labels, directions):
-            lines[label] = {key: sp.landscape(f, W, way[None], grid) - f(W) for key, f in functions.items()}
+        functions = objectives(eigen, var)
+        lines = {
+            label: {key: landscape(f, W, way[None], grid) - f(W) for key, f in functions.items()}
+            for label, way in zip(labels, directions, strict=True)
+        }
         elbo = functions["ELBO"]
-        panels[f"sigma^2 = {var:.3f}, {name}"] = lines, sp.landscape(elbo, W, directions[[0, -1]], grid) - elbo(W)
+        plane = landscape(elbo, W, directions[[0, -1]], grid) - elbo(W)
+        panels[f"sigma^2 = {var:.3f}, {name}"] = lines, plane
     return landscape_figure(grid, panels, plane_labels=(labels[0], labels[-1]))
 
 
 def thresholds(eigen, latent_dim, num):
     """Smallest curvature of minus the ELBO, freed of units by sigma^2, with all latents from one on collapsed."""
-    lam, axes, found, curves = eigen.eigenvalues, eigen.eigenvectors, {}, {}
+    lam, axes = eigen.eigenvalues, eigen.eigenvectors
+    found, curves = {}, {}
     for component in components(latent_dim):
         active, own = tuple(range(component)), lam[component].item()
+        low = 0.5 * own
         high = 0.5 * (own + lam[component - 1].item()) if component else 1.5 * own
-        options = {"low": 0.5 * own, "high": high, "objective": sp.profiled_elbo}
-        found[component] = sp.collapse_threshold(lam, axes, active, latent_dim, **options), own
-        grid, curve = torch.linspace(0.5 * own, high, max(num // 3, 2)), []
-        for var in grid.tolist():
-            W, f = sp.stationary_point(lam, axes, active, latent_dim, var).W, objectives(eigen, var)["ELBO"]
-            curve.append(var * sp.smallest_curvature(f, W).item())
-        curves[f"latents from {component + 1} on collapsed"] = grid, torch.tensor(curve), *reversed(found[component])
+        options = {"low": low, "high": high, "objective": profiled_elbo}
+        threshold = collapse_threshold(lam, axes, active, latent_dim, **options)
+        grid = torch.linspace(low, high, max(num // 3, 2))
+        curve = torch.tensor([scaled_curvature(eigen, active, latent_dim, var) for var in grid.tolist()])
+        found[component] = threshold, own
+        curves[f"latents from {component + 1} on collapsed"] = grid, curve, own, threshold
     return threshold_figure(curves), found
 
 
+def scaled_curvature(eigen, active, latent_dim, var):
+    """The smallest curvature of minus the ELBO where only these components are active, times sigma^2."""
+    W = stationary_point(eigen.eigenvalues, eigen.eigenvectors, active, latent_dim, var).W
+    return var * smallest_curvature(objectives(eigen, var)["ELBO"], W).item()
+
+
 def main(argv=None):
-    args, start = parse(argv), time.perf_counter()
+    args = parse(argv)
     eigen = spectrum(read(args.data, args.seed))
     points = list(points_of_interest(eigen, args.latent_dim))
     show(points)
@@ -139,9 +163,9 @@ def main(argv=None):
     figure, found = thresholds(eigen, args.latent_dim, args.points)
     for component, (var, own) in found.items():
         print(f"latent {component + 1} wakes up below sigma^2 = {var:.9f}, eigenvalue {own:.9f}")
-    save_figure(figure, args.out / "threshold.png")
-    save_figure(moved_zero_column(eigen, args.latent_dim, args.points), args.out / "zero_column.png")
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    save(figure, args, "threshold.png")
+    save(moved_zero_column(eigen, args.latent_dim, args.points), args, "zero_column.png")
+    finish(args)
     return points, found, rows
 
 

@@ -11,50 +11,47 @@ Prints the mean correlation coefficient (MCC) between codes and true sources bes
 
 from __future__ import annotations
 
-import argparse
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from _common import (
+    add_near_deterministic_options,
+    example_parser,
+    finish,
+    panels,
+    parse_with_presets,
+    save,
+    train_near_deterministic,
+)
 from matplotlib.ticker import LogLocator, NullLocator
-from torch.distributions import Uniform as UniformDistribution
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from guides import MeanField
-from inference import ELBO, AnnealedPrecision, GeometricAnnealing, fit_many, ima_contrast, mcc
-from inference.plots.comparison import save_figure
+from inference import ima_contrast, mcc
 from zoo import IMAVAE, Composition, Uniform, mixed, moebius, unit_determinant
 
-START = 10.0
 # The public runs of the paper: MCC and contrast of the decoder by gamma^2; correlation, and MCC by rising contrast.
 PAPER = {1e1: (0.152, 1.35), 1e2: (0.151, 1.05), 1e3: (0.712, 4.2e-3), 1e4: (0.961, 1.6e-3), 1e5: (0.960, 3.7e-3)}
 PAPER_CORRELATION, PAPER_BINS = -0.507, (0.884, 0.859, 0.724, 0.611, 0.651)
+PAPER_SCALE = {"gamma2": list(PAPER), "maps": 20, "broken": 98, "rows": 60_000, "steps": 60_000}
+SMOKE = {"gamma2": [10.0, 1000.0], "maps": 2, "broken": 6, "rows": 100, "steps": 3, "latent_dim": 2}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper-scale", action="store_true", help="20 and 98 maps, 60 000 data, gamma^2 up to 1e5")
+    seed = "initialisation, noise and order; the maps stay"
+    parser = example_parser(__doc__, "moebius_identifiability", device=True, seed=seed)
     parser.add_argument("--gamma2", type=float, nargs="+", default=[1e1, 1e4], help="rising; the last for broken maps")
-    parser.add_argument("--latent-dim", type=int, default=3)
+    parser.add_argument("--latent-dim", type=int, default=3, help="K, and the dimension of the data")
     parser.add_argument("--maps", type=int, default=6, help="Moebius maps")
     parser.add_argument("--broken", type=int, default=40, help="maps with broken orthogonality")
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of Adam, falling to zero as a cosine")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/moebius_identifiability"))
-    args = parser.parse_args(argv)
-    if args.paper_scale:
-        args.gamma2, args.maps, args.broken, args.rows, args.steps = list(PAPER), 20, 98, 60_000, 60_000
-    return args
+    add_near_deterministic_options(parser, steps=10_000, rate=2e-3)
+    return parse_with_presets(parser, argv, paper_scale=PAPER_SCALE, smoke=SMOKE)
 
 
 def dataset(mixing, seed, args):
+    sources = torch.distributions.Uniform(-0.5, 0.5)
     options = {"num": args.rows, "test_size": args.rows // 5, "standardise": True, "dtype": torch.float32}
-    return mixed(mixing, sources=UniformDistribution(-0.5, 0.5), seed=seed, **options)
+    return mixed(mixing, sources=sources, seed=seed, **options)
 
 
 def new_pair(dim):
@@ -64,18 +61,7 @@ def new_pair(dim):
 
 def run(datasets, gamma2, args):
     """Train a pair for each data set; contrast of its mixing, MCC, contrast of the learnt decoder: (M, 3)."""
-    torch.manual_seed(0)
-    pairs = [tuple(half.to(args.device) for half in new_pair(args.latent_dim)) for _ in datasets]
-    fit_many(
-        pairs,
-        [data.train.to(args.device) for data in datasets],
-        steps=args.steps,
-        objective=AnnealedPrecision(ELBO(), GeometricAnnealing(max(1, args.steps * 3 // 5), START, gamma2)),
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=args.rate),
-        scheduler=lambda optimizer: CosineAnnealingLR(optimizer, args.steps),
-        batch_size=args.batch,
-        seed=0,
-    )
+    pairs, _ = train_near_deterministic(partial(new_pair, args.latent_dim), datasets, gamma2, args)
     return np.array([measure(*pair, data, args.device) for pair, data in zip(pairs, datasets, strict=True)])
 
 
@@ -87,14 +73,41 @@ def measure(model, guide, data, device):
     return float(of_mixing), found, float(ima_contrast(model.decode, codes))
 
 
+def run_moebius(maps, args):
+    """A row of the table for each precision; precision to the results of :func:`run`."""
+    print("mean over the maps, and the paper's in brackets")
+    print(f"{'gamma^2':>9s}{'MCC':>18s}{'least MCC':>11s}{'C_IMA of decoder':>24s}")
+    datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(maps)]
+    rows = {}
+    for gamma2 in args.gamma2:
+        rows[gamma2] = run(datasets, gamma2, args)
+        _, found, contrast = rows[gamma2].mean(0)
+        paper = PAPER.get(gamma2, (np.nan, np.nan))
+        cells = f"{f'{found:.3f} ({paper[0]:.3f})':>18s}{rows[gamma2][:, 1].min():>11.3f}"
+        print(f"{gamma2:9.0e}{cells}{f'{contrast:.2g} ({paper[1]:.2g})':>24s}")
+    return rows
+
+
+def run_broken(maps, args):
+    """Maps each followed by a linear one: the results of :func:`run`, and their correlation."""
+    linear = [unit_determinant(args.latent_dim, seed=1000 + seed) for seed in range(len(maps))]
+    mixings = [Composition([first, second]) for first, second in zip(maps, linear, strict=True)]
+    datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(mixings)]
+    broken = run(datasets, args.gamma2[-1], args)
+    contrasts, found, of_decoders = broken.T
+    correlation = np.corrcoef(np.log10(contrasts), found)[0, 1]
+    fifths = np.array_split(found[np.argsort(contrasts)], 5)
+    medians = " ".join(f"{np.median(part):.3f}" for part in fifths if len(part))
+    print(f"\n{len(maps)} broken maps at gamma^2 = {args.gamma2[-1]:.0e}: mean MCC {found.mean():.3f}", end="")
+    print(f", mean C_IMA of mixings {contrasts.mean():.2g}, of decoders {of_decoders.mean():.2g}")
+    print(f"correlation of log10 c_IMA of the mixing and MCC: {correlation:.3f} (paper {PAPER_CORRELATION})")
+    print(f"median MCC by fifths of c_IMA: {medians} (paper, its own bins: {PAPER_BINS})")
+    return broken, correlation
+
+
 def draw(rows, broken, correlation):
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for gamma2, row in rows.items():
-        left.plot([gamma2] * len(row), row[:, 1], ".", color="tab:blue", alpha=0.5)
-    left.plot(list(rows), [row[:, 1].mean() for row in rows.values()], "o-", color="tab:blue", label="here, mean")
-    left.plot(list(PAPER), [p[0] for p in PAPER.values()], "k--", marker="x", linewidth=0.8, label="paper, mean")
-    left.set(xscale="log", xlabel="gamma^2", ylabel="MCC", title="Moebius maps", ylim=(0, 1.03))
+    figure, (left, right) = panels(1, 2, size=(9, 3.8), sharey=True)
+    draw_moebius(left, rows)
     right.plot(broken[:, 0], broken[:, 1], "o", markersize=4, color="tab:orange", alpha=0.7, label="broken maps")
     right.axhline(rows[max(rows)][:, 1].mean(), color="tab:blue", linewidth=1, label="Moebius maps, mean")
     right.set(xscale="log", xlabel="c_IMA of the mixing (nats)")
@@ -102,36 +115,28 @@ def draw(rows, broken, correlation):
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.xaxis.set_major_formatter("{x:g}")
     right.xaxis.set_minor_locator(NullLocator())
-    for ax in (left, right):
-        ax.legend(fontsize=8, frameon=False, loc="lower right" if ax is left else "lower left")
+    for ax, place in ((left, "lower right"), (right, "lower left")):
+        ax.legend(fontsize=8, frameon=False, loc=place)
     return figure
 
 
+def draw_moebius(ax, rows):
+    for gamma2, row in rows.items():
+        ax.plot([gamma2] * len(row), row[:, 1], ".", color="tab:blue", alpha=0.5)
+    ax.plot(list(rows), [row[:, 1].mean() for row in rows.values()], "o-", color="tab:blue", label="here, mean")
+    ax.plot(list(PAPER), [found for found, _ in PAPER.values()], "k--", marker="x", linewidth=0.8, label="paper, mean")
+    ax.set(xscale="log", xlabel="gamma^2", ylabel="MCC", title="Moebius maps", ylim=(0, 1.03))
+
+
 def main(argv=None):
-    args, start = parse(argv), time.perf_counter()
+    args = parse(argv)
     dim = args.latent_dim
     print(f"K = {dim}, {args.rows} data (a fifth held out and measured on), {args.steps} steps of {args.batch}")
-    print("mean over the maps, and the paper's in brackets")
-    print(f"{'gamma^2':>9s}{'MCC':>18s}{'least MCC':>11s}{'C_IMA of decoder':>24s}")
-    maps = [moebius(dim, seed=s) for s in range(max(args.maps, args.broken))]
-    rows = {}
-    for gamma2 in args.gamma2:
-        rows[gamma2] = run([dataset(maps[s], s, args) for s in range(args.maps)], gamma2, args)
-        (_, found, contrast), paper = rows[gamma2].mean(0), PAPER.get(gamma2, (np.nan, np.nan))
-        cells = f"{f'{found:.3f} ({paper[0]:.3f})':>18s}{rows[gamma2][:, 1].min():>11.3f}"
-        print(f"{gamma2:9.0e}{cells}{f'{contrast:.2g} ({paper[1]:.2g})':>24s}")
-    linear = [unit_determinant(dim, seed=1000 + s) for s in range(args.broken)]
-    mixings = [Composition([maps[s], linear[s]]) for s in range(args.broken)]
-    broken = run([dataset(mixing, s, args) for s, mixing in enumerate(mixings)], args.gamma2[-1], args)
-    correlation = np.corrcoef(np.log10(broken[:, 0]), broken[:, 1])[0, 1]
-    fifths = np.array_split(broken[np.argsort(broken[:, 0]), 1], 5)
-    medians = [float(np.median(part)) for part in fifths if len(part)]
-    print(f"\n{args.broken} broken maps at gamma^2 = {args.gamma2[-1]:.0e}: mean MCC {broken[:, 1].mean():.3f}", end="")
-    print(f", mean C_IMA of mixings {broken[:, 0].mean():.2g}, of decoders {broken[:, 2].mean():.2g}")
-    print(f"correlation of log10 c_IMA of the mixing and MCC: {correlation:.3f} (paper {PAPER_CORRELATION})")
-    print(f"median MCC by fifths of c_IMA: {' '.join(f'{m:.3f}' for m in medians)} (paper, its own bins: {PAPER_BINS})")
-    save_figure(draw(rows, broken, correlation), args.out / "moebius_identifiability.png")
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    maps = [moebius(dim, seed=seed) for seed in range(max(args.maps, args.broken))]
+    rows = run_moebius(maps[: args.maps], args)
+    broken, correlation = run_broken(maps[: args.broken], args)
+    save(draw(rows, broken, correlation), args, "moebius_identifiability.png")
+    finish(args)
     return rows, broken, correlation
 
 

@@ -11,22 +11,26 @@ VAE exactly, of the deep one as far as its correlation with the measured number 
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from _common import (
+    decay_in_second_half,
+    example_parser,
+    finish,
+    means_with_errors,
+    measure_collapse,
+    parse_with_presets,
+    save,
+)
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from guides import Linear, MeanField, mlp
 from inference import AnalyticELBO, AnalyticKLELBO, fit
-from inference.diagnostics.collapse import collapsed, latent_kl, predicted_alive
-from inference.plots.collapse import alive_figure, collapse_curve_figure
-from inference.plots.comparison import save_figure
+from inference.diagnostics.collapse import predicted_alive
+from inference.plots import alive_figure, collapse_curve_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
 from zoo.linear.estimation import spectrum
 
@@ -35,23 +39,29 @@ EPSILON = {"deep": 0.1, "linear": 0.01}
 WIDTHS = (20, 20, 18, 18, 16, 16, 16)
 TITLES = ("ELBO", "tuned ELBO", "final s2", "% collapsed", "KL", "predicted live", "measured live")
 HEAD = f"{'run':24s}" + "".join(f"{title:>{width}s}" for title, width in zip(TITLES, WIDTHS, strict=True))
+SMOKE = {"epochs": 1, "seeds": [0, 1], "rows": 100, "fixed": [1.0], "learnt": [3.0], "steps": 2}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = example_parser(__doc__, "posterior_collapse", device=True)
     parser.add_argument("--data", default="digits", help="digits, or a file or folder of MNIST")
     parser.add_argument("--paper-scale", action="store_true", help="784-1024-512-200, as in the paper's MNIST runs")
     parser.add_argument("--fixed", type=float, nargs="*", default=[30, 10, 3, 1, 0.1], help="values of fixed sigma^2")
     parser.add_argument("--learnt", type=float, nargs="*", default=[30, 10, 3, 1], help="starts of learnt sigma^2")
-    parser.add_argument("--epochs", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rows", type=int, default=None, help="training rows; all of them by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--kinds", nargs="+", default=["deep", "linear"], choices=["deep", "linear"])
+    parser.add_argument("--epochs", type=int, default=300, help="of Adam, for the deep VAE")
+    parser.add_argument("--batch", type=int, default=128, help="data of a step of Adam")
+    parser.add_argument("--rows", type=int, help="training rows; where None, all of them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
+    parser.add_argument("--kinds", nargs="+", default=["deep", "linear"], choices=["deep", "linear"], help="models")
     parser.add_argument("--steps", type=int, default=60, help="of LBFGS, for the linear VAE; 300 for MNIST")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/posterior_collapse"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
+
+
+def read(args):
+    """Name of the data, and the training rows, centred: a shift changes no density; sigma^2 stays in their units."""
+    data = digits_logit(test_size=0) if args.data == "digits" else mnist(args.data, transform=Logit(256))
+    x = data.train[: args.rows].float()
+    return data.name, x - x.mean(0)
 
 
 def build(kind, sigma2, learn, data_dim, args):
@@ -71,32 +81,50 @@ def build(kind, sigma2, learn, data_dim, args):
 def train(model, guide, x, seed, args):
     """Adam with a learning rate that falls to zero over the second half."""
     steps = args.epochs * math.ceil(len(x) / args.batch)
-    options = {"steps": steps, "objective": AnalyticKLELBO(), "batch_size": args.batch, "seed": seed}
-    schedule = partial(LambdaLR, lr_lambda=lambda step: min(1.0, 2 * (1 - step / steps)))
-    fit(model, guide, x, scheduler=schedule, device=args.device, **options)
+    fit(
+        model,
+        guide,
+        x,
+        steps=steps,
+        objective=AnalyticKLELBO(),
+        scheduler=decay_in_second_half(steps),
+        batch_size=args.batch,
+        seed=seed,
+        device=args.device,
+    )
 
 
 def train_linear(model, guide, eigen, args):
     """LBFGS, without noise: the ELBO of a linear VAE knows of the data their covariance, which 2 D points have, too."""
-    half = (len(eigen.eigenvalues) * eigen.eigenvalues.clamp(min=0)).sqrt()[:, None] * eigen.eigenvectors.mT
+    lengths = (len(eigen.eigenvalues) * eigen.eigenvalues.clamp(min=0)).sqrt()
+    half = lengths[:, None] * eigen.eigenvectors.mT
     optimizer = partial(torch.optim.LBFGS, max_iter=20, history_size=30, line_search_fn="strong_wolfe")
     points = torch.cat([half, -half])
     fit(model, guide, points, steps=args.steps, objective=AnalyticELBO(), optimizer=optimizer, device=args.device)
 
 
-@torch.no_grad()
-def measure(model, guide, x, epsilon):
-    """ELBO on the training data, after tuning sigma^2, sigma^2, share collapsed, KL; and the KL of each latent."""
-    x = x.to(next(guide.parameters()).device)
-    data_dim, squares, kl = x.shape[1], 0.0, []
-    for batch in x.split(2000):
-        kl.append(latent_kl(model, guide, batch))
-        for _ in range(10):
-            squares += (batch - model.decode(guide.posterior(batch).rsample())).square().sum().item() / 10
-    kl, best = torch.cat(kl), squares / x.numel()
-    sigma2, rate = model.sigma.square().item(), kl.sum(1).mean().item()
-    elbo, tuned = (-rate - 0.5 * data_dim * (math.log(2 * math.pi * s2) + best / s2) for s2 in (sigma2, best))
-    return (elbo, tuned, sigma2, 100 * collapsed(kl, epsilon=epsilon).double().mean().item(), rate), kl
+def run(kind, mode, sigma2, seed, x, eigen, args):
+    """Train a pair: the numbers of TITLES, and the KL of each latent, (N, K)."""
+    torch.manual_seed(seed)
+    model, guide = build(kind, sigma2, mode == "learnt", x.shape[1], args)
+    if kind == "deep":
+        train(model, guide, x, seed, args)
+    else:
+        train_linear(model, guide, eigen, args)
+    numbers, kl = measure_collapse(model, guide, x.to(model.sigma.dtype), EPSILON[kind])
+    _, _, final_sigma2, share, _ = numbers
+    latent_dim = kl.shape[1]
+    predicted = predicted_alive(eigen.eigenvalues, final_sigma2, latent_dim)
+    return (*numbers, predicted, round(latent_dim * (1 - share / 100))), kl
+
+
+def run_seeds(name, kind, mode, sigma2, x, eigen, args):
+    """A line of the table: the numbers of TITLES for each seed, and the KL of each latent of the last one."""
+    results, kls = zip(*(run(kind, mode, sigma2, seed, x, eigen, args) for seed in args.seeds), strict=True)
+    values = torch.tensor(results, dtype=torch.float64)
+    cells = zip(means_with_errors(values), WIDTHS, strict=True)
+    print(f"{name:24s}" + "".join(f"{cell:>{width}s}" for cell, width in cells))
+    return values, kls[-1].cpu()
 
 
 def agreement(kind, points):
@@ -110,38 +138,23 @@ def agreement(kind, points):
 
 
 def main(argv=None):
-    args, start = parse(argv), time.perf_counter()
-    data = mnist(args.data, transform=Logit(256)) if args.data != "digits" else digits_logit(test_size=0)
-    x = data.train[: args.rows].float()
-    x = x - x.mean(0)  # a shift changes no density; sigma^2 stays in the units of the data
+    args = parse(argv)
+    data_name, x = read(args)
     eigen = spectrum(x.double())
-    print(f"{data.name}: {tuple(x.shape)}, K = {200 if args.paper_scale else 20}")
+    print(f"{data_name}: {tuple(x.shape)}, K = {200 if args.paper_scale else 20}")
     print(f"mean (s.e.) over {len(args.seeds)} seeds, nats per datum of the training set\n{HEAD}")
-    rows, points, runs = {}, {}, [*(("fixed", s2) for s2 in args.fixed), *(("learnt", s2) for s2 in args.learnt)]
+    starts = [("fixed", sigma2) for sigma2 in args.fixed] + [("learnt", sigma2) for sigma2 in args.learnt]
+    rows, points = {}, {}
     for kind in args.kinds:
         curves = {}
-        for mode, s2 in runs:
-            results, name = [], f"{kind}, {mode} {s2:g}"
-            for seed in args.seeds:
-                torch.manual_seed(seed)
-                model, guide = build(kind, s2, mode == "learnt", x.shape[1], args)
-                if kind == "deep":
-                    train(model, guide, x, seed, args)
-                else:
-                    train_linear(model, guide, eigen, args)
-                result, kl = measure(model, guide, x.to(model.sigma.dtype), EPSILON[kind])
-                live = round(kl.shape[1] * (1 - result[3] / 100))
-                results.append((*result, predicted_alive(eigen.eigenvalues, result[2], kl.shape[1]), live))
-            rows[name] = values = torch.tensor(results, dtype=torch.float64)
-            curves[name] = kl.cpu()
-            error = values.std(0, correction=min(1, len(results) - 1)) / math.sqrt(len(results))
-            cells = [f"{m:.2f} ({e:.2f})" for m, e in zip(values.mean(0), error, strict=True)]
-            print(f"{name:24s}" + "".join(f"{c:>{w}s}" for c, w in zip(cells, WIDTHS, strict=True)))
+        for mode, sigma2 in starts:
+            name = f"{kind}, {mode} {sigma2:g}"
+            rows[name], curves[name] = run_seeds(name, kind, mode, sigma2, x, eigen, args)
         points[kind] = torch.cat([rows[name][:, 5:] for name in curves])
-        save_figure(collapse_curve_figure(curves), args.out / f"collapse_{kind}.png")
+        save(collapse_curve_figure(curves), args, f"collapse_{kind}.png")
     print("\n" + "\n".join(agreement(kind, found) for kind, found in points.items()))
-    save_figure(alive_figure(points), args.out / "alive.png")
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    save(alive_figure(points), args, "alive.png")
+    finish(args)
     return rows
 
 

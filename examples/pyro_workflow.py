@@ -11,18 +11,20 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pyro
 import pyro.distributions as dist
 import torch
+from _common import example_parser, finish, parse_with_presets, save
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
 
 from guides import MeanField
 from inference import compare, fit, table
+from inference.plots import elbo_against_evidence
 from zoo import LinearVAE, digits
+
+SMOKE = {"steps": 5, "samples": 30}
 
 
 class MyGuide(torch.nn.Module):
@@ -64,12 +66,15 @@ def train(model, guide, x, steps):
     return -losses[0], -losses[-1]
 
 
+def parse(argv):
+    parser = example_parser(__doc__, "pyro_workflow", seed="everything")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps per pair")
+    parser.add_argument("--samples", type=int, default=500, help="importance samples per datum")
+    return parse_with_presets(parser, argv, smoke=SMOKE)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parse(argv)
     pyro.set_rng_seed(args.seed)
     data = digits(dtype=torch.float32)
     x, held_out = data.train, data.test
@@ -108,6 +113,8 @@ def main(argv=None):
         progress=False,
     )
     print(table(tree))
+    save(elbo_against_evidence(tree), args, "elbo_against_evidence.png")
+    finish(args)
     return tree
 
 

@@ -11,42 +11,38 @@ and a beta below one makes it use it, at the same ELBO.
 
 from __future__ import annotations
 
-import argparse
 import math
-import time
 from functools import partial
-from pathlib import Path
 
 import torch
+from _common import decay_in_second_half, example_parser, finish, parse_with_presets, save, table_line
 from torch import nn
 from torch.optim import LBFGS, Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 from guides import Linear, MeanField, mlp
 from inference import AnalyticBetaELBO, BetaELBO, empirical_entropy, fit, rate_distortion_curve
+from inference.information import water_filling
 from inference.information.curve import lower_hull, phase
-from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
-from inference.plots.comparison import save_figure
-from inference.plots.rates import rate_distortion_figure
+from inference.information.reverse_water_filling import water_filling_at_rate
+from inference.plots import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, StandardNormal, digits
 from zoo.linear.estimation import spectrum
 
 LINEAR_DIM, DEEP_DIM, SMALLEST_BETA = 10, 8, 0.1
 DECODERS, MARGINALS = ("simple decoder", "powerful decoder"), ("simple marginal", "powerful marginal")
+SMOKE = {"points": 2, "iterations": 3, "deep": True, "epochs": 1, "betas": [2.0]}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = example_parser(__doc__, "rate_distortion", device=True)
     parser.add_argument("--var", type=float, default=0.05, help="sigma^2 of the linear VAE, for pixels from 0 to 1")
     parser.add_argument("--points", type=int, default=10, help="points of the linear curve")
     parser.add_argument("--iterations", type=int, default=400, help="of LBFGS, a point")
     parser.add_argument("--deep", action="store_true", help="the four deep VAEs, too: ten minutes a seed")
-    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.6, 1, 2, 4, 10])
-    parser.add_argument("--epochs", type=int, default=200)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/rate_distortion"))
-    return parser.parse_args(argv)
+    parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.6, 1, 2, 4, 10], help="of the deep VAEs")
+    parser.add_argument("--epochs", type=int, default=200, help="of the deep VAEs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the deep VAEs")
+    return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def train_linear(beta, seed, x, args):
@@ -63,11 +59,22 @@ def train_linear(beta, seed, x, args):
 def linear_curve(args):
     """Points equally spaced in rate, from .3 to .95 of that at beta = .1, and their distance to the closed form."""
     x = digits(transform=Scaled(16.0), test_size=0).train
-    curve = partial(water_filling_at_rate, spectrum(x).eigenvalues, args.var, LINEAR_DIM)
-    largest = water_filling(spectrum(x).eigenvalues, args.var, LINEAR_DIM, beta=SMALLEST_BETA).rate
+    eigenvalues = spectrum(x).eigenvalues
+    curve = partial(water_filling_at_rate, eigenvalues, args.var, LINEAR_DIM)
+    largest = water_filling(eigenvalues, args.var, LINEAR_DIM, beta=SMALLEST_BETA).rate
     rates = torch.linspace(0.3, 0.95, args.points).double() * largest
     truth = [curve(rate=rate) for rate in rates.tolist()]
     points = rate_distortion_curve(partial(train_linear, x=x, args=args), [t.beta for t in truth], x)
+    errors = show_linear(points, truth, curve, args)
+    fine = [curve(rate=rate) for rate in torch.linspace(0.2 * largest, largest, 200).tolist()]
+    known = [t.rate for t in fine], [t.distortion for t in fine]
+    title = f"Linear VAE on digits, K = {LINEAR_DIM}, sigma^2 = {args.var}"
+    save(rate_distortion_figure({"trained": points}, truth=known, title=title), args, "linear.png")
+    return errors
+
+
+def show_linear(points, truth, curve, args):
+    """A line a point; its errors in rate and distortion, and its distortion above the curve at its own rate."""
     print(f"linear VAE, K = {LINEAR_DIM}, sigma^2 = {args.var}, digits / 16: trained less closed form, nats per datum")
     print(f"{'beta':>8s}{'R':>10s}{'D':>10s}{'R error':>12s}{'D error':>12s}{'D above curve':>15s}")
     errors = []
@@ -75,10 +82,6 @@ def linear_curve(args):
         rate, distortion = point.rate.value, point.distortion.value
         errors.append([rate - known.rate, distortion - known.distortion, distortion - curve(rate=rate).distortion])
         print(f"{known.beta:8.4f}{rate:10.4f}{distortion:10.4f}" + "{:12.5f}{:12.5f}{:15.5f}".format(*errors[-1]))
-    fine = [curve(rate=rate) for rate in torch.linspace(0.2 * largest, largest, 200).tolist()]
-    known = [t.rate for t in fine], [t.distortion for t in fine]
-    title = f"Linear VAE on digits, K = {LINEAR_DIM}, sigma^2 = {args.var}"
-    save_figure(rate_distortion_figure({"trained": points}, truth=known, title=title), args.out / "linear.png")
     return torch.tensor(errors)
 
 
@@ -98,7 +101,7 @@ def train_deep(beta, seed, x, decoder, marginal, args):
         steps=steps,
         objective=BetaELBO(beta),
         optimizer=partial(Adam, lr=1e-3),
-        scheduler=lambda optimizer: LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps))),
+        scheduler=decay_in_second_half(steps),
         batch_size=100,
         seed=seed,
         device=args.device,
@@ -111,32 +114,37 @@ def deep_curves(args):
     """The four curves on the training data, with phases and hull; their entropy is a floor for R + D."""
     data = digits(dtype=torch.float32)
     x = (data.train >= 8).float().to(args.device)
-    entropy, curves = empirical_entropy(x), {}
+    curves = {}
     for decoder in DECODERS:
         for marginal in MARGINALS:
             train = partial(train_deep, x=x, decoder=decoder, marginal=marginal, args=args)
             curves[f"{decoder}, {marginal}"] = rate_distortion_curve(train, args.betas, x, seeds=args.seeds)
-    # The data set's own entropy is out of reach; the best R + D stands for that of the law, as in the paper.
+    # The data set's own entropy is out of reach; the best R + D stands for that of the distribution, as in the paper.
     best = min(point.total.value for points in curves.values() for point in points)
-    print(f"\nbinarised digits {tuple(x.shape)}: R + D is at least {entropy:.3f}, found at least {best:.3f}")
+    print(f"\nbinarised digits {tuple(x.shape)}: R + D is at least {empirical_entropy(x):.3f}", end="")
+    print(f", found at least {best:.3f}")
     for name, points in curves.items():
-        hull = lower_hull([p.rate.value for p in points], [p.distortion.value for p in points])
-        print(f"{name}\n{'beta':>8s}{'R':>10s}{'D':>10s}{'R + D':>10s}{'95% of R + D':>20s}  phase (* on the hull)")
-        for i, p in enumerate(points):
-            label = phase(p.rate.value, p.distortion.value, best) + " *" * (i in hull)
-            band = f"{p.total.lower:.2f} to {p.total.upper:.2f}"
-            numbers = (p.rate.value, p.distortion.value, p.total.value)
-            print(f"{p.parameter:8g}" + "".join(f"{v:10.3f}" for v in numbers) + f"{band:>20s}  {label}")
-    save_figure(rate_distortion_figure(curves, entropy=best, title="Binarised digits"), args.out / "deep.png")
+        show_deep(name, points, best)
+    save(rate_distortion_figure(curves, entropy=best, title="Binarised digits"), args, "deep.png")
     return curves
 
 
+def show_deep(name, points, entropy):
+    hull = lower_hull([p.rate.value for p in points], [p.distortion.value for p in points])
+    print(f"{name}\n{'beta':>8s}{'R':>10s}{'D':>10s}{'R + D':>10s}{'95% of R + D':>20s}  phase (* on the hull)")
+    for i, p in enumerate(points):
+        label = phase(p.rate.value, p.distortion.value, entropy) + " *" * (i in hull)
+        numbers = [f"{value:.3f}" for value in (p.rate.value, p.distortion.value, p.total.value)]
+        band = f"{p.total.lower:.2f} to {p.total.upper:.2f}"
+        print(f"{table_line(f'{p.parameter:8g}', numbers, first=8, width=10)}{band:>20s}  {label}")
+
+
 def main(argv=None):
-    args, start = parse(argv), time.perf_counter()
+    args = parse(argv)
     errors = linear_curve(args)
     print(f"largest difference {errors.abs().max():.5f} nats")
     curves = deep_curves(args) if args.deep else {}
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    finish(args)
     return errors, curves
 
 

@@ -10,16 +10,10 @@ and the contrast C_IMA of the learnt decoder and of the renderer, beside what th
 
 from __future__ import annotations
 
-import argparse
-import time
-from pathlib import Path
-
 import torch
-from matplotlib.figure import Figure
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from _common import example_parser, finish, panels, parse_with_presets, save, train
 
-from inference import AnalyticKLELBO, fit, ima_contrast, mcc
-from inference.plots.comparison import save_figure
+from inference import AnalyticKLELBO, ima_contrast, mcc
 from zoo import draw_sources, sprite_pair, sprites
 
 # The paper's precision, one per raw pixel at 64 x 64, is .013 when standardised; at 32 x 32 .05 says as much.
@@ -28,100 +22,90 @@ BATCH = 500
 FACTORS = ("x", "y", "size", "hue", "angle")
 
 
+PAPER_SCALE = {
+    "size": 64,
+    "gamma2": 0.013,
+    "channels": [32, 32, 64, 64],
+    "rows": 60_000,
+    "steps": 100_000,
+    "batch": 64,
+}
+SMOKE = {"size": 16, "channels": [4, 4], "rows": 60, "steps": 3}
+
+
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--paper-scale", action="store_true", help="64 x 64, 60 000 images, 100 000 steps")
+    parser = example_parser(__doc__, "sprites", device=True, seed="initialisation, noise and order; the images stay")
     parser.add_argument("--size", type=int, default=32, help="pixels of a side")
     parser.add_argument("--factors", type=int, default=4, choices=(4, 5), help="5 for triangles that turn")
     parser.add_argument("--gamma2", type=float, default=0.05, help="precision of the noise, standardised")
-    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 32])
-    parser.add_argument("--rows", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32, 32], help="of the convolutions")
+    parser.add_argument("--rows", type=int, default=10_000, help="images, of which a fifth is held out")
+    parser.add_argument("--steps", type=int, default=8000, help="training steps")
+    parser.add_argument("--batch", type=int, default=32, help="images of a training step")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of Adam, falling to zero as a cosine")
-    parser.add_argument("--seed", type=int, default=0, help="of initialisation, noise and order; the images stay")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("out/sprites"))
-    args = parser.parse_args(argv)
-    if args.paper_scale:
-        args.size, args.gamma2, args.channels = 64, 0.013, [32, 32, 64, 64]
-        args.rows, args.steps, args.batch = 60_000, 100_000, 64
-    return args
+    return parse_with_presets(parser, argv, paper_scale=PAPER_SCALE, smoke=SMOKE)
 
 
-def train(x, args):
-    options = {"size": args.size, "latent_dim": args.factors, "gamma2": args.gamma2, "channels": args.channels}
+def trained_pair(x, args):
+    """Model and guide, and the history of their training."""
+    shape = {"size": args.size, "latent_dim": args.factors, "gamma2": args.gamma2, "channels": args.channels}
     torch.manual_seed(args.seed)
-    model, guide = sprite_pair(x, **options)
-    history = fit(
-        model,
-        guide,
-        x,
-        steps=args.steps,
-        objective=AnalyticKLELBO(),
-        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=args.rate),
-        scheduler=lambda optimizer: CosineAnnealingLR(optimizer, args.steps),
-        batch_size=args.batch,
-        seed=args.seed,
-        device=args.device,
-    )
-    return model, guide, history
+    model, guide = sprite_pair(x, **shape)
+    options = {"objective": AnalyticKLELBO(), "batch_size": args.batch, "seed": args.seed, "device": args.device}
+    return model, guide, train(model, guide, x, steps=args.steps, rate=args.rate, **options)
 
 
 @torch.no_grad()
 def measure(model, guide, x):
     """Codes (N, K), and the share of the variance that decoding them misses."""
-    codes = torch.cat([guide.posterior(part).mean for part in x.split(BATCH)])
-    missed = sum((model.decode(z) - part).square().sum() for z, part in zip(codes.split(BATCH), x.split(BATCH)))
+    batches = x.split(BATCH)
+    codes = torch.cat([guide.posterior(part).mean for part in batches])
+    missed = sum((model.decode(z) - part).square().sum() for z, part in zip(codes.split(BATCH), batches, strict=True))
     return codes, float(missed / (x - x.mean(0)).square().sum())
 
 
 @torch.no_grad()
 def draw(model, codes, images, matching, size):
     """Images, their reconstructions, and what each code changes while the others stay, from its 2 % to its 98 %."""
-
-    def show(ax, flat, title):
-        ax.imshow(
-            flat.reshape(len(flat), 3, size, size).permute(2, 0, 3, 1).reshape(size, -1, 3).clamp(0, 1).cpu().numpy()
-        )
-        ax.set_title(title, fontsize=9, loc="left")
-        ax.set_axis_off()
-
     shown, names = 8, FACTORS[: codes.shape[1]]
-    figure = Figure(figsize=(8, 1.2 * (len(names) + 2)), layout="constrained")
-    axes = figure.subplots(len(names) + 2, 1)
-    show(axes[0], images[:shown], "held-out images")
-    show(axes[1], model.decode(codes[:shown]), "reconstructions")
+    figure, axes = panels(len(names) + 2, 1, size=(8, 1.2 * (len(names) + 2)))
+    show_images(axes[0], images[:shown], size, "held-out images")
+    show_images(axes[1], model.decode(codes[:shown]), size, "reconstructions")
     for ax, name, k in zip(axes[2:], names, matching.tolist(), strict=True):
         path = codes.mean(0).repeat(shown, 1)
         low, high = codes[:, k].quantile(codes.new_tensor([0.02, 0.98]))
         path[:, k] = low + (high - low) * torch.linspace(0, 1, shown, device=codes.device)
-        show(ax, model.decode(path), f"the code matched with {name}")
+        show_images(ax, model.decode(path), size, f"the code matched with {name}")
     return figure
 
 
+def show_images(ax, flat, size, title):
+    """Images (N, 3 size^2) side by side."""
+    images = flat.reshape(len(flat), 3, size, size)
+    ax.imshow(images.permute(2, 0, 3, 1).reshape(size, -1, 3).clamp(0, 1).cpu().numpy())
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_axis_off()
+
+
 def main(argv=None):
-    args, start = parse(argv), time.perf_counter()
+    args = parse(argv)
     data = sprites(args.rows, size=args.size, num_factors=args.factors, test_size=args.rows // 5)
-    model, guide, history = train(data.train, args)
+    model, guide, history = trained_pair(data.train, args)
     test, truth = data.test.to(args.device), data.truth["z_test"]
     codes, missed = measure(model, guide, test)
     found, some = mcc(codes.cpu(), truth), slice(200)
     contrast = float(ima_contrast(model.decode, codes[some]))
     of_renderer = float(ima_contrast(lambda s: draw_sources(s, size=args.size), truth[some].double()))
     print(f"{args.size} x {args.size}, {args.factors} factors, {args.rows} images (a fifth held out and measured on)")
-    print(
-        f"channels {args.channels}, gamma^2 = {args.gamma2:g}, {args.steps} steps of {args.batch}",
-        end="",
-    )
+    print(f"channels {args.channels}, gamma^2 = {args.gamma2:g}, {args.steps} steps of {args.batch}", end="")
     print(f", {history.seconds:.0f} s")
     print(f"MCC {found.value:.3f} (paper {PAPER} at 64 x 64)")
     matched = found.correlations[found.matching, torch.arange(args.factors)]
     print("by factor: " + ", ".join(f"{name} {value:.3f}" for name, value in zip(FACTORS, matched.tolist())))
     print(f"C_IMA of the decoder {contrast:.4f}, of the renderer {of_renderer:.4f}")
     print(f"share of the variance that f(mu(x)) misses: {missed:.4f}")
-    save_figure(draw(model, codes, test, found.matching, args.size), args.out / "sprites.png")
-    print(f"wrote {args.out}/ in {time.perf_counter() - start:.0f} s")
+    save(draw(model, codes, test, found.matching, args.size), args, "sprites.png")
+    finish(args)
     return found, contrast
 
 

@@ -10,26 +10,29 @@ objectives sample the KL term: compare them with "sampled KL". Free bits keep la
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
-from posterior_collapse import measure  # its neighbour in this folder
+from _common import (
+    decay_in_second_half,
+    example_parser,
+    finish,
+    means_with_errors,
+    measure_collapse,
+    panels,
+    parse_with_presets,
+    save,
+    table_line,
+)
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from guides import MeanField, mlp
-from inference import ELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO, Objective, fit
-from inference.diagnostics.collapse import active_units, posterior_means
-from inference.objectives.schedules import CyclicalAnnealing, LinearAnnealing
-from inference.plots.comparison import save_figure
+from inference import ELBO, AnalyticKLELBO, BetaELBO, CyclicalAnnealing, FreeBitsELBO, LinearAnnealing, Objective, fit
+from inference.diagnostics import active_units, posterior_means
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, OptimalNoise, digits_logit
 
 
@@ -60,58 +63,75 @@ CHOICES = {
 }
 COMPARED = {"KL annealed": "sampled KL", "KL annealed in 4 cycles": "sampled KL", "fixed, KL annealed": "fixed sigma^2"}
 TITLES = ("ELBO", "tuned ELBO", "final s2", "% early", "% collapsed", "KL", "active", "seconds")
+SMOKE = {"epochs": 1, "seeds": [0, 1], "rows": 200, "starts": [30.0, 3.0]}
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = example_parser(__doc__, "training_choices", device=True)
     parser.add_argument("--starts", type=float, nargs="+", default=[30, 1], help="initial values of sigma^2")
-    parser.add_argument("--epochs", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=100)
-    parser.add_argument("--rows", type=int, default=None, help="training rows; all of them by default")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=150, help="training epochs")
+    parser.add_argument("--batch", type=int, default=100, help="data of a training step")
+    parser.add_argument("--rows", type=int, help="training rows; where None, all of them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
     parser.add_argument("--epsilon", type=float, default=0.1, help="nats below which a latent counts as collapsed")
-    parser.add_argument("--out", type=Path, default=Path("out/training_choices"))
-    return parser.parse_args(argv)
+    return parse_with_presets(parser, argv, smoke=SMOKE)
+
+
+def build(choice, sigma2, data_dim):
+    decoder = mlp(20, data_dim, (128, 256), nn.ReLU)
+    model = DeepGaussianVAE(data_dim, 20, network=decoder, noise=choice.noise(math.sqrt(sigma2)))
+    encoder = mlp(data_dim, 40, (256, 128), nn.ReLU, norm=choice.norm)
+    return model, MeanField(data_dim, 20, encoder=encoder)
 
 
 def run(choice, sigma2, x, seed, args):
     """Train one pair by Adam with a learning rate that falls to zero over the second half: the numbers of TITLES."""
     torch.manual_seed(seed)
-    decoder = mlp(20, x.shape[1], (128, 256), nn.ReLU)
-    model = DeepGaussianVAE(x.shape[1], 20, network=decoder, noise=choice.noise(math.sqrt(sigma2)))
-    guide = MeanField(x.shape[1], 20, encoder=mlp(x.shape[1], 40, (256, 128), nn.ReLU, norm=choice.norm))
+    model, guide = build(choice, sigma2, x.shape[1])
     steps = args.epochs * math.ceil(len(x) / args.batch)
-    schedule = partial(LambdaLR, lr_lambda=lambda step: min(1.0, 2 * (1 - step / steps)))
-    options = {"objective": choice.objective(steps), "scheduler": schedule, "batch_size": args.batch, "seed": seed}
+    options = {
+        "objective": choice.objective(steps),
+        "scheduler": decay_in_second_half(steps),
+        "batch_size": args.batch,
+        "seed": seed,
+        "device": args.device,
+    }
     measured = []
     with tempfile.TemporaryDirectory() as folder:  # the second call goes on where the first one stopped
         for end in (max(1, steps // 10), steps):
             history = fit(model, guide, x, steps=end, checkpoint=Path(folder) / "run.safetensors", **options)
             if isinstance(model.noise, OptimalNoise):
                 model.freeze(guide, x, num_samples=10)
-            measured.append(measure(model, guide, x, args.epsilon)[0])
+            measured.append(measure_collapse(model, guide, x, args.epsilon)[0])
     early, final = measured
     active = active_units(posterior_means(model, guide, x)).sum().item()
     return *final[:3], early[3], *final[3:], active, history.seconds
 
 
-def cells(values):
-    """Means and standard errors over seeds, (seeds, numbers), as text."""
-    error = values.std(0, correction=min(1, len(values) - 1)) / math.sqrt(len(values))
-    return [f"{m:.2f} ({e:.2f})" for m, e in zip(values.mean(0), error, strict=True)]
+def run_all(start, x, args):
+    """The table of one start: name of a choice to the numbers of TITLES, (seeds, columns)."""
+    print("\n" + table_line(f"sigma^2 from {start:g}", TITLES, width=17))
+    rows = {}
+    for name, choice in CHOICES.items():
+        rows[name] = torch.tensor([run(choice, start, x, seed, args) for seed in args.seeds], dtype=torch.float64)
+        print(table_line(name, means_with_errors(rows[name]), width=17), flush=True)
+    for name, base in COMPARED.items():
+        elbo, _, _, _, collapsed, *_ = means_with_errors(rows[name] - rows[base])
+        print(f"{name} against {base}: ELBO {elbo} nats, collapsed {collapsed} points")
+    return rows
 
 
-def chart(tables):
+def draw(tables):
     """Tuned ELBO and collapse of every choice: a dot is the mean over seeds, hollow after a tenth of the steps."""
-    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = panels(1, 2, size=(9.5, 4.6), sharey=True)
     for i, (start, rows) in enumerate(tables.items()):
         at = torch.arange(len(CHOICES)) + 0.3 * (i + 0.5) / len(tables) - 0.15
         values = torch.stack([rows[name] for name in CHOICES])
         mean, error = values.mean(1), values.std(1, correction=0) / math.sqrt(max(1, values.shape[1] - 1))
-        for ax, column, face in ((left, 1, f"C{i}"), (right, 3, "white"), (right, 4, f"C{i}")):
-            label = f"sigma^2 from {start:g}" + (" (early)" if column == 3 else "")
-            style = {"fmt": "o", "color": f"C{i}", "markerfacecolor": face, "markersize": 5, "label": label}
+        label = f"sigma^2 from {start:g}"
+        styles = ((left, 1, f"C{i}", label), (right, 3, "white", f"{label} (early)"), (right, 4, f"C{i}", label))
+        for ax, column, face, text in styles:
+            style = {"fmt": "o", "color": f"C{i}", "markerfacecolor": face, "markersize": 5, "label": text}
             ax.errorbar(mean[:, column], at, xerr=error[:, column], **style)
     left.set(xlabel="tuned ELBO (nats per datum)", yticks=range(len(CHOICES)), yticklabels=list(CHOICES))
     left.invert_yaxis()
@@ -123,22 +143,14 @@ def chart(tables):
 
 
 def main(argv=None):
-    args, begin = parse(argv), time.perf_counter()
+    args = parse(argv)
     x = digits_logit(test_size=0, dtype=torch.float32).train[: args.rows]
-    x = x - x.mean(0)
+    x = (x - x.mean(0)).to(args.device)
     print(f"digits: {tuple(x.shape)}, mean (s.e.) over {len(args.seeds)} seeds, nats per datum of the training set")
-    tables = {}
-    for start in args.starts:
-        print(f"\n{f'sigma^2 from {start:g}':24s}" + "".join(f"{title:>17s}" for title in TITLES))
-        rows = tables[start] = {}
-        for name, choice in CHOICES.items():
-            rows[name] = torch.tensor([run(choice, start, x, seed, args) for seed in args.seeds], dtype=torch.float64)
-            print(f"{name:24s}" + "".join(f"{cell:>17s}" for cell in cells(rows[name])), flush=True)
-        for name, base in COMPARED.items():
-            elbo, _, _, _, collapsed, *_ = cells(rows[name] - rows[base])
-            print(f"{name} against {base}: ELBO {elbo} nats, collapsed {collapsed} points")
-    save_figure(chart(tables), args.out / "training_choices.png")
-    print(f"\nwrote {args.out}/ in {time.perf_counter() - begin:.0f} s")
+    tables = {start: run_all(start, x, args) for start in args.starts}
+    save(draw(tables), args, "training_choices.png")
+    print()
+    finish(args)
     return tables
 
 

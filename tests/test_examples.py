@@ -16,57 +16,38 @@ from inference import load_comparison, load_pair
 from inference.marginal_likelihood.estimate import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = {
-    "broken_elbo_toy.py": ["--steps", "20", "--runs", "2"],
-    "rate_distortion.py": [
-        *("--points", "2", "--iterations", "3", "--deep", "--epochs", "1", "--betas", "2"),
-    ],
-    "compare_guides.py": [
-        *("--latent-dim", "2", "--hidden", "4", "--model-steps", "5", "--steps", "3", "--rows", "2", "--samples", "20"),
-    ],
-    "constant_variance.py": [
-        *("--latent-dim", "2", "--hidden", "8", "--steps", "3", "--sigmas", "0.5", "--rows", "5", "--unit-steps", "3"),
-    ],
-    "compare_objectives.py": [
-        *("--particles", "4", "--latent-dim", "2", "--warmup", "5", "--steps", "3"),
-        *("--repeats", "2", "--samples", "20", "--rows", "20"),
-    ],
-    "elbo_gap.py": [*("--steps", "30", "--samples", "30", "--latent-dim", "3", "--rows", "3", "--temperatures", "10")],
-    "elbo_gap_vs_gamma.py": ["--exponents", "2", "5", "--rows", "3", "--steps", "3"],
-    "estimator_scorecard.py": [
-        *("--latent-dim", "2", "--sigma", "0.1", "--num-data", "3"),
-        *("--samples", "100", "--temperatures", "5", "--chains", "4"),
-    ],
-    "evidence_bracket.py": [
-        *("--steps", "30", "--num-data", "6", "--latent-dim", "3", "4"),
-        *("--temperatures", "5", "20", "--chains", "4", "--samples", "30"),
-    ],
-    "linear_vae_landscape.py": ["--data", "synthetic", "--latent-dim", "2", "--points", "7"],
-    "posterior_collapse.py": [
-        *("--epochs", "1", "--seeds", "0", "1", "--rows", "100", "--fixed", "1", "--learnt", "3", "--steps", "2"),
-    ],
-    "self_consistency.py": ["--gamma2", "10", "1000", "--seeds", "2", "--rows", "100", "--steps", "3"],
-    "moebius_identifiability.py": [
-        *("--gamma2", "10", "1000", "--maps", "2", "--broken", "6", "--rows", "100", "--steps", "3"),
-        *("--latent-dim", "2"),
-    ],
-    "sprites.py": ["--size", "16", "--channels", "4", "4", "--rows", "60", "--steps", "3"],
-    "pyro_workflow.py": ["--steps", "5", "--samples", "30"],
-    "training_choices.py": ["--epochs", "1", "--seeds", "0", "1", "--rows", "200", "--starts", "30", "3"],
+SCRIPTS = (
+    "broken_elbo_toy.py",
+    "compare_guides.py",
+    "compare_objectives.py",
+    "constant_variance.py",
+    "elbo_gap.py",
+    "elbo_gap_vs_gamma.py",
+    "estimator_scorecard.py",
+    "evidence_bracket.py",
+    "linear_vae_landscape.py",
+    "moebius_identifiability.py",
+    "posterior_collapse.py",
+    "pyro_workflow.py",
+    "rate_distortion.py",
+    "self_consistency.py",
+    "sprites.py",
+    "training_choices.py",
+)
+BENCHMARKS = {
     "benchmarks/ppca_fit.py": ["--repeats", "1", "--sizes", "2000x24", "--streams", "100x24", "200x24"],
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
-    "benchmarks/ima_contrast.py": [
-        *("--points", "40", "--subset", "4", "--repeats", "1", "--memory", "20", "40"),
-    ],
+    "benchmarks/ima_contrast.py": ["--points", "40", "--subset", "4", "--repeats", "1", "--memory", "20", "40"],
     "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
 }
+HELPERS = ("_common.py", "benchmarks/timing.py")
 
 
 @pytest.fixture
-def run(monkeypatch):
-    """Run an example's main with arguments, as its command line would."""
+def load(monkeypatch):
+    """Import an example by its name, its neighbours within reach."""
 
-    def run_main(name, *arguments):
+    def load_script(name):
         for folder in (EXAMPLES, EXAMPLES / "benchmarks"):
             monkeypatch.syspath_prepend(str(folder))
         path = EXAMPLES / name
@@ -74,19 +55,55 @@ def run(monkeypatch):
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, spec.name, module)
         spec.loader.exec_module(module)
-        return module.main([*TINY[name], *arguments])
+        return module
 
+    return load_script
+
+
+@pytest.fixture
+def run(load, monkeypatch):
+    """Run an example's main with tiny settings and further arguments, as its command line would, on the CPU."""
+
+    def run_main(name, *arguments):
+        return load(name).main([*BENCHMARKS.get(name, ["--smoke"]), *arguments])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     threads = torch.get_num_threads()
     yield run_main
     torch.set_num_threads(threads)
 
 
-def test_every_example_is_listed_here_and_short():
-    helpers = {"benchmarks/timing.py"}
-    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.py")} - helpers
-    assert files == set(TINY)
-    for name in files:
-        assert len((EXAMPLES / name).read_text().splitlines()) < 150, name
+def test_every_example_is_listed_here():
+    files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.py")}
+    assert files == {*SCRIPTS, *BENCHMARKS, *HELPERS}
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, *BENCHMARKS])
+def test_help_shows_what_the_example_does_and_its_options(name, load, capsys):
+    module = load(name)
+    with pytest.raises(SystemExit) as leaving:
+        module.main(["--help"])
+    assert leaving.value.code == 0
+    printed = capsys.readouterr().out
+    assert module.__doc__.splitlines()[0] in printed
+    assert "--repeats" in printed if name in BENCHMARKS else "--smoke" in printed
+
+
+def test_a_preset_changes_defaults_and_yields_to_what_is_stated(load):
+    parse = load("sprites.py").parse
+    plain, smoke, stated = parse([]), parse(["--smoke"]), parse(["--smoke", "--steps", "7"])
+    assert (plain.steps, plain.rows, plain.gamma2) == (8000, 10_000, 0.05)
+    assert (smoke.steps, smoke.rows, smoke.gamma2) == (3, 60, 0.05)
+    assert (stated.steps, stated.rows) == (7, 60)
+    paper = parse(["--paper-scale", "--rows", "100"])
+    assert (paper.size, paper.gamma2, paper.channels, paper.rows) == (64, 0.013, [32, 32, 64, 64], 100)
+
+
+def test_a_preset_knows_its_options(load):
+    common = load("_common.py")
+    parser = common.example_parser("What it does.", "name")
+    with pytest.raises(ValueError, match=r"expected a preset of the script's own options, got .'step'."):
+        common.parse_with_presets(parser, [], smoke={"step": 3})
 
 
 def test_elbo_gap_measures_saves_and_prints(run, tmp_path, capsys):
@@ -121,11 +138,12 @@ def test_elbo_gap_takes_a_file_and_a_choice_of_models_and_guides(run, tmp_path):
     assert (tree["train"].sizes["datum"], tree["held_out"].sizes["datum"]) == (48, 12)
 
 
-def test_pyro_workflow_compares_pairs_of_both_sides(run, capsys):
-    tree = run("pyro_workflow.py")
+def test_pyro_workflow_compares_pairs_of_both_sides(run, tmp_path, capsys):
+    tree = run("pyro_workflow.py", "--out", str(tmp_path))
     assert list(tree["train"]["guide"].values) == ["zoo / zoo", "zoo / yours", "yours / zoo"]
     assert list(tree["train"]["method"].values.ravel()) == ["exact", "exact", "importance"]
     assert "posterior draws of five digits: (100, 5, 4)" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["elbo_against_evidence.png"]
 
 
 def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_path, capsys):
@@ -133,10 +151,8 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
     printed = capsys.readouterr().out
     assert list(rows) == [f"{kind}, {mode}" for kind in ("deep", "linear") for mode in ("fixed 1", "learnt 3")]
     for name, values in rows.items():
-        assert values.shape == (
-            2,
-            7,
-        )  # seeds; ELBO, tuned ELBO, sigma^2, share collapsed, KL; live: predicted, measured
+        # seeds; ELBO, tuned ELBO, sigma^2, share collapsed, KL; live: predicted, measured
+        assert values.shape == (2, 7)
         assert bool((values[:, 1] >= values[:, 0] - 1e-6).all())
         assert values[:, 6].tolist() == pytest.approx([20 * (1 - share / 100) for share in values[:, 3].tolist()])
         assert f"{name:24s}{f'{values[:, 0].mean():.2f}':>13s}" in printed
@@ -372,7 +388,7 @@ def test_sprites_prints_the_correlations_of_its_factors(run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["sprites.png"]
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name.startswith("benchmarks/")])
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     run(name)
     printed = capsys.readouterr().out

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import interleaved, machine, report
+from timing import benchmark_parser, interleaved, machine, report
 from torch import Tensor, nn
 from torch.func import jacrev
 
@@ -81,10 +81,9 @@ def compare_memory(few: int, many: int) -> float:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=10_000)
+    parser = benchmark_parser(__doc__, repeats=5)
+    parser.add_argument("--points", type=int, default=10_000, help="of the batched contrast")
     parser.add_argument("--subset", type=int, default=200, help="points of the loops")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", type=int, nargs=2, default=[10_000, 1_000_000], help="numbers of points")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

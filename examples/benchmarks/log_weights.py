@@ -6,11 +6,9 @@ one run, and checks that both estimate the same bound.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from svi_step import LOG_2PI, NETWORKS, Decoder
-from timing import interleaved, machine, report
+from timing import add_threads, benchmark_parser, interleaved, machine, report
 
 from guides import MeanField
 from inference import iter_log_weights, iwae, log_weights
@@ -33,12 +31,11 @@ def by_hand(model, guide, x, num_samples, chunk):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__)
+    add_threads(parser)
     parser.add_argument("--data", type=int, default=64, help="number of data")
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--chunk", type=int, default=100)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--samples", type=int, default=1000, help="per datum")
+    parser.add_argument("--chunk", type=int, default=100, help="samples at a time")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(machine())

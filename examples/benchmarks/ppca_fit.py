@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from timing import add_threads, benchmark_parser
 
 from zoo.linear.estimation import maximum_likelihood
 
@@ -101,12 +102,12 @@ def size(text: str) -> tuple[int, int]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each side")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for both sides")
-    parser.add_argument("--latent-dim", type=int, default=16)
-    parser.add_argument("--sizes", type=size, nargs="+", default=[(100_000, 128), (20_000, 784)], metavar="NxD")
-    parser.add_argument("--streams", type=size, nargs=2, default=[(10_000, 128), (1_000_000, 128)], metavar="NxD")
+    parser = benchmark_parser(__doc__)
+    add_threads(parser)
+    parser.add_argument("--latent-dim", type=int, default=16, help="components to fit")
+    sizes, streams = [(100_000, 128), (20_000, 784)], [(10_000, 128), (1_000_000, 128)]
+    parser.add_argument("--sizes", type=size, nargs="+", default=sizes, metavar="NxD", help="arrays to time")
+    parser.add_argument("--streams", type=size, nargs=2, default=streams, metavar="NxD", help="streams to compare")
     parser.add_argument("--peak-of", type=size, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

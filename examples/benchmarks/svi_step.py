@@ -5,14 +5,13 @@ Same network, same Adam, same mini-batches of 256, in one run and interleaved. P
 
 from __future__ import annotations
 
-import argparse
 import math
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from timing import interleaved, machine, report
+from timing import add_threads, benchmark_parser, interleaved, machine, report
 from torch import nn
 
 from guides import MeanField, mlp
@@ -116,11 +115,10 @@ def candidates(shape, x, steps):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = benchmark_parser(__doc__)
+    add_threads(parser)
     parser.add_argument("--steps", type=int, default=200, help="steps per timing")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="where to train")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     print(machine())

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 import torch
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it stands, and the default of every option."""
+
+
+def benchmark_parser(description: str | None, *, repeats: int = 7) -> argparse.ArgumentParser:
+    """A parser with the option that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    parser.add_argument("--repeats", type=int, default=repeats, help="turns of each candidate")
+    return parser
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every candidate")
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -3,7 +3,7 @@
 from inference.objectives.analytic import AnalyticBetaELBO, AnalyticELBO, AnalyticTargetRate
 from inference.objectives.annealed_precision import AnnealedPrecision
 from inference.objectives.base import Objective
-from inference.objectives.bilbo import BILBO, FittedPrior
+from inference.objectives.bilbo import BILBO, FittedPrior, FloatingPrior
 from inference.objectives.evidence_lower_bound import ELBO, AnalyticKLELBO, BetaELBO, FreeBitsELBO
 from inference.objectives.importance_weighted import IWELBO, DReG, StickingTheLanding
 from inference.objectives.mixed_importance_weighted import CIWAE, MIWAE, PIWAE
@@ -29,6 +29,7 @@ __all__ = [
     "CyclicalAnnealing",
     "DReG",
     "FittedPrior",
+    "FloatingPrior",
     "FreeBitsELBO",
     "GeometricAnnealing",
     "LinearAnnealing",

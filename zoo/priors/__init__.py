@@ -1,7 +1,7 @@
 """Priors of the latents."""
 
+from inference.objectives.bilbo import FloatingPrior
 from zoo.priors.factorised import Beta, Laplace, LearntBeta, LearntDiagonal, Prior, StandardNormal, Uniform
-from zoo.priors.floating import FloatingPrior
 from zoo.priors.flow import AutoregressiveFlow
 from zoo.priors.mixture import MixtureOfGaussians, VampPrior
 

@@ -66,7 +66,7 @@ def parse_with_presets(
     What the command line states itself is kept. ``started`` of the result is the time for :func:`finish`.
     """
     for name, defaults in presets.items():
-        text = ", ".join(f"{_flag(option)} {_shown(value)}" for option, value in defaults.items())
+        text = ", ".join(f"{_flag(option)} {_shown(value)}".rstrip() for option, value in defaults.items())
         parser.add_argument(_flag(name), action="store_true", help=f"unless stated otherwise: {text}")
     args = parser.parse_args(argv)
     for name, defaults in presets.items():
@@ -108,10 +108,13 @@ def means_with_errors(values: Tensor) -> list[str]:
     return [f"{m:.2f} ({e:.2f})" for m, e in zip(values.mean(0), error, strict=True)]
 
 
-def panels(rows: int, columns: int, *, size: tuple[float, float], **shared: bool) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, *, size: tuple[float, float], sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
     """A figure of a size in inches, and its axes in reading order."""
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
+    return figure, axes.ravel()
 
 
 def save(figure: Figure, args: argparse.Namespace, name: str) -> Path:

@@ -39,7 +39,7 @@ def parse(argv):
     parser = example_parser(__doc__, "elbo_gap", device=True, seed="initialisation, training and measurement")
     names = f"{', '.join(zoo.dataset_names())}; or a .npy, .npz or .csv file (mnist=PATH for a local copy)"
     parser.add_argument("--data", default="digits", help=names)
-    parser.add_argument("--model", nargs="+", default=["all"], choices=[*MODELS, "all"], help="models")
+    parser.add_argument("--model", nargs="+", default=["all"], choices=[*MODELS, "all"], help="what to fit")
     parser.add_argument("--guide", nargs="+", default=list(GUIDES), choices=list(GUIDES), help="guides of each model")
     parser.add_argument("--latent-dim", type=int, default=8, help="K of every model")
     parser.add_argument("--gamma2", type=float, default=100.0, help="final precision of the near-deterministic VAE")

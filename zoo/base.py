@@ -1,4 +1,4 @@
-"""What every model of the zoo is: a prior over latents, a likelihood of the data, and their generative story."""
+"""Base of the zoo's models: a prior over latents and a likelihood of the data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LatentVariableModel(MatrixDataMixin, Module):
         prior_module: The prior as a module, with its parameters.
 
     Raises:
-        TypeError: If the prior is no module or returns no distribution, or a dimension is no integer.
+        TypeError: If the prior is not a module or returns no distribution, or a dimension is not an integer.
         ValueError: If the distribution is not one of K coordinates, or a dimension is below one.
     """
 
@@ -70,7 +70,7 @@ class LatentVariableModel(MatrixDataMixin, Module):
             The observations or samples, (N, D).
 
         Raises:
-            TypeError: If ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D), or neither ``x`` nor ``n`` is given.
         """
         if x is not None:

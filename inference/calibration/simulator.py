@@ -22,9 +22,9 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw, flatten, labels
-from inference.core.handlers import RecordSites, isolated
 from inference.core.run import Program
 from inference.core.seeding import seeded
+from inference.core.simulated import observed_arguments, replay, with_simulated_data
 from inference.posterior.prediction import sample
 
 Quantity = Callable[[Mapping[str, Tensor]], Tensor]
@@ -84,7 +84,7 @@ def simulate(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), observes nothing
-            or what is no argument, is scaled, or has a masked latent.
+            or what is not an argument, is scaled, or has a masked latent.
 
     Example:
         >>> from guides import Exact
@@ -105,7 +105,7 @@ def simulate(
         raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
     with seeded(seed), refuse_batch_dependence(model, guide):
         first = call.probe()
-        _check_sites(first, args, kwargs)
+        _check_sites(first)
         layout = first.layout
         chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data)) if chunk is None else chunk
         sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
@@ -113,54 +113,29 @@ def simulate(
         parts = []
         for _ in rounds:
             values = sample(model, *args, **kwargs)
-            new = replace(
-                call,
-                args=tuple(_simulated(a, first, values) for a in args),
-                kwargs={k: _simulated(a, first, values) for k, a in kwargs.items()},
-            )
-            truth = _replay(new, first, values)
+            new = with_simulated_data(call, first.model_sites, values)
+            latents = {name: values[name] for name in first.latents}
+            truth = replay(replace(new, guide=None), layout, latents)
             runs = [new.run(s) for s in sizes]
             parts.append(_read(first, truth, runs, extra))
     return join(parts, num_simulations)
 
 
-def _check_sites(first: Draw, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_sites(first: Draw) -> None:
     """Refuse what cannot be simulated: data that are no arguments, and scaled or masked terms."""
-    observed = [name for name, site in first.model_sites.items() if site.is_observed]
+    observed = observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
     if not observed:
         raise ValueError(f"expected a model that observes something, got only latent sites {list(first.model_sites)}")
     if len({id(first.model_sites[name].value) for name in observed}) != len(observed):
         raise ValueError(
             f"expected every observed site to have an argument of its own, got one for several of {observed}"
         )
-    for name in observed:
-        if not any(first.model_sites[name].value is a for a in [*args, *kwargs.values()]):
-            raise ValueError(
-                f"expected the model to observe an argument as it is, obs=x, to be replaced by simulated data, got a "
-                f"value of shape {tuple(first.model_sites[name].value.shape)} at site {name!r} that is no argument"
-            )
     for half, sites in (("model", first.model_sites), ("guide", first.guide_sites)):
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
             if not site.is_observed and site.mask is not None and site.mask is not True:
                 raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
-
-
-def _simulated(argument: Any, first: Draw, values: Mapping[str, Tensor]) -> Any:
-    """The simulated value of the site that observed this argument, else the argument."""
-    for name, site in first.model_sites.items():
-        if site.is_observed and site.value is argument:
-            return values[name]
-    return argument
-
-
-def _replay(call: Call, first: Draw, values: Mapping[str, Tensor]) -> Draw:
-    """The model's run on the latents that the data were made from."""
-    latents = {name: values[name] for name in first.latents}
-    with isolated(), RecordSites(latents) as run:
-        call.model(*call.args, **call.kwargs)
-    return Draw(first.layout, 1, run.sites, {}, {}, call)
 
 
 def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Quantity]) -> Simulation:

@@ -51,7 +51,7 @@ class Call:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of the first argument; None where it is no tensor with rows."""
+        """Rows of the first argument; None where it is not a tensor with rows."""
         first = next(iter(self.args), None)
         return len(first) if isinstance(first, Tensor) and first.dim() > 0 else None
 
@@ -68,7 +68,7 @@ class Call:
         """The call with modules and data in float64: at little noise a float32 density drowns in rounding.
 
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
-        where a half is no module, or all is float64 already.
+        where a half is not a module, or all is float64 already.
         """
         if not all(isinstance(p, nn.Module) for p in self.programs) or all(map(_is_double, self.programs)):
             return self

@@ -32,7 +32,7 @@ def check_layout(
         device: The device to be met, None for any.
 
     Raises:
-        TypeError: If ``x`` is no tensor or not floating, or not of ``dtype``.
+        TypeError: If ``x`` is not a tensor or not floating, or not of ``dtype``.
         ValueError: If shape or device differ.
     """
     shape = f"(N, {'D' if data_dim is None else data_dim})"
@@ -86,7 +86,7 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
     """Refuse anything but an integer of at least ``minimum``.
 
     Raises:
-        TypeError: If it is no integer.
+        TypeError: If it is not an integer.
         ValueError: If it is too small.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):

@@ -66,6 +66,14 @@ class SupportsRows(Protocol):
         ...
 
 
+class Simulates(Protocol):
+    """A model that is called with a number of data points in place of data, and returns those that it simulates."""
+
+    def __call__(self, *args: Any, n: int, **kwargs: Any) -> Tensor:
+        """Simulated data, (n, D)."""
+        ...
+
+
 class SupportsGaussianDecoder(Protocol):
     """A model of one latent ``"z"`` with Gaussian noise around a decoder.
 

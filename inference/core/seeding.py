@@ -34,3 +34,38 @@ def seeded(seed: int | None) -> Iterator[None]:
     else:
         with random_state(seed):
             yield
+
+
+class RandomStream:
+    """A random state of its own for work that stops and goes on, such as a generator between two of its values.
+
+    Args:
+        seed: Seed of every torch generator; None draws from the caller's state and advances it.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+        self._states: list[torch.Tensor] | None = None
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Run a block from where the last one ended, and restore the state that torch had before."""
+        if self._seed is None:
+            yield
+            return
+        with random_state(self._seed):
+            if self._states is not None:
+                _set_states(self._states)
+            yield
+            self._states = _states()
+
+
+def _states() -> list[torch.Tensor]:
+    """The state of torch's generator on the CPU, and on every GPU in use."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+
+
+def _set_states(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])

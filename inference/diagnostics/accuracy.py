@@ -18,10 +18,10 @@ from inference.core.call import Call
 from inference.core.checks import check_count, check_finite
 from inference.core.draw import Draw, flatten, labels
 from inference.core.estimates import Estimate
-from inference.core.handlers import RecordSites, isolated
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program
 from inference.core.seeding import seeded
+from inference.core.simulated import replay
 from inference.distributions.gaussian import FullNormal, as_full_normal
 from inference.weights.summary import elbo
 
@@ -106,7 +106,7 @@ def posterior_error(
         if values is None:
             assert exact is not None
             values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
-        theirs = _replay(first, values)
+        theirs = replay(call, first.layout, values, len(next(iter(values.values()))))
     # A guide may say that it has samples and no density: then there are no divergences.
     known = getattr(guide, "has_density", True)
     kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
@@ -149,16 +149,6 @@ def _gaussian_guide(first: Draw) -> MultivariateNormal | None:
 
 def _double(distribution: MultivariateNormal) -> FullNormal:
     return FullNormal(distribution.loc.double(), distribution._unbroadcasted_scale_tril.double())
-
-
-def _replay(first: Draw, values: Mapping[str, Tensor]) -> Draw:
-    """The pair's densities at samples of the posterior."""
-    num_samples, sites, call = len(next(iter(values.values()))), [], first.call
-    for program in call.programs:
-        with isolated(), RecordSites(values) as run, first.layout.particles(num_samples):
-            program(*call.args)
-        sites.append(run.sites)
-    return Draw(first.layout, num_samples, sites[0], sites[1], {}, call)
 
 
 def _divergences(

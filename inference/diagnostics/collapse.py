@@ -102,7 +102,7 @@ def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
         (K,) bool.
 
     Raises:
-        TypeError: If ``kl`` is no floating tensor.
+        TypeError: If ``kl`` is not a floating tensor.
         ValueError: If ``kl`` is not (N, K) or not finite, epsilon is negative or delta no share.
 
     Example:
@@ -155,7 +155,7 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
         (K,) bool.
 
     Raises:
-        TypeError: If ``means`` is no floating tensor.
+        TypeError: If ``means`` is not a floating tensor.
         ValueError: If ``means`` is not (N, K) or not finite, or the threshold is negative.
     """
     _check_matrix(means, "means")
@@ -180,7 +180,7 @@ def predicted_alive(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> int:
         latent_dim: K.
 
     Raises:
-        TypeError: If ``eigenvalues`` is no floating tensor or K no integer.
+        TypeError: If ``eigenvalues`` is not a floating tensor or K no integer.
         ValueError: If ``eigenvalues`` is not (D,) or not finite, or K or ``sigma2`` is not positive.
 
     Example:

@@ -56,7 +56,7 @@ def water_filling(eigenvalues: Tensor, var: float, latent_dim: int, *, beta: flo
         beta: Weight of the rate.
 
     Raises:
-        TypeError: If the eigenvalues are no tensor, or latent_dim is no integer.
+        TypeError: If the eigenvalues are not a tensor, or latent_dim is not an integer.
         ValueError: If an argument is out of range.
 
     Example:

@@ -41,7 +41,7 @@ def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> 
         (..., D, K), in the decoder's dtype.
 
     Raises:
-        TypeError: If ``z`` is no floating tensor.
+        TypeError: If ``z`` is not a floating tensor.
         ValueError: If ``z`` is not finite, or the decoder does not return (M, D) or is batch-dependent.
 
     Example:

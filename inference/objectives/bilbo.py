@@ -32,7 +32,7 @@ _BATCH = 1024
 
 
 class FloatingPrior(nn.Module):
-    r"""A zero-mean Gaussian whose variances are, in every batch, those that fit the codes best.
+    r"""Floating prior: a zero-mean Gaussian whose variances are, in every batch, the best fit to the codes.
 
     .. math:: s_k = \frac1N \sum_n \left(\mu_{nk}^2 + \sigma_{nk}^2\right)
 
@@ -41,7 +41,7 @@ class FloatingPrior(nn.Module):
 
     .. math:: \tfrac12 \sum_k \log(1 + m_k / v_k)
 
-    With an objective that knows the codes only by sampling, the squares of the samples take the place of the moments.
+    With an objective that samples the codes, the squares of the samples take the place of the moments.
 
     Warning:
         A batch-dependent distribution is not a model. It serves training; :meth:`freeze` then turns it into one, and
@@ -122,7 +122,7 @@ def _distribution(guide: Program, x: Tensor, site: str) -> Distribution:
 
 
 class BILBO(Objective):
-    r"""The ELBO under the floating prior, with its rate in closed form and the reconstruction by Monte Carlo.
+    r"""Batch information lower bound (BILBO): the ELBO under the floating prior, with its rate in closed form.
 
     .. math:: E_q[\log p(x_n \mid z)] - KL(q(z \mid x_n) \,\|\, N(0, \operatorname{diag} s))
 
@@ -130,8 +130,8 @@ class BILBO(Objective):
     the bound.
 
     Warning:
-        Of a batch of B data the rate is too small by about m^2 / (2 B (m + v)^2) per coordinate. Train with large
-        batches, and report the :class:`inference.ELBO` of the frozen model.
+        In a batch of B data points the rate is too small by about m^2 / (2 B (m + v)^2) per coordinate. Train with
+        large batches, and report the :class:`inference.ELBO` of the frozen model.
 
     References:
         Fyffe, 2019, arXiv 1912.10309. Barron, "A General and Adaptive Robust Loss Function", 2019, arXiv 1701.03077.
@@ -145,13 +145,13 @@ class BILBO(Objective):
         """ELBO under the floating prior per data point, (N,).
 
         Raises:
-            TypeError: If nothing in the model can be frozen: trained so, it would keep a prior that is not its own.
+            TypeError: If nothing in the model can be frozen: after training its prior would not be the fitted one.
             NotImplementedError: If the guide's distribution has no closed-form KL to a Gaussian.
         """
         model = draw.call.model
         if not (isinstance(model, nn.Module) and any(map(supports_freeze, model.modules()))):
             raise TypeError(
-                "expected a model whose prior is fitted and frozen after training, FittedPrior(model) say, got "
+                "expected a model whose prior is fitted and frozen after training, such as FittedPrior(model), got "
                 f"{type(model).__name__}"
             )
         bound = draw.total(draw.model_sites, observed=True).mean(0)

@@ -66,7 +66,7 @@ class BetaELBO(Objective):
     .. math:: E_q[\log p(x_n \mid z) + \beta_t \, (\log p(z) - \log q(z \mid x_n))]
 
     Warning:
-        For beta below one this is no bound on the evidence. Report :class:`ELBO`, where beta is one.
+        For beta below one this is not a bound on the evidence. Report :class:`ELBO`, where beta is one.
 
     References:
         Higgins et al., "beta-VAE", 2017, ICLR. Bowman et al., 2016, arXiv 1511.06349 (annealing).

@@ -10,18 +10,16 @@ No gradient flows through samples, so latents may be of any distribution, discre
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
-from inference.core.handlers import RecordSites, isolated, masked_log_prob
-from inference.core.run import modules_of
+from inference.core.handlers import isolated, masked_log_prob
+from inference.core.run import modules_of, run_program
+from inference.core.simulated import simulated_values, with_simulated_data
 from inference.objectives.base import Objective
 from inference.objectives.gradients import at_fixed_latents, normalised, with_gradient_of
 
@@ -110,28 +108,13 @@ def _dream_score(draw: Draw) -> Tensor:
     """log q of dreamt latents given dreamt data, (N,)."""
     call, guide = draw.call, draw.call.guide
     assert guide is not None
-    with torch.no_grad(), isolated(), RecordSites(draw.subsamples) as dream:
-        poutine.uncondition(call.model)(*call.args, **call.kwargs)
-    observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}
-    args = [_dreamt(value, observed, dream) for value in call.args]
-    kwargs = {key: _dreamt(value, observed, dream) for key, value in call.kwargs.items()}
-    if observed:
-        raise ValueError(
-            f"expected every observed value to be an argument of the pair, to put a dream in its place, got site "
-            f"{next(iter(observed))!r} with another value"
-        )
-    latents = {name: dream.sites[name].value for name in draw.latents}
-    with isolated(expose_params=True), RecordSites(dict(draw.subsamples) | latents) as run:
-        guide(*args, **kwargs)
+    with torch.no_grad():
+        dream = simulated_values(call, draw.subsamples)
+    dreamt = with_simulated_data(call, draw.model_sites, dream)
+    values = dict(draw.subsamples) | {name: dream[name] for name in draw.latents}
+    with isolated(expose_params=True):
+        run = run_program(guide, dreamt.args, dreamt.kwargs, values, 1, None)
     return torch.stack([draw.layout.per_datum(masked_log_prob(site), 1) for site in run.sites.values()]).sum((0, 1))
-
-
-def _dreamt(argument: Any, observed: dict[str, Any], dream: RecordSites) -> Any:
-    """What the model dreamt in place of an argument that it observes; the argument itself where it does not."""
-    names = [name for name, site in observed.items() if site.value is argument]
-    for name in names:
-        observed.pop(name)
-    return dream.sites[names[0]].value if names else argument
 
 
 def _refuse_shared(call: Call, log_joint: Tensor, log_guide: Tensor) -> None:

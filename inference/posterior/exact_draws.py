@@ -14,6 +14,7 @@ from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
+from inference.core.simulated import observed_arguments
 from inference.posterior.prediction import sample
 
 
@@ -39,21 +40,21 @@ def simulated_draws(
 
     Args:
         model: Pyro model.
-        like: Number of data points, for a model that is called as ``model(n=...)`` and returns its data, as those of
-            the zoo; or data (N, D), which the model observes as they are and which are replaced by simulated ones.
+        like: Number of data points, for a model that is a :class:`inference.core.protocols.Simulates`; or data (N, D),
+            which the model observes as they are and which are replaced by simulated ones.
         *args: Further arguments of the model.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of the model.
 
     Raises:
         TypeError: If a number is given and the model returns no tensor.
-        ValueError: If data are given and they are not all that the model observes.
+        ValueError: If data are given and they are not all that the model observes, as they are.
     """
     if isinstance(like, Tensor):
         check_arguments((model,), (like, *args), kwargs)
-        seen = [name for name, site in _sites(model, (like, *args), kwargs).items() if site.is_observed]
+        name = _only(observed_arguments(_sites(model, (like, *args), kwargs), [like]), "observed")
         values = sample(model, like, *args, seed=seed, **kwargs)
-        return ExactDraws(values.pop(_only(seen, "observed")), values)
+        return ExactDraws(values.pop(name), values)
     check_count(like, "the number of data points to simulate")
     with seeded(seed), torch.no_grad(), isolated(), RecordSites() as run:
         x = model(*args, n=like, **kwargs)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.handlers import RecordSites, isolated
 from inference.core.protocols import SupportsDecoder
 from inference.core.run import Program
 from inference.core.seeding import seeded
+from inference.core.simulated import simulated_values
 
 
 @torch.no_grad()
@@ -29,9 +28,8 @@ def sample(model: Program, *args: Any, seed: int | None = None, **kwargs: Any) -
     Returns:
         Values by site name, each with batch (N,).
     """
-    with seeded(seed), isolated(), RecordSites() as run:
-        poutine.uncondition(model)(*args, **kwargs)
-    return {name: site.value for name, site in run.sites.items()}
+    with seeded(seed):
+        return simulated_values(Call(model, None, args, kwargs))
 
 
 @torch.no_grad()
@@ -66,14 +64,7 @@ def predictive(
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        latents = draw.latents
-        with isolated(), RecordSites({**latents, **draw.subsamples}) as run:
-            if num_samples == 1:
-                poutine.uncondition(model)(*args, **kwargs)
-            else:
-                with draw.layout.particles(num_samples):
-                    poutine.uncondition(model)(*args, **kwargs)
-    values = {name: site.value for name, site in run.sites.items()}
+        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples, draw.layout)
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
 
 

@@ -79,7 +79,7 @@ def optimal_marginal(log_p: Tensor, log_encoder: Tensor) -> Tensor:
 
 
 def generated(log_decoder: Tensor, log_marginal: Tensor) -> Tensor:
-    r"""log g(x) = log sum_z m(z) d(x | z), (..., X): what the model draws, with exact evidence for every symbol."""
+    r"""log g(x) = log sum_z m(z) d(x | z), (..., X): the model's exact evidence of every symbol."""
     return (log_marginal.unsqueeze(-1) + log_decoder).logsumexp(-2)
 
 

@@ -1,4 +1,4 @@
-r"""The best decoder for a given encoder, in closed form: what no network can beat, and what it would memorise.
+r"""The optimal decoder for a given encoder, in closed form: no network has a smaller squared error.
 
 .. math:: f^*(z) = \sum_i r_i(z) \, x_i, \qquad r_i(z) = \frac{q(z \mid x_i)}{\sum_j q(z \mid x_j)}
 
@@ -8,7 +8,7 @@ decoder f
 .. math:: E_i E_{q(z \mid x_i)} \|x_i - f(z)\|^2 = E_i E_{q(z \mid x_i)} \|x_i - f^*(z)\|^2
           + \int q(z) \, \|f(z) - f^*(z)\|^2 \, dz, \qquad q(z) = \frac1N \sum_i q(z \mid x_i).
 
-An oracle and a yardstick, no model: it holds the training data.
+It is a reference to compare decoders with, not a model: it holds the training data.
 
 References:
     Fyffe, 2019, arXiv 1912.10309.
@@ -31,10 +31,10 @@ from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
 
 class OptimalDecoder(nn.Module):
-    r"""The conditional mean of the training data given a latent, under a Gaussian encoder.
+    r"""Optimal decoder: the conditional mean of the training data given a latent, under a Gaussian encoder.
 
-    As a network without parameters it serves wherever a decoder does: in :class:`zoo.DeepGaussianVAE`, say, where it
-    gives the largest ELBO that this encoder can have with any decoder.
+    It is a network without parameters and can stand wherever a decoder can. In :class:`zoo.DeepGaussianVAE` it gives
+    the largest ELBO that this encoder can have with any decoder.
 
     Warning:
         Made from the training data for one encoder as it is now; it does not follow the encoder, and does not
@@ -127,7 +127,7 @@ class OptimalDecoder(nn.Module):
     def excess_risk(
         self, decode: Callable[[Tensor], Tensor], *, num_samples: int = 32, seed: int | None = None
     ) -> Estimate:
-        r"""By how much a decoder's squared error exceeds the least possible, with its Monte Carlo error.
+        r"""Excess risk of a decoder: its squared error less the least possible one, with its Monte Carlo error.
 
         .. math:: \int q(z) \, \|f(z) - f^*(z)\|^2 \, dz
 

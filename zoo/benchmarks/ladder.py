@@ -1,9 +1,9 @@
-r"""Problems whose evidence is known in closed form, from easy to hopeless: a ladder to try any estimator on.
+r"""Problems of increasing difficulty whose evidence is known in closed form, to test estimators on.
 
 .. math:: z \sim N(0, I_K), \quad x = f(z) + \sigma \epsilon
 
-with f linear, a fold, a banana or a ring, at every width of the noise. Of one fold the guide sees a half alone, and on
-the last rung no rule that starts from guide, prior or gradients finds the greater part of the posterior.
+with f linear, a fold, a banana or a ring, at several noise levels. The guide of one fold covers only half of the
+posterior. In the last problem no method that starts from guide, prior or gradients finds the greater part of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from zoo.models.noise import FixedNoise
 SIGMAS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 LATENT_DIMS = (1, 4, 16, 64)
 _CURVATURE = 0.7  # of the banana
-_STEP = 30.0  # prior standard deviations beyond which the last rung's second class lies
+_STEP = 30.0  # prior standard deviations beyond which the last problem's second class lies
 _STEP_SIGMA = 0.02
 
 # SciPy's Bessel functions end at 2^31; from here on their scaled form is y^(-1/2) to rounding.
@@ -68,16 +68,16 @@ def known_answers(
     num_data: int = 20,
     seed: int = 0,
 ) -> list[KnownAnswer]:
-    """The whole ladder: a linear problem for each K and sigma, the curved ones for each sigma, and the last.
+    """Problems of known evidence: linear ones for each K and sigma, nonlinear ones for each sigma, and an unseen class.
 
     Args:
         latent_dims: K of the linear problems.
         sigmas: Standard deviations of the noise.
-        num_data: N, data of each problem.
+        num_data: N, data points of each problem.
         seed: Seed; leaves the global random state as it was.
 
     Raises:
-        TypeError: If a number of data points or dimensions is no integer.
+        TypeError: If a number of data points or dimensions is not an integer.
         ValueError: If one is below one, or a sigma is not positive and finite.
 
     Example:
@@ -124,7 +124,7 @@ def fold(sigma: float, num_data: int) -> KnownAnswer:
 
 
 def half_seen_fold(sigma: float, num_data: int) -> KnownAnswer:
-    """x = z^2 + noise, with a guide that has the positive root alone: half of the posterior, log 2 nats, is missing."""
+    """x = z^2 + noise, with a guide of the positive root only: half of the posterior, log 2 nats, is missing."""
 
     def distribution(x: Tensor) -> Distribution:
         both = _roots(x, sigma)
@@ -151,7 +151,7 @@ def bimodal(sigma: float, num_data: int) -> KnownAnswer:
 
 
 def banana(sigma: float, num_data: int) -> KnownAnswer:
-    """x = z_1 + .7 z_2^2 + noise: the posterior is a bent ridge, of which the guide, a Gaussian, knows the place."""
+    """x = z_1 + .7 z_2^2 + noise: the posterior is a bent ridge, on which the guide, a Gaussian, is centred."""
 
     def distribution(x: Tensor) -> Distribution:
         return DiagNormal(torch.cat([0.5 * x, torch.zeros_like(x)], -1), torch.ones_like(x))
@@ -162,7 +162,7 @@ def banana(sigma: float, num_data: int) -> KnownAnswer:
 
 
 def ring(sigma: float, num_data: int) -> KnownAnswer:
-    """x = |z|^2 + noise in two dimensions: a thin ring, of which the guide, a Gaussian, knows the radius."""
+    """x = |z|^2 + noise in two dimensions: the posterior is a thin ring, the guide a Gaussian of its radius."""
 
     def distribution(x: Tensor) -> Distribution:
         return DiagNormal(torch.zeros_like(x).expand(*x.shape[:-1], 2), (0.5 * x.clamp(min=sigma)).sqrt())
@@ -176,7 +176,7 @@ def ring(sigma: float, num_data: int) -> KnownAnswer:
 
 
 def unseen(num_data: int) -> KnownAnswer:
-    """x = 1 for z > 30, else 0, + noise: data of which the class that nobody visits explains half, or nearly all."""
+    """x = 1 for z > 30, else 0, + noise: a class that no sampler visits explains half of the data, or nearly all."""
     sigma, zero = _STEP_SIGMA, torch.zeros((), dtype=torch.float64)
     log_prior = torch.special.log_ndtr(zero - _STEP), torch.special.log_ndtr(zero + _STEP)
     log_odds = torch.linspace(0, 3, num_data, dtype=torch.float64)  # of the class beyond the step, given x
@@ -197,7 +197,7 @@ class FunctionGuide(Guide):
         self._distribution = distribution
 
     def posterior(self, x: Tensor) -> Distribution:
-        """FunctionGuide of z given x (N, D): batch (N,), event (K,)."""
+        """Distribution of z given x (N, D): batch (N,), event (K,)."""
         return self._distribution(x)
 
 
@@ -229,7 +229,7 @@ def _simulated(
     log_evidence: Callable[[Tensor], Tensor],
     num_data: int,
 ) -> KnownAnswer:
-    """Data that the model made: the latents that made them are exact draws of the posterior."""
+    """Data sampled from the model: the latents that they come from are exact draws of the posterior."""
     z = torch.randn(num_data, model.latent_dim, dtype=torch.float64)
     x = model.likelihood(z).sample()
     return KnownAnswer(family, sigma, model, FunctionGuide(distribution), x, z, log_evidence(x))

@@ -11,7 +11,7 @@ each normalised over what it draws: 60 parameters for the encoder, 60 for the de
 
 The paper prints neither the means and deviations of the classes nor its scale of positions. The calibration here gives
 I(x; z*) = 0.5 and the peaks of its Figure 2(i). Its formula for the decoder indexes w and b by the code; so read, no
-code can draw a distribution with two modes, which its figure shows, hence the reading above.
+code can have a distribution with two modes, which its figure shows, hence the reading above.
 
 References:
     Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464, section 4 and
@@ -38,7 +38,7 @@ CLASS_SIGMAS = (2.24350, 3.47743)
 
 
 def toy_data() -> Tensor:
-    r"""The distribution of class and symbol, log p(z*, x), (2, 30) in float64: H(x) = 2.86291, I(x; z*) = 0.5 nats.
+    r"""Joint distribution of class and symbol, log p(z*, x), (2, 30) in float64: H(x) = 2.86291, I(x; z*) = 0.5 nats.
 
     Each class is a Gaussian cut into bins of unit width around 0, ..., 29 and renormalised.
 
@@ -102,17 +102,17 @@ class ToyChannel(nn.Module):
 
 
 def class_information(log_joint: Tensor, log_encoder: Tensor) -> Tensor:
-    """I(z; z*), what the code tells of the class, (...) in nats.
+    """Mutual information I(z; z*) of code and class, (...) in nats.
 
     Args:
-        log_joint: log p(z*, x), (C, X), from :func:`toy_data` say.
+        log_joint: log p(z*, x), (C, X), for example from :func:`toy_data`.
         log_encoder: log e(z | x), (..., X, Z).
     """
     return mutual_information_of((log_joint[:, :, None] + log_encoder.unsqueeze(-3)).logsumexp(-2))
 
 
 def beta_loss(beta: float = 1.0) -> Loss:
-    """D + beta R; beta one is minus the ELBO.
+    """Beta-VAE loss D + beta R; beta one is minus the ELBO.
 
     Warning:
         At beta one all rates up to H are tied for a decoder and a marginal that fit, so the rate creeps to zero: of 20
@@ -125,7 +125,7 @@ def beta_loss(beta: float = 1.0) -> Loss:
 
 
 def target_rate_loss(target: float, *, weight: float = 1.0) -> Loss:
-    r"""D + w \|sigma - R\|: the least distortion at the target rate sigma.
+    r"""Target-rate loss D + w \|sigma - R\|: the least distortion at the target rate sigma.
 
     Warning:
         At weight one, the paper's, this is the ELBO wherever R exceeds the target: it holds the rate at the target
@@ -160,7 +160,7 @@ def train_channel(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If log_p is no distribution.
+        ValueError: If log_p is not the logarithm of a distribution.
     """
     check_count(steps, "steps")
     if log_p.dim() != 1 or not abs(float(log_p.logsumexp(0))) < 1e-9:

@@ -33,7 +33,7 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
 
     Raises:
         FileNotFoundError: If it is neither a name nor a file.
-        ValueError: If the file is unfit.
+        ValueError: If the file is damaged or of another format, see :func:`zoo.load`.
 
     Example:
         >>> named_dataset("synthetic").data_dim

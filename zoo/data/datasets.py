@@ -1,4 +1,4 @@
-"""Data sets that account for their preprocessing: each data point has the log-determinant that leads back.
+"""Data sets that account for their preprocessing: each data point carries the log-determinant of its transformation.
 
 A model is fitted to y = T(x). Its density of the original data is
 
@@ -30,8 +30,8 @@ class Dataset:
     .. math:: \log p(x_n) = \log p(y_n) + \log |\det \partial y_n / \partial x_n|
 
     Warning:
-        Under `Raw` or `Scaled` a model's density of integers has no upper bound; only with `Logit` does the
-        left side say something of their probability: a lower bound, on average over the noise.
+        Under `Raw` or `Scaled` a model's density of integers has no upper bound; only with `Logit` is the left side
+        related to their probability: it is a lower bound, on average over the noise.
 
     Args:
         name: what plots and tables call it.
@@ -100,7 +100,7 @@ class Dataset:
 def digits(
     *, transform: Transform = RAW, test_size: int | float = 360, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> Dataset:
-    """Take scikit-learn's handwritten digits, 1797 images of 8 x 8 integers 0..16; three pixels are constant.
+    """Load scikit-learn's handwritten digits, 1797 images of 8 x 8 integers 0..16; three pixels are constant.
 
     References:
         Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998, UCI repository.
@@ -215,7 +215,7 @@ def mnist(
     cache: str | os.PathLike[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    """Take MNIST, 28 x 28 handwritten digits, from a file, a folder or OpenML, in the customary split.
+    """Load MNIST, 28 x 28 handwritten digits, from a file, a folder or OpenML, in the standard split.
 
     References:
         Gradient-based learning applied to document recognition, LeCun et al., 1998, doi:10.1109/5.726791.
@@ -253,7 +253,7 @@ def fashion_mnist(
     cache: str | os.PathLike[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Dataset:
-    """Take Fashion-MNIST, 28 x 28 pictures of clothes; arguments, result and errors are those of `mnist`.
+    """Load Fashion-MNIST, 28 x 28 pictures of clothes; arguments, result and errors are those of `mnist`.
 
     References:
         Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms, Xiao et al., 2017,
@@ -271,7 +271,7 @@ def load(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Dataset:
-    """Take a user's own data, from a file, a tensor or an array.
+    """Load a user's own data, from a file, a tensor or an array.
 
     Warning:
         A csv's first line is a header where none of its fields is a number; column names 0,1,2 pass for data.
@@ -290,7 +290,7 @@ def load(
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: the source is neither a path nor a tensor nor an array.
-        ValueError: unknown suffix, damaged or pickled file, unexpected keys, a cell that is no number, NaN or
+        ValueError: unknown suffix, damaged or pickled file, unexpected keys, a cell that is not a number, NaN or
             infinite values, a shape that is not (N, D), a test size that does not fit.
 
     Example:

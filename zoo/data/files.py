@@ -74,7 +74,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[Array, Array | None]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: unknown suffix, damaged file, pickled objects, unexpected keys, a cell that is no number.
+        ValueError: unknown suffix, damaged file, pickled objects, unexpected keys, a cell that is not a number.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,7 +136,7 @@ def download_images(name: str, cache: str | os.PathLike[str] | None = None) -> t
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # retries: either it succeeds or the sentence below says all
+            warnings.simplefilter("ignore")  # retries: it succeeds, or the error below states the cause
             data = fetch_openml(name, version=1, as_frame=False, data_home=cache, parser="liac-arff").data
     except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise ConnectionError(

@@ -1,4 +1,4 @@
-r"""Data sets that know their sources and their mixing.
+r"""Data sets with known sources and a known mixing.
 
 .. math:: s_{nk} \sim p \text{ independent}, \quad x_n = f(s_n) + \sigma \epsilon_n
 """
@@ -24,7 +24,7 @@ _TENSORS = ("train", "test", "train_log_det", "test_log_det", "truth")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MixedDataset(Dataset):
-    """A :class:`zoo.Dataset` with the map that made it.
+    """A :class:`zoo.Dataset` with its ground-truth mixing.
 
     Attributes:
         mixing: f, in float64 whatever the dtype of the data; `truth` holds the sources `z` (N, K) and `z_test` (M, K)

@@ -1,4 +1,4 @@
-"""Preprocessings that keep the books: each returns the log-determinant that leads back to the original."""
+"""Preprocessing with its log-determinant, by which densities of the result become densities of the original data."""
 
 import math
 from dataclasses import dataclass

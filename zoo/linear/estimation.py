@@ -72,7 +72,7 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
         W (D, K), mu (D,) and sigma (), with :math:`\sigma > 0`.
 
     Raises:
-        TypeError: If x or a batch is no tensor or array, or not floating; if latent_dim is no integer.
+        TypeError: If x or a batch is not a tensor or array, or not floating; if latent_dim is not an integer.
         ValueError: If x or a batch is not (N, D), empty, or not finite; if latent_dim is below 1, or not below both D
             and the rank of the data. Batches and rows are counted from 0; values are checked as they are read.
 
@@ -256,7 +256,7 @@ def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
 
 
 def _check_batch(batch: Batch, name: str, data_dim: int | None) -> None:
-    """Refuse what no covariance can be taken of, as far as it can be told without reading the values."""
+    """Check type, dtype and shape of a batch, without reading its values."""
     if not isinstance(batch, Tensor | np.ndarray):
         raise TypeError(f"expected {name} to be a tensor or an array, got {type(batch).__name__}")
     floating = batch.is_floating_point() if isinstance(batch, Tensor) else np.issubdtype(batch.dtype, np.floating)

@@ -85,7 +85,7 @@ class FactorAnalysis(LatentVariableModel):
             (N,) in nats.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor.
+            TypeError: If ``x`` is not a floating tensor.
             ValueError: If ``x`` is not (N, D), not finite or on another device.
         """
         check_layout(x, data_dim=self.data_dim, device=self.W.device)
@@ -110,7 +110,7 @@ class FactorAnalysis(LatentVariableModel):
             (N,) in nats, with gradient.
 
         Raises:
-            TypeError: If ``posterior`` is not Gaussian, or ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``posterior`` is not Gaussian, or ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D).
         """
         self._check_layout(x)
@@ -148,7 +148,7 @@ class FactorAnalysis(LatentVariableModel):
             max_steps: Steps at most.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor.
+            TypeError: If ``x`` is not a floating tensor.
             ValueError: If ``x`` is not (N, D), not finite, or constant in a coordinate, or K is not below D.
             RuntimeError: If the variances have not converged after ``max_steps``.
         """

@@ -26,13 +26,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LinearGaussian:
-    r"""The distribution of x = W z + mu + sigma eps, with z ~ N(0, I_K) and eps ~ N(0, I_D).
+    r"""Linear-Gaussian model x = W z + mu + sigma eps, with z ~ N(0, I_K) and eps ~ N(0, I_D), in closed form.
 
     .. math:: p(x) = N(\mu, W W^\top + \sigma^2 I), \qquad
               p(z \mid x) = N(M^{-1} W^\top (x - \mu), \sigma^2 M^{-1}), \qquad M = W^\top W + \sigma^2 I
 
     Every method is differentiable to any order in x, W, mu and sigma, also where columns of W vanish or repeat, and
-    works under ``torch.func``. Any K >= 1 is legal, K >= D included.
+    works under ``torch.func``. Any K >= 1 is allowed, K >= D included.
 
     Warning:
         ``sigma`` must be positive; this is not checked, so that no value has to be read back from a device.
@@ -68,7 +68,7 @@ class LinearGaussian:
             raise ValueError(f"expected sigma of shape (), got {tuple(self.sigma.shape)}")
 
     def log_prob(self, x: Tensor) -> Tensor:
-        r"""Log-evidence of each datum in nats, computed and returned in float64, in O(N D K).
+        r"""Log-evidence of each data point in nats, computed and returned in float64, in O(N D K).
 
         .. math:: -\tfrac12 \left[ D \log 2\pi + (D - K) \log \sigma^2 + \log\det M
                   + |x - \mu - W m|^2 / \sigma^2 + |m|^2 \right]

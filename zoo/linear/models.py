@@ -1,4 +1,4 @@
-r"""The two models whose evidence is known in closed form: probabilistic PCA and the linear VAE.
+r"""Probabilistic PCA (pPCA) and the linear VAE, whose evidence is known in closed form.
 
 .. math::
     z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D)
@@ -107,7 +107,7 @@ class LinearGaussianModel(LatentVariableModel):
             (N,) in nats.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor.
+            TypeError: If ``x`` is not a floating tensor.
             ValueError: If ``x`` is not (N, D), not finite or on another device.
         """
         check_layout(x, data_dim=self.data_dim, device=self.W.device)
@@ -129,7 +129,7 @@ class LinearGaussianModel(LatentVariableModel):
             (N,) in nats, with gradient.
 
         Raises:
-            TypeError: If ``posterior`` is not Gaussian, or ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``posterior`` is not Gaussian, or ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D).
         """
         self._check_layout(x)
@@ -165,7 +165,7 @@ class LinearGaussianModel(LatentVariableModel):
 
 
 class PPCA(LinearGaussianModel):
-    r"""Probabilistic principal component analysis.
+    r"""Probabilistic principal component analysis (pPCA).
 
     .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D)
 
@@ -194,8 +194,8 @@ class PPCA(LinearGaussianModel):
         Args:
             x: (N, D), or an iterable of such batches where the data are larger than memory.
             latent_dim: K.
-            sigma: The noise where it is given and stays; the maximum is then over W and mu alone, W has a zero column
-                for each eigenvalue below sigma^2, and any K up to D is legal.
+            sigma: The standard deviation of the noise, to keep it fixed: the maximum is then over W and mu alone, W
+                has a zero column for each eigenvalue below sigma^2, and any K up to D is allowed.
 
         Raises:
             TypeError: If the data are not floating.
@@ -205,7 +205,7 @@ class PPCA(LinearGaussianModel):
 
 
 class LinearVAE(LinearGaussianModel):
-    r"""Linear variational autoencoder: the distribution of :class:`PPCA`, to be trained by variational inference.
+    r"""Linear variational autoencoder (linear VAE): the model of :class:`PPCA`, trained by variational inference.
 
     .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D)
 
@@ -306,7 +306,7 @@ class Marginal(Module):
             n: Number of data points to sample where ``x`` is None.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D), or neither ``x`` nor ``n`` is given.
         """
         if x is not None:

@@ -9,7 +9,7 @@ evidence and for the ELBO with its best guide, their gap is zero, and both objec
 (The ELBO has saddles outside this family, with a positive gap, but no maxima.)
 
 **Sign convention.** Hessians are those of the *negative* objective, per data point, in nats: a local maximum has no
-negative eigenvalue, and each negative one is a way to climb.
+negative eigenvalue, and each negative one is a direction of ascent.
 
 References:
     Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse", 2019,
@@ -298,9 +298,9 @@ def collapse_threshold(
     high: float,
     objective: Objective = mean_log_evidence,
 ) -> float:
-    """The sigma^2 below which the zero columns of a stationary point stop being stable: they can climb, and wake up.
+    """The sigma^2 below which the zero columns of a stationary point are unstable, so that collapsed latents wake up.
 
-    Found by bisection on :func:`smallest_curvature`, that is without theory. Theory says: where ``active`` are the
+    Found by bisection on :func:`smallest_curvature`, that is without theory. In theory, where ``active`` are the
     leading q < K components, it is the next eigenvalue.
 
     Args:

@@ -1,4 +1,4 @@
-r"""Wrong explanations of data: maps from other independent sources to the very same distribution of the data.
+r"""Spurious solutions: maps from other independent sources to the same distribution of the data.
 
 .. math:: s \sim p, \; x = f(s) \quad \text{and} \quad s' \sim p', \; x = f'(s'), \quad s, s' \text{ independent within}
 
@@ -38,8 +38,7 @@ def rotated_gaussian(rotation: Tensor, from_normal: Mixing | None = None) -> Mix
 
     Args:
         rotation: R, (K, K), orthogonal.
-        from_normal: h, :class:`zoo.NormalToUniform` or :class:`zoo.NormalToLaplace`; None for
-            standard normal sources.
+        from_normal: h, :class:`zoo.NormalToUniform` or :class:`zoo.NormalToLaplace`; None for standard normal sources.
 
     Raises:
         ValueError: If R is not orthogonal.
@@ -138,7 +137,7 @@ class Darmois(Mixing):
         return getattr(self.triangular(torch.stack([t, second.expand_as(t)], -1))[..., 1], extreme)()
 
     def _given(self, t: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
-        """s_2 and the derivative of s_2 by x_2 where s_1 = t and the second data point is x_2, both (..., T)."""
+        """s_2 and its derivative by x_2 where s_1 = t and the second coordinate of the data is x_2, both (..., T)."""
         x1 = self.triangular(torch.stack([t, torch.zeros_like(t)], -1))[..., 0]
         s = self.triangular.inverse(torch.stack([x1, x2.unsqueeze(-1).expand_as(x1)], -1))
         return s[..., 1], self.triangular.jacobian(torch.stack([t, s[..., 1]], -1))[..., 1, 1].reciprocal()

@@ -1,8 +1,8 @@
-r"""A variational autoencoder with a powerful decoder: each dimension of x depends on the latent and on those before it.
+r"""Autoregressive VAE: each dimension of x depends on the latent and on the dimensions before it.
 
 .. math:: z \sim p(z), \quad x \mid z \sim \prod_d p(x_d \mid x_{<d}, z)
 
-Such a decoder can model the data without the latent, and then ignores it.
+So powerful a decoder can model the data without the latent, and then ignores it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class MaskedLinear(nn.Module):
 
 
 class MaskedDecoder(nn.Module):
-    r"""A masked network: the P outputs of dimension d depend on x_1, ..., x_{d-1} and on z alone.
+    r"""Masked network (MADE): the P outputs of dimension d depend on x_1, ..., x_{d-1} and on z alone.
 
     Each unit of a hidden layer has a degree from 1 to D - 1 and sees units of no higher degree; output d sees units of
     degree below d. The latent is added at every layer.
@@ -82,7 +82,7 @@ class MaskedDecoder(nn.Module):
 
 
 class AutoregressiveDistribution(TorchDistribution):
-    r"""The distribution of x given z by a masked network: its density takes one pass, a draw D of them.
+    r"""Autoregressive distribution of x given z by a masked network: its density takes one pass, a draw D passes.
 
     .. math:: p(x \mid z) = \prod_d p(x_d \mid x_{<d}, z)
 
@@ -107,7 +107,7 @@ class AutoregressiveDistribution(TorchDistribution):
 
     @constraints.dependent_property(event_dim=1)
     def support(self) -> Any:
-        """Where one data point lives."""
+        """The support of one data point."""
         return self.likelihood.support
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class AutoregressiveDistribution(TorchDistribution):
 
 
 class AutoregressiveVAE(LatentVariableModel):
-    r"""Variational autoencoder whose decoder is a masked autoregressive network.
+    r"""Variational autoencoder (VAE) whose decoder is a masked autoregressive network.
 
     .. math:: z \sim p(z), \quad x \mid z \sim \prod_d p(x_d \mid x_{<d}, z)
 
@@ -177,7 +177,7 @@ class AutoregressiveVAE(LatentVariableModel):
         """Check that ``x`` are data for this model.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D), not finite or outside the likelihood's support.
         """
         super().check_data(x)

@@ -18,7 +18,7 @@ from zoo.models.noise import BatchNoise
 
 
 class _Baggins(BatchNoise):
-    """Holds b, the share of the data's variance that the noise keeps at least."""
+    """Holds b, the least share of the data's variance that the noise keeps."""
 
     def __init__(self, size: int, bits: float) -> None:
         super().__init__(size)
@@ -29,7 +29,7 @@ class _Baggins(BatchNoise):
 
 
 class BagginsReconstruction(_Baggins):
-    r"""Noise with a variance for each dimension: its residuals in the batch, and a share of the data's variance.
+    r"""BAGGINS noise (a reconstruction) per dimension: the batch's squared residuals and a share of the data's variance.
 
     .. math:: \sigma_d^2 = \frac1N \sum_n (x_{nd} - f_d(z_n))^2 + 2^{-2k} \operatorname{Var}_n(x_{nd})
 
@@ -44,7 +44,7 @@ class BagginsReconstruction(_Baggins):
 
     Args:
         data_dim: D.
-        bits: k, what a dimension may tell at most; Shannon's capacity at that ratio of variances.
+        bits: k, the most information in a dimension: Shannon's capacity at that ratio of variances.
 
     Raises:
         ValueError: If k is negative or not finite.
@@ -60,7 +60,7 @@ class BagginsReconstruction(_Baggins):
 
 
 class PooledBagginsReconstruction(_Baggins):
-    r"""Noise with one variance: the mean over dimensions of that of :class:`BagginsReconstruction`.
+    r"""Pooled BAGGINS noise (a reconstruction): one variance, the mean of those of :class:`BagginsReconstruction`.
 
     .. math::
         \sigma^2 = \frac1D \sum_d \left[\frac1N \sum_n (x_{nd} - f_d(z_n))^2
@@ -75,7 +75,7 @@ class PooledBagginsReconstruction(_Baggins):
         Fyffe, 2019, arXiv 1912.10309.
 
     Args:
-        bits: k, what a dimension may tell at most.
+        bits: k, the most information in a dimension.
 
     Raises:
         ValueError: If k is negative or not finite.

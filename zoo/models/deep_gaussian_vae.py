@@ -26,7 +26,7 @@ _BATCH = 1024
 
 
 class DeepGaussianVAE(StandardisedVAE):
-    r"""Variational autoencoder with a decoder network and Gaussian observation noise.
+    r"""Variational autoencoder (VAE) with a decoder network and Gaussian observation noise.
 
     .. math:: x = s \, (f(z) + \sigma \epsilon) + m
 
@@ -44,7 +44,7 @@ class DeepGaussianVAE(StandardisedVAE):
         noise: One of :class:`zoo.FixedNoise`, :class:`zoo.LearntNoise` (the default, from sigma = 1),
             :class:`zoo.LearntNoisePerDim`, :class:`zoo.OptimalNoise`, :class:`zoo.BagginsReconstruction` and
             :class:`zoo.PooledBagginsReconstruction`.
-        network: Any decoder from (M, K) to (M, D), a convolutional one say.
+        network: Any decoder from (M, K) to (M, D), for example a convolutional one.
         prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
     Example:
@@ -80,7 +80,7 @@ class DeepGaussianVAE(StandardisedVAE):
 
         .. math:: \sigma^2 = \frac{1}{N D} \sum_n E_{q(z \mid x_n)} \|x_n - f(z)\|^2
 
-        or what else the noise makes of the residuals.
+        or the corresponding formula of another kind of noise.
 
         Args:
             guide: The guide that the model was trained with.

@@ -25,7 +25,7 @@ _ROUNDING = 0.01
 
 
 class IMAVAE(StandardisedVAE):
-    r"""Variational autoencoder with a smooth decoder and Gaussian noise of a given high precision.
+    r"""Near-deterministic VAE of independent mechanism analysis (IMA): Gaussian noise of a given high precision.
 
     .. math:: x = s \, (f(z) + \gamma^{-1} \epsilon) + m
 
@@ -79,7 +79,7 @@ class IMAVAE(StandardisedVAE):
 
     @torch.no_grad()
     def set_precision(self, gamma2: Tensor | float) -> None:
-        """Set the precision of the noise, in standardised units; without a look at its value."""
+        """Set the precision of the noise, in standardised units; its value is not checked."""
         self.gamma2.copy_(torch.as_tensor(gamma2))
 
     @property

@@ -25,7 +25,7 @@ class Likelihood(nn.Module):
         num_parameters: P, numbers a dimension that the distribution is made from.
 
     Attributes:
-        support: Where one data point lives.
+        support: The support of one data point.
     """
 
     support: Any
@@ -39,7 +39,7 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def check_data(self, x: Tensor) -> None:
-        """Refuse data outside the support.
+        """Check that data are in the support.
 
         Raises:
             ValueError: With the first such row.
@@ -53,7 +53,7 @@ class Likelihood(nn.Module):
 
 
 class BernoulliLikelihood(Likelihood):
-    r"""Binary data, by logits.
+    r"""Bernoulli likelihood of binary data, by logits.
 
     .. math:: p(x \mid h) = \prod_d s(h_d)^{x_d} (1 - s(h_d))^{1 - x_d}, \quad s(h) = 1 / (1 + e^{-h})
 
@@ -73,7 +73,7 @@ class BernoulliLikelihood(Likelihood):
 
 
 class CategoricalLikelihood(Likelihood):
-    r"""Data of C categories, numbered from zero, by logits.
+    r"""Categorical likelihood of data of C categories, numbered from zero, by logits.
 
     .. math:: p(x \mid h) = \prod_d \operatorname{softmax}(h_d)_{x_d}
 
@@ -102,7 +102,7 @@ class CategoricalLikelihood(Likelihood):
 
 
 class GaussianLikelihood(Likelihood):
-    r"""Gaussian data by mean and logarithm of the standard deviation, both functions of the latent.
+    r"""Gaussian likelihood by mean and logarithm of the standard deviation, both functions of the latent.
 
     .. math:: p(x \mid h) = \prod_d N(x_d; h_{d1}, e^{2 h_{d2}})
 

@@ -44,7 +44,7 @@ class GaussianNoise(nn.Module):
 
 
 class FixedNoise(GaussianNoise):
-    """Noise of a standard deviation that is given and stays.
+    """Gaussian noise of a fixed standard deviation.
 
     Args:
         sigma: Standard deviation.
@@ -56,7 +56,7 @@ class FixedNoise(GaussianNoise):
 
 
 class LearntNoise(GaussianNoise):
-    """Noise of one standard deviation for all dimensions, learnt by gradients as its logarithm.
+    """Gaussian noise of one standard deviation for all dimensions, learnt by gradients as its logarithm.
 
     Args:
         sigma: Initial standard deviation.
@@ -68,11 +68,11 @@ class LearntNoise(GaussianNoise):
 
 
 class LearntNoisePerDim(GaussianNoise):
-    """Noise with a standard deviation for each dimension, learnt by gradients as its logarithm.
+    """Gaussian noise with a standard deviation for each dimension, learnt by gradients as its logarithm.
 
     Warning:
-        A dimension that the decoder fits exactly, a constant pixel say, sends its sigma to zero and the evidence to
-        infinity.
+        A dimension that the decoder fits exactly, for example a constant pixel, sends its sigma to zero and the
+        evidence to infinity.
 
     Args:
         data_dim: D.
@@ -142,7 +142,7 @@ class BatchNoise(nn.Module):
 
 
 class OptimalNoise(BatchNoise):
-    r"""Noise whose variance is, in every batch, the one that fits the batch's residuals best.
+    r"""Optimal-sigma noise: in every batch the variance is the maximum-likelihood one of the batch's residuals.
 
     .. math:: \sigma^2 = \frac{1}{N D} \sum_n \|x_n - f(z_n)\|^2
 
@@ -192,7 +192,7 @@ class ResidualNormal(TorchDistribution):
         return ResidualNormal(self.loc.expand(Size(batch_shape) + self.event_shape), self.variance_of)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: ARG002, B008
-        """Refuse: without data there is no variance.
+        """Raise an error: without data there is no variance.
 
         Raises:
             RuntimeError: Always.

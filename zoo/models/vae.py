@@ -80,7 +80,7 @@ class VAE(LatentVariableModel):
         """Check that ``x`` are data for this model.
 
         Raises:
-            TypeError: If ``x`` is no floating tensor of the parameters' dtype.
+            TypeError: If ``x`` is not a floating tensor of the parameters' dtype.
             ValueError: If ``x`` is not (N, D), not finite or outside the likelihood's support.
         """
         super().check_data(x)

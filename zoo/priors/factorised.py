@@ -22,7 +22,7 @@ from inference.distributions.gaussian import DiagNormal
 
 
 def check_prior(prior: nn.Module, latent_dim: int) -> None:
-    """Refuse a module that makes no distribution of one latent.
+    """Check that a module returns a distribution of one latent.
 
     Args:
         prior: The module.
@@ -46,7 +46,7 @@ def check_prior(prior: nn.Module, latent_dim: int) -> None:
 
 
 class Prior(nn.Module):
-    """Base of the zoo's priors: it knows K, and a subclass returns the distribution from ``forward()``.
+    """Base of the zoo's priors; a subclass returns the distribution from ``forward()``.
 
     Args:
         latent_dim: K.
@@ -62,12 +62,12 @@ class Prior(nn.Module):
         raise NotImplementedError
 
     def _independent(self, distribution: Distribution) -> Distribution:
-        """K copies of a distribution of one number, as one distribution of a vector."""
+        """K independent copies of a univariate distribution, as a distribution of a vector."""
         return dist.Independent(distribution.expand((self.latent_dim,)), 1, validate_args=False)
 
 
 class StandardNormal(Prior):
-    r"""The standard normal prior.
+    r"""Standard normal prior.
 
     .. math:: p(z) = N(z; 0, I_K)
 
@@ -91,7 +91,7 @@ class StandardNormal(Prior):
 
 
 class Uniform(Prior):
-    r"""Independent uniform coordinates.
+    r"""Uniform prior with independent coordinates.
 
     .. math:: p(z) = (b - a)^{-K}, \quad a < z_k < b
 
@@ -120,7 +120,7 @@ class Uniform(Prior):
 
 
 class Laplace(Prior):
-    r"""Independent standard Laplace coordinates, of variance two.
+    r"""Standard Laplace prior with independent coordinates, of variance two.
 
     .. math:: p(z) = \prod_k \tfrac12 e^{-|z_k|}
 
@@ -161,7 +161,7 @@ class _Beta(dist.Beta):
 
 
 class Beta(Prior):
-    r"""Independent beta coordinates with given parameters.
+    r"""Beta prior with independent coordinates and given parameters.
 
     .. math:: p(z) = \prod_k \frac{z_k^{a-1} (1 - z_k)^{b-1}}{B(a, b)}, \quad 0 < z_k < 1
 
@@ -189,7 +189,7 @@ class Beta(Prior):
 
 
 class LearntBeta(Prior):
-    r"""Independent beta coordinates, each with two parameters learnt as their logarithms.
+    r"""Learnt beta prior: independent coordinates, each with two parameters learnt as their logarithms.
 
     .. math:: p(z) = \prod_k \frac{z_k^{a_k-1} (1 - z_k)^{b_k-1}}{B(a_k, b_k)}, \quad 0 < z_k < 1
 
@@ -214,7 +214,7 @@ class LearntBeta(Prior):
 
 
 class LearntDiagonal(Prior):
-    r"""A Gaussian with independent coordinates, learnt; the standard normal at first.
+    r"""Learnt Gaussian prior with independent coordinates; standard normal at first.
 
     .. math:: p(z) = \prod_k N(z_k; m_k, \sigma_k^2)
 

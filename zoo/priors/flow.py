@@ -16,7 +16,7 @@ from zoo.priors.factorised import Prior
 
 
 class AutoregressiveFlow(Prior):
-    r"""A masked autoregressive flow to a standard normal.
+    r"""Masked autoregressive flow (MAF) prior.
 
     .. math:: \log p(z) = \log N(f(z); 0, I_K) + \log |\det f'(z)|
 
@@ -47,7 +47,7 @@ class AutoregressiveFlow(Prior):
 
 
 class FlowDistribution(TorchDistribution):
-    """The distribution of f^{-1}(u) for u of a base distribution, by an invertible transform f of zuko's.
+    """The distribution of f^{-1}(u), where u follows a base distribution and f is an invertible transform of zuko's.
 
     Args:
         transform: f, with ``call_and_ladj`` and ``inv``.

@@ -21,7 +21,7 @@ _MAX_ELEMENTS = 2**22
 
 
 class Mixture(TorchDistribution):
-    r"""A mixture of C distributions of one family.
+    r"""Mixture of C distributions of one family.
 
     .. math:: p(z) = \sum_c w_c \, p_c(z)
 
@@ -89,7 +89,7 @@ class Mixture(TorchDistribution):
 
 
 class MixtureOfGaussians(Prior):
-    r"""A learnt mixture of Gaussians with independent coordinates.
+    r"""Mixture-of-Gaussians prior, learnt, of components with independent coordinates.
 
     .. math:: p(z) = \sum_c w_c \prod_k N(z_k; m_{ck}, \sigma_{ck}^2)
 
@@ -113,7 +113,7 @@ class MixtureOfGaussians(Prior):
 
 
 class VampPrior(Prior):
-    r"""The mixture of the guide's posteriors of learnt pseudo-inputs.
+    r"""VampPrior, the variational mixture of posteriors: the guide's posteriors of learnt pseudo-inputs.
 
     .. math:: p(z) = \sum_c w_c \, q(z \mid u_c)
 
@@ -134,7 +134,7 @@ class VampPrior(Prior):
         data_init: Data (N, D) of which C rows, drawn at random, are the first pseudo-inputs.
 
     Raises:
-        TypeError: If the guide has no posterior, or the data are no floating tensor.
+        TypeError: If the guide has no posterior, or the data are not a floating tensor.
         ValueError: If the data have fewer than C rows, or the posterior has another event than (K,).
 
     Example:

@@ -42,7 +42,7 @@ class Annealed(Method):
         widening: Factor on the standard deviations of the Gaussian.
 
     Raises:
-        TypeError: If a count is no integer.
+        TypeError: If a count is not an integer.
         ValueError: If a count is below one, or the widening not positive and finite.
 
     Example:

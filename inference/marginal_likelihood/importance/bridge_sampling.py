@@ -38,7 +38,7 @@ class Bridge(Method):
     spread of fresh draws of the mixture and the spread between the chains.
 
     Warning:
-        Asymptotic only, in the number of draws and the length of the chains; the estimate is no bound, not even in
+        Asymptotic only, in the number of draws and the length of the chains; the estimate is not a bound, not even in
         expectation. Two-sided where k-hat of the fresh draws shows a variance, though every term of the estimate is
         bounded, and they are worth a quarter of their number; elsewhere the interval is Markov's, of the plain mean
         weight. A mode of the posterior that the mixture does not reach is seen by neither half: the value then is

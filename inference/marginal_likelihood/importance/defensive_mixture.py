@@ -66,8 +66,8 @@ class Defensive(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If there is no guide, the data are not finite or have the wrong shape, model and guide are not a
-                valid pair, or the guide's coordinates are not the model's.
+            ValueError: If there is no guide, the data are not finite or have the wrong shape, model and guide are
+                not a valid pair, or the guide's coordinates are not the model's.
             FloatingPointError: If a weight is NaN or plus infinity.
         """
         guide = problem.require_guide(self.name)

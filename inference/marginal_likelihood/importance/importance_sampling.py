@@ -68,8 +68,8 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
         chunk: See :func:`inference.iter_log_weights`.
 
     Raises:
-        ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are not a
-            valid pair.
+        ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are not
+            a valid pair.
     """
     chunks = iter_log_weights(
         problem.call.model,

@@ -29,7 +29,7 @@ _NEAREST = 3
 
 @dataclass(frozen=True)
 class Density:
-    """Log joint density of each datum in turned coordinates v, with u = origin + frame v, up to a constant.
+    """Log joint density of each data point in turned coordinates v, with u = origin + frame v, up to a constant.
 
     Attributes:
         log_joint: That of the model.
@@ -95,7 +95,7 @@ class Slices:
 
     Attributes:
         density: That of all data.
-        datum: Whose density a slice is of, (R,).
+        data point: Whose density a slice is of, (R,).
         fixed: Its fixed coordinates, (R, l).
         grid: Points per dimension of the grid on which the peaks of a slice are sought.
     """

@@ -62,6 +62,7 @@ def posterior_error(
     reference: Mapping[str, Tensor] | None = None,
     log_evidence: Tensor | None = None,
     num_samples: int = 1000,
+    plate: str | None = None,
     seed: int | None = None,
 ) -> PosteriorError:
     r"""Errors of a guide against the model's exact posterior, or against samples of it.
@@ -82,6 +83,7 @@ def posterior_error(
         reference: Samples of the posterior by latent site, (S', N, ...), such as of a long Markov chain.
         log_evidence: log p(x_n), (N,) in nats, from elsewhere: gives the divergences against a ``reference``.
         num_samples: S, draws of the guide, and of an exact posterior that is not Gaussian.
+        plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed; leaves the global random state as it was.
 
     Raises:
@@ -90,7 +92,7 @@ def posterior_error(
             shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    call = Call(model, guide, (x,))
+    call = Call(model, guide, (x,), plate=plate)
     call.check()
     if reference is None and not isinstance(model, SupportsPosterior):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")

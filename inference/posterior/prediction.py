@@ -69,7 +69,15 @@ def predictive(
 
 
 @torch.no_grad()
-def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int = 1, seed: int | None = None) -> Tensor:
+def reconstruct(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *,
+    num_samples: int = 1,
+    plate: str | None = None,
+    seed: int | None = None,
+) -> Tensor:
     """The mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
 
     Args:
@@ -77,6 +85,7 @@ def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int =
         guide: Pyro guide of the one latent that it decodes.
         x: (N, D).
         num_samples: Latents per data point to average over.
+        plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed; leaves the global random state as it was.
 
     Returns:
@@ -89,7 +98,7 @@ def reconstruct(model: Program, guide: Program, x: Tensor, *, num_samples: int =
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, (x,))
+    call = Call(model, guide, (x,), plate=plate)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)

@@ -4,8 +4,10 @@ import math
 
 import pyro
 import torch
+from observations import normal_log_prob
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
+from registry import observation_of
 from torch import nn
 
 from inference import (
@@ -16,8 +18,6 @@ from inference.core.protocols import (
     SupportsLogEvidence,
     SupportsPosterior,
 )
-from zoo import VAE
-from zoo.linear.models import LinearGaussianModel
 
 EXACT = [SupportsLogEvidence, SupportsPosterior]
 
@@ -67,20 +67,9 @@ def elbo_per_datum(model, guide, x, num=500):
     return float(w.mean()), float(w.std(0).square().sum().sqrt()) / math.sqrt(num) / len(x)
 
 
-def normal_log_prob(value, loc, sigma):
-    return torch.distributions.Normal(loc, sigma).log_prob(value).sum(-1)
-
-
 def reference_log_likelihood(model, x, z):
-    """log p(x_n | z_n) from the decoded mean and the noise, by the parameters alone where the decoder is linear."""
-    if isinstance(model, VAE):
-        p = model.decode(z)
-        return (x.xlogy(p) + (1 - x).xlogy(1 - p)).sum(-1)
-    if not isinstance(model, LinearGaussianModel):
-        return normal_log_prob(x, model.decode(z), model.sigma)
-    s = model.standardise
-    mean = s.shift + s.scale * (z @ model.W.T + model.mu)
-    return normal_log_prob(x, mean, model.log_sigma.exp() * s.scale)
+    """log p(x_n | z_n) by hand, see :class:`observations.Observation`."""
+    return observation_of(model).log_prob(model, x, z)
 
 
 def reference_log_joint(model, x, z):
@@ -89,11 +78,8 @@ def reference_log_joint(model, x, z):
 
 
 def reference_marginal(model):
-    """The law of x from the parameters alone, as a dense Gaussian."""
-    s = model.standardise
-    W, sigma = model.W * s.scale, model.log_sigma.exp() * s.scale
-    covariance = W @ W.T + sigma**2 * torch.eye(len(W), dtype=W.dtype)
-    return torch.distributions.MultivariateNormal(s.shift + s.scale * model.mu, covariance)
+    """The distribution of x from the parameters alone, as a dense Gaussian."""
+    return observation_of(model).marginal(model)
 
 
 @torch.no_grad()

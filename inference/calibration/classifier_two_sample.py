@@ -49,7 +49,7 @@ def default_classifier(dim: int, seed: int = 0) -> Any:
     return make_pipeline(StandardScaler(), network)
 
 
-def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: int = 5, seed: int = 0) -> C2ST:
+def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: int = 5, seed: int | None = None) -> C2ST:
     r"""Classifier two-sample test by cross-validation.
 
     .. math:: \hat t = \frac{1}{2 n} \sum_i 1[f_{-i}(v_i) = l_i]
@@ -91,14 +91,14 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
                 f"{tuple(first.shape)} and {tuple(second.shape)}"
             )
         check_finite(samples, name)
-    right = _held_out(first, second, classifier, num_folds, seed)
+    right = _held_out(first, second, classifier, num_folds, _fresh(seed))
     accuracy, num = float(right.mean()), len(right)
     error = math.sqrt(accuracy * (1 - accuracy) / num)
     p_value = float(scipy.stats.norm.sf((accuracy - 0.5) * 2 * math.sqrt(num)))
     return C2ST(*(torch.tensor(v, dtype=torch.float64) for v in (accuracy, error, p_value)))
 
 
-def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int = 5, seed: int = 0) -> C2ST:
+def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int = 5, seed: int | None = None) -> C2ST:
     """Classifier two-sample test between (x, z) of the model and (x, z) with z drawn by the guide.
 
     Half of the simulated data keep their truth, the others get the guide's first draw, so that all samples are
@@ -126,7 +126,7 @@ def c2st_per_datum(
     *,
     classifier: Any = None,
     num_folds: int = 5,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = True,
 ) -> C2ST:
     """Classifier two-sample test for each data point by itself.
@@ -155,6 +155,11 @@ def c2st_per_datum(
         for n in tqdm(range(draws.shape[1]), desc="c2st", disable=not progress)
     ]
     return C2ST(*(torch.stack(column) for column in zip(*results)))
+
+
+def _fresh(seed: int | None) -> int:
+    """A seed for scikit-learn: the given one, or one drawn from torch's random state."""
+    return int(torch.randint(2**31, ())) if seed is None else seed
 
 
 def _held_out(first: Tensor, second: Tensor, classifier: Any, num_folds: int, seed: int) -> np.ndarray:

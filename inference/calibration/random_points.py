@@ -22,7 +22,7 @@ from inference.core.seeding import seeded
 _AREA_VARIANCE = 5 / 192
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TARP:
     """Expected coverage of joint credible regions at every level, and how far it is from the nominal one.
 
@@ -53,7 +53,7 @@ class TARP:
 
 
 def tarp(
-    simulation: Simulation, *, references: Tensor | None = None, level: float = 0.95, seed: int | None = 0
+    simulation: Simulation, *, references: Tensor | None = None, level: float = 0.95, seed: int | None = None
 ) -> TARP:
     r"""Expected coverage of balls around random reference points.
 
@@ -123,4 +123,15 @@ def _report(ranks: Tensor, uniform: Tensor, num_samples: int, level: float) -> T
     area_p = 2 * float(scipy.stats.norm.sf(abs(area) / math.sqrt(_AREA_VARIANCE / num_data)))
     p_value = float(scipy.stats.kstest(uniform.cpu().numpy(), "uniform").pvalue)
     deviation = float((curve - levels).abs().max())
-    return TARP(ranks, levels, curve, lower, upper, level, area, area_p, deviation, p_value)
+    return TARP(
+        ranks=ranks,
+        levels=levels,
+        coverage=curve,
+        lower=lower,
+        upper=upper,
+        band_level=level,
+        area=area,
+        area_p_value=area_p,
+        deviation=deviation,
+        p_value=p_value,
+    )

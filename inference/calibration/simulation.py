@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.core.checks import check_count, check_finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Simulation:
     """Simulated data, the latents that made them, and a guide's draws given the data; also one's own, by hand.
 
@@ -70,9 +70,9 @@ def join(parts: Sequence[Simulation], num: int) -> Simulation:
         for name in parts[0].quantities
     }
     return Simulation(
-        parts[0].names,
-        torch.cat([p.truth for p in parts])[:num],
-        torch.cat([p.draws for p in parts], 1)[:, :num],
-        torch.cat([p.data for p in parts])[:num],
-        quantities,
+        names=parts[0].names,
+        truth=torch.cat([p.truth for p in parts])[:num],
+        draws=torch.cat([p.draws for p in parts], 1)[:, :num],
+        data=torch.cat([p.data for p in parts])[:num],
+        quantities=quantities,
     )

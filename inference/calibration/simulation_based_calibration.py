@@ -15,12 +15,13 @@ from torch import Tensor
 
 from inference.calibration.simulation import Simulation
 from inference.core.checks import check_count
+from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.seeding import seeded
 from inference.numerics.multiple_testing import holm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SBC:
     """Ranks of the truth among a guide's draws and how likely such ranks are for the posterior.
 
@@ -56,7 +57,7 @@ class SBC:
         return self.names[int(torch.minimum(self.ks, self.chi2).argmin())]
 
 
-def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> SBC:
+def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) -> SBC:
     r"""Simulation-based calibration of every latent coordinate and test quantity.
 
     .. math:: r_{nk} = \#\{s : z_{snk} < z^*_{nk}\} \sim U\{0, \dots, S\} \text{ if } q(z \mid x) = p(z \mid x)
@@ -98,7 +99,16 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = 0) -> 
     ks = uniform.new_tensor([scipy.stats.kstest(u, "uniform").pvalue for u in columns])
     counts = [np.histogram(u, num_bins, (0.0, 1.0))[0] for u in columns]
     chi2 = uniform.new_tensor([scipy.stats.chisquare(c).pvalue for c in counts])
-    return SBC(names, ranks, uniform, simulation.num_samples, ks, chi2, holm(ks), holm(chi2))
+    return SBC(
+        names=names,
+        ranks=ranks,
+        uniform=uniform,
+        num_samples=simulation.num_samples,
+        ks=ks,
+        chi2=chi2,
+        ks_adjusted=holm(ks),
+        chi2_adjusted=holm(chi2),
+    )
 
 
 def rank(truth: Tensor, draws: Tensor) -> Tensor:
@@ -114,7 +124,7 @@ def continuous(ranks: Tensor, num_samples: int) -> Tensor:
     return (ranks + jitter) / (num_samples + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Coverage:
     """How often central credible intervals hold the truth.
 
@@ -124,7 +134,7 @@ class Coverage:
         value: Share of the data whose interval holds the truth, (A, Q).
         lower: Lower binomial limit of the true coverage, by Clopper and Pearson, (A, Q).
         upper: Upper limit, (A, Q).
-        confidence: Of each pair of limits by itself.
+        level: Confidence level of each pair of limits by itself.
     """
 
     names: tuple[str, ...]
@@ -132,7 +142,7 @@ class Coverage:
     value: Tensor
     lower: Tensor
     upper: Tensor
-    confidence: float
+    level: float
 
     @property
     def consistent(self) -> Tensor:
@@ -140,9 +150,8 @@ class Coverage:
         return (self.lower <= self.levels[:, None]) & (self.levels[:, None] <= self.upper)
 
 
-def coverage(
-    result: SBC, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99), *, confidence: float = 0.95
-) -> Coverage:
+@renamed_keywords(confidence="level")
+def coverage(result: SBC, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99), *, level: float = 0.95) -> Coverage:
     r"""Coverage of the central credible intervals of each coordinate, with binomial limits.
 
     .. math:: c_k(\alpha) = \frac1N \#\{n : |u_{nk} - 1/2| \le \alpha / 2\}
@@ -157,22 +166,24 @@ def coverage(
     Args:
         result: From :func:`sbc`.
         levels: Nominal levels, A.
-        confidence: Of the binomial limits.
+        level: Confidence level of the binomial limits.
 
     Raises:
         ValueError: If a level is not between 0 and 1.
     """
-    for level in (*levels, confidence):
-        check_level(level)
+    for each in (*levels, level):
+        check_level(each)
     if not levels:
         raise ValueError("expected at least one level, got none")
     nominal = result.uniform.new_tensor(list(levels))
     hits = ((result.uniform - 0.5).abs() <= nominal[:, None, None] / 2).sum(1)
-    num_data, k, tail = len(result.uniform), hits.cpu().numpy(), (1 - confidence) / 2
+    num_data, k, tail = len(result.uniform), hits.cpu().numpy(), (1 - level) / 2
     lower = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, k, num_data - k + 1))
     upper = np.where(k == num_data, 1.0, scipy.stats.beta.ppf(1 - tail, k + 1, num_data - k))
     low, high = (torch.from_numpy(bound).to(nominal) for bound in (lower, upper))
-    return Coverage(result.names, nominal, hits.double() / num_data, low, high, confidence)
+    return Coverage(
+        names=result.names, levels=nominal, value=hits.double() / num_data, lower=low, upper=high, level=level
+    )
 
 
 def ecdf_band(

@@ -148,7 +148,9 @@ def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Qu
     terms: dict[str, Callable[[Draw], Tensor]] = {LOG_LIKELIHOOD: lambda run: run.total(run.model_sites, observed=True)}
     terms |= {name: partial(_evaluate, name, f) for name, f in extra.items()}
     quantities = {name: (f(truth)[0], torch.cat([f(r) for r in runs])) for name, f in terms.items()}
-    return Simulation(labels(first), torch.cat(truths, -1), torch.cat(latents, -1), data, quantities)
+    return Simulation(
+        names=labels(first), truth=torch.cat(truths, -1), draws=torch.cat(latents, -1), data=data, quantities=quantities
+    )
 
 
 def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:

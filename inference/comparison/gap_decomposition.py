@@ -35,7 +35,7 @@ _EVALUATIONS = 8
 _RESTART_SPREAD = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Refit:
     """The best of a guide's family for each data point, as far as it was found.
 
@@ -60,7 +60,7 @@ class Refit:
     guide: nn.Module
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gap:
     """The gap of a guide, split per data point; all (N,) in nats.
 
@@ -107,7 +107,8 @@ def gap(
     restarts: int = 2,
     max_steps: int = 200,
     plate: str | None = None,
-    seed: int | None = 0,
+    level: float = 0.95,
+    seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Gap:
@@ -134,6 +135,7 @@ def gap(
         restarts: Further starts per data point, one unit around the guide's own output.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
+        level: Confidence level of the evidence's intervals.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
         **kwargs: Keyword arguments of both.
@@ -148,24 +150,37 @@ def gap(
     layout = call.probe().layout
     _check_takes_all(layout)
     if known is None:
-        known = _evidence(call, as_method(method), seed, progress)
+        known = _evidence(call, as_method(method), level, seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
+    parts: dict[str, Tensor | None]
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
         elbo, error = found.own_elbo, found.own_standard_error
-        parts = (known.value - found.elbo, found.improvement, found.improvement_error, found.gradient_norm)
+        parts = {
+            "approximation": known.value - found.elbo,
+            "amortisation": found.improvement,
+            "amortisation_error": found.improvement_error,
+            "gradient_norm": found.gradient_norm,
+        }
     else:
         with refuse_batch_dependence(*call.programs), seeded(seed):
             elbo, error = _mean_and_error(_evaluations(call, num_samples))
-        parts = (None, None, None, None)
+        parts = dict.fromkeys(("approximation", "amortisation", "amortisation_error", "gradient_norm"))
     total_error = (known.standard_error.square() + error.square()).sqrt()
-    return Gap(known, elbo, error, known.value - elbo, total_error, *parts)
+    return Gap(
+        evidence=known,
+        elbo=elbo,
+        elbo_error=error,
+        total=known.value - elbo,
+        total_error=total_error,
+        **parts,
+    )
 
 
-def _evidence(call: Call, method: Method, seed: int | None, progress: bool) -> Evidence:
+def _evidence(call: Call, method: Method, level: float, seed: int | None, progress: bool) -> Evidence:
     guide = None if isinstance(method, Exact) else call.guide
     return evidence(
         call.model,
@@ -173,6 +188,7 @@ def _evidence(call: Call, method: Method, seed: int | None, progress: bool) -> E
         method=method,
         guide=guide,
         plate=call.plate,
+        level=level,
         seed=seed,
         progress=progress,
         **call.kwargs,
@@ -188,7 +204,7 @@ def refit(
     max_steps: int = 200,
     tolerance: float = 1e-6,
     plate: str | None = None,
-    seed: int | None = 0,
+    seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Refit:
@@ -233,7 +249,7 @@ def refit_call(
     restarts: int = 2,
     max_steps: int = 200,
     tolerance: float = 1e-6,
-    seed: int | None = 0,
+    seed: int | None = None,
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
@@ -260,8 +276,19 @@ def refit_call(
     worse = refitted.mean(0) < ours.mean(0)
     problem.set(torch.where(worse.unsqueeze(-1), problem.start, point))
     refitted = torch.where(worse, ours, refitted)
-    means = [_mean_and_error(values) for values in (refitted, ours, refitted - ours)]
-    return Refit(*means[0], *means[1], *means[2], norm, local)
+    elbo, error = _mean_and_error(refitted)
+    own_elbo, own_error = _mean_and_error(ours)
+    improvement, improvement_error = _mean_and_error(refitted - ours)
+    return Refit(
+        elbo=elbo,
+        standard_error=error,
+        own_elbo=own_elbo,
+        own_standard_error=own_error,
+        improvement=improvement,
+        improvement_error=improvement_error,
+        gradient_norm=norm,
+        guide=local,
+    )
 
 
 class _LocalProblem:

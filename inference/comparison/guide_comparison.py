@@ -66,9 +66,10 @@ def compare(
     split: int = 0,
     simulated: int = 0,
     chunk: int | None = None,
+    block: int | None = None,
     plate: str | None = None,
     level: float = 0.95,
-    seed: int | None = 0,
+    seed: int | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
     """Measure how far the ELBO of each guide lies below the evidence of its model, per data point.
@@ -94,6 +95,7 @@ def compare(
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
             intervals is counted, see :func:`inference.coverage`; 0 leaves it.
         chunk: See :func:`inference.iter_log_weights`.
+        block: Rows measured together; None chooses.
         plate: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals.
         seed: Seed of the importance samples.
@@ -113,6 +115,8 @@ def compare(
             not a valid pair.
     """
     check_count(num_samples, "num_samples", 2)
+    block = _BLOCK if block is None else block
+    check_count(block, "block")
     check_count(split, "split", 0)
     check_count(simulated, "simulated", 0)
     check_level(level)
@@ -134,16 +138,16 @@ def compare(
         for part in data.values():
             entry.on(part).own.check()
     groups: dict[str, xr.Dataset] = {}
-    num_blocks = sum(-(-len(part) // _BLOCK) for part in data.values())
+    num_blocks = sum(-(-len(part) // block) for part in data.values())
     total = sum(map(len, by_seed.values())) * num_blocks
     with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
         for name, part in data.items():
             measured = []
             for entries in by_seed.values():
                 options = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
-                blocks = [_measure(entries, block, method=chosen, **options) for block in part.split(_BLOCK)]
+                blocks = [_measure(entries, rows, method=chosen, **options) for rows in part.split(block)]
                 columns = _collect(entries, blocks)
-                measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated)))
+                measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
@@ -201,7 +205,9 @@ def _measure(
     for name, entry in entries.items():
         model, guide, plate = entry.own.model, entry.own.guide, entry.own.plate
         assert guide is not None
-        chunks = iter_log_weights(model, guide, block, num_samples=num_samples, chunk=chunk, plate=plate)
+        chunks = iter_log_weights(
+            model, guide, block, num_samples=num_samples, chunk=chunk, plate=plate, progress=False
+        )
         weights[name] = summarise(chunks, num_samples)
         by_model.setdefault(id(model), {})[name] = entry.on(block)
         bar.update()
@@ -239,7 +245,9 @@ def _reference(entry: Entry, weights: Sequence[WeightSummary], method: Method | 
     return evidence_from_weights(pooled, level)
 
 
-def _of_guides(measured: xr.Dataset, entries: Entries, part: Tensor, split: int, simulated: int) -> dict[str, Any]:
+def _of_guides(
+    measured: xr.Dataset, entries: Entries, part: Tensor, split: int, simulated: int, block: int
+) -> dict[str, Any]:
     """What a guide costs, how its gap splits on the first rows, and how often its intervals hold the truth."""
     num_data = measured.sizes["datum"]
     columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
@@ -251,7 +259,7 @@ def _of_guides(measured: xr.Dataset, entries: Entries, part: Tensor, split: int,
             if value is not None:
                 column[: len(value)] = value.cpu().numpy()
             columns[key].append(column)
-        seconds, memory = _cost_of(entry.on(part[:_BLOCK]).own)
+        seconds, memory = _cost_of(entry.on(part[:block]).own)
         columns["coverage"].append(_coverage(entry.own, part, simulated) if simulated else math.nan)
         columns["seconds"].append(seconds)
         columns["memory"].append(memory)

@@ -15,7 +15,7 @@ _HEAVY = 0.7
 
 
 def table(tree: xr.DataTree) -> str:
-    """The comparison as text: one line a guide, training and held-out columns side by side, nats per data point.
+    """The comparison as text: one line per guide, training and held-out columns side by side, nats per data point.
 
     With several seeds each cell is their mean, with the standard deviation over them; else the gap carries the Monte
     Carlo standard error. Below come the paired differences to the first guide.

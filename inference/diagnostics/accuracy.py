@@ -26,7 +26,7 @@ from inference.distributions.gaussian import FullNormal, as_full_normal
 from inference.weights.summary import elbo
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PosteriorError:
     """Distances of a guide from the posterior, per data point, in float64.
 
@@ -199,14 +199,14 @@ def _result(
 ) -> PosteriorError:
     var_q, var_p = (cov.diagonal(dim1=-2, dim2=-1) for _, cov in (q, p))
     return PosteriorError(
-        labels(first),
-        kl,
-        reverse_kl,
-        gaussian_wasserstein(*q, *p),
-        (q[0] - p[0]) / var_p.sqrt(),
-        (var_q / var_p).log(),
-        closed_form,
-        num_samples,
+        names=labels(first),
+        kl=kl,
+        reverse_kl=reverse_kl,
+        wasserstein=gaussian_wasserstein(*q, *p),
+        mean_error=(q[0] - p[0]) / var_p.sqrt(),
+        log_variance_ratio=(var_q / var_p).log(),
+        closed_form=closed_form,
+        num_samples=num_samples,
     )
 
 

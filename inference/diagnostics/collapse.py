@@ -15,13 +15,23 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count, check_finite
+from inference.core.deprecation import renamed_keywords
 from inference.core.run import Program
 from inference.distributions.gaussian import coordinate_kl
-from inference.posterior.latent_gaussians import BATCH_SIZE, latent_distributions, read_gaussians
+from inference.posterior.latent_gaussians import latent_distributions, read_gaussians
 
 
 @torch.no_grad()
-def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
+@renamed_keywords(batch_size="block")
+def latent_kl(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *,
+    block: int | None = None,
+    plate: str | None = None,
+    progress: bool = True,
+) -> Tensor:
     r"""Divergence of the guide from the prior per data point and latent coordinate.
 
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
@@ -41,7 +51,9 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         model: Pyro model with one latent site, of event (K,), a priori with independent coordinates.
         guide: Pyro guide with a Gaussian distribution there, or one pushed to a support.
         x: Data, (N, D).
-        batch_size: Data in one run of the pair.
+        block: Rows in one run of the pair; None chooses.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        progress: Show a progress bar where there are several blocks.
 
     Returns:
         (N, K), in nats and float64.
@@ -57,19 +69,30 @@ def latent_kl(model: Program, guide: Program, x: Tensor, *, batch_size: int = BA
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    distributions = latent_distributions(model, guide, x, batch_size)
+    distributions = latent_distributions(model, guide, x, block=block, plate=plate, progress=progress)
     return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
 
 
 @torch.no_grad()
-def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: int = BATCH_SIZE) -> Tensor:
+@renamed_keywords(batch_size="block")
+def posterior_means(
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    *,
+    block: int | None = None,
+    plate: str | None = None,
+    progress: bool = True,
+) -> Tensor:
     """Means of the guide's distribution per data point, what :func:`active_units` takes.
 
     Args:
         model: As for :func:`latent_kl`, with a Gaussian prior.
         guide: As for :func:`latent_kl`, on all vectors.
         x: Data, (N, D).
-        batch_size: Data in one run of the pair.
+        block: Rows in one run of the pair; None chooses.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        progress: Show a progress bar where there are several blocks.
 
     Returns:
         (N, K), float64.
@@ -78,7 +101,7 @@ def posterior_means(model: Program, guide: Program, x: Tensor, *, batch_size: in
         TypeError: See :func:`latent_kl`.
         ValueError: See :func:`latent_kl`.
     """
-    return read_gaussians(model, guide, x, batch_size)[0].mean
+    return read_gaussians(model, guide, x, block=block, plate=plate, progress=progress)[0].mean
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:

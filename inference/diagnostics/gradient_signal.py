@@ -18,7 +18,7 @@ from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, seeded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientNoise:
     """Moments of the gradient of one group of P parameters, in float64.
 
@@ -111,7 +111,7 @@ def gradient_noise(
     variance = squares / (num_repeats - 1)
     sizes = [sum(p.numel() for p in group) for group in chosen.values()]
     parts = zip(chosen, mean.split(sizes), variance.split(sizes), strict=True)
-    return {name: GradientNoise(m, v, num_repeats) for name, m, v in parts}
+    return {name: GradientNoise(mean=m, variance=v, num_repeats=num_repeats) for name, m, v in parts}
 
 
 def _gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:

@@ -1,1 +1,1 @@
-"""Distributions that batch, trace and score in float64, their divergences and expectations."""
+"""Distributions that vmap and trace, their divergences and their expectations."""

@@ -1,4 +1,4 @@
-r"""A Gaussian that follows what it scores: the distribution of a floating prior.
+r"""A batch-dependent Gaussian, fitted to the values that it scores: the distribution of a floating prior.
 
 .. math:: p(z) = N(z; 0, \operatorname{diag} s), \quad s_k = \frac1N \sum_n E_{q(z \mid x_n)} z_k^2
 """
@@ -47,7 +47,7 @@ class FloatingNormal(TorchDistribution):
         return self.fitted(value.square()).log_prob(value)
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: ARG002, B008
-        """Refuse: without codes there is no variance.
+        """Raise an error: without codes there is no variance.
 
         Raises:
             RuntimeError: Always.

@@ -90,7 +90,7 @@ class DiagNormal(TorchDistribution):
 
 
 class FullNormal(MultivariateNormal):
-    """Multivariate Gaussian by its Cholesky factor: shape (..., K) and (..., K, K) or a factor shared by the batch."""
+    """Multivariate Gaussian by its Cholesky factor: (..., K) and (..., K, K), or one factor shared by the batch."""
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
         super().__init__(loc, scale_tril=scale_tril, validate_args=False)
@@ -113,7 +113,7 @@ class FullNormal(MultivariateNormal):
 
 
 def as_full_normal(distribution: Any) -> TorchMultivariateNormal | None:
-    """A Gaussian distribution of any of the known classes as a multivariate normal, or None where it is not one.
+    """A Gaussian of any of the known classes as a multivariate normal; None for another distribution.
 
     Args:
         distribution: A distribution over vectors.
@@ -158,7 +158,7 @@ def coordinate_kl(q: Any, p: Any) -> Tensor:
     :func:`inference.distributions.expectations.expectation` for its accuracy.
 
     Args:
-        q: Gaussian over vectors, or one pushed to a support; with a full covariance its marginals count.
+        q: Gaussian over vectors, or one transformed to a support; of a full covariance only the marginals matter.
         p: Any distribution with independent coordinates.
 
     Raises:
@@ -175,7 +175,7 @@ def coordinate_kl(q: Any, p: Any) -> Tensor:
 
 
 def marginal_kl(mean: Tensor, sigma: Tensor, prior: Distribution, transform: Transform | None = None) -> Tensor:
-    """KL of Gaussian coordinates (..., K), pushed through a transform, against a prior of one coordinate, in nats.
+    """KL of transformed Gaussian coordinates (..., K) against a prior of one coordinate, in nats.
 
     Args:
         mean: (..., K).
@@ -194,7 +194,7 @@ def marginal_kl(mean: Tensor, sigma: Tensor, prior: Distribution, transform: Tra
 
 
 def gaussian_kl(q: Any, prior: Distribution, transform: Transform | None = None) -> Tensor:
-    """KL of a Gaussian, pushed through a transform, against a prior with independent coordinates, (...) in nats.
+    """KL of a transformed Gaussian against a prior with independent coordinates, (...) in nats.
 
     Its covariance may be full: of the expected log-density only the marginals matter.
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from inference.distributions.batched_gaussian import Gaussian
 
-# Share of a mixture below which a distribution falls away.
+# Share of a mixture below which a component is dropped.
 _LEAST_SHARE = 0.01
 
 
@@ -22,7 +22,7 @@ class Student(NamedTuple):
     .. math:: u = m + \sqrt{\nu / c} \, L \epsilon, \quad \epsilon \sim N(0, I), \quad c \sim \chi^2_\nu
 
     Attributes:
-        gaussian: Location m and factor L, the distribution without its heavy tails.
+        gaussian: Location m and factor L, as a Gaussian.
         degrees: Degrees of freedom, nu.
     """
 
@@ -62,7 +62,7 @@ class Students(NamedTuple):
     """A mixture of Student-t distributions of equal degrees, one mixture per data point.
 
     Attributes:
-        components: J distributions.
+        components: J Student-t distributions.
         log_shares: Logs of their shares, (J, N); minus infinity where a data point has fewer.
     """
 
@@ -84,11 +84,11 @@ class Students(NamedTuple):
         return self.terms(u).logsumexp(0)
 
     def terms(self, u: Tensor) -> Tensor:
-        """Log-densities of the distributions, each with its share, at u (S, N, d): (J, S, N) in nats."""
+        """Log-densities of the components plus the logs of their shares, at u (S, N, d): (J, S, N) in nats."""
         return torch.stack([component.log_prob(u) for component in self.components]) + self.log_shares.unsqueeze(1)
 
     def rows(self, index: Tensor) -> Students:
-        """The mixtures of chosen data, (M,) integers."""
+        """The mixtures of chosen data points, (M,) integers."""
         components = (
             Student(Gaussian(*(part[index] for part in component.gaussian)), component.degrees)
             for component in self.components
@@ -107,7 +107,7 @@ class Students(NamedTuple):
 
 
 def concatenate(parts: Sequence[Students]) -> Students:
-    """Mixtures of some data after another, in order."""
+    """The mixtures of several groups of data points as those of one group, in order."""
     num_components = max(len(part.components) for part in parts)
     columns = [part.components + part.components[:1] * (num_components - len(part.components)) for part in parts]
     components = (
@@ -119,14 +119,14 @@ def concatenate(parts: Sequence[Students]) -> Students:
 
 
 def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
-    """The mixture that weighted draws suggest: one step of expectation and maximisation from the one before.
+    """One step of expectation-maximisation (EM) of a Student-t mixture on weighted draws.
 
-    Distributions whose share is least fall away.
+    Components of the least share are dropped.
 
     Args:
         u: (S, N, d).
         log_weights: (S, N).
-        before: What the step goes from.
+        before: The mixture to start from.
     """
     each = log_weights + before.terms(u).log_softmax(0)
     components = [moment_fit(u, own, component) for own, component in zip(each, before.components)]
@@ -138,7 +138,7 @@ def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
 
 
 def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:
-    """The distribution with the weighted mean and covariance of draws, drawn towards the one before where they are few.
+    """The Student-t distribution with the weighted mean and covariance of draws, shrunk towards the one before.
 
     The covariance counts as many draws as the effective sample size, and the one before as many more as it has
     numbers; where all weights are zero, or their covariance has no factor, the distribution is the one before.
@@ -146,7 +146,7 @@ def moment_fit(u: Tensor, log_weights: Tensor, before: Student) -> Student:
     Args:
         u: (S, N, d).
         log_weights: (S, N).
-        before: What is drawn towards.
+        before: The distribution that is shrunk towards.
     """
     dim, factor = u.shape[-1], before.gaussian.factor
     weights = torch.softmax(log_weights, 0).nan_to_num(0.0)

@@ -153,7 +153,7 @@ def is_unbounded(support: Constraint) -> bool:
 
 
 def push_forward(distribution: Any, support: Constraint) -> Any:
-    """A distribution of unconstrained vectors on the given support: itself where that is all vectors."""
+    """The push-forward of a distribution of unconstrained vectors to a support; itself where that is all vectors."""
     return distribution if is_unbounded(support) else Transformed(distribution, support)
 
 

@@ -1,4 +1,4 @@
-"""Whether the latents found are the true ones: IMA contrast, predicted gap, MCC, self-consistency."""
+"""Identifiability of latents: IMA contrast, predicted gap, mean correlation coefficient (MCC), self-consistency."""
 
 from inference.identifiability.consistency import SelfConsistency, self_consistency
 from inference.identifiability.gap_prediction import predicted_gap

@@ -8,24 +8,28 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import grad
+from tqdm.auto import tqdm
 
 from inference.core.checks import check_count, check_finite
+from inference.core.deprecation import renamed_keywords
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.core.seeding import seeded
 from inference.numerics.jacobian import Decode, decoder_jacobian, directional_derivative
 
+# Rows at once by default.
+_BLOCK = 1024
 _NUM_DRAWS = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SelfConsistency:
-    r"""How far encoder and decoder are from being each other's inverse, per data point.
+    r"""Self-consistency of a pair: how far encoder and decoder are from being each other's inverse, per data point.
 
     Attributes:
         reconstruction: ||f(mu(x)) - x||, (N,).
         inversion: ||mu(x) - g(x)||, (N,); None where no inverse was given.
         var: The encoder's variances, (N, K).
-        predicted_var: What the decoder's Jacobian makes of them, (N, K).
+        predicted_var: The variances that the decoder's Jacobian predicts, (N, K).
     """
 
     reconstruction: Tensor
@@ -39,16 +43,18 @@ class SelfConsistency:
         return self.var / self.predicted_var
 
 
+@renamed_keywords(batch_size="block")
 def self_consistency(
     model: SupportsGaussianDecoder,
     guide: SupportsPosterior,
     x: Tensor,
     *,
     inverse: Decode | None = None,
-    batch_size: int = 1024,
-    seed: int = 0,
+    block: int | None = None,
+    seed: int | None = None,
+    progress: bool = True,
 ) -> SelfConsistency:
-    r"""Compare an encoder with the inverse of its decoder, and its variances with the decoder's Jacobian.
+    r"""Self-consistency: compare an encoder with the inverse of its decoder, and its variances with the Jacobian's.
 
     .. math:: \sigma_k^2(x) \approx \Bigl(-\partial_k^2 \log p(z) + \sum_d J_{dk}^2 / \sigma_d^2\Bigr)^{-1}
 
@@ -65,11 +71,12 @@ def self_consistency(
 
     Args:
         model: Model with a decoder and Gaussian noise.
-        guide: What offers ``posterior(x)``.
+        guide: Guide with ``posterior(x)``.
         x: Data, (N, D).
         inverse: g, the inverse of the decoder, from (M, D) to (M, K).
-        batch_size: Data at a time.
-        seed: Of the draws.
+        block: Rows at once; None chooses.
+        seed: Of the draws; leaves the global random state as it was.
+        progress: Show a progress bar where there are several blocks.
 
     Returns:
         A :class:`SelfConsistency`, float64.
@@ -80,13 +87,21 @@ def self_consistency(
     """
     if not supports_gaussian_decoder(model):
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
-    check_count(batch_size, "batch_size")
+    block = _BLOCK if block is None else block
+    check_count(block, "block")
     check_finite(x)
     check_finite(model.sigma.detach(), "sigma")
     with torch.no_grad(), seeded(seed):
-        parts = [_compare(model, guide, block, inverse) for block in x.split(batch_size)]
+        blocks = x.split(block)
+        bar = tqdm(blocks, disable=not progress or len(blocks) == 1, desc="self-consistency", unit="block")
+        parts = [_compare(model, guide, rows, inverse) for rows in bar]
     reconstruction, inversion, var, predicted = (torch.cat(p).double() for p in zip(*parts, strict=True))
-    return SelfConsistency(reconstruction, None if inverse is None else inversion, var, predicted)
+    return SelfConsistency(
+        reconstruction=reconstruction,
+        inversion=None if inverse is None else inversion,
+        var=var,
+        predicted_var=predicted,
+    )
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""The gap of the best guide with independent coordinates, read off the decoder's Jacobian."""
+"""The gap of the best guide with independent coordinates, predicted from the decoder's Jacobian."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference.numerics.jacobian import decoder_jacobian
 
 @torch.no_grad()
 def predicted_gap(model: SupportsGaussianDecoder, z: Tensor) -> Tensor:
-    r"""What the decoder's Jacobian says of the gap of the best guide with independent coordinates.
+    r"""Predicted gap of the best guide with independent coordinates, from the decoder's Jacobian.
 
     .. math:: \tfrac12 \left[\log\det\operatorname{diag} M - \log\det M\right], \quad M = J^\top J / \sigma^2 + I
 
@@ -20,14 +20,14 @@ def predicted_gap(model: SupportsGaussianDecoder, z: Tensor) -> Tensor:
     independent mechanism analysis, whatever the prior.
 
     Warning:
-        It takes the posterior for Gaussian with the decoder's own curvature, and knows nothing of residuals.
+        The posterior is taken as Gaussian with the decoder's curvature; residuals are neglected.
 
     References:
         Reizinger et al., "Embrace the Gap: VAEs Perform Independent Mechanism Analysis", 2022, arXiv 2206.02416.
 
     Args:
         model: Model with a decoder and Gaussian noise.
-        z: Where the posteriors are, (N, K): the means of a guide, say.
+        z: Where the posteriors are, (N, K), for example the means of a guide.
 
     Returns:
         (N,) in nats.

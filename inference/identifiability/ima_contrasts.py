@@ -1,4 +1,4 @@
-r"""Contrasts of the columns of a decoder's Jacobian: how far a decoder is from independent mechanisms, or conformal.
+r"""Independent mechanism analysis (IMA): contrasts of the columns of a decoder's Jacobian.
 
 .. math:: J = \partial f / \partial z \in R^{D \times K}, \qquad G = J^\top J
 
@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.core.deprecation import renamed_keywords
 from inference.numerics.jacobian import Decode, check_tall, column_norms, decoder_jacobian, flat_points, iter_jacobians
 
 
 def column_contrast(jacobian: Tensor) -> Tensor:
-    r"""Contrast of independent mechanism analysis (IMA) of given Jacobians, in nats: zero iff columns are orthogonal.
+    r"""Independent mechanism analysis (IMA) contrast of given Jacobians, in nats: zero iff columns are orthogonal.
 
     .. math:: c = \sum_k \log \|J_{:k}\| - \tfrac12 \log\det G = \tfrac12 [\log\det\operatorname{diag} G - \log\det G]
 
@@ -54,7 +55,7 @@ def column_contrast(jacobian: Tensor) -> Tensor:
 
 
 def conformal_contrast(jacobian: Tensor) -> Tensor:
-    r"""How far a Jacobian is from that of a conformal map, in nats: zero iff J'J is a multiple of the identity.
+    r"""Conformal contrast of Jacobians, in nats: zero iff J'J is a multiple of the identity, as for a conformal map.
 
     .. math:: \tfrac12 [K \log(\operatorname{tr} G / K) - \log\det G] = \min_\lambda KL(N(0, G) \| N(0, \lambda I))
 
@@ -83,7 +84,8 @@ def conformal_contrast(jacobian: Tensor) -> Tensor:
     return column_contrast(jacobian) + 0.5 * unequal
 
 
-def local_ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tensor:
+@renamed_keywords(chunk="block")
+def local_ima_contrast(decode: Decode, z: Tensor, *, block: int | None = None) -> Tensor:
     r"""IMA contrast of a decoder at each point, in nats; see :func:`column_contrast`.
 
     A module, or a method of one, is differentiated in a float64 copy; any other callable in the dtype of ``z``.
@@ -91,7 +93,7 @@ def local_ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -
     Args:
         decode: See :func:`decoder_jacobian`.
         z: Points, (..., K).
-        chunk: See :func:`decoder_jacobian`.
+        block: See :func:`decoder_jacobian`.
 
     Returns:
         (...), float64. Memory beyond that does not grow with the number of points.
@@ -105,10 +107,11 @@ def local_ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -
         >>> local_ima_contrast(lambda z: z @ shear.T, torch.zeros(2, 2))
         tensor([0.8047, 0.8047], dtype=torch.float64)
     """
-    return _locally(column_contrast, decode, z, chunk)
+    return _locally(column_contrast, decode, z, block)
 
 
-def ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tensor:
+@renamed_keywords(chunk="block")
+def ima_contrast(decode: Decode, z: Tensor, *, block: int | None = None) -> Tensor:
     r"""Global IMA contrast: the mean over points of the local contrasts, in nats.
 
     .. math:: C = E_{p(z)}[c(f, z)]
@@ -119,7 +122,7 @@ def ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tens
     Args:
         decode: See :func:`local_ima_contrast`.
         z: Points drawn from p(z), (..., K).
-        chunk: See :func:`decoder_jacobian`.
+        block: See :func:`decoder_jacobian`.
 
     Returns:
         (), float64.
@@ -128,22 +131,23 @@ def ima_contrast(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tens
         TypeError: See :func:`decoder_jacobian`.
         ValueError: See :func:`local_ima_contrast`.
     """
-    return local_ima_contrast(decode, z, chunk=chunk).mean()
+    return local_ima_contrast(decode, z, block=block).mean()
 
 
-def local_ima_contrast_of_inverse(unmix: Decode, x: Tensor, *, chunk: int | None = None) -> Tensor:
+@renamed_keywords(chunk="block")
+def local_ima_contrast_of_inverse(unmix: Decode, x: Tensor, *, block: int | None = None) -> Tensor:
     r"""IMA contrast at each point from the inverse of the decoder, in nats.
 
     .. math:: c = \tfrac12 [\log\det\operatorname{diag} H^{-1} + \log\det H], \quad H = J_g J_g^\top, \; g = f^{-1}
 
     Warning:
-        For K < D the inverse does not tell the decoder. The value is the decoder's where g maps to the nearest point
-        of its range, and x is in the range: there J_g is the pseudo-inverse of J_f.
+        For K < D the inverse does not determine the decoder. The value is the decoder's where g maps to the nearest
+        point of its range, and x is in the range: there J_g is the pseudo-inverse of J_f.
 
     Args:
         unmix: g, from (M, D) to (M, K).
         x: Points, (..., D).
-        chunk: See :func:`decoder_jacobian`.
+        block: See :func:`decoder_jacobian`.
 
     Returns:
         (...), float64.
@@ -157,22 +161,23 @@ def local_ima_contrast_of_inverse(unmix: Decode, x: Tensor, *, chunk: int | None
         >>> local_ima_contrast_of_inverse(lambda x: x @ shear.inverse().T, torch.zeros(1, 2))
         tensor([0.8047], dtype=torch.float64)
     """
-    return _locally(_row_contrast, unmix, x, chunk)
+    return _locally(_row_contrast, unmix, x, block)
 
 
-def ima_contrast_of_inverse(unmix: Decode, x: Tensor, *, chunk: int | None = None) -> Tensor:
+@renamed_keywords(chunk="block")
+def ima_contrast_of_inverse(unmix: Decode, x: Tensor, *, block: int | None = None) -> Tensor:
     """Global IMA contrast from the inverse of the decoder: mean of :func:`local_ima_contrast_of_inverse`, float64."""
-    return local_ima_contrast_of_inverse(unmix, x, chunk=chunk).mean()
+    return local_ima_contrast_of_inverse(unmix, x, block=block).mean()
 
 
 def ima_penalty(decode: Decode, z: Tensor) -> Tensor:
-    r"""Mean IMA contrast as a term of a loss, in nats: differentiable in the decoder's parameters and in z.
+    r"""IMA penalty: the mean IMA contrast as a term of a loss, in nats, differentiable in decoder and z.
 
     .. math:: L = -\operatorname{ELBO} + \lambda \, \operatorname{mean}_n c(f, z_n)
 
     Args:
         decode: See :func:`decoder_jacobian`.
-        z: Points of the batch, (..., K), posterior samples say; a part of the batch makes it cheaper.
+        z: Points of the batch, (..., K), for example posterior samples; a part of the batch makes it cheaper.
 
     Returns:
         (), in the decoder's dtype.
@@ -194,14 +199,14 @@ def ima_penalty(decode: Decode, z: Tensor) -> Tensor:
     return column_contrast(jacobian).mean().to(jacobian.dtype)
 
 
-def _locally(contrast: Callable[[Tensor], Tensor], decode: Decode, z: Tensor, chunk: int | None) -> Tensor:
+def _locally(contrast: Callable[[Tensor], Tensor], decode: Decode, z: Tensor, block: int | None) -> Tensor:
     decode, points = _in_float64(decode, flat_points(z))
     values = torch.empty(len(points), dtype=torch.float64, device=points.device)  # now: pieces would split up the heap
     done = 0
     with torch.no_grad():
-        for block in iter_jacobians(decode, points, chunk):
-            values[done : done + len(block)] = contrast(block)
-            done += len(block)
+        for jacobians in iter_jacobians(decode, points, block):
+            values[done : done + len(jacobians)] = contrast(jacobians)
+            done += len(jacobians)
     return values.reshape(z.shape[:-1])
 
 

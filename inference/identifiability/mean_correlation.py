@@ -13,9 +13,9 @@ from torch import Tensor
 from inference.core.checks import check_finite
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MCC:
-    """Mean correlation coefficient between codes and sources, after the best matching.
+    """Mean correlation coefficient (MCC) between codes and sources, after the best matching.
 
     Attributes:
         value: Mean over the sources of the matched absolute correlations.
@@ -31,7 +31,7 @@ class MCC:
 
 
 def mcc(codes: Tensor, sources: Tensor) -> MCC:
-    r"""Mean correlation coefficient by Pearson's correlation, over all data at once.
+    r"""Mean correlation coefficient (MCC) by Pearson's correlation, over all data at once.
 
     .. math:: \max_\pi \tfrac1K \sum_k |\operatorname{corr}(\hat z_{\pi(k)}, s_k)|
 
@@ -44,12 +44,12 @@ def mcc(codes: Tensor, sources: Tensor) -> MCC:
         arXiv 1605.06336.
 
     Args:
-        codes: (N, L), posterior means say, L >= K.
+        codes: (N, L), L >= K, for example posterior means.
         sources: True sources, (N, K).
 
     Raises:
-        ValueError: If the shapes do not fit, there are fewer than two data or fewer codes than sources, a value is
-            not finite, or a source is constant.
+        ValueError: If the shapes do not fit, there are fewer than two data points or fewer codes than sources, a value
+            is not finite, or a source is constant.
 
     Example:
         >>> s = torch.randn(100, 2)
@@ -61,7 +61,7 @@ def mcc(codes: Tensor, sources: Tensor) -> MCC:
 
 
 def rank_mcc(codes: Tensor, sources: Tensor) -> MCC:
-    """Mean correlation coefficient by Spearman's rank correlation, which no monotone map of a code changes.
+    """Mean correlation coefficient (MCC) by Spearman's rank correlation, which no monotone map of a code changes.
 
     Args:
         codes: See :func:`mcc`.
@@ -112,7 +112,7 @@ def _check_codes(codes: Tensor, sources: Tensor) -> None:
             f"expected codes (N, L) and sources (N, K) with L >= K, got {tuple(codes.shape)} and {tuple(sources.shape)}"
         )
     if len(codes) < 2 or sources.shape[1] < 1:
-        raise ValueError(f"expected at least two data and one source, got {tuple(sources.shape)}")
+        raise ValueError(f"expected at least two data points and one source, got {tuple(sources.shape)}")
     check_finite(codes, "codes")
     check_finite(sources, "sources")
     constant = _constant(sources).nonzero().flatten().tolist()
@@ -137,7 +137,7 @@ def _match(codes: Tensor, sources: Tensor, flat: Tensor) -> MCC:
     matching = torch.empty(len(columns), dtype=torch.long)
     matching[columns] = torch.from_numpy(rows)
     value = float(correlations[rows, columns].mean())
-    return MCC(value, matching, correlations, constant)
+    return MCC(value=value, matching=matching, correlations=correlations, constant=constant)
 
 
 def _standardised(columns: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -19,6 +20,9 @@ from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report
 from inference.information.rates import RateDistortion, rate_distortion
 
+# Latents scored side by side where the caller does not say.
+_CHUNK = 64
+
 
 @torch.no_grad()
 def information_bounds(
@@ -26,10 +30,11 @@ def information_bounds(
     guide: Program,
     *args: Any,
     num_samples: int = 2,
-    chunk: int = 64,
+    chunk: int | None = None,
     seed: int | None = None,
     level: float = 0.95,
     plate: str | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> MutualInformation:
     r"""Mutual information of data and latent under any guide with a density, from two multi-sample bounds.
@@ -56,10 +61,11 @@ def information_bounds(
         guide: Pyro guide of the same signature, without plates inside the one over the data.
         *args: Arguments of both.
         num_samples: S, draws per data point, at least 2.
-        chunk: Latents scored side by side, each under all N data points.
+        chunk: Latents scored side by side, each under all N data points; None chooses.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
+        progress: Show a progress bar over the draws.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -71,6 +77,7 @@ def information_bounds(
             stands in a plate inside the one over the data.
     """
     check_count(num_samples, "num_samples", minimum=2)
+    chunk = _CHUNK if chunk is None else chunk
     check_count(chunk, "chunk")
     check_level(level)
     call = Call(model, guide, args, kwargs, plate)
@@ -81,8 +88,9 @@ def information_bounds(
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
     with seeded(seed):
-        rates = rate_distortion(model, guide, *args, num_samples=2, plate=plate, **kwargs).rates
-        found = [_ratios(call, chunk) for _ in range(num_samples)]
+        rates = rate_distortion(model, guide, *args, num_samples=2, plate=plate, progress=False, **kwargs).rates
+        rounds = tqdm(range(num_samples), disable=not progress, desc="information bounds", unit="draw")
+        found = [_ratios(call, chunk) for _ in rounds]
     own, others = (torch.stack(terms) for terms in zip(*found, strict=True))
     return information_report(own, others, rates.value, level)
 

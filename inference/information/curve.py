@@ -25,7 +25,7 @@ AUTO_ENCODING = "auto-encoding limit"
 _COLLAPSED, _SEMANTIC, _RECONSTRUCTED = 0.01, 0.2, 0.08
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """One point of a curve, over all its training runs.
 
@@ -81,7 +81,7 @@ def curve_point(
     rate, distortion, total = (
         _percentiles(c, d, level) for c, d in zip(_with_total(centre), _with_total(draws.T), strict=True)
     )
-    return CurvePoint(parameter, rate, distortion, total, tuple(runs))
+    return CurvePoint(parameter=parameter, rate=rate, distortion=distortion, total=total, runs=tuple(runs))
 
 
 def rate_distortion_curve(

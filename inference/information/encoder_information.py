@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
+from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import LOG_2PI
-from inference.posterior.latent_gaussians import BATCH_SIZE, read_gaussians
+from inference.posterior.latent_gaussians import read_gaussians
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.
 CEILING_MARGIN = 2.0
@@ -23,7 +25,7 @@ CEILING_MARGIN = 2.0
 _BLOCK_CPU, _BLOCK = 2**18, 2**24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MutualInformation:
     """How much the latent tells of the data under a guide, and how far the aggregate posterior is from the prior.
 
@@ -67,6 +69,7 @@ class MutualInformation:
 
 
 @torch.no_grad()
+@renamed_keywords(batch_size="block")
 def mutual_information(
     model: Program,
     guide: Program,
@@ -75,7 +78,9 @@ def mutual_information(
     num_samples: int = 2,
     seed: int | None = None,
     level: float = 0.95,
-    batch_size: int = BATCH_SIZE,
+    block: int | None = None,
+    plate: str | None = None,
+    progress: bool = True,
 ) -> MutualInformation:
     r"""Mutual information of data and latent under the guide, by Monte Carlo over all pairs of data.
 
@@ -120,7 +125,9 @@ def mutual_information(
         num_samples: S, draws per data point, at least 2.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
-        batch_size: Data in one run of the pair.
+        block: Rows in one run of the pair; None chooses.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        progress: Show a progress bar over the draws.
 
     Raises:
         TypeError: See :func:`latent_kl`.
@@ -135,13 +142,15 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    posteriors, prior_mean, prior_sigma = read_gaussians(model, guide, x, batch_size)
+    found = read_gaussians(model, guide, x, block=block, plate=plate, progress=progress)
+    posteriors, prior_mean, prior_sigma = found
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")
     kl = _joint_kl(posteriors, prior_mean, prior_sigma)
     centred = Gaussians(posteriors.mean - posteriors.mean.mean(0), posteriors.factor)
     with seeded(seed):
-        draws = [_draw(centred) for _ in range(num_samples)]
+        rounds = tqdm(range(num_samples), disable=not progress, desc="mutual information", unit="draw")
+        draws = [_draw(centred) for _ in rounds]
     terms, controls = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
     own, others = (_reduce_variance(term, controls) for term in terms.unbind(-1))
     return information_report(own, others, kl, level)
@@ -214,15 +223,17 @@ def information_report(own: Tensor, others: Tensor, kl: Tensor, level: float) ->
     bias = max(float((high - low).mean()), 0.0) / 2
     refused = empirical > ceiling - CEILING_MARGIN
     return MutualInformation(
-        _bracket(low, high, bias, width, refused),
-        _bracket(kl - high, kl - low, bias, width, refused),
-        Interval(empirical, max(empirical - width * noise, 0.0), min(empirical + width * noise, ceiling), noise),
-        float(kl.mean()),
-        (low + high) / 2,
-        bias,
-        ceiling,
-        level,
-        num_samples,
+        information=_bracket(low, high, bias, width, refused),
+        aggregate_kl=_bracket(kl - high, kl - low, bias, width, refused),
+        empirical=Interval(
+            empirical, max(empirical - width * noise, 0.0), min(empirical + width * noise, ceiling), noise
+        ),
+        mean_kl=float(kl.mean()),
+        per_datum=(low + high) / 2,
+        bias_bound=bias,
+        ceiling=ceiling,
+        level=level,
+        num_samples=num_samples,
     )
 
 

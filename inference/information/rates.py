@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -29,9 +30,10 @@ from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import as_full_normal
 from inference.objectives.analytic import AnalyticELBO
+from inference.weights.importance_weights import samples_at_once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RateDistortion:
     """Rate and distortion per data point, in nats, with their Monte Carlo errors.
 
@@ -77,10 +79,11 @@ def rate_distortion(
     guide: Program,
     *args: Any,
     num_samples: int = 32,
-    chunk: int = 1,
+    chunk: int | None = None,
     seed: int | None = None,
     level: float = 0.95,
     plate: str | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> RateDistortion:
     """Rate and distortion of a pair on data.
@@ -99,10 +102,12 @@ def rate_distortion(
         guide: Pyro guide of the same signature.
         *args: Arguments of both.
         num_samples: S, draws per data point, at least 2.
-        chunk: Draws side by side; 1 runs without a particle plate, for models that cannot broadcast.
+        chunk: Draws side by side; None chooses by size, 1 runs without a particle plate (for models that cannot
+            broadcast).
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
+        progress: Show a progress bar where there are several chunks.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -122,7 +127,8 @@ def rate_distortion(
         True
     """
     check_count(num_samples, "num_samples", minimum=2)
-    check_count(chunk, "chunk")
+    if chunk is not None:
+        check_count(chunk, "chunk")
     check_level(level)
     call = Call(model, guide, args, kwargs, plate)
     call.check()
@@ -133,16 +139,18 @@ def rate_distortion(
         total = -AnalyticELBO().per_datum(model, guide, *args, **kwargs).double()
         rate = _rates(first)[0]
         rates, distortions, totals = (Estimate(t, torch.zeros_like(t)) for t in (rate, total - rate, total))
-        return RateDistortion(rates, distortions, totals, level)
+        return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
+    chunk = samples_at_once(first) if chunk is None else chunk
+    starts = range(0, num_samples, chunk)
     with seeded(seed):
         terms = []
-        for start in range(0, num_samples, chunk):
+        for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="rate, distortion", unit="chunk"):
             size = min(chunk, num_samples - start)
             draw = call.run(size, values=first.subsamples)
             terms.append(torch.stack([_rates(draw), -draw.total(draw.model_sites, observed=True).double()]))
     rate, distortion = torch.cat(terms, 1)
     rates, distortions, totals = (_estimate(t) for t in (rate, distortion, rate + distortion))
-    return RateDistortion(rates, distortions, totals, level)
+    return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
 
 
 def empirical_entropy(x: Tensor) -> float:

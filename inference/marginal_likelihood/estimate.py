@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
+from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.run import Program
@@ -60,6 +61,7 @@ _BLOCK = 2048
 _MAX_REFINEMENTS = 3
 
 
+@renamed_keywords(tol="tolerance")
 def evidence(
     model: Program,
     x: Any,
@@ -69,9 +71,9 @@ def evidence(
     plate: str | None = None,
     broadcast: bool = True,
     level: float = 0.95,
-    tol: float | None = None,
+    tolerance: float | None = None,
     budget: float | None = None,
-    block: int = _BLOCK,
+    block: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     progress: bool = True,
@@ -91,10 +93,10 @@ def evidence(
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.
         level: Confidence level of the intervals.
-        tol: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the method's
+        tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the method's
             cost); None takes what the method gives. Where the tolerance is not met, the interval says so.
         budget: Seconds after which no refinement begins.
-        block: Rows estimated together. Where there are several blocks, or a tolerance, each argument that is a tensor
+        block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that is a tensor
             of as many rows as ``x`` counts as rows of data, and is taken apart with them.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
             goes on from there, to the same numbers. Needs a seed. Functions are told apart by their name alone.
@@ -120,8 +122,9 @@ def evidence(
     if misplaced := kwargs.keys() & {"num_samples", "chunk"}:
         raise TypeError(f"expected {sorted(misplaced)} in the method, as in method=Importance(num_samples=1000)")
     check_level(level)
+    block = _BLOCK if block is None else block
     check_count(block, "block")
-    for name, limit in (("tol", tol), ("budget", budget)):
+    for name, limit in (("tolerance", tolerance), ("budget", budget)):
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"expected a positive finite {name}, got {limit}")
     if checkpoint is not None and seed is None:
@@ -133,12 +136,12 @@ def evidence(
     problem = Problem(call, level, progress)
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
-    parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tol))
+    parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tolerance))
     for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
         if i < len(parts.done):
             continue
         with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
-            parts.add(_estimate(chosen, blocks[i], tol, deadline))
+            parts.add(_estimate(chosen, blocks[i], tolerance, deadline))
     return concatenate(parts.done)
 
 
@@ -189,15 +192,15 @@ def _block_seed(seed: int | None, index: int) -> int | None:
     return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
-def _estimate(method: Method, problem: Problem, tol: float | None, deadline: float) -> Evidence:
+def _estimate(method: Method, problem: Problem, tolerance: float | None, deadline: float) -> Evidence:
     """One block's estimate, refined where its intervals are wider than the tolerance."""
     start = time.perf_counter()
     result = method.estimate(problem)
     for _ in range(_MAX_REFINEMENTS):
         finer = method.refined()
-        if tol is None or finer is None or time.perf_counter() > deadline:
+        if tolerance is None or finer is None or time.perf_counter() > deadline:
             break
-        wide = ~(result.upper - result.lower <= 2 * tol)
+        wide = ~(result.upper - result.lower <= 2 * tolerance)
         if not bool(wide.any()):
             break
         method = finer

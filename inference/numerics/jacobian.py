@@ -16,12 +16,14 @@ from torch.func import jvp, vjp, vmap
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
+from inference.core.deprecation import renamed_keywords
 
 Decode = Callable[[Tensor], Tensor]
 _BLOCK = 2**19  # elements of the Jacobians of one block: small enough for the processor's cache
 
 
-def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> Tensor:
+@renamed_keywords(chunk="block")
+def decoder_jacobian(decode: Decode, z: Tensor, *, block: int | None = None) -> Tensor:
     r"""Jacobian of a decoder at each point.
 
     .. math:: J_{ndk} = \partial f_d(z_n) / \partial z_{nk}
@@ -35,7 +37,7 @@ def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> 
     Args:
         decode: Decoder from (M, K) to (M, D), a module or any callable; an unmixing (M, D) to (M, K) as well.
         z: Points, (..., K).
-        chunk: Points in one block; None chooses.
+        block: Points in one block; None chooses.
 
     Returns:
         (..., D, K), in the decoder's dtype.
@@ -49,7 +51,7 @@ def decoder_jacobian(decode: Decode, z: Tensor, *, chunk: int | None = None) -> 
         torch.Size([7, 5, 2])
     """
     points = flat_points(z)
-    blocks = list(iter_jacobians(decode, points, chunk))
+    blocks = list(iter_jacobians(decode, points, block))
     return torch.cat(blocks).reshape(*z.shape[:-1], *blocks[0].shape[1:])
 
 
@@ -66,7 +68,7 @@ def column_angles(jacobian: Tensor) -> Tensor:
 
 
 def log_volume(jacobian: Tensor) -> Tensor:
-    r"""Logarithm of the volume that a Jacobian makes of a unit cube, in nats; log |det J| where it is square.
+    r"""Logarithm of the volume of the image of a unit cube under a Jacobian, in nats; log |det J| where it is square.
 
     .. math:: \tfrac12 \log\det J^\top J
 
@@ -94,13 +96,13 @@ def directional_derivative(f: Decode, z: Tensor, direction: Tensor) -> tuple[Ten
 
 @cache
 def load_forward_mode() -> None:
-    """Let torch load its rules of forward mode, which it does once in a process, with a deprecation of its own."""
+    """Let torch load its forward-mode rules, which it does once per process and with a DeprecationWarning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
-def iter_jacobians(decode: Decode, points: Tensor, chunk: int | None) -> Iterator[Tensor]:
+def iter_jacobians(decode: Decode, points: Tensor, block: int | None) -> Iterator[Tensor]:
     """Jacobians of blocks of points (N, K), (B, D, K) each; see :func:`decoder_jacobian`."""
     with refuse_batch_dependence(decode):
         with torch.no_grad():
@@ -109,12 +111,12 @@ def iter_jacobians(decode: Decode, points: Tensor, chunk: int | None) -> Iterato
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"expected the decoder to map (1, {points.shape[1]}) to (1, D), got {got}")
         dims = (output.shape[1], points.shape[1])
-        if chunk is None:
-            chunk = max(1, _BLOCK // math.prod(dims))
-        check_count(chunk, "chunk")
+        if block is None:
+            block = max(1, _BLOCK // math.prod(dims))
+        check_count(block, "block")
         jacobian = _by_columns if dims[1] <= dims[0] else _by_rows
-        for block in points.split(chunk):
-            yield jacobian(decode, block.clone())  # of a view, forward mode would enlarge the whole by K directions
+        for rows in points.split(block):
+            yield jacobian(decode, rows.clone())  # of a view, forward mode would enlarge the whole by K directions
 
 
 def _by_columns(decode: Decode, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Many small unconstrained minimisations side by side, each with a history and step lengths of its own."""
+"""Batched limited-memory BFGS (L-BFGS): many small unconstrained minimisations side by side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Minimum:
 
 @torch.no_grad()
 def minimise(evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, tolerance: float = 1e-6) -> Minimum:
-    """Minimise N functions of P variables each by limited-memory BFGS with backtracking, all at once.
+    """Minimise N functions of P variables each by limited-memory BFGS (L-BFGS) with backtracking, all at once.
 
     References:
         Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
@@ -44,7 +44,7 @@ def minimise(evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, toleran
         evaluate: Values and gradients of chosen problems.
         start: (N, P).
         max_steps: Steps at most.
-        tolerance: Gradient norm at which a problem is done.
+        tolerance: Gradient norm at which a problem has converged.
 
     Returns:
         For each problem the lowest point found; never above its start.

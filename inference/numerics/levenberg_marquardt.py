@@ -41,7 +41,7 @@ class Nearest:
 
 @torch.no_grad()
 def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Nearest:
-    """Search by Levenberg's and Marquardt's method in unconstrained coordinates, all data and starts side by side.
+    """Levenberg-Marquardt search in unconstrained coordinates, all data points and starts side by side.
 
     Warning:
         The global minimum is found if a start lies in its basin.

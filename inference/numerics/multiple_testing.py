@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """p-values (Q,) adjusted for their number.
+    """Holm-Bonferroni adjustment of p-values (Q,) for their number.
 
     References:
         Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979, Scand. J. Statist. 6.

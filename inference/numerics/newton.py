@@ -18,7 +18,7 @@ RowFunction = Callable[[Tensor, Tensor], Tensor]
 # Points evaluated side by side.
 CHUNK = 1 << 15
 
-# The least curvature that is told from none, in squared units of the function's own scale.
+# The least curvature that counts as different from zero, in squared units of the function's own scale.
 LEAST_CURVATURE = 1e-4
 
 
@@ -39,28 +39,28 @@ class Expansion(NamedTuple):
 def maximise(
     function: RowFunction, points: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 200
 ) -> tuple[Tensor, Expansion, Tensor]:
-    """Local maxima of a function from one start a row.
+    """Local maxima of a function from one start per row.
 
     Args:
         function: Of unit scale or smaller: a radius of 1 is trusted at first.
         points: Starts, (M, k).
-        tolerance: Where the gain that Newton's step promises, in nats, is less, a row is at rest.
+        tolerance: A row has converged where the gain that Newton's step predicts, in nats, is less.
         max_iterations: Steps at most.
 
     Returns:
-        Points (M, k), the function around them, and whether they are at rest (M,).
+        Points (M, k), the function around them, and whether they have converged (M,).
     """
     points = points.detach().clone()
     rows = torch.arange(len(points), device=points.device)
     at = expand(function, rows, points)
     radius = torch.ones_like(at.value)
-    rest = torch.zeros_like(rows, dtype=torch.bool)
+    converged = torch.zeros_like(rows, dtype=torch.bool)
     active = at.value.isfinite().nonzero()[:, 0]
     for _ in range(max_iterations):
         step, gain = _newton_step(Expansion(*(part[active] for part in at)), radius[active])
-        resting = gain < tolerance
-        rest[active[resting]] = True
-        moving = ~resting & (radius[active] > 1e-14)
+        done = gain < tolerance
+        converged[active[done]] = True
+        moving = ~done & (radius[active] > 1e-14)
         active, step, gain = active[moving], step[moving], gain[moving]
         if len(active) == 0:
             break
@@ -73,11 +73,11 @@ def maximise(
         points[active[better]] += step[better]
         for old, new in zip(at, there, strict=True):
             old[active[better]] = new[better]
-    return points, at, rest
+    return points, at, converged
 
 
 def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
-    """An ascent step within the radius and the gain that the quadratic model promises."""
+    """An ascent step within the radius and the gain that the quadratic model predicts."""
     curvature, axes = torch.linalg.eigh(-at.hessian)
     slope = (axes.mT @ at.gradient.unsqueeze(-1)).squeeze(-1)
     step = slope / curvature.abs().clamp(min=LEAST_CURVATURE)
@@ -99,7 +99,7 @@ def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
     value = torch.where(value.isfinite(), value, -torch.inf).detach()
     usable = value.isfinite() & gradient.isfinite().all(-1)
     gradient = torch.where(usable[:, None], gradient, 0.0).detach()
-    # Second derivatives may overflow where value and slope do not; flat is then the safe guess.
+    # Second derivatives may overflow where value and gradient do not; zero is then the safe guess.
     usable &= hessian.isfinite().all(-1).all(-1)
     hessian = torch.where(usable[:, None, None], hessian, 0.0).detach()
     return Expansion(value, gradient, (hessian + hessian.mT) / 2)

@@ -14,10 +14,10 @@ class WhitenedNoise(TorchFunctionMode):
 
     .. math:: \frac1S \sum_s \epsilon_s = 0, \quad \frac1S \sum_s \epsilon_s \epsilon_s^T = I_d
 
-    The mean of a quadratic function of a location-scale distribution over such noise is exact; what is left is the
-    error of what the function has beyond. Entered again, it gives the same noise again. The distributions of this
-    package draw their noise by ``torch.randn``; what others draw is left alone, and so are requests of two dimensions
-    or one sample.
+    The mean of a quadratic function of a location-scale distribution over such noise is exact; only terms beyond the
+    quadratic have an error. Entered again, it gives the same noise again. The distributions of this package draw their
+    noise by ``torch.randn``; draws of other distributions are left alone, and so are requests of two dimensions or one
+    sample.
 
     Warning:
         With fewer than 2 d samples there is no such noise: then the pairs are only antithetic. Beyond second moments

@@ -20,7 +20,7 @@ _BAND = "lightgrey"
 
 
 def _panels(result: SBC, title: str, draw: Callable[[Axes, int], None]) -> Figure:
-    """One panel a coordinate or quantity, with its smaller adjusted p-value."""
+    """One panel per coordinate or quantity, with its smaller adjusted p-value."""
     columns = min(len(result.names), 4)
     rows = -(-len(result.names) // columns)
     figure = Figure(figsize=(_PANEL * columns, 0.85 * _PANEL * rows + 0.4), layout="constrained")
@@ -38,7 +38,7 @@ def _panels(result: SBC, title: str, draw: Callable[[Axes, int], None]) -> Figur
 
 
 def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95) -> Figure:
-    """Histogram of the truth's rank, one panel a coordinate; the band holds each bar by itself.
+    """Histogram of the truth's rank, one panel per coordinate; the band holds each bar by itself.
 
     Args:
         result: From :func:`inference.sbc`.
@@ -59,7 +59,7 @@ def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95) -> F
 
 
 def ecdf_difference(result: SBC, *, level: float = 0.95) -> Figure:
-    """Distribution function of the ranks less the uniform one, one panel a coordinate; the band holds whole curves.
+    """Distribution function of the ranks less the uniform one, one panel per coordinate; the band holds whole curves.
 
     Args:
         result: From :func:`inference.sbc`.
@@ -82,7 +82,7 @@ def ecdf_difference(result: SBC, *, level: float = 0.95) -> Figure:
 
 
 def tarp_curve(results: Mapping[str, TARP]) -> Figure:
-    """Expected coverage against credibility level, and less the level, one curve a guide, with the first one's band.
+    """Expected coverage against credibility level, and less the level, one curve per guide, with the first one's band.
 
     Args:
         results: From :func:`inference.tarp`, by name.
@@ -118,7 +118,7 @@ def tarp_curve(results: Mapping[str, TARP]) -> Figure:
 
 
 def coverage_figure(result: Coverage) -> Figure:
-    """Coverage of central intervals less their nominal level, with binomial limits, one row of points a coordinate.
+    """Coverage of central intervals less their nominal level, with binomial limits, one row of points per coordinate.
 
     Args:
         result: From :func:`inference.coverage`.
@@ -136,13 +136,13 @@ def coverage_figure(result: Coverage) -> Figure:
     ax.set_xticks(places, [f"{100 * level:g}%" for level in levels])
     ax.set_xlabel("nominal level of the central interval")
     ax.set_ylabel("coverage less nominal (%)")
-    ax.set_title(f"Coverage ({100 * result.confidence:g}% binomial limits)", fontsize=11)
+    ax.set_title(f"Coverage ({100 * result.level:g}% binomial limits)", fontsize=11)
     ax.legend(fontsize=8, frameon=False, ncols=2)
     return figure
 
 
 def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
-    """Per data point: Wasserstein distance, mean error and log-variance ratio, one histogram a guide.
+    """Per data point: Wasserstein distance, mean error and log-variance ratio, one histogram per guide.
 
     Args:
         results: From :func:`inference.posterior_error`, by name.

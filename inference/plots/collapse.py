@@ -19,7 +19,7 @@ _SIZE = (5.6, 3.6)
 
 
 def collapse_curve_figure(runs: Mapping[str, Tensor], *, delta: float = 0.01, epsilons: Tensor | None = None) -> Figure:
-    """Share of collapsed latents against epsilon, one curve a run.
+    """Share of collapsed latents against epsilon, one curve per run.
 
     Args:
         runs: Divergences (N, K) by name of the run, from :func:`inference.latent_kl`.
@@ -52,7 +52,7 @@ def collapse_curve_figure(runs: Mapping[str, Tensor], *, delta: float = 0.01, ep
 
 
 def latent_kl_figure(runs: Mapping[str, Tensor], *, prediction: Tensor | None = None) -> Figure:
-    """Mean divergence per latent, the largest first, one line a run; hollow marks are collapsed latents.
+    """Mean divergence per latent, the largest first, one line per run; hollow marks are collapsed latents.
 
     Args:
         runs: Divergences (N, K) by name of the run, from :func:`inference.latent_kl`.
@@ -85,13 +85,13 @@ def latent_kl_figure(runs: Mapping[str, Tensor], *, prediction: Tensor | None = 
 
 
 def alive_figure(runs: Mapping[str, Tensor]) -> Figure:
-    """Measured number of live latents against the predicted one, one colour a kind of model.
+    """Measured number of live latents against the predicted one, one colour per kind of model.
 
     The area of a mark is the number of runs there; on the diagonal the prediction is right.
 
     Args:
         runs: Predicted and measured numbers, (M, 2), by name of the kind of model; the prediction is
-            :func:`inference.diagnostics.collapse.predicted_alive`, say.
+            for example that of :func:`inference.diagnostics.collapse.predicted_alive`.
 
     Raises:
         ValueError: If there is no run, or one is not (M, 2).
@@ -124,7 +124,7 @@ def landscape_figure(
     *,
     plane_labels: tuple[str, str],
 ) -> Figure:
-    """Objectives around a point along several directions, and one of them over a plane; one column a panel.
+    """Objectives around a point along several directions, and one of them over a plane; one column per panel.
 
     Args:
         grid: Steps away from the point, (G,).

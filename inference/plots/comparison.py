@@ -24,7 +24,7 @@ _PANEL = 3.4
 def _panels(
     dataset: xr.Dataset, title: str, draw: Callable[[Axes, xr.Dataset], None], *, square: bool = False
 ) -> Figure:
-    """One panel a guide; ``draw`` fills it from the guide's slice of the first seed."""
+    """One panel per guide; ``draw`` fills it from the guide's slice of the first seed."""
     names = [str(name) for name in dataset["guide"].values]
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
@@ -42,7 +42,7 @@ def _panels(
 
 
 def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
-    """Histogram over the data of the gap, evidence minus ELBO, one panel a guide; one axis for all of one evidence.
+    """Histogram over the data of the gap, evidence minus ELBO, one panel per guide; guides of one evidence share axes.
 
     Args:
         tree: What :func:`inference.compare` returned.
@@ -96,7 +96,7 @@ def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
 
 
 def pareto_k_map(tree: xr.DataTree, split: str = "train") -> Figure:
-    """The data in their first two principal axes, coloured by k-hat: where the guide is not to be trusted.
+    """The data in their first two principal axes, coloured by Pareto k-hat, which shows where the guide is unreliable.
 
     Args:
         tree: What :func:`inference.compare` returned.
@@ -137,7 +137,7 @@ def _split(tree: xr.DataTree, split: str) -> xr.Dataset:
 
 
 def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
-    """The data in their first two principal axes, coloured by k-hat, one panel a guide.
+    """The data in their first two principal axes, coloured by k-hat, one panel per guide.
 
     Args:
         x: Data, (N, D).

@@ -18,7 +18,7 @@ from inference.core.simulated import observed_arguments
 from inference.posterior.prediction import sample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExactDraws:
     """Data, and exact draws of the posterior given them.
 
@@ -54,13 +54,13 @@ def simulated_draws(
         check_arguments((model,), (like, *args), kwargs)
         name = _only(observed_arguments(_sites(model, (like, *args), kwargs), [like]), "observed")
         values = sample(model, like, *args, seed=seed, **kwargs)
-        return ExactDraws(values.pop(name), values)
+        return ExactDraws(x=values.pop(name), latents=values)
     check_count(like, "the number of data points to simulate")
     with seeded(seed), torch.no_grad(), isolated(), RecordSites() as run:
         x = model(*args, n=like, **kwargs)
     if not isinstance(x, Tensor):
         raise TypeError(f"expected model(n={like}) to return the simulated data, got {type(x).__name__}: give data")
-    return ExactDraws(x, {name: site.value for name, site in run.sites.items() if site.value is not x})
+    return ExactDraws(x=x, latents={name: site.value for name, site in run.sites.items() if site.value is not x})
 
 
 def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: int | None = None) -> ExactDraws:
@@ -85,7 +85,7 @@ def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: i
     latents = [name for name, site in _sites(model, (x,), {}).items() if not site.is_observed]
     with seeded(seed), torch.no_grad():
         z = model.posterior(x).sample(torch.Size([num_samples]))
-    return ExactDraws(x, {_only(latents, "latent"): z if num_samples > 1 else z[0]}, num_samples)
+    return ExactDraws(x=x, latents={_only(latents, "latent"): z if num_samples > 1 else z[0]}, num_samples=num_samples)
 
 
 def _sites(model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Site]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -16,21 +17,27 @@ from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
-BATCH_SIZE = 4096
+# Rows in one run of the pair where the caller does not say.
+_BLOCK = 4096
 
 
-def latent_distributions(model: Program, guide: Program, x: Tensor, batch_size: int) -> list[tuple[str, Any, Any]]:
+def latent_distributions(
+    model: Program, guide: Program, x: Tensor, *, block: int | None, plate: str | None, progress: bool
+) -> list[tuple[str, Any, Any]]:
     """For each batch of data the name of the one latent site, its prior and the guide's posterior, in float64."""
-    check_count(batch_size, "batch_size")
+    block = _BLOCK if block is None else block
+    check_count(block, "block")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
     if x.dim() == 0 or len(x) == 0:
         raise ValueError(f"expected at least one data point, got x of shape {tuple(x.shape)}")
-    call = Call(model, guide, (x,))
+    call = Call(model, guide, (x,), plate=plate)
     call.check()
     call = call.double()
     with refuse_batch_dependence(model, guide):
-        return [_latent_distributions(replace(call, args=(part,))) for part in call.args[0].split(batch_size)]
+        parts = call.args[0].split(block)
+        bar = tqdm(parts, disable=not progress or len(parts) == 1, desc="latents", unit="block")
+        return [_latent_distributions(replace(call, args=(part,))) for part in bar]
 
 
 def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
@@ -43,9 +50,12 @@ def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
     return name, draw.model_sites[name].fn, draw.guide_sites[name].fn
 
 
-def read_gaussians(model: Program, guide: Program, x: Tensor, batch_size: int) -> tuple[Gaussians, Tensor, Tensor]:
+def read_gaussians(
+    model: Program, guide: Program, x: Tensor, *, block: int | None, plate: str | None, progress: bool
+) -> tuple[Gaussians, Tensor, Tensor]:
     """The guide's distributions, and the prior's means and standard deviations (N, K), in float64."""
-    batches = [_numbers(*pair) for pair in latent_distributions(model, guide, x, batch_size)]
+    found = latent_distributions(model, guide, x, block=block, plate=plate, progress=progress)
+    batches = [_numbers(*distributions) for distributions in found]
     mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
     return Gaussians(mean, factor), prior_mean, prior_sigma
 

@@ -20,7 +20,7 @@ from inference.weights.summary import elbo
 _SCORE_SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Restarts:
     """Pairs trained from several seeds.
 
@@ -103,4 +103,5 @@ def fit_best(
     if not histories and failed is not None:
         raise failed
     best = max(scores, key=lambda seed: scores[seed])
-    return Restarts(*pairs[best], best, scores, pairs, histories)
+    model, guide = pairs[best]
+    return Restarts(model=model, guide=guide, seed=best, elbo=scores, pairs=pairs, histories=histories)

@@ -30,7 +30,7 @@ _VALIDATION_BATCH = 4096
 _VALIDATION_SEED = 0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class History:
     """What happened during training.
 

@@ -1,4 +1,4 @@
-"""Importance weights of a pair, and what is read off them: ELBO, IWAE, effective sample size, Pareto k.
+"""Importance weights of a pair.
 
 The matrix of log weights, log p(x_n, z_sn) - log q(z_sn | x_n), is the one primitive. Everything else is a pure
 function of it, or of a stream of its chunks.
@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count, check_log_weights
+from inference.core.draw import Draw
 from inference.core.run import Program
+from inference.core.seeding import RandomStream
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
@@ -28,6 +31,8 @@ def iter_log_weights(
     num_samples: int,
     chunk: int | None = None,
     plate: str | None = None,
+    seed: int | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Iterator[Tensor]:
     """Log importance weights in chunks of samples, so that memory does not grow with their number.
@@ -40,6 +45,8 @@ def iter_log_weights(
         chunk: Samples drawn side by side; None chooses by size, 1 runs without a particle plate (for models that
             cannot broadcast).
         plate: Name of the plate over the data, ``"data"`` if None.
+        seed: Seed of the samples; leaves the global random state as it was, between two chunks, too.
+        progress: Show a progress bar where there are several chunks.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -47,8 +54,8 @@ def iter_log_weights(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If an argument is not finite or has the wrong shape, model and guide are not a valid pair; see
-            :meth:`inference.core.call.Call.run`.
+        ValueError: If an argument is not finite or has the wrong shape, or model and guide are not a valid pair (see
+            :meth:`inference.core.call.Call.run`).
         FloatingPointError: If a weight is NaN or plus infinity.
     """
     check_count(num_samples, "num_samples")
@@ -56,24 +63,28 @@ def iter_log_weights(
         check_count(chunk, "chunk")
     call = Call(model, guide, args, kwargs, plate)
     call.check()
-    return _chunks(call, num_samples, chunk)
+    return _chunks(call, num_samples, chunk, RandomStream(seed), progress)
 
 
 @torch.no_grad()
-def _chunks(call: Call, num_samples: int, chunk: int | None) -> Iterator[Tensor]:
+def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStream, progress: bool) -> Iterator[Tensor]:
     with refuse_batch_dependence(*call.programs):
         first = call.probe()
-    if chunk is None:
-        on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
-        elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
-        chunk = max(1, elements // (first.layout.numel * first.layout.num_data))
-    for start in range(0, num_samples, chunk):
-        size = min(chunk, num_samples - start)
-        # The indices of a subsampling plate, once drawn, hold for all chunks.
-        draw = call.run(size, values=first.subsamples)
-        log_weights = draw.log_weights
-        check_log_weights(log_weights)
-        yield log_weights
+    chunk = samples_at_once(first) if chunk is None else chunk
+    starts = range(0, num_samples, chunk)
+    for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
+        with stream.resumed():
+            # The indices of a subsampling plate, once drawn, hold for all chunks.
+            draw = call.run(min(chunk, num_samples - start), values=first.subsamples)
+        check_log_weights(draw.log_weights)
+        yield draw.log_weights
+
+
+def samples_at_once(first: Draw) -> int:
+    """Samples that are drawn side by side where the caller does not say."""
+    on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
+    elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
+    return max(1, elements // (first.layout.numel * first.layout.num_data))
 
 
 def log_weights(
@@ -83,6 +94,8 @@ def log_weights(
     num_samples: int,
     chunk: int | None = None,
     plate: str | None = None,
+    seed: int | None = None,
+    progress: bool = True,
     **kwargs: Any,
 ) -> Tensor:
     r"""Log importance weights of a pair, per sample and data point.
@@ -96,6 +109,8 @@ def log_weights(
         num_samples: S.
         chunk: See :func:`iter_log_weights`.
         plate: See :func:`iter_log_weights`.
+        seed: See :func:`iter_log_weights`.
+        progress: See :func:`iter_log_weights`.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -106,5 +121,15 @@ def log_weights(
         ValueError: See :func:`iter_log_weights`.
         FloatingPointError: See :func:`iter_log_weights`.
     """
-    chunks = iter_log_weights(model, guide, *args, num_samples=num_samples, chunk=chunk, plate=plate, **kwargs)
+    chunks = iter_log_weights(
+        model,
+        guide,
+        *args,
+        num_samples=num_samples,
+        chunk=chunk,
+        plate=plate,
+        seed=seed,
+        progress=progress,
+        **kwargs,
+    )
     return torch.cat(list(chunks))

@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance sampling by ArviZ: the one place that knows its two lines, 0.x and 1.x."""
+"""Pareto-smoothed importance sampling (PSIS) by ArviZ, for both of its versions, 0.x and 1.x."""
 
 from __future__ import annotations
 
@@ -98,6 +98,6 @@ def smooth_tail(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tens
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 smooth = _psislw(weights[chosen], num_samples)[0]
-            # The weight below the tail is not smoothed: it tells the constant that ArviZ divides by.
+            # The weight below the tail is not smoothed: it gives the constant that ArviZ divides by.
             weights[chosen] = np.sort(smooth + (weights[chosen, anchor] - smooth[:, anchor])[:, None])
     return torch.from_numpy(weights.T.copy()).to(top.device)

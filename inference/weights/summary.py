@@ -1,4 +1,4 @@
-"""What is read off log importance weights, as pure functions of the matrix or of a stream of its chunks."""
+"""Summaries of log importance weights, as pure functions of the matrix or of a stream of its chunks."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def stratified(*strata: WeightSummary) -> Estimate:
     return Estimate(total - math.log(sum(s.num_samples for s in strata)), error)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightSummary:
-    """Sufficient statistics of log weights, per data point, in memory that does not grow as S does (but as sqrt S).
+    """Sufficient statistics of log importance weights, per data point, in memory that grows as sqrt S.
 
     Attributes:
         num_samples: S.
@@ -53,20 +53,20 @@ class WeightSummary:
 
     @property
     def elbo(self) -> Estimate:
-        """Evidence lower bound, the mean log weight, in nats."""
+        """Evidence lower bound (ELBO), the mean log weight, in nats."""
         variance = self.squares / (self.num_samples - 1) if self.num_samples > 1 else self.squares + math.inf
         return Estimate(self.mean, (variance / self.num_samples).sqrt())
 
     @property
     def iwae(self) -> Estimate:
-        """Importance-weighted bound of all S samples, the log of the mean weight, in nats; s.e. by the delta method."""
+        """Importance-weighted ELBO (IWAE) of all S samples, in nats: log of the mean weight; s.e. by the delta method."""
         excess = torch.expm1(math.log(self.num_samples) + self.log_sums[1] - 2 * self.log_sums[0]).clamp(min=0)
         variance = excess / (self.num_samples - 1) if self.num_samples > 1 else excess + math.inf
         return Estimate(self.log_sums[0] - math.log(self.num_samples), _infinite_if_nan(variance.sqrt()))
 
     @property
     def effective_sample_size(self) -> Estimate:
-        """(sum w)^2 / sum w^2, between 1 and S; s.e. by the delta method."""
+        """Effective sample size (ESS), (sum w)^2 / sum w^2, between 1 and S; s.e. by the delta method."""
         log_s, m = math.log(self.num_samples), self.log_sums
         value = (2 * m[0] - m[1]).exp().nan_to_num(0.0)  # zero where all weights are
         second = (log_s + m[1] - 2 * m[0]).exp()
@@ -79,7 +79,7 @@ class WeightSummary:
 
     @property
     def pareto_k(self) -> Estimate:
-        """Tail shape k-hat of the weights, with its asymptotic s.e. (1 + k) / sqrt M over the M tail draws."""
+        """Pareto k-hat, the tail shape of the weights, with its asymptotic s.e. (1 + k) / sqrt M over M tail draws."""
         k = fit_pareto_k(self.top, self.num_samples, self.tolerance)
         error = (1 + k).clamp(min=0) / math.sqrt(tail_length(self.num_samples))
         return Estimate(k, error)
@@ -106,7 +106,7 @@ def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:
 
 
 def _blocks(chunks: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
-    """The chunks joined to ``rows`` rows or more: each merge costs as many, however few are new."""
+    """The chunks, concatenated to ``rows`` rows or more, as the cost of a merge does not depend on the new ones."""
     pending: list[Tensor] = []
     for chunk in chunks:
         pending.append(chunk.detach())
@@ -118,7 +118,7 @@ def _blocks(chunks: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
 
 
 def _infinite_if_nan(error: Tensor) -> Tensor:
-    """Weights that are all zero say nothing: their error is infinite."""
+    """The error of weights that are all zero is infinite."""
     return torch.where(error.isnan(), torch.full_like(error, math.inf), error)
 
 
@@ -128,7 +128,14 @@ def _summarise_block(block: Tensor, kept: int) -> WeightSummary:
     # A weight of zero makes the mean minus infinity, and no deviation from that is defined.
     deviations = torch.where(mean.isfinite(), w - mean, torch.full_like(w, math.inf))
     log_sums = torch.stack([torch.logsumexp(j * w, 0) for j in (1, 2, 3, 4)])
-    return WeightSummary(len(w), mean, deviations.square().sum(0), log_sums, _largest(w, kept), tolerance)
+    return WeightSummary(
+        num_samples=len(w),
+        mean=mean,
+        squares=deviations.square().sum(0),
+        log_sums=log_sums,
+        top=_largest(w, kept),
+        tolerance=tolerance,
+    )
 
 
 def _largest(log_weights: Tensor, kept: int) -> Tensor:
@@ -152,7 +159,12 @@ def _merge(a: WeightSummary, b: WeightSummary, kept: int) -> WeightSummary:
     squares = torch.where(mean.isfinite(), squares, torch.full_like(squares, math.inf))
     log_sums = torch.logaddexp(a.log_sums, b.log_sums)
     return WeightSummary(
-        total, mean, squares, log_sums, _largest(torch.cat([a.top, b.top]), kept), max(a.tolerance, b.tolerance)
+        num_samples=total,
+        mean=mean,
+        squares=squares,
+        log_sums=log_sums,
+        top=_largest(torch.cat([a.top, b.top]), kept),
+        tolerance=max(a.tolerance, b.tolerance),
     )
 
 
@@ -168,12 +180,12 @@ def _reduce(log_weights: Tensor, read: Callable[[WeightSummary], Estimate]) -> E
 
 
 def elbo(log_weights: Tensor) -> Estimate:
-    """Evidence lower bound per data point: the mean of the log weights (S, N), in nats, with its standard error."""
+    """Evidence lower bound (ELBO) per data point: the mean of the log weights (S, N), in nats, with its standard error."""
     return _reduce(log_weights, lambda s: s.elbo)
 
 
 def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
-    r"""Importance-weighted bound per data point, in nats, with its standard error.
+    r"""Importance-weighted ELBO (IWAE) per data point, in nats, with its standard error.
 
     .. math:: L_K = E \log \frac1K \sum_{k=1}^K w_k
 
@@ -199,14 +211,14 @@ def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
 
 
 def effective_sample_size(log_weights: Tensor) -> Estimate:
-    """Kish's effective sample size per data point, between 1 and S, of log weights (S, N), with its standard error."""
+    """Effective sample size (ESS) per data point, Kish's, between 1 and S, of log weights (S, N), with its standard error."""
     return _reduce(log_weights, lambda s: s.effective_sample_size)
 
 
 def pareto_k(log_weights: Tensor) -> Estimate:
-    """Tail shape k-hat per data point of log weights (S, N), with its asymptotic standard error.
+    """Pareto k-hat, the tail shape of log weights (S, N), per data point, with its asymptotic standard error.
 
-    Below 0.5 the weights have a variance; above 0.7 an estimate from them is not to be trusted.
+    Below 0.5 the weights have a variance; above 0.7 an estimate from them is not reliable.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.

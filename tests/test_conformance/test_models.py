@@ -26,7 +26,7 @@ from references import (
     train_by_svi,
     unchanged,
 )
-from registry import data_for, for_models_with, simulate
+from registry import data_for, for_models_with, observation_of, simulate
 from torch.func import jacrev
 
 from guides import TiedMeanField
@@ -38,7 +38,6 @@ from inference.core.protocols import (
     SupportsExpectedLogLikelihood,
     SupportsPosterior,
 )
-from zoo import VAE
 from zoo.linear.models import LinearGaussianModel
 
 DRAWS = {"call": lambda m, n: m(n=n).detach(), "sample": lambda m, n: sample(m, n=n)["x"]}
@@ -52,14 +51,14 @@ def test_the_prior_predictive_has_the_moments_of_a_simulation(model, draw):
     assert_same_covariance(draws, reference)
 
 
-@for_models_with(LinearGaussianModel)
+@for_models_with(*EXACT)
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_the_prior_predictive_has_the_mean_and_covariance_of_the_law(model, draw):
-    law = reference_marginal(model)
-    assert_moments(draw(model, 20_000), law.mean, law.covariance_matrix)
+def test_the_prior_predictive_has_the_mean_and_covariance_of_the_marginal(model, draw):
+    distribution = reference_marginal(model)
+    assert_moments(draw(model, 20_000), distribution.mean, distribution.covariance_matrix)
 
 
-def test_trace_of_a_conditioned_model_scores_the_joint_law(model):
+def test_trace_of_a_conditioned_model_scores_the_joint_density(model):
     x, z = data_for(model), torch.randn(20, model.latent_dim, dtype=torch.float64)
     trace = trace_of(poutine.condition(model, data={"z": z}), x)
     torch.testing.assert_close(trace.log_prob_sum(), reference_log_joint(model, x, z).sum())
@@ -86,9 +85,7 @@ def test_do_cuts_the_latent_off_the_data(model):
 def test_data_under_do_scatter_around_the_decoded_latent(model):
     num, z = 20_000, torch.full((model.latent_dim,), 2.0, dtype=torch.float64)
     draws = poutine.do(model, data={"z": z.expand(num, -1)})(n=num)
-    mean = model.decode(z)
-    var = mean * (1 - mean) if isinstance(model, VAE) else (model.sigma**2).expand(model.data_dim)
-    assert_moments(draws, mean, var.diag())
+    assert_moments(draws, model.decode(z), observation_of(model).variance(model, z).diag())
 
 
 def test_uncondition_draws_the_data_too(model):
@@ -129,13 +126,19 @@ def test_nuts_samples_the_posterior(model):
     assert largest((squares.mean(0) - 1) / squares_error) < 5
 
 
-@for_models_with(SupportsPosterior, LinearGaussianModel)
+@for_models_with(*EXACT)
 def test_the_posterior_is_gaussian_with_the_moments_of_quadrature(model):
     x = data_for(model, 3)
-    law, (mean, sd, kurtosis) = model.posterior(x), posterior_moments(model, x)
-    torch.testing.assert_close(law.mean, mean)
-    torch.testing.assert_close(law.variance.sqrt(), sd)
+    distribution, (mean, sd, kurtosis) = model.posterior(x), posterior_moments(model, x)
+    torch.testing.assert_close(distribution.mean, mean)
+    torch.testing.assert_close(distribution.variance.sqrt(), sd)
     torch.testing.assert_close(kurtosis, torch.full_like(kurtosis, 3.0))
+
+
+@for_models_with(*EXACT)
+def test_exact_evidence_is_that_of_a_dense_gaussian(model):
+    x = data_for(model)
+    torch.testing.assert_close(model.log_evidence(x), reference_marginal(model).log_prob(x))
 
 
 @for_models_with(*EXACT)
@@ -158,8 +161,8 @@ def test_autonormal_finds_the_best_mean_field_posterior(model):
         svi.step(x)
     found = dist.Normal(guide.locs.z, guide.scales.z).to_event(1)
     reached, best = (
-        (model.expected_log_likelihood(x, law) - torch.distributions.kl_divergence(law, model.prior())).detach()
-        for law in (found, TiedMeanField(model).posterior(x))
+        (model.expected_log_likelihood(x, q) - torch.distributions.kl_divergence(q, model.prior())).detach()
+        for q in (found, TiedMeanField(model).posterior(x))
     )
     assert float((best - reached).min()) > 0
     assert float((best - reached).max()) < 0.05
@@ -167,19 +170,19 @@ def test_autonormal_finds_the_best_mean_field_posterior(model):
 
 def test_likelihood_takes_any_leading_dimensions(model):
     z = torch.randn(3, 4, model.latent_dim, dtype=torch.float64)
-    law = model.likelihood(z)
-    assert (law.batch_shape, law.event_shape) == ((3, 4), (model.data_dim,))
-    assert law.sample((2,)).shape == (2, 3, 4, model.data_dim)
+    distribution = model.likelihood(z)
+    assert (distribution.batch_shape, distribution.event_shape) == ((3, 4), (model.data_dim,))
+    assert distribution.sample((2,)).shape == (2, 3, 4, model.data_dim)
     x = torch.randn(model.data_dim, dtype=torch.float64)
     one_by_one = torch.stack([model.likelihood(z_n).log_prob(x) for z_n in z.flatten(0, 1)])
-    torch.testing.assert_close(law.log_prob(x), one_by_one.view(3, 4))
+    torch.testing.assert_close(distribution.log_prob(x), one_by_one.view(3, 4))
 
 
 def test_prior_is_over_one_latent(model):
-    law = model.prior()
-    assert (law.batch_shape, law.event_shape) == ((), (model.latent_dim,))
+    distribution = model.prior()
+    assert (distribution.batch_shape, distribution.event_shape) == ((), (model.latent_dim,))
     z = torch.randn(3, 4, model.latent_dim, dtype=torch.float64)
-    torch.testing.assert_close(law.log_prob(z), normal_log_prob(z, torch.zeros_like(z), 1.0))
+    torch.testing.assert_close(distribution.log_prob(z), normal_log_prob(z, torch.zeros_like(z), 1.0))
 
 
 def test_likelihood_of_a_datum_depends_on_its_own_latent_alone(model):
@@ -196,9 +199,9 @@ def test_the_marginal_scores_data_by_their_evidence(model):
 
 
 @for_models_with(LinearGaussianModel)
-def test_the_marginal_samples_the_law_of_the_data(model):
-    law = reference_marginal(model)
-    assert_moments(model.marginal()(n=20_000).detach(), law.mean, law.covariance_matrix)
+def test_the_marginal_samples_the_distribution_of_the_data(model):
+    distribution = reference_marginal(model)
+    assert_moments(model.marginal()(n=20_000).detach(), distribution.mean, distribution.covariance_matrix)
 
 
 @for_models_with(LinearGaussianModel)

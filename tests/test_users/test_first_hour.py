@@ -172,7 +172,7 @@ def test_compare_in_blocks_is_compare_in_one(monkeypatch):
     guides = {"exact": Exact(model), "own": Linear(5, 2).double()}
     trees = []
     for block in (7, 2048):
-        monkeypatch.setattr(sys.modules["inference.comparison.guide_comparison"], "_BLOCK", block)
+        monkeypatch.setattr("inference.comparison.guide_comparison._BLOCK", block)
         trees.append(compare(model, guides, X, num_samples=50, **QUIET)["train"].to_dataset())
     for name in ("evidence", "mean_evidence", "mean_evidence_se"):
         np.testing.assert_allclose(trees[0][name], trees[1][name], rtol=1e-12)

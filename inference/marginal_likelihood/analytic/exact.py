@@ -37,4 +37,12 @@ class Exact(Method):
             raise TypeError(f"expected no arguments beyond the data for method='exact', got {further}")
         with refuse_batch_dependence(problem.call.model):
             value = problem.call.model.log_evidence(problem.call.args[0])
-        return Evidence(value, value, value, torch.zeros_like(value), (EXACT,) * len(value), 1.0, self.name)
+        return Evidence(
+            value=value,
+            lower=value,
+            upper=value,
+            standard_error=torch.zeros_like(value),
+            guarantee=(EXACT,) * len(value),
+            level=1.0,
+            method=self.name,
+        )

@@ -77,7 +77,14 @@ class Laplace(Method):
         everywhere = torch.full_like(value, math.inf)
         kinds = (ASYMPTOTIC,) * len(value)
         return Evidence(
-            value, -everywhere, everywhere, everywhere, kinds, problem.level, self.name, evaluations=evaluations
+            value=value,
+            lower=-everywhere,
+            upper=everywhere,
+            standard_error=everywhere,
+            guarantee=kinds,
+            level=problem.level,
+            method=self.name,
+            evaluations=evaluations,
         )
 
 

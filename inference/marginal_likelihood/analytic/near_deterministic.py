@@ -190,12 +190,12 @@ class Limit(Method):
         error = terms.error.clamp(min=1e-12)
         value = terms.log_evidence
         return Evidence(
-            value,
-            value - error,
-            value + error,
-            torch.zeros_like(value),
-            (NUMERICAL,) * len(value),
-            1.0,
-            self.name,
+            value=value,
+            lower=value - error,
+            upper=value + error,
+            standard_error=torch.zeros_like(value),
+            guarantee=(NUMERICAL,) * len(value),
+            level=1.0,
+            method=self.name,
             evaluations=terms.evaluations,
         )

@@ -26,7 +26,7 @@ from inference.posterior.exact_draws import ExactDraws, simulated_draws
 from inference.weights.summary import WeightSummary, summarise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bracket:
     """The evidence between two bounds that hold in expectation whatever the guide, and what it is the evidence of.
 
@@ -39,7 +39,7 @@ class Bracket:
     draws: ExactDraws
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvergedBracket:
     """The evidence of real data between a lower bound in expectation and one that stands on an assumption.
 
@@ -125,7 +125,7 @@ def bdmc(
         chains = annealer.start.whiten(u).repeat(repeats, 1, 1)[: method.num_chains]
         upper = -log_mean_exp(annealer.backward(chains))
     found = _bracket(forward, upper, level, annealer.evaluations)
-    return Bracket(replace(found, seconds=time.perf_counter() - begin), draws)
+    return Bracket(evidence=replace(found, seconds=time.perf_counter() - begin), draws=draws)
 
 
 def converged_bracket(
@@ -185,7 +185,12 @@ def converged_bracket(
             if k >= num_steps // 2:
                 moments.add(torch.cat([chains.v, chains.value.unsqueeze(-1)], -1))
         upper = -log_mean_exp(annealer.backward(chains.v))
-    return ConvergedBracket(log_mean_exp(log_weights), upper, moments.r_hat, time.perf_counter() - begin)
+    return ConvergedBracket(
+        raw_lower=log_mean_exp(log_weights),
+        upper_if_converged=upper,
+        r_hat=moments.r_hat,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: float) -> Evidence:
@@ -193,15 +198,15 @@ def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: f
     value, error = forward.iwae
     price = math.log(2 / (1 - level))
     return Evidence(
-        value,
-        value - price,
-        upper + price,
-        error,
-        (PROBABILISTIC,) * len(value),
-        level,
-        "bdmc",
-        forward.pareto_k.value,
-        forward.effective_sample_size.value,
+        value=value,
+        lower=value - price,
+        upper=upper + price,
+        standard_error=error,
+        guarantee=(PROBABILISTIC,) * len(value),
+        level=level,
+        method="bdmc",
+        pareto_k=forward.pareto_k.value,
+        effective_sample_size=forward.effective_sample_size.value,
         raw_lower=value,
         raw_upper=upper,
         num_samples=forward.num_samples,

@@ -18,11 +18,11 @@ PROBABILISTIC = "probabilistic"
 ASYMPTOTIC = "asymptotic"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     r"""log p(x_n) in nats, per data point.
 
-    What an interval means is said by its guarantee, one string a data point:
+    What an interval means is said by its guarantee, one string per data point:
 
     - ``"exact"``: a closed form.
     - ``"numerical"``: quadrature or a limit, within the error that the method estimates of itself.

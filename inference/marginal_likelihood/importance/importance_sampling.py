@@ -78,6 +78,7 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
         num_samples=num_samples,
         chunk=chunk if problem.call.broadcast else 1,
         plate=problem.call.plate,
+        progress=problem.progress,
         **problem.call.kwargs,
     )
     return summarise(chunks, num_samples)

@@ -132,4 +132,13 @@ class Quadrature(Method):
         lower, upper = torch.where(failed, -torch.inf, lower), torch.where(failed, torch.inf, upper)
         error = torch.zeros_like(value)
         kinds = (NUMERICAL,) * len(value)
-        return Evidence(value, lower, upper, error, kinds, level, self.name, evaluations=evaluations)
+        return Evidence(
+            value=value,
+            lower=lower,
+            upper=upper,
+            standard_error=error,
+            guarantee=kinds,
+            level=level,
+            method=self.name,
+            evaluations=evaluations,
+        )

@@ -204,7 +204,7 @@ def test_ranks_and_p_values_are_numpys_and_scipys():
 
 def test_ties_are_broken_at_random():
     zero = torch.zeros(NUM, 1)
-    result = sbc(Simulation(("z",), zero, zero.expand(19, NUM, 1), zero))
+    result = sbc(Simulation(names=("z",), truth=zero, draws=zero.expand(19, NUM, 1), data=zero))
     assert result.chi2.item() > ACCEPT
     assert result.ranks.unique().tolist() == list(range(20))
 
@@ -245,7 +245,7 @@ def test_the_band_holds_whole_curves_with_its_probability(level):
 
 def test_coverage_of_exact_and_wide_guides_is_the_known_one():
     levels = (0.5, 0.8, 0.9, 0.95)
-    exact, wide = (coverage(sbc(simulation(f)), levels, confidence=0.9999) for f in (1.0, 1.3))
+    exact, wide = (coverage(sbc(simulation(f)), levels, level=0.9999) for f in (1.0, 1.3))
     assert bool(exact.consistent.all())
     assert not bool(wide.consistent[:, :2].any())
     half = scipy.stats.norm.ppf((1 + np.array(levels)) / 2)
@@ -256,7 +256,7 @@ def test_coverage_of_exact_and_wide_guides_is_the_known_one():
 
 
 def test_the_limits_are_clopper_and_pearsons():
-    result = coverage(sbc(simulation(1.3)), (0.5, 0.99), confidence=0.9)
+    result = coverage(sbc(simulation(1.3)), (0.5, 0.99), level=0.9)
     for i in range(2):
         for j in range(3):
             test = scipy.stats.binomtest(round(result.value[i, j].item() * NUM), NUM)
@@ -267,8 +267,8 @@ def test_the_limits_are_clopper_and_pearsons():
 
 def test_coverage_where_all_intervals_hold_or_none_does():
     truth, spread = torch.zeros(200, 1), torch.linspace(-9, 9, 98).reshape(98, 1, 1).expand(98, 200, 1)
-    middle = coverage(sbc(Simulation(("z",), truth, spread, truth)), (0.5,))
-    outside = coverage(sbc(Simulation(("z",), truth + 99, spread, truth)), (0.5,))
+    middle = coverage(sbc(Simulation(names=("z",), truth=truth, draws=spread, data=truth)), (0.5,))
+    outside = coverage(sbc(Simulation(names=("z",), truth=truth + 99, draws=spread, data=truth)), (0.5,))
     assert (middle.value.item(), middle.upper.item()) == (1.0, 1.0)
     assert (outside.value.item(), outside.lower.item()) == (0.0, 0.0)
     assert outside.upper.item() == pytest.approx(1 - 0.025 ** (1 / 200), rel=1e-9)
@@ -624,7 +624,7 @@ def test_pairs_that_cannot_be_simulated_are_refused_by_name(model, guide, messag
 
 def of(truth, draws, data=None, quantities=None):
     data = torch.zeros(len(truth), 1) if data is None else data
-    return Simulation(("z",), truth, draws, data, quantities or {})
+    return Simulation(names=("z",), truth=truth, draws=draws, data=data, quantities=quantities or {})
 
 
 @pytest.mark.parametrize(

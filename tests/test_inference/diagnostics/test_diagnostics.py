@@ -78,7 +78,7 @@ def test_latent_kl_of_the_linear_vae_is_the_closed_form(num, batch_size):
     guide.bias.data = -guide.V.data @ model.mu.data
     d, mean = guide.log_sigma.exp().square(), (x - model.mu) @ guide.V.mT
     expected = 0.5 * (d + mean.square() - 1 - d.log())
-    got = latent_kl(model, guide, x, batch_size=batch_size)
+    got = latent_kl(model, guide, x, block=batch_size)
     assert got.shape == (num, 3)
     assert not got.requires_grad
     assert (got - expected).abs().max() < 1e-10
@@ -114,7 +114,7 @@ def test_latent_kl_on_a_bounded_support_is_scipys_integral(dtype, full):
     family = FullRank if full else MeanField
     guide = family(3, 2, hidden=(8,), support=model.prior().support).to(dtype)
     x = torch.randn(5, 3, dtype=dtype)
-    got = latent_kl(model, guide, x, batch_size=2)
+    got = latent_kl(model, guide, x, block=2)
     assert (got.shape, got.dtype) == ((5, 2), torch.float64)
     with torch.no_grad():
         base = guide.posterior(x).base_dist
@@ -579,7 +579,7 @@ def test_draws_in_blocks_and_batches_are_the_same_draws(monkeypatch):
     x = problem.draw(300, 0)
     whole = mutual_information(*problem.pair(), x, seed=0).per_datum
     monkeypatch.setattr(sys.modules["inference.information.encoder_information"], "_BLOCK_CPU", 1000)
-    parts = mutual_information(*problem.pair(), x, seed=0, batch_size=7).per_datum
+    parts = mutual_information(*problem.pair(), x, seed=0, block=7).per_datum
     assert torch.allclose(whole, parts, atol=1e-10)
     assert not torch.allclose(whole, mutual_information(*problem.pair(), x, seed=1).per_datum, atol=1e-3)
 

@@ -68,7 +68,7 @@ def rotation(degrees):
 @pytest.mark.parametrize("chunk", [None, 1, 4])
 def test_the_jacobian_is_that_of_reverse_mode_point_by_point(latent_dim, data_dim, chunk):
     decoder, z = network(latent_dim, data_dim), matrix(2, 5, latent_dim)
-    jacobian = decoder_jacobian(decoder, z, chunk=chunk)
+    jacobian = decoder_jacobian(decoder, z, block=chunk)
     assert jacobian.shape == (2, 5, data_dim, latent_dim)
     torch.testing.assert_close(jacobian, vmap(vmap(jacrev(decoder)))(z), rtol=1e-13, atol=1e-14)
     each = [torch.autograd.functional.jacobian(decoder, point) for point in z.flatten(0, 1)]
@@ -88,7 +88,7 @@ def test_the_jacobian_takes_modules_with_state_that_want_a_batch():
 
 def test_the_jacobian_passes_gradients_to_parameters_and_points():
     decoder, z = network(2, 3), matrix(4, 2).requires_grad_()
-    ours = torch.autograd.grad(decoder_jacobian(decoder, z, chunk=3).square().sum(), [z, *decoder.parameters()][:-1])
+    ours = torch.autograd.grad(decoder_jacobian(decoder, z, block=3).square().sum(), [z, *decoder.parameters()][:-1])
     reference = vmap(jacrev(decoder))(z).square().sum()
     expected = torch.autograd.grad(reference, [z, *decoder.parameters()][:-1])
     for a, b in zip(ours, expected, strict=True):
@@ -180,7 +180,7 @@ def test_dependent_columns_give_infinity_and_a_zero_column_nan():
 def test_the_global_contrast_is_the_mean_of_local_ones():
     mixing, z = orthogonal_mlp(3, seed=2), matrix(500, 3)
     local = torch.stack([column_contrast(torch.autograd.functional.jacobian(mixing, point)) for point in z])
-    torch.testing.assert_close(local_ima_contrast(mixing, z, chunk=7), local, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(local_ima_contrast(mixing, z, block=7), local, rtol=1e-11, atol=1e-12)
     assert float(ima_contrast(mixing, z)) == pytest.approx(float(local.mean()), rel=1e-12)
     assert float(column_contrast(mixing.jacobian(z).mean(0))) < 0.8 * float(local.mean())
 
@@ -189,7 +189,7 @@ def test_the_global_contrast_is_the_mean_of_local_ones():
 def test_the_inverse_tells_the_same_contrast(mixing):
     z = matrix(50, mixing.latent_dim)
     x = mixing(z)
-    local = local_ima_contrast_of_inverse(mixing.inverse, x, chunk=8)
+    local = local_ima_contrast_of_inverse(mixing.inverse, x, block=8)
     torch.testing.assert_close(local, local_ima_contrast(mixing, z), rtol=1e-8, atol=1e-9)
     assert float(ima_contrast_of_inverse(mixing.inverse, x)) == pytest.approx(float(local.mean()), rel=1e-12)
 
@@ -442,7 +442,7 @@ def unfrozen():
         (ValueError, lambda: decoder_jacobian(network(2, 3), torch.ones(0, 2)), "at least one point"),
         (ValueError, lambda: decoder_jacobian(network(2, 3), torch.full((1, 2), math.nan)), "finite"),
         (ValueError, lambda: decoder_jacobian(lambda z: z.sum(), torch.ones(3, 2)), r"to \(1, D\), got \(\)"),
-        (ValueError, lambda: decoder_jacobian(lambda z: z, torch.ones(3, 2), chunk=0), "chunk"),
+        (ValueError, lambda: decoder_jacobian(lambda z: z, torch.ones(3, 2), block=0), "block"),
         (ValueError, lambda: decoder_jacobian(nn.BatchNorm1d(2), torch.ones(3, 2)), "batch normalisation"),
         (ValueError, lambda: ima_penalty(nn.Dropout(0.5), torch.ones(3, 2)), "Dropout"),
         (ValueError, lambda: column_contrast(torch.ones(2, 3)), "D >= K"),

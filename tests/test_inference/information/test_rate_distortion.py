@@ -418,7 +418,8 @@ def test_a6_the_target_rate_is_met_where_the_weight_exceeds_the_slope(target, we
 def measurement(rates, distortions):
     rates, distortions = (torch.as_tensor(t, dtype=torch.float64) for t in (rates, distortions))
     zero = torch.zeros_like(rates)
-    return RateDistortion(*(Estimate(t, zero) for t in (rates, distortions, rates + distortions)), 0.95)
+    terms = (Estimate(t, zero) for t in (rates, distortions, rates + distortions))
+    return RateDistortion(**dict(zip(("rates", "distortions", "totals"), terms, strict=True)), level=0.95)
 
 
 def test_the_band_of_one_run_is_the_standard_error_over_data():

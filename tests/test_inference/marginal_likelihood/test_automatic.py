@@ -174,7 +174,7 @@ def test_a_tolerance_refines_the_data_that_need_it_and_no_others(monkeypatch):
     assert first.upper.isfinite().double().mean() > 0.5
     tol = float((first.upper - first.lower).quantile(0.4) / 2)
     rows.clear()
-    got = evidence(model, x, method=Importance(1000), guide=guide, seed=0, tol=tol)
+    got = evidence(model, x, method=Importance(1000), guide=guide, seed=0, tolerance=tol)
     assert [n for n, _ in rows] == [1000, 4000, 16_000, 64_000][: len(rows)]
     assert 0 < rows[1][1] < 20
     narrow = got.upper - got.lower <= 2 * tol
@@ -182,7 +182,7 @@ def test_a_tolerance_refines_the_data_that_need_it_and_no_others(monkeypatch):
     kept = first.upper - first.lower <= 2 * tol
     assert torch.equal(got.value[kept], first.value[kept])
     rows.clear()
-    evidence(model, x, method=Importance(100), guide=guide, seed=0, tol=1e-9, budget=1e-9)
+    evidence(model, x, method=Importance(100), guide=guide, seed=0, tolerance=1e-9, budget=1e-9)
     assert rows == [(100, 20)]  # no time: nothing is refined
 
 
@@ -269,7 +269,7 @@ def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
         return original(self, problem)
 
     monkeypatch.setattr(Importance, "estimate", counted)
-    options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tol": 1e-9, "progress": False}
+    options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tolerance": 1e-9, "progress": False}
     evidence(model, x, budget=0.01, **options)
     assert calls == [100, 100, 100]
 
@@ -294,5 +294,5 @@ def test_a_closed_form_that_is_no_number_is_refused():
 
 def test_blocks_of_one_setting_tell_the_most_samples():
     model, guide, x = pair()
-    got = evidence(model, x, method=Importance(300), guide=guide, seed=0, block=10, tol=1e-3, progress=False)
+    got = evidence(model, x, method=Importance(300), guide=guide, seed=0, block=10, tolerance=1e-3, progress=False)
     assert got.num_samples == 64 * 300

@@ -454,7 +454,7 @@ BAD_OPTIONS = {
     "level 1": ({"level": 1.0}, ValueError, "expected level between 0 and 1, got 1.0"),
     "level 95": ({"level": 95}, ValueError, "expected level between 0 and 1, got 95"),
     "no method": ({"method": 3}, TypeError, "expected a method or the name of one, got 3"),
-    "tolerance 0": ({"tol": 0.0}, ValueError, "expected a positive finite tol, got 0.0"),
+    "tolerance 0": ({"tolerance": 0.0}, ValueError, "expected a positive finite tolerance, got 0.0"),
     "no time": ({"budget": -1.0}, ValueError, "expected a positive finite budget, got -1.0"),
     "no rows": ({"block": 0}, ValueError, "expected block to be at least 1, got 0"),
     "misplaced": ({"num_samples": 30}, TypeError, r"expected \['num_samples'\] in the method, as in method=Imp"),

@@ -322,7 +322,7 @@ def test_a_row_that_needs_too_many_cells_has_infinite_bounds():
     assert got.lower[0] == -math.inf
     assert got.upper[0] == math.inf
     assert math.isfinite(float(got.upper[1]))
-    more = evidence(model, x, method=Quadrature(max_cells=100), tol=1e-6, seed=0, progress=False)
+    more = evidence(model, x, method=Quadrature(max_cells=100), tolerance=1e-6, seed=0, progress=False)
     assert bool((more.upper - more.lower < 2e-6).all())
 
 

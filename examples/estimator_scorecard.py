@@ -61,7 +61,7 @@ def estimators(args):
         return estimate
 
     def both_sides(p, seed):
-        draws = ExactDraws(p.x, {"z": p.z})
+        draws = ExactDraws(x=p.x, latents={"z": p.z})
         return bdmc(p.model, draws, guide=p.guide, method=annealed, seed=seed, **options).evidence
 
     return {name: of(name, method) for name, method in METHODS.items()} | {"bdmc": both_sides}

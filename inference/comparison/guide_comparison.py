@@ -270,7 +270,7 @@ def _of_guides(
 def _split(call: Call, known: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     if not isinstance(call.guide, SupportsLocal):
         return None, None
-    found = refit_call(call, restarts=0, progress=False)
+    found = refit_call(call, restarts=0, seed=0, progress=False)
     return torch.as_tensor(known).to(found.elbo) - found.elbo, found.improvement
 
 
@@ -292,7 +292,7 @@ def _coverage(call: Call, part: Tensor, simulated: int) -> float:
         seed=0,
         progress=False,
     )
-    return float(coverage(sbc(simulation), (0.9,)).value[0, : len(simulation.names)].mean())
+    return float(coverage(sbc(simulation, seed=0), (0.9,)).value[0, : len(simulation.names)].mean())
 
 
 def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:

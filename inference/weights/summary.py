@@ -59,7 +59,7 @@ class WeightSummary:
 
     @property
     def iwae(self) -> Estimate:
-        """Importance-weighted ELBO (IWAE) of all S samples, in nats: log of the mean weight; s.e. by the delta method."""
+        """Importance-weighted ELBO (IWAE) of all S samples, log of the mean weight in nats; s.e. by the delta method."""
         excess = torch.expm1(math.log(self.num_samples) + self.log_sums[1] - 2 * self.log_sums[0]).clamp(min=0)
         variance = excess / (self.num_samples - 1) if self.num_samples > 1 else excess + math.inf
         return Estimate(self.log_sums[0] - math.log(self.num_samples), _infinite_if_nan(variance.sqrt()))
@@ -180,7 +180,7 @@ def _reduce(log_weights: Tensor, read: Callable[[WeightSummary], Estimate]) -> E
 
 
 def elbo(log_weights: Tensor) -> Estimate:
-    """Evidence lower bound (ELBO) per data point: the mean of the log weights (S, N), in nats, with its standard error."""
+    """Evidence lower bound (ELBO) per data point: the mean log weight of (S, N), in nats, with its standard error."""
     return _reduce(log_weights, lambda s: s.elbo)
 
 
@@ -211,7 +211,7 @@ def iwae(log_weights: Tensor, num_particles: int | None = None) -> Estimate:
 
 
 def effective_sample_size(log_weights: Tensor) -> Estimate:
-    """Effective sample size (ESS) per data point, Kish's, between 1 and S, of log weights (S, N), with its standard error."""
+    """Effective sample size (ESS) per data point, by Kish, of log weights (S, N): 1 to S, with its standard error."""
     return _reduce(log_weights, lambda s: s.effective_sample_size)
 
 

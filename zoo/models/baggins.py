@@ -29,7 +29,7 @@ class _Baggins(BatchNoise):
 
 
 class BagginsReconstruction(_Baggins):
-    r"""BAGGINS noise (a reconstruction) per dimension: the batch's squared residuals and a share of the data's variance.
+    r"""BAGGINS noise (a reconstruction) per dimension: squared residuals of the batch and a share of its variance.
 
     .. math:: \sigma_d^2 = \frac1N \sum_n (x_{nd} - f_d(z_n))^2 + 2^{-2k} \operatorname{Var}_n(x_{nd})
 

@@ -657,7 +657,7 @@ def of(truth, draws, data=None, quantities=None):
         (lambda: coverage(sbc(simulation()), (0.5, 1.0)), ValueError, "level between 0 and 1"),
         (lambda: coverage(sbc(simulation()), ()), ValueError, "at least one level"),
         (lambda: tarp(simulation(), references=torch.zeros(3, 2)), ValueError, r"references of shape \(4000, 2\)"),
-        (lambda: tarp(of(torch.zeros(1, 1), torch.zeros(2, 1, 1))), ValueError, "at least two data"),
+        (lambda: tarp(of(torch.zeros(1, 1), torch.zeros(2, 1, 1))), ValueError, "at least two data points"),
         (lambda: c2st(torch.zeros(50, 1), torch.zeros(40, 1)), ValueError, "two sets of samples of one shape"),
         (lambda: c2st(torch.zeros(5, 1), torch.zeros(5, 1)), ValueError, "n of at least 10"),
         (lambda: c2st_per_datum(torch.zeros(9, 2), torch.zeros(9, 2)), ValueError, r"shape \(S, N, K\)"),

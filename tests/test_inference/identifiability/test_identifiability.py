@@ -451,7 +451,7 @@ def unfrozen():
         (ValueError, lambda: mcc(torch.ones(4, 2), torch.ones(5, 2)), "codes"),
         (ValueError, lambda: mcc(torch.ones(4, 2), torch.ones(4, 3)), "L >= K"),
         (ValueError, lambda: mcc(torch.full((4, 2), math.nan), torch.ones(4, 2)), "codes to be finite"),
-        (ValueError, lambda: mcc(torch.ones(1, 2), torch.ones(1, 2)), "two data"),
+        (ValueError, lambda: mcc(torch.ones(1, 2), torch.ones(1, 2)), "two data points"),
         (ValueError, lambda: amari_distance(torch.eye(2), torch.eye(3)), r"\(2, 2\) and \(3, 3\)"),
         (
             TypeError,

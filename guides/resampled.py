@@ -11,6 +11,7 @@ from torch import Tensor
 from guides.base import Guide
 from guides.sampled import LatentModel, SampledGuide
 from inference.core.checks import check_count
+from inference.core.memory import at_once
 
 _ELEMENTS = 2**22  # of the proposals that are looked at side by side
 
@@ -49,7 +50,7 @@ class Resampled(SampledGuide):
     def draw(self, x: Tensor, num_samples: int) -> Tensor:
         """Draws of z for data x (N, D): (S, N, K), without gradient."""
         distribution = self.base.posterior(x)
-        rows = max(1, _ELEMENTS // (self.num_proposals * x.numel()))
+        rows = at_once(_ELEMENTS, self.num_proposals * x.numel())
         blocks = [min(rows, num_samples - start) for start in range(0, num_samples, rows)]
         draws = []
         for size in blocks:

@@ -15,7 +15,7 @@ from inference.calibration import (
     tarp,
 )
 from inference.comparison import Gap, Refit, compare, differences, gap, load_comparison, refit, save_comparison, table
-from inference.core import Estimate, Interval, Module, load_pair, save_pair
+from inference.core import Estimate, Interval, Module, load_pair, memory_limit, save_pair
 from inference.core.deprecation import renamed
 from inference.diagnostics import (
     GradientNoise,
@@ -221,6 +221,7 @@ __all__ = [
     "local_ima_contrast_of_inverse",
     "log_weights",
     "mcc",
+    "memory_limit",
     "mutual_information",
     "pareto_k",
     "posterior_draws",

@@ -1,4 +1,4 @@
-r"""Simulated data with known latents, and what a guide makes of them: the raw material of every calibration test.
+r"""Simulation of data with known latents, and of a guide's draws given them, for calibration tests.
 
 .. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
 
@@ -22,6 +22,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw, flatten, labels
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.simulated import observed_arguments, replay, with_simulated_data
@@ -48,12 +49,12 @@ def simulate(
     progress: bool = True,
     **kwargs: Any,
 ) -> Simulation:
-    r"""Simulate data from a model and draw latents from its guide given those.
+    r"""Simulate data from a model, and draw latents from its guide given those data.
 
     .. math:: z^*_n \sim p(z), \quad x^*_n \sim p(x \mid z^*_n), \quad z_{sn} \sim q(z \mid x^*_n)
 
     Next to every latent coordinate, the log-likelihood log p(x*_n | z) is kept as a test quantity: coordinates alone
-    cannot show whether a guide's correlations are right, and the log-likelihood tells a guide that ignores the data.
+    cannot show whether a guide's correlations are right, and the log-likelihood detects a guide that ignores the data.
 
     Warning:
         The guide is tested on data as the *model* makes them. On data that the model does not describe it may be
@@ -70,7 +71,7 @@ def simulate(
         model: Pyro model; what it observes must be arguments themselves, ``obs=x``.
         guide: Pyro guide.
         *args: Arguments of both, such as data (B, D). Those that the model observes are replaced by simulated ones of
-            their shape, again and again, B data at a time; all others, such as covariates, stay.
+            their shape, again and again, B data points at a time; all others, such as covariates, stay the same.
         num_simulations: N.
         num_samples: S, draws per data point. One less than a multiple of 20, such as 99, makes for even histograms.
         quantities: Further test quantities by name: functions of the values of all sites by name, each (..., B) and
@@ -83,8 +84,8 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), observes nothing
-            or what is not an argument, is scaled, or has a masked latent.
+        ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), the model
+            observes nothing or what is not an argument, a site is scaled, or a latent is masked.
 
     Example:
         >>> from guides import Exact
@@ -107,7 +108,7 @@ def simulate(
         first = call.probe()
         _check_sites(first)
         layout = first.layout
-        chunk = max(1, _CHUNK_ELEMENTS // (layout.numel * layout.num_data)) if chunk is None else chunk
+        chunk = at_once(_CHUNK_ELEMENTS, layout.numel * layout.num_data) if chunk is None else chunk
         sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
         rounds = tqdm(range(-(-num_simulations // layout.num_data)), desc="simulate", disable=not progress)
         parts = []
@@ -122,7 +123,7 @@ def simulate(
 
 
 def _check_sites(first: Draw) -> None:
-    """Refuse what cannot be simulated: data that are no arguments, and scaled or masked terms."""
+    """Check that the pair can be simulated: observed data are arguments, no term is scaled, no latent is masked."""
     observed = observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
     if not observed:
         raise ValueError(f"expected a model that observes something, got only latent sites {list(first.model_sites)}")

@@ -21,6 +21,7 @@ from inference.comparison.resources import Cost, cost
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count, check_finite
 from inference.core.estimates import check_level
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
@@ -115,7 +116,7 @@ def compare(
             not a valid pair.
     """
     check_count(num_samples, "num_samples", 2)
-    block = _BLOCK if block is None else block
+    block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     check_count(split, "split", 0)
     check_count(simulated, "simulated", 0)

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.core.seeding import seeded
 from inference.numerics.jacobian import Decode, decoder_jacobian, directional_derivative
@@ -87,7 +88,7 @@ def self_consistency(
     """
     if not supports_gaussian_decoder(model):
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
-    block = _BLOCK if block is None else block
+    block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     check_finite(x)
     check_finite(model.sigma.detach(), "sigma")

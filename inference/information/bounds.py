@@ -1,4 +1,4 @@
-r"""Bounds on the mutual information of data and latent from the guide's density alone: tighter than H - D and R."""
+r"""Bounds on the mutual information of data and latent that need only the guide's density, tighter than H - D and R."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
+from inference.core.memory import at_once
 from inference.core.run import Program, run_program
 from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report
 from inference.information.rates import RateDistortion, rate_distortion
 
-# Latents scored side by side where the caller does not say.
+# Latents scored side by side by default.
 _CHUNK = 64
 
 
@@ -37,20 +38,19 @@ def information_bounds(
     progress: bool = True,
     **kwargs: Any,
 ) -> MutualInformation:
-    r"""Mutual information of data and latent under any guide with a density, from two multi-sample bounds.
+    r"""Bounds on the mutual information of data and latent: InfoNCE and the leave-one-out bound, for any guide.
 
     .. math::
         E \log \frac{q(z_n \mid x_n)}{\frac1N \sum_m q(z_n \mid x_m)} \le I_q(x; z) \le
         E \log \frac{q(z_n \mid x_n)}{\frac1{N-1} \sum_{m \ne n} q(z_n \mid x_m)}
 
     The left is InfoNCE with the guide itself as critic, and the information for the empirical distribution of the data;
-    the right leaves the own component out. They are what :func:`inference.information.encoder_information` computes for
-    Gaussian guides and priors, there with less noise; here the guide may be a flow, have several latent sites, and the
-    prior be any.
+    the right leaves the own component out. For Gaussian guides and priors :func:`inference.mutual_information` computes
+    the same bounds with less noise; here the guide may be a flow, have several latent sites, and the prior be any.
 
     Warning:
-        N data points show at most log N nats, see :func:`inference.information.encoder_information`. The cost is S N^2
-        densities. The guide must be able to score latents that it did not draw, for every data point.
+        N data points show at most log N nats, see :func:`inference.mutual_information`. The cost is S N^2 densities.
+        The guide must be able to score latents that it did not draw, for every data point.
 
     References:
         Poole, Ozair, van den Oord, Alemi, Tucker, "On Variational Bounds of Mutual Information", 2019,
@@ -69,7 +69,7 @@ def information_bounds(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        The same as :func:`inference.information.encoder_information`.
+        The same as :func:`inference.mutual_information`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -77,7 +77,7 @@ def information_bounds(
             stands in a plate inside the one over the data.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    chunk = _CHUNK if chunk is None else chunk
+    chunk = at_once(_CHUNK) if chunk is None else chunk
     check_count(chunk, "chunk")
     check_level(level)
     call = Call(model, guide, args, kwargs, plate)
@@ -99,7 +99,7 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     """The tighter of each side: the larger of H - D and InfoNCE, the smaller of R and the leave-one-out bound.
 
     Args:
-        bounds: From :func:`information_bounds` or :func:`inference.information.encoder_information`.
+        bounds: From :func:`information_bounds` or :func:`inference.mutual_information`.
         terms: From :func:`inference.rate_distortion`, same pair and data.
         entropy: H of the distribution of the data in nats per data point.
     """
@@ -109,7 +109,7 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
 
 
 def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
-    """One draw per data point: its log ratios to the mixture with and without its own distribution, (N,) each."""
+    """One draw per data point: its log ratios to the mixture with and without its own component, (N,) each."""
     draw = call.run()
     num_data = draw.layout.num_data
     found = []

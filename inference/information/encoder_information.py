@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.batched_gaussian import Gaussians
@@ -27,11 +28,11 @@ _BLOCK_CPU, _BLOCK = 2**18, 2**24
 
 @dataclass(frozen=True, kw_only=True)
 class MutualInformation:
-    """How much the latent tells of the data under a guide, and how far the aggregate posterior is from the prior.
+    """Mutual information of data and latent under a guide, and the aggregate posterior's divergence from the prior.
 
     Attributes:
         information: I_q(x; z) in nats for the distribution that the data were drawn from. The value is NaN where it
-            would be above ``ceiling - 2``: there ``lower`` is all that N data points can say.
+            would be above ``ceiling - 2``: there N data points give only the bound ``lower``.
         aggregate_kl: KL(q(z) || p(z)) for the same distribution, the mean divergence less the information; NaN where
             that is. Close to zero its noise can make the value negative; the interval is cut there.
         empirical: I_q in nats where the N data points are all there is, an exact sum but for Monte Carlo error: the
@@ -172,7 +173,7 @@ def _draw(posteriors: Gaussians) -> tuple[Tensor, Tensor]:
 def _log_sum_of_others(posteriors: Gaussians, z: Tensor) -> Tensor:
     """log sum_{m != n} q(z_n | x_m), (N,), in blocks of rows."""
     weights, constants = posteriors.coefficients()
-    rows = max(1, (_BLOCK_CPU if z.device.type == "cpu" else _BLOCK) // len(z))
+    rows = at_once(_BLOCK_CPU if z.device.type == "cpu" else _BLOCK, len(z))
     found = []
     for start in range(0, len(z), rows):
         log_q = torch.addmm(constants, posteriors.features(z[start : start + rows]), weights.mT)

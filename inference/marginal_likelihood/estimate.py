@@ -1,4 +1,4 @@
-"""The one door to the evidence log p(x) of any model: ``evidence(model, x, method=...)``."""
+"""The entry point to the evidence log p(x) of any model: ``evidence(model, x, method=...)``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -54,7 +55,7 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 
-# Rows estimated together where the caller does not say: what bounds the memory, and what an interruption can lose.
+# Rows estimated together by default: a bound on memory, and on what an interruption can lose.
 _BLOCK = 2048
 
 # How often a method is refined, at four times the cost each, in pursuit of a tolerance.
@@ -79,7 +80,7 @@ def evidence(
     progress: bool = True,
     **kwargs: Any,
 ) -> Evidence:
-    """The evidence of a model, per data point, with an interval and the kind of guarantee that stands behind it.
+    """Evidence log p(x) of a model, per data point, with an interval and its kind of guarantee.
 
     Modules are evaluated in float64, as copies where they are of another dtype; functions as they are.
 
@@ -93,13 +94,13 @@ def evidence(
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.
         level: Confidence level of the intervals.
-        tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the method's
-            cost); None takes what the method gives. Where the tolerance is not met, the interval says so.
+        tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the
+            method's cost); None takes what the method gives. Where the tolerance is not met, the interval is wider.
         budget: Seconds after which no refinement begins.
-        block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that is a tensor
-            of as many rows as ``x`` counts as rows of data, and is taken apart with them.
+        block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that
+            is a tensor of as many rows as ``x`` counts as rows of data, and is split with them.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
-            goes on from there, to the same numbers. Needs a seed. Functions are told apart by their name alone.
+            goes on from there, to the same numbers. Needs a seed. Functions are distinguished by their name alone.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
@@ -108,8 +109,8 @@ def evidence(
         One estimate per data point, float64.
 
     Raises:
-        TypeError: If the data are of the wrong type, a setting is given beside its method, or the method does not go
-            with the model.
+        TypeError: If the data are of the wrong type, a setting is given outside of its method, or the method does not
+            apply to the model.
         ValueError: If the method is unknown, a guide is missing or not wanted, the data are not finite or have the
             wrong shape, or the checkpoint belongs to another estimate; before anything runs.
 
@@ -122,7 +123,7 @@ def evidence(
     if misplaced := kwargs.keys() & {"num_samples", "chunk"}:
         raise TypeError(f"expected {sorted(misplaced)} in the method, as in method=Importance(num_samples=1000)")
     check_level(level)
-    block = _BLOCK if block is None else block
+    block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     for name, limit in (("tolerance", tolerance), ("budget", budget)):
         if limit is not None and not 0 < limit < math.inf:

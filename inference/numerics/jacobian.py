@@ -17,6 +17,7 @@ from torch.func import jvp, vjp, vmap
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
+from inference.core.memory import at_once
 
 Decode = Callable[[Tensor], Tensor]
 _BLOCK = 2**19  # elements of the Jacobians of one block: small enough for the processor's cache
@@ -112,7 +113,7 @@ def iter_jacobians(decode: Decode, points: Tensor, block: int | None) -> Iterato
             raise ValueError(f"expected the decoder to map (1, {points.shape[1]}) to (1, D), got {got}")
         dims = (output.shape[1], points.shape[1])
         if block is None:
-            block = max(1, _BLOCK // math.prod(dims))
+            block = at_once(_BLOCK, math.prod(dims))
         check_count(block, "block")
         jacobian = _by_columns if dims[1] <= dims[0] else _by_rows
         for rows in points.split(block):

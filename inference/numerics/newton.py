@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.core.memory import at_once
+
 # Log density of chosen rows at one point each: (M,) integers, (M, k) -> (M,), every row by itself.
 RowFunction = Callable[[Tensor, Tensor], Tensor]
 
 # Points evaluated side by side.
-CHUNK = 1 << 15
+CHUNK = 2**15
 
 # The least curvature that counts as different from zero, in squared units of the function's own scale.
 LEAST_CURVATURE = 1e-4
@@ -88,8 +90,8 @@ def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
     """A function's value, gradient and Hessian at points (M, k), detached; minus infinity or zero where undefined."""
-    if len(points) > CHUNK:
-        parts = [expand(function, r, p) for r, p in zip(rows.split(CHUNK), points.split(CHUNK), strict=True)]
+    if len(points) > (chunk := at_once(CHUNK)):
+        parts = [expand(function, r, p) for r, p in zip(rows.split(chunk), points.split(chunk), strict=True)]
         return Expansion(*(torch.cat(column) for column in zip(*parts, strict=True)))
     with torch.enable_grad():
         points = points.detach().requires_grad_()

@@ -20,6 +20,7 @@ from inference.core.call import Call
 from inference.core.checks import ChecksData, check_arguments, check_count
 from inference.core.draw import Draw
 from inference.core.handlers import apply_mask
+from inference.core.memory import at_once
 from inference.core.module import Module
 from inference.core.protocols import supports_freeze
 from inference.core.run import Program
@@ -96,7 +97,7 @@ class FloatingPrior(nn.Module):
     def _fit(self, guide: Program, x: Tensor, site: str) -> None:
         check_arguments((guide,), (x,), {})
         total = torch.zeros_like(self.second_moment)
-        for part in x.split(_BATCH):
+        for part in x.split(at_once(_BATCH)):
             moments = second_moments(_distribution(guide, part, site))
             if moments.shape[-1:] != total.shape:
                 raise ValueError(f"expected codes of event {tuple(total.shape)}, got {tuple(moments.shape[-1:])}")

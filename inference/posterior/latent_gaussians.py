@@ -1,4 +1,4 @@
-"""The Gaussians that a guide gives to each data point, as matrices."""
+"""Gaussian posteriors of a guide for all data points, as matrices of means and standard deviations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.handlers import Site
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
-# Rows in one run of the pair where the caller does not say.
+# Rows in one run of the pair by default.
 _BLOCK = 4096
 
 
@@ -25,7 +26,7 @@ def latent_distributions(
     model: Program, guide: Program, x: Tensor, *, block: int | None, plate: str | None, progress: bool
 ) -> list[tuple[str, Any, Any]]:
     """For each batch of data the name of the one latent site, its prior and the guide's posterior, in float64."""
-    block = _BLOCK if block is None else block
+    block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     if not isinstance(x, Tensor):
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
@@ -95,6 +96,6 @@ def _moments(name: str, distribution: Any) -> tuple[Tensor, Tensor]:
 
 
 def distribution_name(distribution: Any) -> str:
-    """The class of a distribution, with those of the distributions inside."""
+    """The class name of a distribution, with those of the distributions that it wraps."""
     inner = f" of {distribution_name(distribution.base_dist)}" if hasattr(distribution, "base_dist") else ""
     return type(distribution).__name__ + inner

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.core.checks import check_count
+from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
 from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, maximise
 from inference.posterior.log_joint import LogJoint
@@ -34,7 +35,7 @@ class Modes(NamedTuple):
         location: Unconstrained coordinates, (J, N, d); repeats the best where a data point has fewer.
         log_joint: Log joint density there, (J, N) in nats; minus infinity where a data point has fewer.
         hessian: Second derivatives of the log joint density there, (J, N, d, d).
-        converged: Whether Newton's method came to rest, (J, N); on flat ridges it may not.
+        converged: Whether Newton's method converged, (J, N); on flat ridges it may not.
     """
 
     location: Tensor
@@ -63,10 +64,10 @@ def search_modes(
     modes = find_modes(log_joint, torch.cat(starts), location, scale)
     hessian = modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     beside = neighbourhood((modes.location - location) / scale, hessian)
-    around = location + scale * torch.where(_at_rest(modes), beside, torch.nan).flatten(0, 1)
+    around = location + scale * torch.where(_converged(modes), beside, torch.nan).flatten(0, 1)
     others = find_modes(log_joint, around, location, scale)
     first = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
-    second = torch.where(_at_rest(others), others.location, torch.nan)
+    second = torch.where(_converged(others), others.location, torch.nan)
     return find_modes(log_joint, torch.cat([first, second]), location, scale)
 
 
@@ -76,7 +77,7 @@ def find_modes(
     """The modes of the log joint density that are reached from given starts.
 
     Warning:
-        A mode that no start leads to is not found, and nothing tells: a narrow peak far from the others attracts
+        A mode that no start leads to is not found, and no warning is given: a narrow peak far from the others attracts
         only starts in its neighbourhood.
 
     Args:
@@ -116,12 +117,12 @@ def find_modes(
 
 
 def in_prior_units(log_joint: LogJoint, location: Tensor, scale: Tensor) -> RowFunction:
-    """The log joint density of chosen data (M,) at points (M, d) in units of the prior, see :func:`prior_scale`."""
+    """The log joint density of chosen data points (M,) at (M, d) in units of the prior, see :func:`prior_scale`."""
     return lambda datum, points: log_joint_at(log_joint, datum, location[datum] + scale[datum] * points)
 
 
 def log_joint_at(log_joint: LogJoint, datum: Tensor, u: Tensor) -> Tensor:
-    """The log joint density of chosen data (M,) at u (M, d), (M,); of none for none, where no model can be run."""
+    """The log joint density of chosen data points (M,) at u (M, d), (M,); empty for none, where no model can be run."""
     return log_joint.rows(datum)(u) if len(datum) else u.sum(-1)
 
 
@@ -141,7 +142,7 @@ def grid_line(num_points: int, *, like: Tensor) -> Tensor:
 
 
 def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid can tell.
+    """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid resolves.
 
     Args:
         function: See :func:`maximise`.
@@ -157,7 +158,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     cloud = torch.stack(torch.meshgrid(*[line] * dim, indexing="ij"), dim=-1).view(-1, dim)
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
     rows, points = [], []
-    for part in torch.arange(num_rows, device=like.device).split(max(1, CHUNK * 4 // len(cloud))):
+    for part in torch.arange(num_rows, device=like.device).split(at_once(4 * CHUNK, len(cloud))):
         value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
         value = value.view(len(part), 1, *(num_points,) * dim)
         peak = value.isfinite()
@@ -173,7 +174,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
 def neighbourhood(points: Tensor, hessian: Tensor) -> Tensor:
     """Starts on both sides of modes along the axes of their Hessians, at growing distances up to two prior units.
 
-    Across a fold of the likelihood a second mode stands beside the first, nearer than any fixed grid can tell.
+    Across a fold of the likelihood a second mode lies next to the first, closer than any fixed grid resolves.
 
     Args:
         points: In units of the prior, (..., k).
@@ -197,7 +198,7 @@ def distances(sigma: Tensor) -> Tensor:
 
 
 def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
-    """Which of the points of each data point are maxima other than those above them, (S, N).
+    """Which of the points of each data point are maxima different from those of higher value, (S, N).
 
     Args:
         points: (S, N, k).
@@ -218,8 +219,8 @@ def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
     return keep
 
 
-def _at_rest(modes: Modes) -> Tensor:
-    """Which modes there are that are known well, (J, N, 1)."""
+def _converged(modes: Modes) -> Tensor:
+    """Which modes exist and have converged, (J, N, 1)."""
     return (modes.converged & modes.log_joint.isfinite()).unsqueeze(-1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
 from inference.posterior.log_joint import LogJoint
@@ -24,7 +25,7 @@ def gaussian_of_draws(log_joint: LogJoint, guide: Program | None, widening: floa
         widening: Factor on the standard deviations.
     """
     total = max(_DRAWS, 20 * log_joint.dim)
-    count = min(total, max(1, _DRAWN_ROWS // log_joint.num_data))
+    count = min(total, at_once(_DRAWN_ROWS, log_joint.num_data))
     counts = [count] * -(-total // count)
     draws = (log_joint.sample_prior(c) if guide is None else log_joint.draw_guide(guide, c) for c in counts)
     loc, covariance = _moments(draws)

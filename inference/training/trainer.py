@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
 from inference.core.handlers import LocalParams
+from inference.core.memory import at_once
 from inference.core.module import Module
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state
@@ -204,8 +205,7 @@ class Trainer:
         self._train_mode(False)
         total, num_data = 0.0, len(self.validation[0])
         with random_state(_VALIDATION_SEED):
-            for at in range(0, num_data, _VALIDATION_BATCH):
-                batch = tuple(part[at : at + _VALIDATION_BATCH] for part in self.validation)
+            for batch in zip(*(part.split(at_once(_VALIDATION_BATCH)) for part in self.validation), strict=True):
                 total += float(self._loss(batch)) * len(batch[0]) / num_data
         self._train_mode(True)
         history = self.history

@@ -17,6 +17,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count, check_log_weights
 from inference.core.draw import Draw
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.core.seeding import RandomStream
 
@@ -84,7 +85,7 @@ def samples_at_once(first: Draw) -> int:
     """Samples that are drawn side by side where the caller does not say."""
     on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
     elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
-    return max(1, elements // (first.layout.numel * first.layout.num_data))
+    return at_once(elements, first.layout.numel * first.layout.num_data)
 
 
 def log_weights(

@@ -22,6 +22,7 @@ from torch.distributions import constraints
 from guides.gaussian import MeanField
 from guides.networks import ConvEncoder, mlp
 from inference.core.checks import check_count
+from inference.core.memory import at_once
 from inference.core.seeding import random_state
 from zoo.data.datasets import Dataset
 from zoo.models.ima_vae import IMAVAE
@@ -130,7 +131,7 @@ def sprites(
         raise ValueError(f"expected test_size below num and 4 or 5 factors, got {test_size}, {num} and {num_factors}")
     with random_state(seed):
         s = Beta(num_factors, a, b)().sample((num,)).to(dtype)
-    blocks = [draw_sources(block, size=size, softness=softness) for block in s.split(_BLOCK)]
+    blocks = [draw_sources(block, size=size, softness=softness) for block in s.split(at_once(_BLOCK))]
     x, n = torch.cat(blocks), num - test_size
     zeros = x.new_zeros(num)
     truth = {"z": s[:n], "z_test": s[n:]}

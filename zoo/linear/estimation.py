@@ -22,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.memory import at_once
 from zoo.linear.gaussian_algebra import LinearGaussian
 
 Array: TypeAlias = NDArray[np.float64]
@@ -195,11 +196,12 @@ class _Moments:
         self.scatter = np.zeros((data_dim, data_dim))
         self._product = np.empty((data_dim, data_dim))
         self._rows = np.empty((0, data_dim))
+        self._at_once = at_once(_CHUNK_ROWS)  # here, in the caller's thread, whose limit it is
 
     def add(self, batch: Batch, name: str, start: int, stop: int) -> None:
         """Take in the rows from ``start`` to ``stop``; raise if they are not finite."""
-        for first in range(start, stop, _CHUNK_ROWS):
-            chunk = _as_float64(batch[first : min(first + _CHUNK_ROWS, stop)])
+        for first in range(start, stop, self._at_once):
+            chunk = _as_float64(batch[first : min(first + self._at_once, stop)])
             with np.errstate(over="ignore", invalid="ignore"):
                 mean = chunk.mean(0)
                 if not np.isfinite(mean).all():

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments
+from inference.core.memory import at_once
 from inference.core.run import Program
 from zoo.models.noise import BatchNoise, GaussianNoise, LearntNoise
 from zoo.models.standardised_vae import StandardisedVAE
@@ -94,7 +95,7 @@ class DeepGaussianVAE(StandardisedVAE):
             raise TypeError(f"expected OptimalNoise to freeze, got {type(self.noise).__name__}")
         check_arguments((self, guide), (x,), {})
         total = x.new_zeros(self.data_dim)
-        for batch in x.split(_BATCH):
+        for batch in x.split(at_once(_BATCH)):
             (z,) = Call(self, guide, (batch,)).run(num_samples).latents.values()
             total += (batch - self.decode(z)).square().flatten(0, -2).sum(0) / num_samples
         variance = self.noise.variance_of(total / len(x), x.var(0, correction=0))

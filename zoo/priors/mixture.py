@@ -13,6 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from inference.core.checks import check_count, check_layout
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsPosterior
 from inference.distributions.gaussian import DiagNormal
 from zoo.priors.factorised import Prior
@@ -77,7 +78,7 @@ class Mixture(TorchDistribution):
         shape = self._extended_shape(Size(sample_shape))
         with torch.no_grad():
             num, size = shape[:-1].numel(), len(self.log_weights) * shape[-1]
-            chunks = torch.empty(num).split(max(1, _MAX_ELEMENTS // size))
+            chunks = torch.empty(num).split(at_once(_MAX_ELEMENTS, size))
             return torch.cat([self._draw(len(chunk)) for chunk in chunks]).reshape(shape)
 
     def _draw(self, num: int) -> Tensor:

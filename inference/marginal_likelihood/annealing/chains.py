@@ -1,4 +1,4 @@
-r"""Chains that walk the path from a Gaussian to the posterior, both ways, and what tunes the path beforehand.
+r"""Annealed importance sampling chains from a Gaussian to the posterior and back, and the tuning of their path.
 
 .. math::
     \log w = \sum_{t=1}^T (\beta_t - \beta_{t-1}) \log \frac{p(x, u_{t-1})}{q(u_{t-1})}, \quad u_0 \sim q,
@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.checks import check_log_weights
+from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
 from inference.posterior.hmc import Chains, Target, transition, tuned, whitened
 from inference.posterior.log_joint import LogJoint
@@ -94,7 +95,7 @@ class Annealer:
         Raises:
             FloatingPointError: If one is NaN or plus infinity.
         """
-        side = min(num_chains, max(1, _ROWS // self.log_joint.num_data))
+        side = min(num_chains, at_once(_ROWS, self.log_joint.num_data))
         for first in range(0, num_chains, side):
             yield self.forward(min(side, num_chains - first))[1]
 
@@ -104,7 +105,7 @@ class Annealer:
         Raises:
             FloatingPointError: If a weight is NaN or plus infinity.
         """
-        return self._walk(self.chains(self.draw(num_chains)), self._frozen)
+        return self._run_path(self.chains(self.draw(num_chains)), self._frozen)
 
     def backward(self, v: Tensor) -> Tensor:
         """Log inverse weights, (S, N), of chains from exact posterior draws to the Gaussian: E exp = 1 / p(x).
@@ -115,7 +116,7 @@ class Annealer:
         Raises:
             FloatingPointError: If a weight is NaN or infinite.
         """
-        return self._walk(self.chains(v), self._frozen.reversed)[1]
+        return self._run_path(self.chains(v), self._frozen.reversed)[1]
 
     def run_at_posterior(self, chains: Chains, num_steps: int) -> Iterator[Chains]:
         """The chains after each of many steps at the posterior."""
@@ -142,7 +143,7 @@ class Annealer:
                 self._targets[num_chains] = whitened(self.log_joint, self.start, num_chains)
         return self._targets[num_chains]
 
-    def _walk(self, chains: Chains, schedule: Schedule) -> tuple[Chains, Tensor]:
+    def _run_path(self, chains: Chains, schedule: Schedule) -> tuple[Chains, Tensor]:
         betas, steps = schedule
         total = torch.zeros_like(chains.value, dtype=torch.float64)
         for t in tqdm(range(1, len(betas)), disable=not self._progress, leave=False, desc="annealing"):

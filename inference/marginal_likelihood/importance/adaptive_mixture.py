@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
+from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, concatenate, refit, temperatures
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
@@ -51,7 +52,7 @@ _FEWEST = 100
 
 @dataclass(frozen=True)
 class Adaptive(Method):
-    r"""Adaptive importance sampling from a mixture of Student-t distributions with full covariances, and the guide.
+    r"""Adaptive importance sampling (population Monte Carlo) from a mixture of Student-t distributions and the guide.
 
     The first round draws in equal parts from distributions with the moments of the guide's draws (the prior's where
     there is no guide), and with the curvature at each mode that Newton's method finds from their mean and some of
@@ -133,7 +134,7 @@ class Adaptive(Method):
         """
         log_joint = problem.log_joint
         starts = self._starts(problem)
-        rows = max(1, _ELEMENTS // (len(starts.components) * self._draws(log_joint.dim) * log_joint.dim))
+        rows = at_once(_ELEMENTS, len(starts.components) * self._draws(log_joint.dim) * log_joint.dim)
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
         mixture = concatenate([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])

@@ -1,4 +1,4 @@
-r"""The evidence by importance sampling from a mixture of guide and prior.
+r"""Defensive importance sampling of the evidence, from a mixture of guide and prior.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \frac{p(x_n, u_s)}{\alpha q(u_s \mid x_n) + (1 - \alpha) p(u_s)}
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_log_weights
+from inference.core.memory import at_once
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
@@ -32,7 +33,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Defensive(Method):
-    r"""Importance sampling from a mixture of guide and prior, by the balance heuristic.
+    r"""Defensive importance sampling from a mixture of guide and prior, by the balance heuristic.
 
     Weights are at most p(x | z) / (1 - alpha), so that a guide that is too narrow cannot give them an infinite
     variance. Where the posterior is far narrower than the prior, the prior's draws are wasted, and no number of draws
@@ -105,7 +106,7 @@ class _Mixture:
             yield self._balanced(u, self._density(u).nan_to_num(nan=-math.inf))
 
     def _sizes(self, total: int) -> list[int]:
-        side = max(1, _ELEMENTS // (self._log_joint.num_data * self._log_joint.dim))
+        side = at_once(_ELEMENTS, self._log_joint.num_data * self._log_joint.dim)
         return [min(side, total - first) for first in range(0, total, side)]
 
     def _balanced(self, u: Tensor, log_guide: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A proposal that keeps what the guide covers: adapted Student-t distributions mixed with the guide, per data point."""
+"""Proposal of adaptive importance sampling: adapted Student-t distributions mixed with the guide, per data point."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_log_weights
+from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.distributions.student_t import Students
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.importance.defensive_mixture import check_same, guide_density
 from inference.posterior.log_joint import LogJoint
 
-# Coordinates of draws, of all distributions, side by side.
+# Coordinates of draws, of all components, side by side.
 _ELEMENTS = 2**21
 
 # Share of the draws that are the guide's.
@@ -29,7 +30,7 @@ _COMPARED = 8
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mixture of adapted distributions with the guide, which keeps what the guide covers.
+    """A mixture of adapted Student-t distributions with the guide, so that regions which the guide covers are kept.
 
     Attributes:
         log_joint: Log joint density of the data that it is for.
@@ -54,7 +55,7 @@ class Proposal:
         return torch.logaddexp(math.log(share) + log_guide, math.log1p(-share) + log_mixture)
 
     def draws(self, num_samples: int) -> list[tuple[Iterator[Tensor], int]]:
-        """Draws of the guide and of the distributions, in blocks u (S', N, d), and how many of each."""
+        """Draws of the guide and of the mixture, in blocks u (S', N, d), and how many of each."""
         guides = 0 if self.guide is None else round(_GUIDE_SHARE * num_samples)
         strata = [(self._of_mixture(num_samples - guides), num_samples - guides)]
         return [(self._of_guide(guides), guides), *strata] if guides else strata
@@ -84,7 +85,7 @@ class Proposal:
         return (self.log_joint.draw_guide(guide, size) for size in self._sizes(num_samples))
 
     def _sizes(self, total: int) -> list[int]:
-        side = max(1, _ELEMENTS // (len(self.mixture.components) * self.log_joint.num_data * self.log_joint.dim))
+        side = at_once(_ELEMENTS, len(self.mixture.components) * self.log_joint.num_data * self.log_joint.dim)
         return [min(side, total - first) for first in range(0, total, side)]
 
 
@@ -102,6 +103,6 @@ def guide_with_density(problem: Problem) -> tuple[Program, Callable[[Tensor], Te
 
 
 def unvalidated_log_joint(log_joint: LogJoint, u: Tensor) -> Tensor:
-    """The log joint density at u, without Pyro's validation, which far out would refuse."""
+    """The log joint density at u, without Pyro's validation, which refuses values far out."""
     with pyro.validation_enabled(False):
         return log_joint(u)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.gauss_kronrod import GAP, at_edges, rule
-from inference.marginal_likelihood.quadrature.peaks import Peaks, find_peaks
+from inference.marginal_likelihood.quadrature.peaks import POINTS, Peaks, find_peaks
 from inference.marginal_likelihood.quadrature.slices import Slices
 
 # Edges of the cells around a peak, in its standard deviations: a Gaussian needs the first two on each side.
@@ -27,9 +28,6 @@ _EDGES = (3.0, 6.4, *(6.4 * 4.0**i for i in range(1, 15)))
 
 # Slices worked on together.
 _CHUNK = 2048
-
-# Points evaluated together.
-_POINTS = 1 << 16
 
 # Halvings of a cell at most.
 _ROUNDS = 60
@@ -78,12 +76,12 @@ class Cells(NamedTuple):
 
 
 class NestedIntegrator:
-    """Integrates slices; counts the cells of the innermost integrals, and gives a data point up that needs too many.
+    """Nested integration of slices, which counts innermost cells and stops for data points that need too many.
 
     Args:
         num_data: N.
         tolerance: Relative error of the outermost integral that is aimed at.
-        max_cells: Innermost cells of a data point at most.
+        max_cells: Most innermost cells per data point.
         bar: Progress bar, in cells.
         like: Tensor of the dtype and device to work in.
     """
@@ -96,15 +94,15 @@ class NestedIntegrator:
 
     @property
     def exhausted(self) -> Tensor:
-        """Which data have spent their cells, (N,)."""
+        """Which data points have used up their cells, (N,)."""
         return self.cells >= self.max_cells
 
     @torch.no_grad()
     def integrate(self, slices: Slices) -> Integral:
         """The integral of exp(log density) over the free coordinates of each slice."""
-        if len(slices.datum) > _CHUNK:
-            starts = range(0, len(slices.datum), _CHUNK)
-            parts = [self.integrate(slices[slice(i, i + _CHUNK)]) for i in starts]
+        if len(slices.datum) > (chunk := at_once(_CHUNK)):
+            starts = range(0, len(slices.datum), chunk)
+            parts = [self.integrate(slices[slice(i, i + chunk)]) for i in starts]
             return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
         edges, active = _cover(find_peaks(slices), len(slices.datum))
@@ -183,7 +181,7 @@ class NestedIntegrator:
         count = len(self._nodes)
         self.cells.index_add_(0, slices.datum[::count], torch.ones_like(slices.datum[::count]))
         self._bar.update(len(slices.datum) // count)
-        parts = zip(slices.datum.split(_POINTS), slices.fixed.split(_POINTS), strict=True)
+        parts = zip(slices.datum.split(at_once(POINTS)), slices.fixed.split(at_once(POINTS)), strict=True)
         value = torch.cat([slices.density.log(datum, v) for datum, v in parts]).exp()
         return Integral(value.nan_to_num(nan=0.0), torch.zeros_like(value))
 

@@ -7,16 +7,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.slices import LOWEST, WIDEST, Slices, nearest_modes
 from inference.numerics.newton import expand, maximise
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
-# Newton's promise, in nats, at which a peak of a slice is known well enough: an offset of .1 standard deviations.
+# Predicted gain of Newton's step, in nats, at which the search for a peak stops: an offset of .1 standard deviations.
 _ROUGH = 5e-3
 _NARROWEST = 1e-12
 
 # Peaks closer than this, in standard deviations of the narrower one, share their cells.
 _APART = 1.0
+
+# Points evaluated together.
+POINTS = 2**16
 
 
 class Peaks(NamedTuple):
@@ -78,15 +82,15 @@ def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
     known, _ = nearest_modes(slices)
     every = torch.arange(num_rows, device=row.device).repeat(len(known))
     row, points = torch.cat([row, every]), torch.cat([points, known.reshape(-1, num_free)])
-    row, points, hessian = _climbed(slices, row, points)
+    row, points, hessian = _maximised(slices, row, points)
     first = _unique(row, points[:, 0], _sigma(hessian))
     beside = neighbourhood(points[first], hessian[first])
-    others = _climbed(slices, row[first].repeat(len(beside)), beside.reshape(-1, num_free))
+    others = _maximised(slices, row[first].repeat(len(beside)), beside.reshape(-1, num_free))
     row, points, hessian = (torch.cat(pair) for pair in zip((row, points, hessian), others, strict=True))
     return row, points[:, 0], _sigma(hessian)
 
 
-def _climbed(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _maximised(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Modes that matter, from starts (M, k) in chosen slices: slice, place, Hessian."""
     points, at, _ = maximise(
         lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60
@@ -111,7 +115,7 @@ def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
     reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, height, "amax")
     lost = reached < top - 0.1
     found = [(start, position, scale, height), (row[lost], where[lost], torch.ones_like(where[lost]), top[lost])]
-    # Beside each peak there may be another, across a fold, nearer than the grid can tell.
+    # Next to each peak there may be another, across a fold, closer than the grid resolves.
     far = distances(scale).T
     beside = torch.cat([position.unsqueeze(-1) - far.flip(-1), position.unsqueeze(-1) + far], dim=-1)
     peak, low, high, _, _ = _brackets(slices, start, beside)
@@ -145,9 +149,9 @@ def _grid(slices: Slices) -> Tensor:
     return torch.cat([everywhere, near], dim=-1).sort(-1).values
 
 
-def _slopes(slices: Slices, row: Tensor, position: Tensor, chunk: int = 1 << 16) -> tuple[Tensor, Tensor]:
+def _slopes(slices: Slices, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """Log density along lines and its derivative, (M,) each."""
-    parts = []
+    parts, chunk = [], at_once(POINTS)
     for rows, t in zip(row.split(chunk), position.split(chunk), strict=True):
         with torch.enable_grad():
             t = t.detach().requires_grad_()

@@ -1,0 +1,66 @@
+"""How much is computed side by side: one limit for the whole library, which a user with a small device lowers.
+
+Every place that works in blocks states its block at the default limit; :func:`at_once` scales it.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from contextvars import ContextVar, Token
+from typing import Any
+
+_DEFAULT = 64.0  # megabytes: the block of importance weights on a GPU, 2**23 numbers in float64
+
+_limit: ContextVar[float] = ContextVar("memory_limit", default=_DEFAULT)
+
+
+def at_once(count: int, each: int = 1) -> int:
+    """How many items are computed side by side under the present limit, at least one.
+
+    Args:
+        count: Elements or rows of one block at the default limit.
+        each: Elements of an item.
+    """
+    return max(1, int(count * _limit.get() / _DEFAULT) // each)
+
+
+def memory_limit(megabytes: float) -> AbstractContextManager[None]:
+    """Limit the memory of what is computed side by side, in all functions of the three packages.
+
+    The limit holds from now on in the present thread; as a context manager it holds for the block and then the one
+    before is restored. It is the size of the largest block, of importance weights on a GPU; all others change in
+    proportion. An explicit ``chunk`` or ``block`` of a function goes before it.
+
+    Warning:
+        No hard bound: a network's layers come on top. Smaller blocks draw the same random numbers in another order, so
+        that results of one seed agree within their Monte Carlo error only.
+
+    Args:
+        megabytes: The limit; 64 by default.
+
+    Raises:
+        ValueError: If it is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> from guides import MeanField
+        >>> from inference import log_weights
+        >>> from zoo import LinearVAE
+        >>> with memory_limit(1):
+        ...     log_weights(LinearVAE(5, 2), MeanField(5, 2), torch.zeros(3, 5), num_samples=4).shape
+        torch.Size([4, 3])
+    """
+    if not 0 < megabytes < math.inf:
+        raise ValueError(f"expected a positive finite number of megabytes, got {megabytes}")
+    return _Restore(_limit.set(float(megabytes)))
+
+
+class _Restore(AbstractContextManager[None]):
+    """Restores the limit from before at the end of the block."""
+
+    def __init__(self, token: Token[float]) -> None:
+        self._token = token
+
+    def __exit__(self, *exc: Any) -> None:
+        _limit.reset(self._token)

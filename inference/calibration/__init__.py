@@ -1,4 +1,4 @@
-"""Calibration of a guide on simulated data: SBC, TARP, C2ST."""
+"""Calibration of a guide on simulated data: simulation-based calibration (SBC), TARP, classifier tests (C2ST)."""
 
 from inference.calibration.classifier_two_sample import C2ST, c2st, c2st_joint, c2st_per_datum
 from inference.calibration.random_points import TARP, tarp

@@ -1,4 +1,4 @@
-r"""Classifier two-sample tests: can a classifier tell a guide's draws from the posterior's?
+r"""Classifier two-sample tests (C2ST): can a classifier distinguish a guide's draws from the posterior's?
 
 .. math:: \text{accuracy} \to \tfrac12 \iff \text{both sets of samples have one distribution}
 """
@@ -20,10 +20,10 @@ from inference.core.checks import check_count, check_finite
 
 
 class C2ST(NamedTuple):
-    """Result of classifier two-sample tests, each entry () or one per data point.
+    """Result of classifier two-sample tests (C2ST), each entry () or one per data point.
 
     Attributes:
-        accuracy: Share of held-out samples that the classifier tells right: 1/2 where it sees no difference.
+        accuracy: Share of held-out samples that are classified correctly: 1/2 where the classifier finds no difference.
         standard_error: Of the accuracy, binomial.
         p_value: One-sided, of an accuracy so far above 1/2, by the normal approximation.
     """
@@ -50,14 +50,14 @@ def default_classifier(dim: int, seed: int = 0) -> Any:
 
 
 def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: int = 5, seed: int | None = None) -> C2ST:
-    r"""Classifier two-sample test by cross-validation.
+    r"""Classifier two-sample test (C2ST) by cross-validation.
 
     .. math:: \hat t = \frac{1}{2 n} \sum_i 1[f_{-i}(v_i) = l_i]
 
     with label l_i of sample v_i and a classifier f_{-i} fitted without the fold that i is in.
 
     Warning:
-        An accuracy of 1/2 says that this classifier sees no difference, not that there is none. The samples must be
+        An accuracy of 1/2 means that this classifier finds no difference, not that there is none. The samples must be
         independent of each other: thin a Markov chain. The error takes held-out answers as independent; those of
         different folds share training data.
 
@@ -66,7 +66,7 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
 
     Args:
         first: Samples of one distribution, (n, P).
-        second: Samples of the other, (n, P): as many, so that 1/2 is what guessing earns.
+        second: Samples of the other, (n, P): as many, so that guessing has accuracy 1/2.
         classifier: Any scikit-learn classifier; None takes :func:`default_classifier`.
         num_folds: Folds.
         seed: Seed of the folds and of the default classifier.
@@ -75,7 +75,7 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
         Accuracy, standard error and p-value, () each.
 
     Raises:
-        ValueError: If the samples are not of one shape (n, P), not finite, or fewer than two a fold.
+        ValueError: If the samples are not of one shape (n, P), not finite, or fewer than two per fold.
 
     Example:
         >>> from sklearn.linear_model import LogisticRegression
@@ -99,7 +99,7 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
 
 
 def c2st_joint(simulation: Simulation, *, classifier: Any = None, num_folds: int = 5, seed: int | None = None) -> C2ST:
-    """Classifier two-sample test between (x, z) of the model and (x, z) with z drawn by the guide.
+    """Classifier two-sample test (C2ST) between (x, z) of the model and (x, z) with z drawn by the guide.
 
     Half of the simulated data keep their truth, the others get the guide's first draw, so that all samples are
     independent. Sees correlations, and guides that ignore the data.
@@ -129,7 +129,7 @@ def c2st_per_datum(
     seed: int | None = None,
     progress: bool = True,
 ) -> C2ST:
-    """Classifier two-sample test for each data point by itself.
+    """Classifier two-sample test (C2ST) for each data point by itself.
 
     Args:
         draws: The guide's, (S, N, K), such as ``predictive(model, guide, x, num_samples=S)["z"]``.
@@ -163,7 +163,7 @@ def _fresh(seed: int | None) -> int:
 
 
 def _held_out(first: Tensor, second: Tensor, classifier: Any, num_folds: int, seed: int) -> np.ndarray:
-    """Which samples, (2 n,), are told right by classifiers that were not fitted to them."""
+    """Which samples, (2 n,), are classified correctly by classifiers that were not fitted to them."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 

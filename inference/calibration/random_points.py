@@ -1,4 +1,4 @@
-r"""Expected coverage of a guide's joint credible regions, tested with random points (TARP).
+r"""Tests of accuracy with random points (TARP): the expected coverage of a guide's joint credible regions.
 
 .. math:: f_n = \frac1S \#\{s : d(z_{sn}, r_n) < d(z^*_n, r_n)\}
 """
@@ -24,7 +24,7 @@ _AREA_VARIANCE = 5 / 192
 
 @dataclass(frozen=True, kw_only=True)
 class TARP:
-    """Expected coverage of joint credible regions at every level, and how far it is from the nominal one.
+    """Result of TARP: expected coverage of joint credible regions at every level, and its distance from nominal.
 
     Attributes:
         ranks: Draws nearer to the reference point than the truth is, (N,) int64, ties broken at random.
@@ -37,7 +37,7 @@ class TARP:
             for regions too small.
         area_p_value: Two-sided p-value of the area, by the normal approximation with its exact variance 5 / (192 N).
         deviation: Largest distance between the curve and the diagonal.
-        p_value: Of the deviation, by Kolmogorov and Smirnov's test of the continuous ranks.
+        p_value: Of the deviation, by the Kolmogorov-Smirnov test of the continuous ranks.
     """
 
     ranks: Tensor
@@ -55,7 +55,7 @@ class TARP:
 def tarp(
     simulation: Simulation, *, references: Tensor | None = None, level: float = 0.95, seed: int | None = None
 ) -> TARP:
-    r"""Expected coverage of balls around random reference points.
+    r"""Tests of accuracy with random points (TARP): expected coverage of balls around random reference points.
 
     .. math:: C(\alpha) = P(f < \alpha), \quad
         f_n = \frac1S \#\{s : d(z_{sn}, r_n) < d(z^*_n, r_n)\}, \quad C(\alpha) = \alpha \text{ for the posterior}
@@ -86,7 +86,7 @@ def tarp(
     check_level(level)
     truth, draws, num_samples = simulation.truth.double(), simulation.draws.double(), simulation.num_samples
     if references is None and len(truth) < 2:
-        raise ValueError("expected at least two data, or references, got one datum")
+        raise ValueError("expected at least two data points, or references, got one data point")
     if references is not None:
         if references.shape != truth.shape:
             raise ValueError(f"expected references of shape {tuple(truth.shape)}, got {tuple(references.shape)}")
@@ -101,7 +101,7 @@ def tarp(
 
 
 def _other_truths(truth: Tensor) -> Tensor:
-    """The truth of another data point for each: a random cycle, so that nobody gets its own."""
+    """The truth of another data point for each data point, by a random cyclic permutation."""
     order = torch.randperm(len(truth), device=truth.device)
     points = torch.empty_like(truth)
     points[order] = truth[order.roll(1)]

@@ -1,4 +1,4 @@
-"""Simulated data with the latents that made them and a guide's draws: what every calibration test takes."""
+"""Simulated data with their true latents and a guide's draws: the input of every calibration test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.core.checks import check_count, check_finite
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Simulated data, the latents that made them, and a guide's draws given the data; also one's own, by hand.
+    """Simulated data, their true latents, and a guide's draws given the data; may also be made by hand.
 
     Attributes:
         names: One name per latent coordinate, P of them.
@@ -61,7 +61,7 @@ class Simulation:
 
 
 def join(parts: Sequence[Simulation], num: int) -> Simulation:
-    """The first ``num`` data of several rounds."""
+    """The first ``num`` data points of several rounds."""
     quantities = {
         name: (
             torch.cat([p.quantities[name][0] for p in parts])[:num],

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: the rank of the truth among a guide's draws, which is uniform for the posterior.
+r"""Simulation-based calibration (SBC): the rank of the truth among a guide's draws, uniform for the posterior.
 
 .. math:: r_{nk} = \#\{s : z_{snk} < z^*_{nk}\} \sim U\{0, \dots, S\}
 """
@@ -23,7 +23,7 @@ from inference.numerics.multiple_testing import holm
 
 @dataclass(frozen=True, kw_only=True)
 class SBC:
-    """Ranks of the truth among a guide's draws and how likely such ranks are for the posterior.
+    """Result of simulation-based calibration (SBC): ranks of the truth among a guide's draws, and their p-values.
 
     Attributes:
         names: Latent coordinates, then further test quantities; Q of them.
@@ -31,7 +31,7 @@ class SBC:
         uniform: (rank + U) / (S + 1) with U uniform on [0, 1], (N, Q): continuous and exactly uniform where the ranks
             are, so that tests for continuous distributions are exact.
         num_samples: S.
-        ks: p-value of Kolmogorov and Smirnov's test of ``uniform``, (Q,).
+        ks: p-value of the Kolmogorov-Smirnov test of ``uniform``, (Q,).
         chi2: p-value of the chi-squared test of the rank histogram, (Q,).
         ks_adjusted: ``ks`` adjusted by Holm for the Q tests, (Q,): one below alpha is false with probability alpha.
         chi2_adjusted: ``chi2`` likewise.
@@ -58,7 +58,7 @@ class SBC:
 
 
 def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) -> SBC:
-    r"""Simulation-based calibration of every latent coordinate and test quantity.
+    r"""Simulation-based calibration (SBC) of every latent coordinate and test quantity.
 
     .. math:: r_{nk} = \#\{s : z_{snk} < z^*_{nk}\} \sim U\{0, \dots, S\} \text{ if } q(z \mid x) = p(z \mid x)
 
@@ -67,7 +67,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
 
     Warning:
         Uniform ranks are necessary, not sufficient: the prior, as a guide that ignores the data, has uniform ranks in
-        every latent coordinate. The log-likelihood's rank, which a simulation brings, tells it.
+        every latent coordinate. The log-likelihood's rank, which a simulation includes, detects it.
 
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
@@ -75,11 +75,11 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
 
     Args:
         simulation: From :func:`inference.simulate`.
-        num_bins: Bins of the chi-squared test; at least five data in each are wanted.
+        num_bins: Bins of the chi-squared test; each needs at least five data points.
         seed: Seed of the ties and of the continuous ranks; leaves the global random state as it was.
 
     Raises:
-        ValueError: If there are fewer than five data per bin.
+        ValueError: If there are fewer than five data points per bin.
 
     Example:
         >>> truth, draws = torch.zeros(100, 1), torch.arange(-9.0, 10.0).expand(100, 1, 19).movedim(-1, 0) + 0.5
@@ -89,7 +89,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
     check_count(num_bins, "num_bins", minimum=2)
     names, num_data = (*simulation.names, *simulation.quantities), len(simulation.truth)
     if num_data < 5 * num_bins:
-        raise ValueError(f"expected at least five data in each of {num_bins} bins, got {num_data} data points")
+        raise ValueError(f"expected at least five data points in each of {num_bins} bins, got {num_data} data points")
     with seeded(seed):
         ranks = rank(simulation.truth, simulation.draws)
         for truth, draws in simulation.quantities.values():
@@ -126,13 +126,13 @@ def continuous(ranks: Tensor, num_samples: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How often central credible intervals hold the truth.
+    """Coverage of central credible intervals: how often they contain the truth.
 
     Attributes:
         names: Latent coordinates and quantities, Q.
         levels: Nominal levels, (A,).
         value: Share of the data whose interval holds the truth, (A, Q).
-        lower: Lower binomial limit of the true coverage, by Clopper and Pearson, (A, Q).
+        lower: Lower binomial limit of the true coverage (Clopper-Pearson), (A, Q).
         upper: Upper limit, (A, Q).
         level: Confidence level of each pair of limits by itself.
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a trained pair: posterior collapse, posterior error, curvature, gradient noise."""
+"""Diagnostics of a trained pair: posterior collapse, posterior error, curvature, gradient noise."""
 
 from inference.diagnostics.accuracy import PosteriorError, posterior_error
 from inference.diagnostics.collapse import active_units, collapse_curve, collapsed, latent_kl, posterior_means

@@ -28,7 +28,7 @@ from inference.weights.summary import elbo
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorError:
-    """Distances of a guide from the posterior, per data point, in float64.
+    """Posterior error of a guide: its distances from the posterior, per data point, in float64.
 
     Attributes:
         names: One name per latent coordinate, P of them.
@@ -39,7 +39,7 @@ class PosteriorError:
             bound on the distance of the distributions themselves.
         mean_error: (mean_q - mean_p) / sigma_p, (N, P).
         log_variance_ratio: log(var_q / var_p), (N, P).
-        closed_form: Whether both distributions are Gaussian by themselves, so that no number has Monte Carlo error.
+        closed_form: Whether both distributions are Gaussian, so that no number has Monte Carlo error.
         num_samples: Draws of the guide per data point; 0 where ``closed_form``.
     """
 
@@ -65,7 +65,7 @@ def posterior_error(
     plate: str | None = None,
     seed: int | None = None,
 ) -> PosteriorError:
-    r"""Errors of a guide against the model's exact posterior, or against samples of it.
+    r"""Posterior error: compare a guide with the model's exact posterior, or with samples of it.
 
     Two Gaussians are compared in closed form. Otherwise the moments are those of samples, and
 
@@ -80,7 +80,7 @@ def posterior_error(
         model: Pyro model, with ``posterior(x)`` or else with a ``reference``.
         guide: Pyro guide.
         x: Data, (N, D).
-        reference: Samples of the posterior by latent site, (S', N, ...), such as of a long Markov chain.
+        reference: Samples of the posterior by latent site, (S', N, ...), for example those of a long Markov chain.
         log_evidence: log p(x_n), (N,) in nats, from elsewhere: gives the divergences against a ``reference``.
         num_samples: S, draws of the guide, and of an exact posterior that is not Gaussian.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -109,7 +109,7 @@ def posterior_error(
             assert exact is not None
             values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
         theirs = replay(call, first.layout, values, len(next(iter(values.values()))))
-    # A guide may say that it has samples and no density: then there are no divergences.
+    # A guide without a density has no divergences.
     known = getattr(guide, "has_density", True)
     kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
     q, p = (

@@ -1,4 +1,4 @@
-r"""Posterior collapse, and the two parts of the rate: what the latent tells of the data, and its distance to the prior.
+r"""Posterior collapse, and the two parts of the rate: mutual information, and the divergence from the prior.
 
 .. math:: E_n KL(q(z \mid x_n) \,\|\, p(z)) = I_q(x; z) + KL(q(z) \,\|\, p(z)), \quad q(z) = E_x q(z \mid x)
 
@@ -32,7 +32,7 @@ def latent_kl(
     plate: str | None = None,
     progress: bool = True,
 ) -> Tensor:
-    r"""Divergence of the guide from the prior per data point and latent coordinate.
+    r"""KL divergence of the guide from the prior per data point and latent coordinate.
 
     .. math:: KL(q(z_k \mid x_n) \,\|\, p(z_k))
         = \tfrac12 \left[\frac{v_{nk} + (m_{nk} - \mu_k)^2}{s_k^2} - 1 - \log \frac{v_{nk}}{s_k^2}\right]
@@ -49,7 +49,7 @@ def latent_kl(
 
     Args:
         model: Pyro model with one latent site, of event (K,), a priori with independent coordinates.
-        guide: Pyro guide with a Gaussian distribution there, or one pushed to a support.
+        guide: Pyro guide with a Gaussian distribution there, or one transformed to a support.
         x: Data, (N, D).
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -59,7 +59,7 @@ def latent_kl(
         (N, K), in nats and float64.
 
     Raises:
-        TypeError: If one of the two distributions is another one, or the data are of the wrong type.
+        TypeError: If one of the two distributions is of another kind, or the data are of the wrong type.
         ValueError: If the pair has several latents, or a mask, scale or subsampling at the one, the data are not finite
             or have the wrong shape, or the prior is bounded and the guide is not.
 
@@ -84,7 +84,7 @@ def posterior_means(
     plate: str | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Means of the guide's distribution per data point, what :func:`active_units` takes.
+    """Posterior means of the guide per data point, as :func:`active_units` takes them.
 
     Args:
         model: As for :func:`latent_kl`, with a Gaussian prior.
@@ -105,12 +105,12 @@ def posterior_means(
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
-    r"""Which latents are collapsed: as good as the prior for as good as all data.
+    r"""Collapsed latents: those whose posterior is close to the prior for nearly all data points.
 
     .. math:: \Pr_x[KL(q(z_k \mid x) \,\|\, p(z_k)) < \epsilon] \ge 1 - \delta
 
     Warning:
-        Where the noise of the model is close to an eigenvalue of the data, the answer hangs on epsilon: look at
+        Where the noise of the model is close to an eigenvalue of the data, the answer depends on epsilon: look at
         :func:`collapse_curve`.
 
     References:
@@ -118,15 +118,15 @@ def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
 
     Args:
         kl: (N, K) in nats, from :func:`latent_kl`.
-        epsilon: Divergence in nats below which a data point's latent says nothing.
-        delta: Share of the data that may say more.
+        epsilon: Divergence in nats below which the latent of a data point counts as equal to the prior.
+        delta: Share of the data that may exceed epsilon.
 
     Returns:
         (K,) bool.
 
     Raises:
         TypeError: If ``kl`` is not a floating tensor.
-        ValueError: If ``kl`` is not (N, K) or not finite, epsilon is negative or delta no share.
+        ValueError: If ``kl`` is not (N, K) or not finite, epsilon is negative, or delta is not between 0 and 1.
 
     Example:
         >>> collapsed(torch.tensor([[0.5, 0.001], [2.0, 0.002]]))
@@ -137,7 +137,7 @@ def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:
 
 
 def collapse_curve(kl: Tensor, epsilons: Tensor, delta: float = 0.01) -> Tensor:
-    """Share of collapsed latents for each of several epsilon.
+    """Collapse curve: the share of collapsed latents for each of several epsilon.
 
     References:
         Lucas, Tucker, Grosse, Norouzi, "Don't Blame the ELBO!", 2019, arXiv 1911.02469, section 5.
@@ -160,7 +160,7 @@ def collapse_curve(kl: Tensor, epsilons: Tensor, delta: float = 0.01) -> Tensor:
 
 
 def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
-    r"""Which latents move with the data: the variance over the data of their posterior means is above a threshold.
+    r"""Active units: latents whose posterior means have a variance over the data above a threshold.
 
     .. math:: \operatorname{Var}_n E_q[z_k \mid x_n] > \theta
 
@@ -188,7 +188,7 @@ def active_units(means: Tensor, threshold: float = 0.01) -> Tensor:
 
 
 def predicted_alive(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> int:
-    """How many latents a linear VAE keeps at its optimum: those whose eigenvalue exceeds the variance of the noise.
+    """Number of latents that a linear VAE keeps at its optimum: those whose eigenvalue exceeds the noise variance.
 
     Warning:
         Exact for the linear VAE of fixed noise at its global optimum; for any other decoder no more than a reference.
@@ -203,7 +203,7 @@ def predicted_alive(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> int:
         latent_dim: K.
 
     Raises:
-        TypeError: If ``eigenvalues`` is not a floating tensor or K no integer.
+        TypeError: If ``eigenvalues`` is not a floating tensor or K is not an integer.
         ValueError: If ``eigenvalues`` is not (D,) or not finite, or K or ``sigma2`` is not positive.
 
     Example:
@@ -214,7 +214,7 @@ def predicted_alive(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> int:
 
 
 def predicted_kl(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> Tensor:
-    r"""Divergence per latent of a linear VAE at its optimum, averaged over the data, the largest first.
+    r"""KL divergence per latent of a linear VAE at its optimum, averaged over the data, the largest first.
 
     .. math:: KL_k = \tfrac12 \log \max(\lambda_k / \sigma^2, 1)
 

@@ -32,14 +32,14 @@ def negative_hessian(log_joint: Callable[[Tensor], Tensor], z: Tensor) -> Tensor
     .. math:: H_{kl} = -\partial_k \partial_l \log p(x, z)
 
     Args:
-        log_joint: From (..., K) to (...), each point by itself; a :class:`inference.LogJoint`, say.
+        log_joint: From (..., K) to (...), each point by itself, for example a :class:`inference.LogJoint`.
         z: Points, (..., K).
 
     Returns:
         (..., K, K), without gradient.
 
     Raises:
-        ValueError: If the log joint does not return one number a point, or a derivative is not finite.
+        ValueError: If the log joint does not return one number per point, or a derivative is not finite.
     """
     with torch.enable_grad():
         points = z.detach().requires_grad_()
@@ -123,7 +123,7 @@ def constant_var(curvature: Tensor) -> Tensor:
 
 
 def constant_var_penalty(curvature: Tensor) -> Tensor:
-    r"""What the ELBO loses, mean over the data, if the guide's variances may not depend on the data point, () in nats.
+    r"""Penalty of a constant variance: the loss of mean ELBO if all data share the guide's variances, () in nats.
 
     .. math:: \tfrac12 \sum_k \left(\log E_x H_k - E_x \log H_k\right) \ge 0
 

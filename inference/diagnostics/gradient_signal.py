@@ -1,4 +1,4 @@
-"""How much signal a training gradient carries: its mean, variance and signal-to-noise ratio over repeated draws."""
+"""Gradient noise: mean, variance and signal-to-noise ratio of a training gradient over repeated draws."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from inference.core.seeding import random_state, seeded
 
 @dataclass(frozen=True, kw_only=True)
 class GradientNoise:
-    """Moments of the gradient of one group of P parameters, in float64.
+    """Gradient noise of one group of P parameters: moments of their gradient, in float64.
 
     Attributes:
         mean: Mean gradient of the loss, (P,).
@@ -44,7 +44,7 @@ class GradientNoise:
 
     @property
     def signal_to_noise(self) -> float:
-        r"""The group's ratio, from which the noise of the estimated mean is taken off.
+        r"""Signal-to-noise ratio of the group, corrected for the noise of the estimated mean.
 
         .. math:: \sqrt{\|E g\|^2 / \operatorname{tr} \operatorname{Var} g}
         """
@@ -64,7 +64,7 @@ def gradient_noise(
     progress: bool = True,
     **kwargs: Any,
 ) -> dict[str, GradientNoise]:
-    """Mean and variance of an objective's gradient over repeated draws of the same data, in constant memory.
+    """Gradient noise of an objective: mean and variance of its gradient over repeated draws, in constant memory.
 
     The parameters and their ``.grad`` stay as they are, and so does the objective's step.
 

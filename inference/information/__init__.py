@@ -1,4 +1,4 @@
-"""Rate, distortion and mutual information of a pair, and their theory."""
+"""Information theory of a pair: rate, distortion and mutual information, and their closed forms."""
 
 from inference.information.bounds import information_bounds
 from inference.information.curve import CurvePoint, rate_distortion_curve

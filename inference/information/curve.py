@@ -1,4 +1,4 @@
-r"""Curves in the rate-distortion plane: one point a beta or target rate, with bands, hull and phases."""
+r"""Curves in the rate-distortion plane: one point per beta or target rate, with bands, hull and phases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLLAPSED, _SEMANTIC, _RECONSTRUCTED = 0.01, 0.2, 0.08
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """One point of a curve, over all its training runs.
+    """One point of a rate-distortion curve, over all its training runs.
 
     Attributes:
         parameter: The beta or target rate that it was trained at.
@@ -55,7 +55,7 @@ def curve_point(
     """One point from the runs of several seeds, with a bootstrap over runs and over data.
 
     Runs and data are both drawn with replacement, the same data for every run. With one run the interval is that over
-    data alone, and says nothing of how another seed would train.
+    data alone, and does not include the variation between seeds.
 
     Warning:
         With few runs the bootstrap over them is too narrow, by a factor of about sqrt((S - 1) / S).
@@ -94,14 +94,14 @@ def rate_distortion_curve(
     level: float = 0.95,
     progress: bool = True,
 ) -> list[CurvePoint]:
-    """Train a pair for every parameter and seed, and measure rate and distortion.
+    """Rate-distortion curve: train a pair for every parameter and seed, and measure rate and distortion.
 
     References:
         Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
 
     Args:
-        train: Makes a trained (model, guide) from a parameter and a seed; how the parameter acts is its affair:
-            :class:`inference.BetaELBO` makes it the beta, :class:`inference.TargetRate` the rate.
+        train: Makes a trained (model, guide) from a parameter and a seed. It decides what the parameter is: the beta
+            of :class:`inference.BetaELBO`, for example, or the rate of :class:`inference.TargetRate`.
         parameters: Betas or target rates.
         x: Data to measure on, (N, D).
         seeds: Seeds of the training runs.

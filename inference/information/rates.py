@@ -68,7 +68,7 @@ class RateDistortion:
         """H - D and R, between which the mutual information of data and latent lies.
 
         Args:
-            entropy: H of the data in nats per data point, from :func:`empirical_entropy` say.
+            entropy: H of the data in nats per data point, for example from :func:`empirical_entropy`.
         """
         return entropy - self.distortion.value, self.rate.value
 

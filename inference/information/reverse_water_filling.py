@@ -1,4 +1,4 @@
-r"""Rate and distortion of the best linear Gaussian code with K latents, from the eigenvalues of the data alone.
+r"""Reverse water-filling: rate and distortion of the best linear Gaussian code, from the eigenvalues of the data.
 
 .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \sigma^2 I_D), \quad q(z \mid x) = N(V (x - \mu), \Delta)
 
@@ -43,7 +43,7 @@ class GaussianPoint(NamedTuple):
 
 
 def water_filling(eigenvalues: Tensor, var: float, latent_dim: int, *, beta: float = 1.0) -> GaussianPoint:
-    r"""The minimum of D + beta R over all linear Gaussian codes with K latents, at a fixed sigma^2.
+    r"""Reverse water-filling: the minimum of D + beta R over linear Gaussian codes with K latents, at fixed sigma^2.
 
     Warning:
         Holds for the mean over data with this covariance; information about x in the sense of Shannon is this rate
@@ -76,7 +76,7 @@ def water_filling(eigenvalues: Tensor, var: float, latent_dim: int, *, beta: flo
 
 
 def water_filling_at_rate(eigenvalues: Tensor, var: float, latent_dim: int, *, rate: float) -> GaussianPoint:
-    r"""The point of the curve at a given positive rate: the least distortion that so many nats can buy.
+    r"""The point of the curve at a given positive rate: the least distortion at that rate.
 
     For every number q of components the level theta_q at which the first q of them cost the rate R is explicit,
 

@@ -20,18 +20,18 @@ from inference.posterior.log_joint import LogJoint
 
 _CHECKED = 3
 
-# What a closed form may be off by, relative to its size and in nats.
+# The tolerated error of a closed form, relative to its size and in nats.
 _ROUNDING = 1e-6
 _MAX_QUADRATURE_DIM = 3
 
 
 @dataclass(frozen=True)
 class Automatic(Method):
-    """A closed form where the model has one, quadrature up to three latent dimensions, else annealing.
+    """Automatic choice of a method: a closed form, quadrature up to three latent dimensions, or annealing (AIS).
 
-    A closed form is checked on three data against its own posterior. Annealing is told with the importance-weighted
-    estimate of the guide beside it, where there is a guide: both are lower bounds in expectation, the larger is the
-    value unless annealing has a two-sided interval, and their ``spread`` is what is not known at least.
+    A closed form is checked on three data points against its own posterior. Where there is a guide, annealing is
+    reported together with the guide's importance-sampling estimate: both are lower bounds in expectation, the larger is
+    the value unless annealing has a two-sided interval, and their ``spread`` is the least that is uncertain.
 
     Args:
         annealed: Settings of annealing.
@@ -49,7 +49,8 @@ class Automatic(Method):
         """The evidence of all data of the problem, (N,), by the method chosen.
 
         Raises:
-            ValueError: If a closed form disagrees with the model's own density, or model or data are unfit.
+            ValueError: If a closed form disagrees with the model's own density, the data are not finite or have the
+                wrong shape, or model and guide are not a valid pair.
         """
         if (
             isinstance(problem.call.model, SupportsLogEvidence)
@@ -64,14 +65,14 @@ class Automatic(Method):
         result = self.annealed.estimate(problem)
         if problem.call.guide is None:
             return result
-        return _beside(result, Importance(self.num_samples).estimate(problem), problem.level)
+        return _larger_bound(result, Importance(self.num_samples).estimate(problem), problem.level)
 
     def refined(self) -> Automatic | None:
         """With four times the temperatures and samples."""
         return replace(self, annealed=self.annealed.refined(), num_samples=4 * self.num_samples)
 
 
-def _beside(first: Evidence, second: Evidence, level: float) -> Evidence:
+def _larger_bound(first: Evidence, second: Evidence, level: float) -> Evidence:
     """Two lower bounds as one: the larger value, and the lower end of either at half the risk."""
     two_sided = first.upper.isfinite()
     larger = ~two_sided & (second.value > first.value)
@@ -91,7 +92,7 @@ def _beside(first: Evidence, second: Evidence, level: float) -> Evidence:
 
 @torch.no_grad()
 def _check_closed_form(problem: Problem, result: Evidence) -> None:
-    """Compare the closed form of three data with log p(x, z) - log p(z | x) at a draw of the model's posterior."""
+    """Compare the closed form of three data points with log p(x, z) - log p(z | x) at posterior draws."""
     model = problem.call.model
     if not isinstance(model, SupportsPosterior):
         return

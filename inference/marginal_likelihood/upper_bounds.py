@@ -1,4 +1,4 @@
-"""Upper bounds of the evidence from samples of a pair, each with what it assumes."""
+"""Upper bounds of the evidence from samples of a pair, each with its assumption."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference.weights.summary import WeightSummary, summarise
 def eubo(
     model: Program, guide: Program, draws: ExactDraws, *args: Any, plate: str | None = None, **kwargs: Any
 ) -> Estimate:
-    r"""Evidence upper bound per data point, the mean log weight of exact posterior draws, with its standard error.
+    r"""Evidence upper bound (EUBO) per data point: the mean log weight of exact posterior draws, with standard error.
 
     .. math:: E_{p(z \mid x)} [\log p(x, z) - \log q(z \mid x)] = \log p(x) + KL(p(z \mid x) \| q(z \mid x))
 
@@ -31,8 +31,7 @@ def eubo(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        (N,) in nats; of one draw per data point the error is infinite, and the mean over the data is what it is good
-        for.
+        (N,) in nats; with one draw per data point the error is infinite, and only the mean over the data is of use.
 
     Raises:
         ValueError: If model and guide are not a valid pair.
@@ -44,7 +43,7 @@ def eubo(
 
 
 def cubo(summary: WeightSummary) -> Estimate:
-    r"""The chi bound of order two from a guide's importance weights, with its standard error: an asymptotic figure.
+    r"""Chi upper bound (CUBO) of order two from a guide's importance weights, with its standard error; asymptotic.
 
     .. math:: \tfrac12 \log E_q w^2 \ge \log p(x)
 

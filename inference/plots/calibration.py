@@ -169,7 +169,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError]) -> Figure:
         ax.set_xlabel(label)
     figure.axes[0].set_ylabel("share")
     figure.axes[0].legend(fontsize=8, frameon=False)
-    figure.suptitle("Error of the guide's Gaussian part, per datum", fontsize=11)
+    figure.suptitle("Error of the guide's Gaussian part, per data point", fontsize=11)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Exact draws of posteriors: of data that a model made itself, or of a model that knows its posterior."""
+"""Exact draws of posteriors: of simulated data, or of a model with an exact posterior."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class ExactDraws:
 def simulated_draws(
     model: Program, like: int | Tensor, *args: Any, seed: int | None = None, **kwargs: Any
 ) -> ExactDraws:
-    """Data drawn from the model with the latents that made them: one exact draw of each data point's posterior.
+    """Simulated data with their true latents: one exact draw of each data point's posterior.
 
     Args:
         model: Pyro model.
         like: Number of data points, for a model that is a :class:`inference.core.protocols.Simulates`; or data (N, D),
-            which the model observes as they are and which are replaced by simulated ones.
+            which the model observes unchanged and which are replaced by simulated ones.
         *args: Further arguments of the model.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of the model.
 
     Raises:
         TypeError: If a number is given and the model returns no tensor.
-        ValueError: If data are given and they are not all that the model observes, as they are.
+        ValueError: If data are given and they are not all that the model observes, unchanged.
     """
     if isinstance(like, Tensor):
         check_arguments((model,), (like, *args), kwargs)
@@ -64,7 +64,7 @@ def simulated_draws(
 
 
 def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: int | None = None) -> ExactDraws:
-    """Exact draws of the posterior of a model that knows it.
+    """Exact draws of the posterior, of a model with ``posterior(x)``.
 
     Args:
         model: Pyro model with one latent and ``posterior(x)``.
@@ -73,7 +73,7 @@ def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: i
         seed: Seed; leaves the global random state as it was.
 
     Raises:
-        TypeError: If the model does not know its posterior.
+        TypeError: If the model has no ``posterior(x)``.
     """
     check_count(num_samples, "num_samples")
     if not isinstance(model, SupportsPosterior):

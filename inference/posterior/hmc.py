@@ -1,4 +1,4 @@
-r"""Hamiltonian Monte Carlo on the geometric path from a Gaussian to a model's joint density, for all data at once.
+r"""Hamiltonian Monte Carlo (HMC) on the geometric path from a Gaussian to a model's joint density, for all data.
 
 .. math:: \pi_\beta(v) \propto N(v; 0, I)^{1 - \beta} \, p(x, m + L v)^\beta
 
@@ -29,7 +29,7 @@ _ACCEPTANCE, _RATE = 0.8, 0.6
 
 
 class Chains(NamedTuple):
-    """Where the chains are, with the joint density there.
+    """State of the chains: positions, and the joint density there.
 
     Attributes:
         v: Whitened positions, (S, N, d).
@@ -51,7 +51,7 @@ def whitened(log_joint: LogJoint, start: Gaussian, num_chains: int) -> Target:
     """The log joint density of whitened coordinates with its gradient, traced to a flat graph where that succeeds.
 
     Args:
-        log_joint: What chains move on.
+        log_joint: The log joint density that chains sample.
         start: The Gaussian that whitens.
         num_chains: S; the function takes v of shape (S, N, d) alone.
 
@@ -81,7 +81,7 @@ def traced(target: Target, example: Tensor) -> Target:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = make_fx(target)(example)
-        # What the model decided by the example's values, it decides otherwise elsewhere.
+        # Control flow that depends on the example's values may differ elsewhere.
         same = all(torch.equal(a, b) for a, b in zip(graph(-0.5 * example), target(-0.5 * example)))
     except Exception:  # a user's model may fail to trace in any way
         return target
@@ -89,7 +89,7 @@ def traced(target: Target, example: Tensor) -> Target:
 
 
 def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Chains, Tensor]:
-    r"""One step of Hamiltonian Monte Carlo that leaves :math:`\pi_\beta` invariant and is its own reverse.
+    r"""One transition of Hamiltonian Monte Carlo (HMC), which leaves :math:`\pi_\beta` invariant and is reversible.
 
     Args:
         target: See :func:`whitened`.
@@ -99,7 +99,7 @@ def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_l
         num_leapfrog: Leapfrog steps.
 
     Returns:
-        The chains after the step, and the probability that each was to accept it, (S, N).
+        The chains after the step, and its acceptance probabilities, (S, N).
 
     References:
         Neal, "MCMC using Hamiltonian dynamics", 2011, arXiv 1206.1901.
@@ -132,10 +132,10 @@ def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_l
 
 
 def tuned(step: Tensor, acceptance: Tensor) -> Tensor:
-    """The steps (N,) moved towards the acceptance that is wanted, from that of a transition (S, N)."""
+    """The leapfrog steps (N,), adapted towards the target acceptance from the acceptance of a transition (S, N)."""
     return step * torch.exp(_RATE * (acceptance.mean(0) - _ACCEPTANCE))
 
 
 def acceptance_probability(before: Tensor, after: Tensor) -> Tensor:
-    """Metropolis's probability of accepting a change of energy; zero where the trajectory broke down."""
+    """Metropolis acceptance probability of a change of energy; zero where the trajectory diverged."""
     return (before - after).clamp(max=0).exp().nan_to_num(0.0)

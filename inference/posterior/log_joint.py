@@ -2,8 +2,8 @@ r"""The log joint density of any Pyro model as a function of its latents, per da
 
 .. math:: u_n \mapsto \log p(x_n, T(u_n)) + \log |\det T'(u_n)|, \quad u_n \in R^d
 
-T takes unconstrained numbers to the support of each latent site, in trace order. Whatever walks, integrates or
-optimises over a posterior is written against this one function.
+T takes unconstrained numbers to the support of each latent site, in trace order. Every sampler, integrator and
+optimiser over a posterior is written against this one function.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class LogDensity(NamedTuple):
 
 
 class LogJoint:
-    r"""log p(x_n, z) of a Pyro model in unconstrained coordinates, one value per data point.
+    r"""Log joint density log p(x_n, z) of a Pyro model in unconstrained coordinates, one value per data point.
 
     Transforms are built inside each run, so that the support of a site may depend on the sites before it. Indices of
     subsampling plates are drawn once and kept. The model's own parameters are used, never those of Pyro's store.
@@ -108,7 +108,7 @@ class LogJoint:
 
     @property
     def num_data(self) -> int:
-        """Data, N."""
+        """Number of data points, N."""
         return self._layout.num_data
 
     @property
@@ -123,7 +123,7 @@ class LogJoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the latents live."""
+        """The latents' device."""
         return self._like.device
 
     def __call__(self, u: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class LogJoint:
             u: (S, N, d) or (N, d).
 
         Returns:
-            (S, N) or (N,), with gradient where ``u`` has one; finite or minus infinity for legal models.
+            (S, N) or (N,), with gradient where ``u`` has one; finite or minus infinity for a proper model.
 
         Raises:
             ValueError: If ``u`` is of another shape.
@@ -213,7 +213,7 @@ class LogJoint:
 
     @torch.no_grad()
     def draw_guide(self, guide: Program, num_samples: int) -> Tensor:
-        """Draws from a guide of the same arguments that need not know its density, u (S, N, d).
+        """Draws from a guide of the same arguments, which need not have a density, u (S, N, d).
 
         Raises:
             ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
@@ -226,7 +226,7 @@ class LogJoint:
         return replace(self._call, guide=guide).run(num_samples, values=self._subsamples)
 
     def rows(self, index: Tensor) -> LogJoint:
-        """The log joint of chosen data, which may repeat; its evaluations count here.
+        """The log joint of chosen data points, which may repeat; its evaluations count here.
 
         Args:
             index: Integers in 0..N-1, (M,).
@@ -264,7 +264,7 @@ class LogJoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a latent site stands in a data point's vector, and the shape of what stands there.
+    """The place of a latent site in a data point's vector, and the shape of its value.
 
     Attributes:
         name: The site.
@@ -328,7 +328,7 @@ def _transform(name: str, fn: Distribution) -> Any:
 
 
 class _Coordinates(Messenger):
-    """Dictates latents by pieces of u, or records the coordinates of those that a run has; sums log-determinants.
+    """Sets latents from pieces of u, or records the coordinates of those that a run has; sums log-determinants.
 
     Entered outside the particle plate, where a site's distribution is expanded already.
     """

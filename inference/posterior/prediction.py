@@ -1,4 +1,4 @@
-"""Draws from any pair: from the prior, from the posterior predictive, and reconstructions."""
+"""Prior predictive draws, posterior predictive draws and reconstructions of any pair."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from inference.core.simulated import simulated_values
 
 @torch.no_grad()
 def sample(model: Program, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
-    """One run of the generative story: every site drawn, none observed.
+    """Prior predictive draw: one run of the model in which every site is sampled and none observed.
 
     Args:
         model: Pyro model.
-        *args: Its arguments; observations among them say how many data there are and are not conditioned on.
+        *args: Its arguments; observations among them give the number of data points and are not conditioned on.
         seed: Seed; leaves the global random state as it was.
-        **kwargs: Its keyword arguments; ``n=10`` for ten data of a model of the zoo.
+        **kwargs: Its keyword arguments; ``n=10`` for ten data points of a model of the zoo.
 
     Returns:
         Values by site name, each with batch (N,).
@@ -78,7 +78,7 @@ def reconstruct(
     plate: str | None = None,
     seed: int | None = None,
 ) -> Tensor:
-    """The mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
+    """Reconstruction: the mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
 
     Args:
         model: A model that can decode.

@@ -59,7 +59,7 @@ class WeightSummary:
 
     @property
     def iwae(self) -> Estimate:
-        """Importance-weighted ELBO (IWAE) of all S samples, log of the mean weight in nats; s.e. by the delta method."""
+        """Importance-weighted ELBO (IWAE), log of the mean of all S weights in nats; s.e. by the delta method."""
         excess = torch.expm1(math.log(self.num_samples) + self.log_sums[1] - 2 * self.log_sums[0]).clamp(min=0)
         variance = excess / (self.num_samples - 1) if self.num_samples > 1 else excess + math.inf
         return Estimate(self.log_sums[0] - math.log(self.num_samples), _infinite_if_nan(variance.sqrt()))

@@ -1,4 +1,4 @@
-"""The evidence by the model's own closed form."""
+"""Evidence in closed form, by the model's own ``log_evidence``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.marginal_likelihood.base.result import EXACT, Evidence
 
 @dataclass(frozen=True)
 class Exact(Method):
-    """The model's own ``log_evidence``, in float64."""
+    """Closed form: the model's own ``log_evidence``, in float64."""
 
     name: ClassVar[str] = "exact"
 

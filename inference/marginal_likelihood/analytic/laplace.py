@@ -1,4 +1,4 @@
-r"""Laplace's approximation of the evidence at the mode of the joint density.
+r"""Laplace approximation of the evidence at the mode of the joint density.
 
 .. math:: \log p(x_n) \approx \log p(x_n, u^*) + \tfrac d2 \log 2 \pi - \tfrac12 \log \det H,
     \quad H = -\nabla^2 \log p(x_n, u^*)
@@ -27,10 +27,10 @@ _DRAWS = 128
 
 @dataclass(frozen=True)
 class Laplace(Method):
-    r"""Laplace's approximation: the Gaussian integral under the highest mode that Newton's method finds.
+    r"""Laplace approximation: the Gaussian integral under the highest mode that Newton's method finds.
 
     Exact where the posterior is Gaussian in unconstrained coordinates. Elsewhere it is a limit: the relative error of
-    p(x) falls as 1 / D with the number D of observations that each data point's latents are seen through. The guarantee
+    p(x) falls as 1 / D with the number D of observations that depend on each data point's latents. The guarantee
     ``"asymptotic"`` is in that sense alone. Nothing here measures the error, so the interval is the whole line and
     the standard error infinite.
 

@@ -1,4 +1,4 @@
-r"""The evidence of a near-deterministic model, by the change of variables that its decoder makes.
+r"""Near-deterministic limit of the evidence, by the change of variables of the decoder.
 
 .. math::
     \log p(x) \approx \tfrac{D - K}{2} \log \tfrac{\gamma^2}{2\pi} + \log p_0(g) - \tfrac12 \log\det\Bigl(J^\top J
@@ -34,17 +34,17 @@ _MAX_GRADIENT_NORM = 1e-3
 
 @dataclass(frozen=True)
 class LimitTerms:
-    r"""The parts of the limit, per data point.
+    r"""The parts of the near-deterministic limit, per data point.
 
     Attributes:
         z: Nearest latent g(x), (N, K).
         log_evidence: The limit, (N,) in nats.
-        error: What the limit neglects, estimated, (N,) in nats.
+        error: Estimated error of the limit, (N,) in nats.
         stiffness: The smallest eigenvalue of gamma^2 J'J, (N,).
         gradient_norm: How far g(x) is from stationary, (N,); see
             :class:`inference.numerics.levenberg_marquardt.Nearest`.
-        contrast: Local independent mechanism analysis contrast of the decoder at g(x), (N,) in nats: what the gap of
-            the best guide with independent coordinates tends to.
+        contrast: Local independent mechanism analysis (IMA) contrast of the decoder at g(x), (N,) in nats: the limit of
+            the gap of the best guide with independent coordinates.
         evaluations: Decoder evaluations per data point, roughly.
     """
 
@@ -148,7 +148,7 @@ def _neglected(model: SupportsGaussianDecoder, x: Tensor, z: Tensor, factor: Ten
 
 @dataclass(frozen=True)
 class Limit(Method):
-    """The limit of little noise, for models with a decoder, Gaussian noise and a latent ``"z"``.
+    """Near-deterministic limit of little noise, for models with a decoder, Gaussian noise and a latent ``"z"``.
 
     Nearest latents are searched from the guide's mean draw where there is a guide, and from draws of the prior.
 

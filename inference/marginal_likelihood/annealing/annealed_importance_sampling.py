@@ -1,4 +1,4 @@
-"""The evidence by annealed importance sampling with Hamiltonian transitions, as a method of ``evidence``."""
+"""Annealed importance sampling (AIS) of the evidence, with Hamiltonian transitions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from inference.weights.summary import summarise
 
 @dataclass(frozen=True)
 class Annealed(Method):
-    r"""Annealed importance sampling from a Gaussian to the posterior, by Hamiltonian Monte Carlo.
+    r"""Annealed importance sampling (AIS) from a Gaussian to the posterior, by Hamiltonian Monte Carlo (HMC).
 
     The Gaussian has the mean and covariance of the guide's draws, or the prior's where there is no guide, in
     unconstrained coordinates, and is widened. Temperatures and steps are each data point's own.
@@ -70,7 +70,7 @@ class Annealed(Method):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair.
+            ValueError: If the data are not finite or have the wrong shape, or model and guide are not a valid pair.
             FloatingPointError: If the joint density is NaN or infinite where a chain begins.
         """
         annealer = self.prepare(problem)
@@ -84,7 +84,7 @@ class Annealed(Method):
         """The frozen path of each data point, from the start that the guide gives and pilot chains.
 
         Raises:
-            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair.
+            ValueError: If the data are not finite or have the wrong shape, or model and guide are not a valid pair.
         """
         log_joint = problem.log_joint
         programs = problem.call.programs

@@ -1,4 +1,4 @@
-"""Brackets of the evidence: annealing from both sides.
+"""Bidirectional Monte Carlo (BDMC): brackets of the evidence by annealing from both sides.
 
 An upper bound that holds in expectation needs exact draws of the posterior. On real data long chains may stand in for
 them, on the assumption that they have converged.
@@ -28,7 +28,7 @@ from inference.weights.summary import WeightSummary, summarise
 
 @dataclass(frozen=True, kw_only=True)
 class Bracket:
-    """The evidence between two bounds that hold in expectation whatever the guide, and what it is the evidence of.
+    """Bracket of the evidence by bidirectional Monte Carlo (BDMC), with bounds that hold in expectation for any guide.
 
     Attributes:
         evidence: ``raw_lower`` and ``raw_upper`` in expectation, ``lower`` and ``upper`` with probability ``level``.
@@ -41,15 +41,15 @@ class Bracket:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvergedBracket:
-    """The evidence of real data between a lower bound in expectation and one that stands on an assumption.
+    """Bracket of the evidence of real data: a lower bound in expectation, and an upper one under an assumption.
 
     Attributes:
         raw_lower: Lower bound in expectation, whatever the guide, (N,) in nats.
         upper_if_converged: Upper bound in expectation if the assumption holds, (N,).
-        r_hat: Gelman and Rubin's ratio over the last half of the chains' steps at the posterior, the largest of
-            coordinates and log joint density, (N,): near one where nothing speaks against the assumption.
+        r_hat: Gelman-Rubin R-hat over the last half of the chains' steps at the posterior, the largest of coordinates
+            and log joint density, (N,): near one where there is no evidence against the assumption.
         seconds: Wall time.
-        assumption: What the upper end assumes, and no computation has shown.
+        assumption: The assumption of the upper end, which no computation has verified.
     """
 
     raw_lower: Tensor
@@ -72,13 +72,13 @@ def bdmc(
     progress: bool = True,
     **kwargs: Any,
 ) -> Bracket:
-    r"""The evidence from both sides, by bidirectional Monte Carlo.
+    r"""Bidirectional Monte Carlo (BDMC): the evidence of simulated data from both sides.
 
     .. math:: E \log \frac1S \sum_s w_s \le \log p(x) \le E \Big[ -\log \frac1S \sum_s w'_s \Big],
         \quad E w = p(x), \quad E w' = 1 / p(x)
 
     Chains run from the Gaussian of the guide to the posterior, and from exact draws of the posterior back, through the
-    same frozen transitions. What is tuned, is tuned on chains that have not seen the exact draws.
+    same frozen transitions. All tuning is on chains that do not depend on the exact draws.
 
     Warning:
         Both bounds hold in expectation (``raw_lower``, ``raw_upper``). What holds with probability ``level`` is wider
@@ -141,7 +141,7 @@ def converged_bracket(
     progress: bool = True,
     **kwargs: Any,
 ) -> ConvergedBracket:
-    """The bounds of :func:`bdmc` on real data, with long Hamiltonian chains in place of exact posterior draws.
+    """Bidirectional Monte Carlo (BDMC) on real data, with long Hamiltonian chains in place of exact posterior draws.
 
     The chains begin where annealing ended and stay at the posterior for many steps before they walk back.
 
@@ -215,7 +215,7 @@ def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: f
 
 
 class _Moments:
-    """Mean and variance of each chain along its steps, and what Gelman and Rubin make of them."""
+    """Mean and variance of each chain along its steps, and R-hat from them."""
 
     def __init__(self) -> None:
         self._num, self._shift = 0, torch.empty(0)

@@ -1,1 +1,1 @@
-"""What every method of estimating the evidence is given and gives: method, result, intervals."""
+"""Base of the methods that estimate the evidence: their interface, result and intervals."""

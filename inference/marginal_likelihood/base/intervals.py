@@ -18,10 +18,10 @@ _MAX_PARETO_K = 0.5
 
 
 def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "importance") -> Evidence:
-    """The evidence that importance weights support.
+    """Evidence from importance weights: log of the mean weight, with its interval and guarantee.
 
     Args:
-        summary: Summary of the weights, from draws that nothing was adapted to.
+        summary: Summary of the weights, of draws to which nothing was adapted.
         level: Confidence level of the intervals.
         method: The method that made the weights.
     """
@@ -49,7 +49,7 @@ def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method
 
 
 def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
-    """Evidence of importance weights with a better estimate in its place; what is unbiased stays that of the weights.
+    """Evidence from importance weights with its value replaced by a better estimate; unbiased bounds are kept.
 
     Two-sided intervals become normal ones around the value; Markov's lower bound stays, or is the value if that is
     lower still.

@@ -1,4 +1,4 @@
-"""What a method of estimating the evidence is given, and what it must be able to do."""
+"""Interface of the methods that estimate the evidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.posterior.log_joint import LogJoint
 
 @dataclass(frozen=True)
 class Problem:
-    """A call whose model's evidence is asked for, and how; the caller seeds the random numbers.
+    """A call whose model's evidence is to be estimated, with options; the caller seeds the random numbers.
 
     Attributes:
         call: Model, guide (where there is one) and their arguments, in float64.
@@ -45,10 +45,10 @@ class Problem:
 
 
 class Method(ABC):
-    """A way to estimate the evidence: a frozen dataclass of its settings.
+    """Method of estimating the evidence: a frozen dataclass of its settings.
 
     Attributes:
-        name: What :func:`inference.marginal_likelihood.estimate` calls it.
+        name: Its name in :func:`inference.evidence`.
     """
 
     name: ClassVar[str]
@@ -58,8 +58,9 @@ class Method(ABC):
         """The evidence of all data of the problem, (N,).
 
         Raises:
-            TypeError: If the method does not go with the model.
-            ValueError: If problem or settings are unfit.
+            TypeError: If the method does not apply to the model.
+            ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or a
+                setting is out of range.
         """
 
     def refined(self) -> Method | None:

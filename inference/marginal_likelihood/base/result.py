@@ -1,4 +1,4 @@
-r"""What an estimate of the evidence log p(x) carries: its value, an interval, and the kind of guarantee behind it."""
+r"""Result of an estimate of the evidence log p(x): its value, an interval, and the kind of guarantee."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ ASYMPTOTIC = "asymptotic"
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    r"""log p(x_n) in nats, per data point.
+    r"""Evidence log p(x_n) in nats, per data point, with an interval and its kind of guarantee.
 
-    What an interval means is said by its guarantee, one string per data point:
+    The guarantee, one string per data point, states what an interval means:
 
     - ``"exact"``: a closed form.
     - ``"numerical"``: quadrature or a limit, within the error that the method estimates of itself.
@@ -46,8 +46,8 @@ class Evidence:
         raw_lower: Log of an unbiased estimate of p(x_n), (N,): a lower bound of log p(x_n) in expectation; None where
             there is none.
         raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
-        spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: no less is
-            unknown, whatever the interval says.
+        spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: a lower bound
+            of the uncertainty, even where the interval is narrower.
         num_samples: Samples per data point; 0 where there are none.
         evaluations: Evaluations of the joint density per data point, on average; gradients count like values.
         seconds: Wall time of the whole estimate.
@@ -91,7 +91,7 @@ class Evidence:
         return Interval(value, value - width, value + width, error)
 
     def __str__(self) -> str:
-        """Two lines at most: the mean with its interval, and where it is not known how well it is not."""
+        """Two lines at most: the mean with its interval, and how far several methods disagree, if they do."""
         mean, kinds = self.mean, sorted(set(self.guarantee))
         text = f"mean log p {mean.value:.4f} nats over {len(self.value)} data points"
         text += f" by {self.method}, {' and '.join(kinds)}"

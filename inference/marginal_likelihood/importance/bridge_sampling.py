@@ -1,4 +1,4 @@
-r"""The evidence by bridge sampling between an adapted mixture t and draws of the posterior.
+r"""Bridge sampling of the evidence, between an adapted mixture t and draws of the posterior.
 
 .. math:: \hat p(x_n) = \frac{\frac1{S} \sum_{u_s \sim t} h(u_s) \, p(x_n, u_s)}
     {\frac1{M} \sum_{u_m \sim p(\cdot \mid x_n)} h(u_m) \, t(u_m)},
@@ -119,7 +119,7 @@ def _resampled(proposal: Proposal, num_chains: int) -> Tensor:
 
 
 def bridge_estimate(posterior: Tensor, proposal: Tensor) -> Estimate:
-    r"""Meng and Wong's estimate of a normalising constant, with its error.
+    r"""Bridge-sampling estimate of a normalising constant by Meng and Wong, with its error.
 
     .. math:: \sum_{s} \operatorname{logit}^{-1}(\ell_s - c + \log \tfrac MS)
         = \sum_{m} \operatorname{logit}^{-1}(c - \ell_m - \log \tfrac MS)

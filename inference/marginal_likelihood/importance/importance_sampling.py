@@ -1,4 +1,4 @@
-r"""The evidence by importance sampling from a guide.
+r"""Importance sampling of the evidence, from a guide.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \frac{p(x_n, z_s)}{q(z_s \mid x_n)}
 """
@@ -18,15 +18,15 @@ from inference.weights.summary import WeightSummary, summarise
 
 @dataclass(frozen=True)
 class Importance(Method):
-    r"""Importance sampling from a guide: the log of the mean weight, which underestimates log p(x) on average.
+    r"""Importance sampling (IS) from a guide: the log of the mean weight, which underestimates log p(x) on average.
 
     Warning:
         Where k-hat and its error leave no doubt that the weights have a variance, the interval is two-sided and
-        asymptotic. Elsewhere only Markov's inequality speaks: a lower bound. Neither sees a mode of the posterior
+        asymptotic. Elsewhere it is a lower bound by Markov's inequality alone. Neither detects a mode of the posterior
         that the guide never visits.
 
-        The level is that of all data asked for. Where the true k is near 0.5 and few data of a guide pass, those few
-        were let through by the same luck that moves the value: at k = 0.48 and S = 1000, 2% pass, and half of their
+        The level holds over all data points together. Where the true k is near 0.5 and few data points pass, those are
+        selected by the same fluctuation that moves the value: at k = 0.48 and S = 1000, 2% pass, and half of their
         intervals miss the truth. Distrust the two-sided intervals of a guide of which most are one-sided.
 
     References:

@@ -1,4 +1,4 @@
-r"""The evidence by Pareto-smoothed importance sampling from a guide.
+r"""Pareto-smoothed importance sampling (PSIS) of the evidence, from a guide.
 
 .. math:: \log \hat p(x_n) = \log \frac1S \sum_s \tilde w_{sn}
 
@@ -26,13 +26,13 @@ from inference.weights.summary import WeightSummary
 
 @dataclass(frozen=True)
 class SmoothedImportance(Method):
-    r"""Importance sampling from a guide, with the largest weights smoothed: less variance for a little bias.
+    r"""Pareto-smoothed importance sampling (PSIS) from a guide: less variance for a little bias.
 
     Warning:
         The smoothed mean is not unbiased and bounds nothing: ``raw_lower`` and one-sided intervals are those of the
         raw weights. Where k-hat shows a variance, the interval is two-sided and asymptotic around the smoothed value.
-        For k-hat up to 0.7 the value is still of use, without a claim. No smoothing sees a mode that the guide never
-        visits.
+        For k-hat up to 0.7 the value is still of use, without a guarantee. Smoothing does not detect a mode that the
+        guide never visits.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
@@ -77,6 +77,6 @@ def smoothed_mean(summary: WeightSummary) -> Estimate:
 
 
 def _exchange(log_total: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Log of a sum in which some terms give place to others, all as logarithms."""
+    """Log of a sum in which some terms are replaced by others, all as logarithms."""
     share = (old.logsumexp(0) - log_total).exp().clamp(max=1).nan_to_num(1.0)
     return torch.logaddexp(log_total + torch.log1p(-share), new.logsumexp(0))

@@ -1,4 +1,4 @@
-r"""The evidence by quadrature, for latents of one, two or three dimensions.
+r"""Adaptive quadrature of the evidence, for latents of one, two or three dimensions.
 
 .. math:: \log p(x_n) = \log \int e^{\log p(x_n, T(u)) + \log |\det T'(u)|} \, du
 """
@@ -22,7 +22,7 @@ from inference.posterior.modes import prior_scale, search_modes
 
 _MAX_DIM = 3
 
-# What the pair of rules can tell from rounding.
+# The least tolerance that the pair of rules can distinguish from rounding.
 _LEAST_TOLERANCE = 1e-11
 
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
@@ -43,13 +43,13 @@ class Quadrature(Method):
 
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
-        leads to, such as a needle at 40 prior standard deviations, is not in the value, and no error says so. A guide
+        leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error. A guide
         that covers it leads to it.
 
         A data point that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
         that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
-        :func:`inference.marginal_likelihood.estimate` converts modules with their data; a function that rounds to
-        float32 inside is limited by that, and its error estimate does not know.
+        :func:`inference.evidence` converts modules with their data; a function that rounds to float32 inside is limited
+        by that, which the error estimate does not include.
 
     References:
         Piessens, de Doncker-Kapenga, Ueberhuber, Kahaner, "QUADPACK", 1983.

@@ -23,7 +23,7 @@ _UNIMPORTANT = 30.0
 # The prior's unit: no peak is taken to be wider.
 WIDEST = 1.0
 
-# Modes that a slice is told of.
+# Modes that the search on a slice starts from.
 _NEAREST = 3
 
 
@@ -84,18 +84,18 @@ class Density:
         return self.precision[..., :num, :num] - across @ torch.linalg.solve(self.precision[..., num:, num:], across.mT)
 
     def log(self, datum: Tensor, v: Tensor) -> Tensor:
-        """Log density of data (M,) at v (M, d), (M,)."""
+        """Log density of data points (M,) at v (M, d), (M,)."""
         u = self.origin[datum] + (self.frame[datum] @ v.unsqueeze(-1)).squeeze(-1)
         return log_joint_at(self.log_joint, datum, u) - self.shift[datum]
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices through the densities of data.
+    """Slices through the densities of data points.
 
     Attributes:
         density: That of all data.
-        data point: Whose density a slice is of, (R,).
+        datum: Whose density a slice is of, (R,).
         fixed: Its fixed coordinates, (R, l).
         grid: Points per dimension of the grid on which the peaks of a slice are sought.
     """

@@ -1,4 +1,4 @@
-"""The ELBO gap, split into its parts, and guides side by side."""
+"""The gap between evidence and ELBO, its decomposition, and the comparison of guides."""
 
 from inference.comparison.gap_decomposition import Gap, Refit, gap, refit
 from inference.comparison.guide_comparison import compare

@@ -1,4 +1,4 @@
-r"""Where the ELBO's gap comes from: what the guide's family cannot say, and what its encoder fails to say.
+r"""Decomposition of the gap between evidence and ELBO into approximation gap and amortisation gap.
 
 .. math::
     \underbrace{\log p(x_n) - L_n(q)}_{\text{gap}}
@@ -37,7 +37,7 @@ _RESTART_SPREAD = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Refit:
-    """The best of a guide's family for each data point, as far as it was found.
+    """Refit of a guide: the best member of its family for each data point, as far as it was found.
 
     Attributes:
         elbo: Its ELBO, (N,) in nats; never below the guide's own on the same noise.
@@ -62,7 +62,7 @@ class Refit:
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """The gap of a guide, split per data point; all (N,) in nats.
+    """Gap between evidence and ELBO of a guide, split per data point; all (N,) in nats.
 
     Attributes:
         evidence: log p(x), with its interval and guarantee.
@@ -70,8 +70,9 @@ class Gap:
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        approximation: What the family leaves; None where the guide cannot be freed for each data point.
-        amortisation: What the encoder leaves; None likewise.
+        approximation: Approximation gap, that of the family's best member; None where the guide cannot be freed for
+            each data point.
+        amortisation: Amortisation gap, the encoder's loss beyond that; None likewise.
         amortisation_error: Its standard error.
         gradient_norm: Of the refitted guide's ELBO, which certifies the optimum.
     """
@@ -112,7 +113,7 @@ def gap(
     progress: bool = True,
     **kwargs: Any,
 ) -> Gap:
-    """Split the gap between evidence and ELBO into approximation and amortisation, per data point.
+    """Gap between evidence and ELBO per data point, split into approximation gap and amortisation gap.
 
     A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each data point
     by itself, as a whole. Of others the gap is known, but not its parts.
@@ -129,7 +130,7 @@ def gap(
         guide: Pyro guide.
         x: Data, the first argument of both.
         *args: Further arguments of both.
-        method: How to estimate the evidence, see :func:`inference.marginal_likelihood.estimate`.
+        method: How to estimate the evidence, see :func:`inference.evidence`.
         known: The evidence, where it is known already.
         num_samples: Samples per data point of the refit, and of each of its eight evaluations.
         restarts: Further starts per data point, one unit around the guide's own output.
@@ -141,9 +142,8 @@ def gap(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        TypeError: As :func:`inference.marginal_likelihood.estimate`.
-        ValueError: As :func:`inference.marginal_likelihood.estimate`, or if the known evidence has another number of
-            data.
+        TypeError: As :func:`inference.evidence`.
+        ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
     """
     call = Call(model, guide, (x, *args), kwargs, plate).double()
     call.check()
@@ -208,9 +208,9 @@ def refit(
     progress: bool = True,
     **kwargs: Any,
 ) -> Refit:
-    """Find the best of a guide's family for each data point.
+    """Refit a guide: find the best member of its family for each data point.
 
-    All data side by side, by limited-memory BFGS on whitened antithetic noise that stays the same; then evaluated on
+    All data side by side, by L-BFGS on whitened antithetic noise that stays the same; then evaluated on
     fresh noise of the same kind.
 
     Args:
@@ -218,7 +218,7 @@ def refit(
         guide: Guide that can be freed for each data point.
         *args: Arguments of both.
         num_samples: Samples per data point.
-        restarts: Starts beside the guide's own output.
+        restarts: Starts in addition to the guide's own output.
         max_steps: Steps of the optimiser.
         tolerance: Gradient norm at which it stops, in nats per natural unit.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -347,8 +347,8 @@ def _check_takes_all(layout: Layout) -> None:
 def _evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor:
     """The ELBO on several independent sets of whitened noise, (8, N).
 
-    Whitened noise is normal up to second moments only: what the log joint has beyond a quadratic is biased by a term
-    in 1 / S. A second set of half the size tells the term, which is taken off; other noise has no such term.
+    Whitened noise is normal up to second moments only: terms of the log joint beyond a quadratic have a bias in 1 / S.
+    A second set of half the size estimates that bias, which is subtracted; other noise has no such bias.
     """
     values = []
     with seeded(seed):

@@ -48,7 +48,7 @@ class Entry(NamedTuple):
 
 Entries = Mapping[str, Entry]
 
-# Rows measured together: what bounds the memory, whatever the size of the data set.
+# Rows measured together: a bound on memory, whatever the size of the data set.
 _BLOCK = 2048
 TRAIN, HELD_OUT = "train", "held_out"
 
@@ -73,13 +73,13 @@ def compare(
     seed: int | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
-    """Measure how far the ELBO of each guide lies below the evidence of its model, per data point.
+    """Compare guides: how far the ELBO of each lies below the evidence of its model, per data point.
 
     Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or from the
     importance weights of all guides of that model together.
 
     Args:
-        model: Pyro model that the guides share; None where every entry of ``guides`` brings its own.
+        model: Pyro model that the guides share; None where every entry of ``guides`` has its own.
         guides: Name to guide, or name to (model, guide). With ``seeds``: name to a function that trains one from a
             seed and returns it.
         x: Training data, (N, D).
@@ -89,10 +89,10 @@ def compare(
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
-        method: How to estimate an evidence that has no closed form, see :func:`inference.marginal_likelihood.estimate`;
+        method: How to estimate an evidence that has no closed form, see :func:`inference.evidence`;
             None pools the importance weights of the guides. The guide that it is given is the model's first.
-        split: Rows of each data set, from its beginning, whose gap is split into approximation and amortisation, see
-            :func:`inference.comparison.gap_decomposition`. That refits the guides; 0 leaves it.
+        split: Rows of each data set, from its start, whose gap is split into approximation and amortisation gap, see
+            :func:`inference.gap`. That refits the guides; 0 leaves it.
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
             intervals is counted, see :func:`inference.coverage`; 0 leaves it.
         chunk: See :func:`inference.iter_log_weights`.
@@ -183,7 +183,7 @@ def _entries(
 def _as_entry(name: str, model: Program | None, entry: Any, plate: str | None) -> Entry:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
-        raise TypeError(f"expected {name!r} to be a guide beside a model, or (model, guide), got {entry!r}")
+        raise TypeError(f"expected {name!r} to be a guide of the given model, or (model, guide), got {entry!r}")
     call = Call(*pair, plate=plate)
     return Entry(call, call.double())
 
@@ -249,7 +249,7 @@ def _reference(entry: Entry, weights: Sequence[WeightSummary], method: Method | 
 def _of_guides(
     measured: xr.Dataset, entries: Entries, part: Tensor, split: int, simulated: int, block: int
 ) -> dict[str, Any]:
-    """What a guide costs, how its gap splits on the first rows, and how often its intervals hold the truth."""
+    """Cost of a guide, the split of its gap on the first rows, and the coverage of its intervals."""
     num_data = measured.sizes["datum"]
     columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
     for name, entry in entries.items():

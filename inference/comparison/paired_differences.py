@@ -1,4 +1,4 @@
-"""What is read off a comparison of guides: paired differences, bits per dimension, and its file."""
+"""Paired differences and bits per dimension of a comparison of guides, and its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inference.numerics.multiple_testing import holm
 
 
 def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:
-    """Differences of a quantity's data mean to that of one guide, paired per data point.
+    """Paired differences of a quantity's data mean to that of one guide.
 
     Args:
         tree: What :func:`compare` returned.
@@ -26,8 +26,8 @@ def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: st
     Returns:
         ``difference`` and ``standard_error`` in nats per data point, over split, seed and guide. The error is that of
         the mean of paired differences over the data, which holds the Monte Carlo error, too. ``p_value`` is that of a
-        difference of zero, two-sided and by the normal distribution of means, adjusted by Holm for the guides beside
-        the reference.
+        difference of zero, two-sided and by the normal distribution of means, adjusted by Holm for the number of
+        further guides.
 
     Raises:
         ValueError: If there is no such guide or quantity.
@@ -73,7 +73,7 @@ def save_comparison(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
 
     Args:
         tree: What :func:`compare` returned.
-        path: File to replace, ``.nc`` by custom.
+        path: File to replace; its suffix is usually ``.nc``.
     """
     with atomic_path(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf")

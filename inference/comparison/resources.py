@@ -1,4 +1,4 @@
-"""What a computation costs: wall time and the most memory that its tensors held at once."""
+"""Cost of a computation: wall time and the peak memory of its tensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class Cost(NamedTuple):
-    """What one call took.
+    """Cost of one call.
 
     Attributes:
         seconds: Wall time, of a call by itself.
-        memory: Most bytes that tensors made during a call held at once.
+        memory: Peak bytes of the tensors made during a call.
     """
 
     seconds: float

@@ -10,7 +10,7 @@ import xarray as xr
 
 from inference.comparison.paired_differences import bits_per_dim, differences
 
-# Above this k-hat an importance-weighted estimate is not to be trusted (Vehtari et al. 2015).
+# Above this k-hat an importance-weighted estimate is not reliable (Vehtari et al. 2015).
 _HEAVY = 0.7
 
 
@@ -93,7 +93,7 @@ def _part_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
 
 
 def _cells(value: xr.DataArray, error: xr.DataArray | None = None) -> list[str]:
-    """A number a guide, with its standard deviation over seeds where there are several, else with its own error."""
+    """One number per guide, with its standard deviation over seeds where there are several, else with its own error."""
     means = value.mean("seed").values
     if value.sizes["seed"] > 1:
         spread = value.std("seed", ddof=1).values

@@ -1,4 +1,4 @@
-"""What everything else stands on: one call of a pair, its runs and draws, checks, seeds, files."""
+"""Foundations: the call of a pair, its runs and draws, checks, seeds, files."""
 
 from inference.core.estimates import Estimate, Interval
 from inference.core.memory import memory_limit

@@ -1,4 +1,4 @@
-"""Modules whose output for a data point depends on the rest of the batch, and their refusal."""
+"""Batch-dependent modules, whose output for a data point depends on the rest of the batch, and their refusal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _batch_dependence(module: nn.Module) -> str:
 
 @contextmanager
 def refuse_batch_dependence(*programs: Program) -> Iterator[None]:
-    """Refuse, while the block runs, modules that depend on the rest of the batch, and dropout in train mode.
+    """Refuse, while the block runs, batch-dependent modules, and dropout in train mode.
 
     Args:
         *programs: Where to look for the module's name.

@@ -65,7 +65,7 @@ class Call:
         check_arguments(self.programs, self.args, self.kwargs)
 
     def double(self) -> Call:
-        """The call with modules and data in float64: at little noise a float32 density drowns in rounding.
+        """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
 
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
         where a half is not a module, or all is float64 already.

@@ -1,4 +1,4 @@
-"""Input checks at the public doors: each message names what was expected and what came."""
+"""Input checks at the public entry points: each message names what was expected and what came."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @runtime_checkable
 class ChecksData(Protocol):
-    """A model or guide that can tell, without running, whether it takes some data."""
+    """A model or guide that can check data without running."""
 
     def check_data(self, x: Any) -> None:
         """Raise TypeError or ValueError unless ``x`` are data that this program takes."""
@@ -23,7 +23,7 @@ class ChecksData(Protocol):
 def check_layout(
     x: Any, *, data_dim: int | None = None, dtype: torch.dtype | None = None, device: torch.device | None = None
 ) -> None:
-    """Check what can be told of data without reading them: type, dtype, shape and device.
+    """Check the properties of data that need no reading of values: type, dtype, shape and device.
 
     Args:
         x: Data, expected to be a floating tensor (N, D).
@@ -116,7 +116,7 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
 
 
 class MatrixDataMixin:
-    """Mixin of models and guides whose data are rows, (N, D); ``_check_layout`` says what one knows of D."""
+    """Mixin of models and guides whose data are matrices, (N, D); a subclass gives ``_check_layout``."""
 
     def check_data(self, x: Any) -> None:
         """Check that ``x`` are data for this model or guide.

@@ -1,4 +1,4 @@
-"""What a run of a model/guide pair gives: samples of the guide and every term reduced to one per data point."""
+"""Result of a run of a model/guide pair: samples of the guide, and every term reduced to one per data point."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTICLES = "_particles"
 
 
 def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
-    """A site's values as (S, N, coordinates): what stands in further plates and events becomes coordinates."""
+    """A site's values as (S, N, coordinates): further plates and event dimensions become coordinates."""
     batch = site.value.dim() - len(site.fn.event_shape)
     value = site.value.reshape((1,) * (layout.depth + 1 - batch) + site.value.shape)
     value = value.movedim(layout.depth + 1 + layout.dim, 1)
@@ -38,12 +38,12 @@ def labels(run: Draw) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a pair keeps its data: plate name, dimension and sizes, and how deep its plates go.
+    """Layout of a pair: name, dimension and sizes of the plate over its data, and the depth of its plates.
 
     Attributes:
         plate: Name of the plate over the data.
         dim: Its dimension, negative.
-        num_data: Data in this call, N.
+        num_data: Data points in this call, N.
         plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
         depth: Number of batch dimensions that the pair uses.
         numel: Elements per data point of the largest site: what one more particle costs.
@@ -73,7 +73,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Draw:
-    """Samples of a guide and what both halves of the pair say of them.
+    """Samples of a guide, and the sites of both halves of the pair at them.
 
     Attributes:
         layout: The pair's plates.
@@ -121,7 +121,7 @@ class Draw:
         """log p(x, z) - log q(z | x), (S, N) in nats.
 
         Raises:
-            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is no importance weight.
+            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight.
         """
         self.refuse_scales()
         return self.elbo_terms

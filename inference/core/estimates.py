@@ -14,7 +14,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: The estimate, (N,).
-        standard_error: Its standard error, (N,), in the same units; infinite where one sample cannot tell.
+        standard_error: Its standard error, (N,), in the same units; infinite for one sample.
     """
 
     value: Tensor
@@ -38,7 +38,7 @@ class Interval(NamedTuple):
 
 
 def check_level(level: float) -> None:
-    """Refuse what is no confidence level.
+    """Check a confidence level.
 
     Raises:
         ValueError: If it is not between 0 and 1.

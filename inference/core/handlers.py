@@ -57,7 +57,7 @@ class LocalParams(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         given = msg["args"][1] if len(msg["args"]) > 1 else None
-        # A constrained parameter is another tensor than the network's: that one only the store can keep.
+        # A constrained parameter is another tensor than the network's, which only the store can keep.
         if isinstance(given, nn.Parameter) and msg["kwargs"].get("constraint", constraints.real) is constraints.real:
             msg["value"], msg["done"] = given, True
 
@@ -98,8 +98,8 @@ def _new(after: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
 def isolated(*, expose_params: bool = False) -> Iterator[None]:
     """Run a pair so that none of its sites reaches a handler outside.
 
-    With ``expose_params``, and only inside somebody else's handler, param statements pass through: that is how
-    :class:`pyro.infer.SVI` learns what to train. Everywhere else parameters are local.
+    With ``expose_params``, and only inside an enclosing handler, param statements pass through: that is how
+    :class:`pyro.infer.SVI` finds the parameters to train. Everywhere else parameters are local.
     """
     if expose_params and am_i_wrapped():
         with poutine.block(expose_types=["param"]):
@@ -110,7 +110,7 @@ def isolated(*, expose_params: bool = False) -> Iterator[None]:
 
 
 class Site(NamedTuple):
-    """What a run left at one sample statement.
+    """Record of one sample statement of a run.
 
     Attributes:
         fn: The distribution, expanded to the plates around it.
@@ -130,7 +130,7 @@ class Site(NamedTuple):
 
 
 class RecordSites(Messenger):
-    """Records every sample site of a run in order, and dictates the values of those it was given.
+    """Records every sample site of a run in order, and sets the values of those that are given.
 
     Args:
         values: Values by site name; a subsampling plate's indices count as the value at the plate's name.

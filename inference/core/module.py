@@ -1,4 +1,4 @@
-"""The base of every model and guide: an ``nn.Module`` that Pyro's global parameter store cannot confuse.
+"""The base of every model and guide: an ``nn.Module`` with a unique name in Pyro's global parameter store.
 
 Pyro's store is one dictionary for the whole process. A module that registers its parameters under a fixed name
 therefore shares them, silently, with every later instance of the same class. :class:`Module` gives each instance
@@ -56,7 +56,7 @@ class Module(nn.Module):
         local = pyro.settings.get("module_local_params")
         store = pyro.get_param_store()
         for key, parameter in self.named_parameters():
-            # functional_call and vmap swap in plain tensors, which are nobody's parameters.
+            # functional_call and vmap swap in plain tensors, which are not parameters of any module.
             if not (isinstance(parameter, nn.Parameter) and parameter.requires_grad):
                 continue
             name = f"{self.store_name}.{key}"

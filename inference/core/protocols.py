@@ -1,4 +1,4 @@
-"""What a model or guide may offer beyond being called; inference asks for these and for nothing else of ours."""
+"""Protocols: what a model or guide may offer beyond being called. Inference depends on these alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SupportsLogEvidence(Protocol):
 
 @runtime_checkable
 class SupportsPosterior(Protocol):
-    """A model or guide that can state the distribution of its one latent given the data."""
+    """A model or guide that can give the distribution of its one latent given the data."""
 
     def posterior(self, x: Tensor) -> Distribution:
         """Distribution of z given x: batch (N,), event (K,)."""
@@ -50,7 +50,7 @@ class SupportsExpectedLogLikelihood(Protocol):
 
 @runtime_checkable
 class SupportsLocal(Protocol):
-    """A guide that can be freed for each data point."""
+    """A guide with a non-amortised version, which has free parameters for each data point."""
 
     def local(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The guide of these data: each of its parameters has one row for each data point, (N, ...)."""
@@ -59,7 +59,7 @@ class SupportsLocal(Protocol):
 
 @runtime_checkable
 class SupportsRows(Protocol):
-    """A guide bound to its data that can be had for some of them."""
+    """A guide bound to its data that can be restricted to some of the rows."""
 
     def rows(self, index: Tensor) -> Any:
         """The guide of chosen rows, (M,) integers."""

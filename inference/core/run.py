@@ -1,4 +1,4 @@
-"""Running one half of a pair, and what makes two halves a valid pair."""
+"""Running one half of a pair, and the check that two halves are a valid pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_program(
         program: Pyro model or guide.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        values: Values to dictate, see :class:`inference.core.handlers.RecordSites`.
+        values: Values to set, see :class:`inference.core.handlers.RecordSites`.
         num_samples: S, samples side by side.
         depth: Batch dimensions of the pair, left of which the samples go; None runs without a particle plate.
     """

@@ -1,4 +1,4 @@
-"""Runs at values that come from elsewhere: simulated data in place of the observed, latents in place of draws."""
+"""Runs at given values: simulated data in place of the observed ones, latents in place of draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference.core.run import run_program
 def simulated_values(
     call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1, layout: Layout | None = None
 ) -> dict[str, Tensor]:
-    """Values by site name of one run of the generative story: nothing is observed.
+    """Values by site name of one run of the model in which nothing is observed.
 
     Args:
         call: What to run; its guide plays no part.

@@ -1,4 +1,4 @@
-"""Files that are never half-written and never unpickled: tensors in safetensors, everything else as JSON beside them.
+"""Files that are written atomically and never unpickled: tensors in safetensors, everything else as JSON in the header.
 
 One file holds both (the JSON sits in the safetensors header), so that one atomic rename replaces it whole.
 """
@@ -32,7 +32,7 @@ _ITEMS = "__items__"
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well, and vanishes when it does not."""
+    """A temporary path next to ``path`` that replaces it when the block succeeds, and is removed otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
@@ -123,12 +123,12 @@ def save_pair(path: str | os.PathLike[str], model: nn.Module, guide: nn.Module) 
         store is not in it.
 
     Args:
-        path: File to replace, atomically; ``.safetensors`` by custom.
+        path: File to replace, atomically; its suffix is usually ``.safetensors``.
         model: Pyro model.
         guide: Pyro guide.
 
     Raises:
-        TypeError: If a half is no ``nn.Module``.
+        TypeError: If a half is not an ``nn.Module``.
     """
     halves = {"model": model, "guide": guide}
     for half, module in halves.items():

@@ -1,4 +1,4 @@
-r"""Rate against distortion in closed form, for linear-Gaussian decoders under Gaussian guides: no noise at all.
+r"""Rate and distortion in closed form, for linear-Gaussian decoders under Gaussian guides, without sampling noise.
 
 .. math:: D = -E_{q(z \mid x)} \log p(x \mid z), \qquad R = KL(q(z \mid x) \,\|\, p(z)), \qquad ELBO = -(D + R)
 
@@ -35,7 +35,7 @@ class _ClosedForm(Objective):
 
 
 class AnalyticELBO(_ClosedForm):
-    r"""Evidence lower bound wholly in closed form: linear-Gaussian decoder, Gaussian guide, no noise at all.
+    r"""Evidence lower bound (ELBO) in closed form, for a linear-Gaussian decoder and a Gaussian guide.
 
     .. math::
         -\frac{1}{2\sigma^2}\left[\|x_n - \mu - W m_n\|^2 + \operatorname{tr} W^T W \Sigma_n\right]
@@ -60,7 +60,7 @@ class AnalyticELBO(_ClosedForm):
 
 
 class AnalyticBetaELBO(_ClosedForm):
-    r"""The ELBO with a weighted rate, in closed form.
+    r"""Beta-ELBO in closed form: the ELBO with a weighted rate.
 
     .. math:: -D_n - \beta R_n
 
@@ -81,7 +81,7 @@ class AnalyticBetaELBO(_ClosedForm):
 
 
 class AnalyticTargetRate(_ClosedForm):
-    r"""The least distortion at a given rate, in closed form.
+    r"""Target-rate objective in closed form: the least distortion at a given rate.
 
     .. math:: -D_n - w \, \left| \sigma - \frac1N \sum_m R_m \right|
 
@@ -118,7 +118,7 @@ def _exact_terms(call: Call) -> tuple[Tensor, Tensor]:
             f"{type(model).__name__}"
         )
     if isinstance(model, Module):
-        model.issue_params()  # the model itself does not run, yet SVI must learn what to train
+        model.issue_params()  # the model itself does not run, yet SVI must find the parameters to train
     sites = call.run_guide(expose_params=True)
     if len(sites) != 1:
         raise ValueError(f"expected a guide with one latent site, got {list(sites)}")

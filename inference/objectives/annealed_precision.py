@@ -11,7 +11,7 @@ from inference.objectives.schedules import Schedule
 
 
 class AnnealedPrecision(Objective):
-    r"""Another objective, with the precision of the model's noise set anew at each step.
+    r"""Annealed precision: another objective, with the precision of the model's noise set by a schedule at each step.
 
     .. math:: \gamma^2_t = s(t)
 

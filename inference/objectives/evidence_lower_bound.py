@@ -18,7 +18,7 @@ from inference.objectives.schedules import Schedule
 
 
 class ELBO(Objective):
-    r"""Evidence lower bound by Monte Carlo, any guide.
+    r"""Evidence lower bound (ELBO) by Monte Carlo, for any guide.
 
     .. math:: E_q[\log p(x_n, z) - \log q(z \mid x_n)]
 
@@ -42,7 +42,7 @@ class ELBO(Objective):
 
 
 class AnalyticKLELBO(Objective):
-    r"""Evidence lower bound with the Kullback-Leibler term in closed form, the reconstruction by Monte Carlo.
+    r"""Evidence lower bound (ELBO) with the Kullback-Leibler (KL) term in closed form, the rest by Monte Carlo.
 
     .. math:: E_q[\log p(x_n \mid z)] - KL(q(z \mid x_n) \,\|\, p(z))
 
@@ -61,7 +61,7 @@ class AnalyticKLELBO(Objective):
 
 
 class BetaELBO(Objective):
-    r"""The ELBO with its Kullback-Leibler term weighted, by a number or by a schedule over the steps; any guide.
+    r"""Beta-ELBO: the ELBO with its Kullback-Leibler (KL) term weighted by a number or a schedule, for any guide.
 
     .. math:: E_q[\log p(x_n \mid z) + \beta_t \, (\log p(z) - \log q(z \mid x_n))]
 
@@ -72,7 +72,7 @@ class BetaELBO(Objective):
         Higgins et al., "beta-VAE", 2017, ICLR. Bowman et al., 2016, arXiv 1511.06349 (annealing).
 
     Args:
-        beta: The weight, or what makes it from the step (:class:`inference.LinearAnnealing`,
+        beta: The weight, or a schedule that makes it from the step (:class:`inference.LinearAnnealing`,
             :class:`inference.CyclicalAnnealing`, or any function of a scalar tensor).
         num_particles: S, samples per data point.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -100,12 +100,12 @@ class BetaELBO(Objective):
 
 
 class FreeBitsELBO(Objective):
-    r"""The ELBO in which each latent coordinate may cost some nats for free, against posterior collapse.
+    r"""Free-bits ELBO: each latent coordinate may cost some nats for free, against posterior collapse.
 
     .. math:: E_q[\log p(x_n \mid z)] - \sum_k \max\left(\lambda, \frac1N \sum_m KL(q(z_k \mid x_m) \| p(z_k))\right)
 
     Warning:
-        The maximum is taken of the batch's mean, so this is an objective and no bound per data point. Report
+        The maximum is taken of the batch's mean, so this is an objective but not a bound per data point. Report
         :class:`ELBO`.
 
     References:

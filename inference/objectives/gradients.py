@@ -1,4 +1,4 @@
-"""Gradients of importance-weighted objectives, taken apart by what they flow through."""
+"""Gradients of importance-weighted objectives, split into the path derivative and the score terms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def at_fixed_latents(draw: Draw) -> Draw:
     """Both halves of a pair run again at the latents of a draw, through which no gradient flows.
 
     Raises:
-        ValueError: If a module's output is not settled by its input: batch normalisation or dropout in train mode.
+        ValueError: If a module's output is not determined by its input: batch normalisation or dropout in train mode.
     """
     values = dict(draw.subsamples) | {name: z.detach() for name, z in draw.latents.items()}
     with refuse_batch_dependence(*draw.call.programs):

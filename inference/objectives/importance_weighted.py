@@ -1,4 +1,4 @@
-r"""Importance-weighted objectives: one bound, three estimators of its gradient.
+r"""Importance-weighted ELBO (IWAE) objectives: one bound, three estimators of its gradient.
 
 .. math:: L_K = E \log \frac1K \sum_{k=1}^K w_k, \quad w_k = \frac{p(x, z_k)}{q(z_k \mid x)}
 
@@ -6,9 +6,9 @@ With normalised weights :math:`\bar w_k` and reparameterised draws the gradient 
 
 .. math:: \sum_k \bar w_k \left[\text{path}_k + \nabla \log p(x, z_k) - \nabla \log q(z_k \mid x)\right],
 
-where the path is what reaches the parameters through z alone, and both other gradients are at fixed z. The
-estimators weigh the three differently. They are told apart by what they go through, not by the name of a parameter:
-a guide that samples its sites one after the other, or that shares parameters with the model, needs no special case.
+where the path is the derivative through z alone, and both other gradients are at fixed z. The estimators weight the
+three terms differently. The terms are separated by the path of the derivative, not by the names of parameters: a guide
+that samples its sites one after the other, or that shares parameters with the model, needs no special case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inference.objectives.gradients import gradient_parts, normalised, with_grad
 
 
 class IWELBO(Objective):
-    r"""Importance-weighted bound with its plain gradient.
+    r"""Importance-weighted ELBO (IWAE) with its plain gradient.
 
     .. math:: L_K = E \log \frac1K \sum_k w_k, \quad \text{ELBO} = L_1 \le L_K \le L_{K+1} \le \log p(x)
 
@@ -56,7 +56,7 @@ class IWELBO(Objective):
 
 
 class StickingTheLanding(Objective):
-    r"""Importance-weighted bound whose gradient leaves out the guide's score.
+    r"""Sticking the landing (STL): importance-weighted ELBO (IWAE) with a gradient that leaves out the guide's score.
 
     .. math:: \sum_k \bar w_k \left[\text{path}_k + \nabla \log p(x, z_k)\right]
 
@@ -88,7 +88,7 @@ class StickingTheLanding(Objective):
 
 
 class DReG(Objective):
-    r"""Importance-weighted bound with the doubly reparameterised gradient.
+    r"""Doubly reparameterised gradient (DReG) of the importance-weighted ELBO (IWAE).
 
     .. math:: \sum_k \left[\bar w_k^2 \, \text{path}_k + \bar w_k \nabla \log p(x, z_k)\right]
 

@@ -16,7 +16,7 @@ from inference.objectives.gradients import gradient_parts, normalised, with_grad
 
 
 class CIWAE(Objective):
-    r"""A mixture of the ELBO and the importance-weighted bound, by the same samples; a lower bound as both are.
+    r"""Combination of ELBO and IWAE bound (CIWAE), by the same samples; a lower bound as both are.
 
     .. math:: \beta \, E \frac1K \sum_k \log w_k + (1 - \beta) \, E \log \frac1K \sum_k w_k
 
@@ -60,7 +60,7 @@ class _Grouped(Objective):
 
 
 class MIWAE(_Grouped):
-    r"""The mean of M independent importance-weighted bounds of K particles each.
+    r"""Multiply importance-weighted autoencoder (MIWAE) bound: mean of M independent IWAE bounds of K particles.
 
     .. math:: E \frac1M \sum_m \log \frac1K \sum_k w_{mk}
 
@@ -79,10 +79,10 @@ class MIWAE(_Grouped):
 
 
 class PIWAE(_Grouped):
-    r"""The importance-weighted bound of all M K particles for the model, :class:`MIWAE` for the guide.
+    r"""Partially importance-weighted autoencoder (PIWAE) bound: IWAE of M K particles for the model, MIWAE for the guide.
 
-    What a parameter does in the model is moved by the first, what it does in the guide by the second. The value is the
-    first: a lower bound.
+    A parameter's effect in the model follows the gradient of the first, its effect in the guide that of
+    :class:`MIWAE`. The value is the first: a lower bound.
 
     Warning:
         A step costs two runs of model and guide. Batch normalisation and dropout in train mode are refused.

@@ -19,7 +19,7 @@ from inference.objectives.gradients import at_fixed_latents, normalised, with_gr
 
 
 def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
-    r"""The estimate of the variational Renyi bound from samples, (N,) in nats.
+    r"""Variational Renyi (VR) bound, estimated from log weights, (N,) in nats.
 
     .. math:: \hat L_\alpha = \frac{1}{1 - \alpha} \log \frac1S \sum_s w_s^{1 - \alpha}
 
@@ -48,7 +48,7 @@ def _check_alpha(alpha: float) -> None:
 
 
 class VRBound(Objective):
-    r"""Variational Renyi bound by Monte Carlo, for the pair.
+    r"""Variational Renyi (VR) bound by Monte Carlo.
 
     .. math:: \hat L_\alpha = \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
 
@@ -84,7 +84,7 @@ class VRBound(Objective):
 
 
 class CUBO(Objective):
-    r"""The chi upper bound on the log-evidence, minimised by the guide; the model does not learn from it.
+    r"""Chi upper bound (CUBO) on the log-evidence, minimised by the guide; the model is not trained by it.
 
     .. math::
         U_n = \frac1n \log E_q \, w^n \ge \log p(x), \quad
@@ -96,7 +96,7 @@ class CUBO(Objective):
 
     Warning:
         E w^n must exist, and the estimate of the n-th power is unbiased, not its logarithm: with K particles the value
-        is on average below U_n, and may lie below log p(x). It says nothing about modes that the guide never visits.
+        is on average below U_n, and may lie below log p(x). It does not see modes that the guide never visits.
         Take many particles. Descending the estimate along its reparameterised gradient would drive the guide away
         from the posterior, where the estimate is smallest; hence the gradient at fixed z.
 

@@ -1,4 +1,4 @@
-"""Numbers that change with the step: weights of the Kullback-Leibler term, and precisions."""
+"""Schedules over the training steps: weights of the Kullback-Leibler term, and precisions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Schedule = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LinearAnnealing:
-    r"""From ``start`` to one in a straight line over a number of steps, one thereafter.
+    r"""Linear annealing from ``start`` to one over a number of steps, one thereafter.
 
     .. math:: \beta_t = \min(1, s + (1 - s) \, t / T)
 
@@ -46,7 +46,7 @@ class LinearAnnealing:
 
 @dataclass(frozen=True)
 class CyclicalAnnealing:
-    r"""Linear annealing again and again: in each period up to one over its first part, one over the rest.
+    r"""Cyclical annealing: in each period linearly up to one over its first part, one over the rest.
 
     References:
         Fu, Li, Liu, Gao, Celikyilmaz, Carin, "Cyclical Annealing Schedule", 2019, arXiv 1903.10145.
@@ -78,7 +78,7 @@ class CyclicalAnnealing:
 
 @dataclass(frozen=True)
 class GeometricAnnealing:
-    r"""From ``start`` to ``end`` by one factor a step, ``end`` thereafter: for a precision over orders of magnitude.
+    r"""Geometric annealing from ``start`` to ``end``, ``end`` thereafter: for a precision over orders of magnitude.
 
     .. math:: \gamma^2_t = s \, (e / s)^{\min(1, t / T)}
 

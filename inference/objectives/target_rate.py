@@ -28,14 +28,14 @@ class _AtRate(Objective):
 
 
 class TargetRate(_AtRate):
-    r"""Least distortion at a given rate, the rate in closed form.
+    r"""Target-rate objective: least distortion at a given rate, the rate in closed form.
 
     .. math:: -D_n - \lambda \, |R - R^*|
 
     Warning:
-        No bound on the evidence: report :class:`inference.ELBO`. Above its target the rate costs lambda
-        nats per nat: with weight 1 that is the ELBO, so a target below the rate of the ELBO's optimum is reached
-        only with a weight above the slope -dD/dR of the frontier there. The rate is the mini-batch's.
+        Not a bound on the evidence: report :class:`inference.ELBO`. Above its target the rate costs lambda nats per
+        nat: with weight 1 that is the ELBO, so a target below the rate of the ELBO's optimum is reached only with a
+        weight above the slope -dD/dR of the frontier there. The rate is the mini-batch's.
 
     References:
         Alemi, Poole, Fischer, Dillon, Saurous, Murphy, "Fixing a Broken ELBO", 2018, arXiv 1711.00464.
@@ -61,7 +61,7 @@ class TargetRate(_AtRate):
 
 
 class SampledTargetRate(_AtRate):
-    r"""Least distortion at a given rate, the rate by Monte Carlo: for flows, mixtures and learnt priors.
+    r"""Target-rate objective with the rate by Monte Carlo: for flows, mixtures and learnt priors.
 
     .. math:: -D_n - \lambda \, |\hat R - R^*|, \quad \hat R = \frac1N \sum_n [\log q(z_n \mid x_n) - \log p(z_n)]
 

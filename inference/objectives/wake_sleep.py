@@ -1,4 +1,4 @@
-r"""Reweighted wake-sleep: model and guide each climb a log-density of their own at weighted samples.
+r"""Reweighted wake-sleep (RWS): model and guide each maximise a log-density of their own at weighted samples.
 
 .. math::
     \text{model:} \; \sum_k \bar w_k \nabla \log p(x, z_k), \qquad
@@ -25,7 +25,7 @@ from inference.objectives.gradients import at_fixed_latents, normalised, with_gr
 
 
 class WakeWake(Objective):
-    r"""Reweighted wake-sleep in which the guide learns at the data: it minimises the divergence from the posterior.
+    r"""Reweighted wake-sleep (RWS), wake-wake: the guide minimises the divergence from the posterior at the data.
 
     .. math:: \sum_k \bar w_k \left[\nabla \log p(x, z_k) + \nabla \log q(z_k \mid x)\right]
 
@@ -33,7 +33,7 @@ class WakeWake(Objective):
     directions have a bias that falls like 1 / K.
 
     Warning:
-        Model and guide climb two functions: a pair in which they share parameters is refused, and so are batch
+        Model and guide maximise two functions: a pair in which they share parameters is refused, and so are batch
         normalisation and dropout in train mode. One particle does not train the guide: its score has mean zero.
 
     References:
@@ -65,14 +65,14 @@ class WakeWake(Objective):
 
 
 class WakeSleep(Objective):
-    r"""Reweighted wake-sleep in which the guide learns from the model's own dreams.
+    r"""Reweighted wake-sleep (RWS), wake-sleep: the guide is trained on latents and data sampled from the model.
 
     .. math:: \sum_k \bar w_k \nabla \log p(x, z_k) + \nabla \log q(z' \mid x'), \quad (z', x') \sim p
 
-    The value is the importance-weighted bound. There is one dream for each data point.
+    The value is the importance-weighted bound. One simulated data point is drawn for each data point.
 
     Warning:
-        As :class:`WakeWake`. The guide learns the posterior where the model's data are, not where the data are.
+        As :class:`WakeWake`. The guide learns the posterior where the simulated data are, not where the data are.
 
     References:
         Bornschein, Bengio, "Reweighted Wake-Sleep", 2015, arXiv 1406.2751. Hinton, Dayan, Frey, Neal, "The Wake-Sleep
@@ -89,10 +89,10 @@ class WakeSleep(Objective):
         """Importance-weighted bound per data point, (N,).
 
         Raises:
-            ValueError: If model and guide share parameters, or an observed value is none of the pair's arguments.
+            ValueError: If model and guide share parameters, or an observed value is not one of the pair's arguments.
         """
         log_joint, _ = _scores(draw)
-        surrogate = (normalised(draw.log_weights) * log_joint).sum(0) + _dream_score(draw)
+        surrogate = (normalised(draw.log_weights) * log_joint).sum(0) + _sleep_score(draw)
         return with_gradient_of(log_mean_exp(draw.log_weights), surrogate)
 
 
@@ -104,8 +104,8 @@ def _scores(draw: Draw) -> tuple[Tensor, Tensor]:
     return log_joint, log_guide
 
 
-def _dream_score(draw: Draw) -> Tensor:
-    """log q of dreamt latents given dreamt data, (N,)."""
+def _sleep_score(draw: Draw) -> Tensor:
+    """log q of simulated latents given the simulated data, (N,)."""
     call, guide = draw.call, draw.call.guide
     assert guide is not None
     with torch.no_grad():

@@ -91,7 +91,7 @@ def find_modes(
     num_starts, num_data, _ = starts.shape
     sample, datum = (~starts.isnan().any(-1)).nonzero().unbind(-1)
     whitened = in_prior_units(log_joint, location, scale)
-    points, at, rest = maximise(
+    points, at, converged = maximise(
         lambda rows, points: whitened(datum[rows], points),
         ((starts - location) / scale)[sample, datum],
         max_iterations=max_iterations,
@@ -113,7 +113,7 @@ def find_modes(
 
     found = torch.where(pick(keep)[..., None], pick(points), pick(points)[:1])
     hessian = pick(hessian) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    return Modes(location + scale * found, pick(value), hessian, pick(table(rest, False)))
+    return Modes(location + scale * found, pick(value), hessian, pick(table(converged, False)))
 
 
 def in_prior_units(log_joint: LogJoint, location: Tensor, scale: Tensor) -> RowFunction:

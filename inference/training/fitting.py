@@ -1,4 +1,4 @@
-"""The one training loop: stochastic variational inference of any pair by any torch optimiser."""
+"""Stochastic variational inference (SVI): training of any pair by any torch optimiser."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fit(
     checkpoint_every: int = 1000,
     progress: bool = True,
 ) -> History:
-    """Train a pair in place.
+    """Stochastic variational inference (SVI): train a pair in place.
 
     The steps minimise the objective's loss per data point. With a seed the run is repeatable bit for bit on one machine
     and leaves the global random state as it was; an interrupted run that is called again with the same arguments
@@ -59,9 +59,9 @@ def fit(
         objective: What to minimise: any ``pyro.infer.ELBO`` with a differentiable loss; :class:`ELBO` by default.
         optimizer: Makes a torch optimiser from the list of parameters; LBFGS is called with the full batch.
         scheduler: Makes a learning-rate schedule from the optimiser; it advances once a step.
-        batch_size: Data per step, without replacement within an epoch; None takes them all in every step.
+        batch_size: Data points per step, without replacement within an epoch; None takes them all in every step.
         seed: Seed of the noise and of the order of the data.
-        device: Where to train; the pair is moved there and stays. None stays where the pair is.
+        device: Where to train; the pair is moved there and stays there. None trains on the pair's own device.
         validation: Held-out data, like ``data``.
         evaluate_every: Steps between evaluations on the validation data.
         patience: Evaluations without improvement after which to stop.

@@ -1,4 +1,4 @@
-"""Training from several seeds, to keep the best by the ELBO."""
+"""Multi-start training: several seeds, of which the best is kept by the ELBO."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Restarts:
     histories: dict[int, History]
 
     def __str__(self) -> str:
-        """One line a seed, the best one marked."""
+        """One line per seed, the best one marked."""
         mark = {self.seed: " (best)"}
         return "\n".join(f"seed {s}: ELBO {value:.4f}{mark.get(s, '')}" for s, value in self.elbo.items())
 
@@ -55,9 +55,9 @@ def fit_best(
     checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Restarts:
-    """Train a pair from each of several seeds, and choose the one with the highest mean ELBO of the training data.
+    """Multi-start training: fit a pair from each of several seeds, and choose the one with the highest mean ELBO.
 
-    No score but the ELBO enters the choice, so that what is measured afterwards is not selected for.
+    The choice depends on the ELBO of the training data alone, so that later measurements are not selected for.
 
     Args:
         make: Makes a new pair; called under the seed.

@@ -33,7 +33,7 @@ _VALIDATION_SEED = 0
 
 @dataclass(kw_only=True)
 class History:
-    """What happened during training.
+    """History of a training run.
 
     Attributes:
         loss: The objective's loss at each step, in nats per data point of its mini-batch (before the step's update).
@@ -289,7 +289,7 @@ class Trainer:
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's state without what cannot be written: functions, which the caller's factory makes again."""
+    """A schedule's state without functions, which cannot be written and which the caller's factory makes again."""
     return {
         key: value
         for key, value in state.items()

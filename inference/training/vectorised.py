@@ -1,4 +1,4 @@
-r"""Many pairs of one architecture trained at once: a sweep over seeds, data sets or starting points.
+r"""Vectorised training: many pairs of one architecture at once, over seeds, data sets or starting points.
 
 .. math:: \max_{\theta_1, \dots, \theta_M} \sum_m \sum_n \mathcal L(x_{mn}; \theta_m)
 
@@ -30,7 +30,7 @@ def fit_many(
     objective: Objective | None = None,
     **options: Any,
 ) -> History:
-    """Train pairs of one architecture in place, all at once; each as :func:`inference.fit` would by itself.
+    """Vectorised training of pairs of one architecture, in place; each as :func:`inference.fit` would by itself.
 
     The pairs do not influence each other: an optimiser that treats every number by itself, as Adam does, makes of each
     what it makes of one alone. Only the noise differs from that of single trainings, and the order of the data is one
@@ -38,12 +38,12 @@ def fit_many(
 
     Warning:
         What is not a tensor (the support of a guide, the form of a network) is taken from the first pair. An optimiser
-        that mixes parameters, LBFGS say, or clips the norm of all gradients, couples the pairs.
+        that mixes parameters, such as LBFGS, or clips the norm of all gradients, couples the pairs.
 
     Args:
         pairs: M pairs (model, guide) of modules with the same names, shapes and dtypes of parameters and buffers.
         data: One tensor (N, ...) for all pairs, or M of one shape.
-        objective: One of ours; :class:`inference.ELBO` by default.
+        objective: A subclass of :class:`inference.Objective`; :class:`inference.ELBO` by default.
         **options: Further options of :func:`inference.fit` but ``device``; ``steps`` is needed.
 
     Returns:

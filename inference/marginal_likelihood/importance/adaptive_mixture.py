@@ -56,7 +56,7 @@ class Adaptive(Method):
 
     The first round draws in equal parts from distributions with the moments of the guide's draws (the prior's where
     there is no guide), and with the curvature at each mode that Newton's method finds from their mean and some of
-    them. Each round refits the mixture to its weighted draws by a step of expectation and maximisation. Weights are
+    them. Each round refits the mixture to its weighted draws by a step of expectation-maximisation (EM). Weights are
     raised to a power below one as long as few of them would dominate. Nothing is adapted to the last draws, from which
     alone estimate and interval come. A fifth of them are the guide's, where its density is known, so that what the
     guide covers is not lost; each is weighted as a draw of the whole mixture.

@@ -653,7 +653,7 @@ def of(truth, draws, data=None, quantities=None):
             ValueError,
             r"'q' of shapes \(4,\) and \(2, 4\)",
         ),
-        (lambda: sbc(of(torch.zeros(99, 1), torch.zeros(2, 99, 1))), ValueError, "five data in each of 20 bins"),
+        (lambda: sbc(of(torch.zeros(99, 1), torch.zeros(2, 99, 1))), ValueError, "five data points in each of 20 bins"),
         (lambda: coverage(sbc(simulation()), (0.5, 1.0)), ValueError, "level between 0 and 1"),
         (lambda: coverage(sbc(simulation()), ()), ValueError, "at least one level"),
         (lambda: tarp(simulation(), references=torch.zeros(3, 2)), ValueError, r"references of shape \(4000, 2\)"),

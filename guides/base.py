@@ -76,8 +76,8 @@ class EncoderGuide(StandardisesData, Guide):
     Args:
         data_dim: D.
         latent_dim: K.
-        support: Of the latent: ``model.prior().support``, or that of each coordinate, ``constraints.unit_interval``
-            say, or two bounds of which one may be None.
+        support: Of the latent: ``model.prior().support``, or that of each coordinate, for example
+            ``constraints.unit_interval``, or two bounds of which one may be None.
 
     Attributes:
         support: Of the latent, as a constraint on vectors.

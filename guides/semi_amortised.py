@@ -131,27 +131,27 @@ class SemiAmortised(Guide):
     @torch.no_grad()
     def _refinement(self, x: Tensor, start: Tensor) -> Tensor:
         """What the steps add to the parameters (N, P), without gradient."""
-        scales, move = self.base.natural_units(start), torch.zeros_like(start)
+        scales, offset = self.base.natural_units(start), torch.zeros_like(start)
         if not self.steps:
-            return move
+            return offset
 
-        def negative_elbo(move: Tensor) -> tuple[Tensor, Tensor]:
-            loss = -self._elbo(x, start + scales * move)
+        def negative_elbo(offset: Tensor) -> tuple[Tensor, Tensor]:
+            loss = -self._elbo(x, start + scales * offset)
             return loss.sum(), loss.detach()
 
         rate = torch.full_like(start[:, :1], self.rate)
-        slope = grad(negative_elbo, has_aux=True)
+        gradient_and_loss = grad(negative_elbo, has_aux=True)
         with refuse_batch_dependence(*(part for part in self._model if isinstance(part, nn.Module))):
-            gradient, loss = slope(move)
+            gradient, loss = gradient_and_loss(offset)
             for _ in range(self.steps):
                 length = gradient.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(rate.dtype).tiny)
-                trial = move - rate * gradient / length
-                new_gradient, new_loss = slope(trial)
+                trial = offset - rate * gradient / length
+                new_gradient, new_loss = gradient_and_loss(trial)
                 lower = (new_loss < loss).unsqueeze(-1)
-                move, gradient = torch.where(lower, trial, move), torch.where(lower, new_gradient, gradient)
+                offset, gradient = torch.where(lower, trial, offset), torch.where(lower, new_gradient, gradient)
                 loss = torch.where(lower.squeeze(-1), new_loss, loss)
                 rate = rate * torch.where(lower, _GROW, _SHRINK).to(rate)
-        return scales * move
+        return scales * offset
 
     def _elbo(self, x: Tensor, parameters: Tensor) -> Tensor:
         """The ELBO of each data point on the guide's own noise, (N,)."""

@@ -48,8 +48,8 @@ def negative_hessian(log_joint: Callable[[Tensor], Tensor], z: Tensor) -> Tensor
             raise ValueError(f"expected one log density a point, {tuple(z.shape[:-1])}, got {tuple(value.shape)}")
         # The zero ties in what does not depend on z, or only linearly.
         total = value.sum() + 0 * points.square().sum()
-        (slope,) = torch.autograd.grad(total, points, create_graph=True)
-        rows = [torch.autograd.grad(slope[..., k].sum(), points, retain_graph=True)[0] for k in range(z.shape[-1])]
+        (gradient,) = torch.autograd.grad(total, points, create_graph=True)
+        rows = [torch.autograd.grad(gradient[..., k].sum(), points, retain_graph=True)[0] for k in range(z.shape[-1])]
     hessian = -torch.stack(rows, -2)
     check_finite(hessian, "the second derivatives of the log joint")
     return hessian

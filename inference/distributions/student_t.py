@@ -167,7 +167,7 @@ def temperatures(log_weights: Tensor, least: float) -> tuple[Tensor, Tensor]:
 
     Args:
         log_weights: (S, N) in nats.
-        least: Effective sample size that is asked for; the power is one where the weights have it already.
+        least: Effective sample size to reach; the power is one where the weights have it already.
 
     Returns:
         The powers and the effective sample sizes that they leave, each (N,).

@@ -79,7 +79,7 @@ class MIWAE(_Grouped):
 
 
 class PIWAE(_Grouped):
-    r"""Partially importance-weighted autoencoder (PIWAE) bound: IWAE of M K particles for the model, MIWAE for the guide.
+    r"""Partially importance-weighted autoencoder (PIWAE) bound: M K particles for the model, MIWAE for the guide.
 
     A parameter's effect in the model follows the gradient of the first, its effect in the guide that of
     :class:`MIWAE`. The value is the first: a lower bound.

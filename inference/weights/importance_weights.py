@@ -82,7 +82,7 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
 
 
 def samples_at_once(first: Draw) -> int:
-    """Samples that are drawn side by side where the caller does not say."""
+    """Samples that are drawn side by side by default."""
     on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
     elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
     return at_once(elements, first.layout.numel * first.layout.num_data)

@@ -46,7 +46,7 @@ class KnownAnswer:
         family: Kind of the problem.
         sigma: Standard deviation of the noise.
         model: Pyro model.
-        guide: Pyro guide, of the quality that training yields unless the family says otherwise.
+        guide: Pyro guide, of the quality that training yields, except for families with a deliberately poor one.
         x: Data, (N, D).
         z: An exact draw of each data point's posterior, (N, K).
         log_evidence: log p(x_n), (N,) in nats.

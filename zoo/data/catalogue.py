@@ -19,7 +19,7 @@ _IMAGES: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": f
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that :func:`named_dataset` knows."""
+    """The names that :func:`named_dataset` accepts."""
     return (*_MADE, *_IMAGES)
 
 

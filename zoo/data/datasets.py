@@ -277,8 +277,8 @@ def load(
         A csv's first line is a header where none of its fields is a number; column names 0,1,2 pass for data.
 
     Args:
-        source: a `.npy`, a `.npz` (one array, or a split under the keys `x_train` and `x_test`, beside which
-            other keys are ignored), a `.csv`, or an array of shape (N, D) or (N, ...), copied and flattened.
+        source: a `.npy`, a `.npz` (one array, or a split under the keys `x_train` and `x_test`; other keys are
+            ignored), a `.csv`, or an array of shape (N, D) or (N, ...), copied and flattened.
         transform: preprocessing, e.g. `Logit(256)` for bytes; applied to all rows before the split.
         test_size: rows held out at random, as in `digits`; 0 keeps all rows in their order.
         seed: seed of the split.

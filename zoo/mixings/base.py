@@ -49,7 +49,7 @@ class Mixing(nn.Module):
         return self._forward(_checked(s, self.latent_dim, "sources"))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Sources g(x), (..., K), of data (..., D); for K < D those of the nearest point where the class says so."""
+        """Sources g(x), (..., K), of data (..., D); for K < D those of the nearest point where the class states it."""
         return self._inverse(_checked(x, self.data_dim, "data"))
 
     def jacobian(self, s: Tensor) -> Tensor:

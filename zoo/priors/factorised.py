@@ -152,7 +152,7 @@ class _Laplace(dist.Laplace):
 
 
 class _Beta(dist.Beta):
-    """Torch's beta distribution with draws that vmap knows: torch makes them by an autograd function."""
+    """Torch's beta distribution with draws that vmap supports: torch makes them by an autograd function."""
 
     def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
         shape = self._extended_shape(Size(sample_shape))

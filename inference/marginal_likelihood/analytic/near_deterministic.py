@@ -167,7 +167,7 @@ class Limit(Method):
 
         Raises:
             TypeError: If the model is not of that kind, or not float64.
-            ValueError: If some data point is out of the limit's domain; the message says how many and how far.
+            ValueError: If some data point is out of the limit's domain; the message states how many and how far.
         """
         model, x = problem.call.model, problem.call.args[0]
         if not supports_gaussian_decoder(model):

@@ -65,7 +65,7 @@ class Adaptive(Method):
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is two-sided and
         asymptotic where k-hat shows that the weights have a variance and the last draws are worth a quarter of their
         number, Markov's elsewhere. A mode of the posterior that neither the guide, the first draws nor Newton's method
-        visit is not in the value, and neither k-hat nor the interval says so: a guide that sees one of two equal modes
+        visit is not in the value, and neither k-hat nor the interval shows it: a guide that sees one of two equal modes
         gives log 2 too little, with a narrow interval. Thin bent ridges (a banana or ring of a hundredth of its length)
         get few two-sided intervals, and of these some miss the ridge's far end.
 

@@ -199,7 +199,7 @@ def measure_collapse(
 
     Returns:
         ELBO, ELBO after sigma^2 alone is set to its optimum, sigma^2, percentage of collapsed latents and KL term, in
-        nats per datum; and the KL of each latent, (N, K).
+        nats per data point; and the KL of each latent, (N, K).
     """
     x = x.to(next(guide.parameters()).device)
     kl, squares = _kl_and_squares(model, guide, x)

@@ -1,9 +1,10 @@
 """The toy model of "Fixing a Broken ELBO" (Alemi et al., 2018): one evidence, any rate.
 
 Data of 30 symbols hide a class of two; an encoder, a decoder and a marginal of 30 codes are trained on exact sums under
-the ELBO, under weighted rates and at a target rate. Every row may fit the data perfectly: which part of it the code
-tells is not the ELBO's affair. Prints the exact rate R, distortion D, mutual information I(x; z), the divergence
-KL(p || g) from what the model generates, and the code's information on the class, I(z; z*), beside the paper's numbers.
+the ELBO, under weighted rates and at a target rate. Every row may fit the data perfectly: the ELBO does not determine
+how much information the code carries. Prints the exact rate R, distortion D, mutual information I(x; z), the divergence
+KL(p || g) from the model's distribution of the data, and the code's information on the class, I(z; z*), together with
+the paper's numbers.
 
     python examples/broken_elbo_toy.py
     python examples/broken_elbo_toy.py --runs 12 --target 0.3

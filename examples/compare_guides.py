@@ -32,7 +32,7 @@ def parse(argv):
     parser.add_argument("--model-steps", type=int, default=1500, help="steps of the model's own training")
     parser.add_argument("--steps", type=int, default=1000, help="steps of each guide on the frozen model")
     parser.add_argument("--rows", type=int, default=30, help="data on which the table's values are measured")
-    parser.add_argument("--samples", type=int, default=1000, help="draws per datum of k-hat and W2")
+    parser.add_argument("--samples", type=int, default=1000, help="draws per data point of k-hat and W2")
     parser.add_argument("--flow", action="store_true", help="a flow, too, whose refit takes long; needs zuko")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 

@@ -28,13 +28,13 @@ SMOKE = {"particles": 4, "latent_dim": 2, "warmup": 5, "steps": 3, "repeats": 2,
 
 def parse(argv):
     parser = example_parser(__doc__, "compare_objectives", device=True, seed="initialisation, training and gradients")
-    parser.add_argument("--particles", type=int, default=16, help="samples per datum, a multiple of 4")
+    parser.add_argument("--particles", type=int, default=16, help="samples per data point, a multiple of 4")
     parser.add_argument("--latent-dim", type=int, default=8, help="K of both models")
     parser.add_argument("--warmup", type=int, default=600, help="steps by the ELBO before the objectives part")
     parser.add_argument("--steps", type=int, default=600, help="steps by each objective")
     parser.add_argument("--batch", type=int, default=128, help="data of a training step")
     parser.add_argument("--repeats", type=int, default=50, help="gradients for the signal-to-noise ratio")
-    parser.add_argument("--samples", type=int, default=1000, help="samples per datum for the estimated log p")
+    parser.add_argument("--samples", type=int, default=1000, help="samples per data point for the estimated log p")
     parser.add_argument("--rows", type=int, default=300, help="rows on which the table's values are measured")
     args = parse_with_presets(parser, argv, smoke=SMOKE)
     if args.particles < 4 or args.particles % 4:
@@ -43,7 +43,7 @@ def parse(argv):
 
 
 def objectives(k):
-    """Name to objective, of k samples per datum each."""
+    """Name to objective, of k samples per data point each."""
     return {
         "ELBO": inference.ELBO(k),
         "sticking the landing, 1": inference.StickingTheLanding(1),
@@ -80,7 +80,7 @@ def train(model, guide, x, objective, steps, args):
 
 
 def measure(model, guide, x, objective, args):
-    """Bound, ELBO, log p and gap of a trained pair in nats per datum; log p is exact where the model knows it."""
+    """Bound, ELBO, log p and gap of a trained pair in nats per data point; log p is exact where the model knows it."""
     with torch.no_grad():
         value = float(objective.per_datum(model, guide, x).mean())
         weights = inference.log_weights(model, guide, x, num_samples=args.samples, chunk=100)
@@ -141,7 +141,7 @@ def main(argv=None):
     }
     tables = {}
     for title, (model, guide) in pairs.items():
-        print(f"\n{title}; nats per datum\n{table_line('objective', COLUMNS)}")
+        print(f"\n{title}; nats per data point\n{table_line('objective', COLUMNS)}")
         tables[title] = compare(model.standardise_by(x), guide.standardise_by(x), x, args)
     save(draw(tables), args, "compare_objectives.png")
     finish(args)

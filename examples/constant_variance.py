@@ -1,9 +1,9 @@
 """BILBO and BAGGINS, after "There and Back Again" (Fyffe, 2019): VAEs without learnt variances.
 
 1. The half-width encoder on digits: its network gives means only, the guide's variance is one and the prior follows
-   the codes (BILBO), also with the BAGGINS-style likelihood in place of a learnt noise, beside the usual encoder.
-2. What a constant variance costs: 1/2 sum_k (log E H_k - E log H_k), from the curvature H_k of the log joint, beside
-   what the best guides of each datum lose when their variances must be the same for all data.
+   the codes (BILBO), also with the BAGGINS-style likelihood in place of learnt noise, compared with the usual encoder.
+2. What a constant variance costs: 1/2 sum_k (log E H_k - E log H_k), from the curvature H_k of the log joint, compared
+   with what the best guides of each data point lose when their variances must be the same for all data.
 3. Units: data times c lower the ELBO of the BAGGINS-style likelihood by D log c and change nothing else, where a
    network for variances on raw data breaks down. It is a reconstruction from the abstract, not the paper's formula.
 
@@ -61,7 +61,7 @@ def make(x, args, guide, noise, *, floating=False):
 
 
 def encoders(args):
-    """Name to ELBO, rate, distortion and held-out ELBO in nats per datum, the guide's parameters, and seconds."""
+    """Name to ELBO, rate, distortion and held-out ELBO in nats per data point, the guide's parameters, and seconds."""
     data = scaled_digits(args, dtype=torch.float32)
     unit_variance = partial(ConstantVariance, learn_sigma=False)
     kinds = {
@@ -93,7 +93,7 @@ def encoder_row(data, guide_class, noise, floating, args):
 
 
 def penalty(sigma, args):
-    """The loss by a constant variance, predicted and measured, in nats per datum, of a VAE with noise sigma."""
+    """The loss by a constant variance, predicted and measured, in nats per data point, of a VAE with noise sigma."""
     x = scaled_digits(args).train
     model, guide = make(x, args, MeanField, FixedNoise(sigma))
     train_analytic(model, guide, x, args.steps, args)
@@ -108,7 +108,7 @@ def penalty(sigma, args):
 
 
 def tied_guide(x, posterior, sigma):
-    """The best guide of each datum, where all data have these standard deviations."""
+    """The best guide of each data point, where all data have these standard deviations."""
     mean = posterior.mean.detach()
     family = partial(DiagNormal, sigma=sigma)
     return Local(x, mean, sigma.expand_as(mean), family=family, support=posterior.support)

@@ -2,8 +2,8 @@
 
 pPCA is fitted in closed form and comes twice: as fitted, and with its latent space rotated, which leaves the evidence
 as it is but not the mean-field ELBO. The linear VAE, the deep one and the near-deterministic one are trained with each
-guide. The gap of some rows is split into approximation and amortisation, beside what the decoder's Jacobian predicts;
-where the evidence has no closed form, some rows get a bracket by annealing from both sides.
+guide. The gap of some rows is split into approximation and amortisation gap, next to the Jacobian's prediction; where
+the evidence has no closed form, some rows get a bracket by annealing from both sides.
 
     python examples/elbo_gap.py --data digits-logit --model linear_vae --guide linear mean_field --out out/logit
 """

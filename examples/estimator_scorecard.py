@@ -68,7 +68,7 @@ def estimators(args):
 
 
 def measure(problem, estimate, seed):
-    """Of each datum the errors of the value and of both ends, (3, N), with evaluations and seconds; or what refused."""
+    """Errors of the value and of both ends, (3, N), with evaluations and seconds; or the error that was raised."""
     try:
         found = estimate(problem, seed)
     except (TypeError, ValueError) as refusal:

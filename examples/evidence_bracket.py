@@ -127,7 +127,9 @@ def main(argv=None):
     results = {}
     for latent_dim in args.latent_dim:
         pair = train(data.train, latent_dim, args)
-        print(f"\nK = {latent_dim}: upper - lower end in nats, {args.chains} chains, {len(held_out)} data\n{HEAD}")
+        print(
+            f"\nK = {latent_dim}: upper - lower end in nats, {args.chains} chains, {len(held_out)} data points\n{HEAD}"
+        )
         results[latent_dim] = {
             "simulated": measure("simulated", simulated, pair, held_out, args),
             "real, if converged": measure("real, if converged", real, pair, held_out, args),

@@ -3,7 +3,7 @@
 Trains near-deterministic VAEs (Reizinger et al., 2022, arXiv 2206.02416) on uniform sources under random Moebius maps,
 whose Jacobians have orthogonal columns (c_IMA = 0), at several precisions gamma^2 of the noise; then on Moebius maps
 followed by a linear map of determinant one, which breaks the orthogonality. All pairs of a row are trained at once.
-Prints the mean correlation coefficient (MCC) between codes and true sources beside what the paper's runs gave.
+Prints the mean correlation coefficient (MCC) between codes and true sources together with the paper's.
 
     python examples/moebius_identifiability.py
     python examples/moebius_identifiability.py --paper-scale
@@ -131,7 +131,7 @@ def draw_moebius(ax, rows):
 def main(argv=None):
     args = parse(argv)
     dim = args.latent_dim
-    print(f"K = {dim}, {args.rows} data (a fifth held out and measured on), {args.steps} steps of {args.batch}")
+    print(f"K = {dim}, {args.rows} data points (a fifth held out and measured on), {args.steps} steps of {args.batch}")
     maps = [moebius(dim, seed=seed) for seed in range(max(args.maps, args.broken))]
     rows = run_moebius(maps[: args.maps], args)
     broken, correlation = run_broken(maps[: args.broken], args)

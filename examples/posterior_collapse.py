@@ -142,7 +142,7 @@ def main(argv=None):
     data_name, x = read(args)
     eigen = spectrum(x.double())
     print(f"{data_name}: {tuple(x.shape)}, K = {200 if args.paper_scale else 20}")
-    print(f"mean (s.e.) over {len(args.seeds)} seeds, nats per datum of the training set\n{HEAD}")
+    print(f"mean (s.e.) over {len(args.seeds)} seeds, nats per data point of the training set\n{HEAD}")
     starts = [("fixed", sigma2) for sigma2 in args.fixed] + [("learnt", sigma2) for sigma2 in args.learnt]
     rows, points = {}, {}
     for kind in args.kinds:

@@ -60,7 +60,7 @@ class MyModel(torch.nn.Module):
 
 
 def train(model, guide, x, steps):
-    """Stock SVI, as in any Pyro tutorial; returns the ELBO per datum at both ends."""
+    """Stock SVI, as in any Pyro tutorial; returns the ELBO per data point at both ends."""
     svi = SVI(model, guide, Adam({"lr": 1e-2}), loss=Trace_ELBO())
     losses = [svi.step(x) / len(x) for _ in range(steps)]
     return -losses[0], -losses[-1]
@@ -81,16 +81,16 @@ def main(argv=None):
 
     print("1. stock SVI on a pair of the zoo")
     vae, mean_field = LinearVAE(64, 4).standardise_by(x), MeanField(64, 4).standardise_by(x)
-    print("   ELBO per datum: {:.2f} -> {:.2f}".format(*train(vae, mean_field, x, args.steps)))
+    print("   ELBO per data point: {:.2f} -> {:.2f}".format(*train(vae, mean_field, x, args.steps)))
 
     print("2. a guide of yours on that model, its weights kept")
     my_guide = MyGuide(64, 4)
-    print("   ELBO per datum: {:.2f} -> {:.2f}".format(*train(vae.requires_grad_(False), my_guide, x, args.steps)))
+    print("   ELBO per data point: {:.2f} -> {:.2f}".format(*train(vae.requires_grad_(False), my_guide, x, args.steps)))
 
     print("3. a guide of the zoo on a model of yours, by the zoo's training loop")
     my_model, guide = MyModel(64, 4), MeanField(64, 4).standardise_by(x)
     history = fit(my_model, guide, x, steps=args.steps, batch_size=256, seed=args.seed, progress=False)
-    print(f"   ELBO per datum: {-history.loss[0]:.2f} -> {-history.loss[-1]:.2f}")
+    print(f"   ELBO per data point: {-history.loss[0]:.2f} -> {-history.loss[-1]:.2f}")
 
     print("4. Predictive and poutine")
     z = Predictive(vae, guide=mean_field, num_samples=100, parallel=True)(x[:5])["z"]

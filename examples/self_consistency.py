@@ -1,8 +1,8 @@
 """Does the encoder invert the decoder, and do its variances follow the decoder's Jacobian? "Embrace the gap", part 1.
 
 Trains near-deterministic VAEs (Reizinger et al., 2022, arXiv 2206.02416) at several precisions gamma^2 of the noise on
-data from an orthogonal network with smooth leaky ReLUs, one mixing a seed, and prints, beside what the paper's runs
-gave, the squared error of f(mu(x)), the encoder's variances, and their ratio to what the Jacobian says they must be:
+data from an orthogonal network with smooth leaky ReLUs, one mixing per seed, and prints, together with the paper's
+results, the squared error of f(mu(x)), the encoder's variances, and their ratio to those that the Jacobian predicts:
 
     sigma_k^2(x) = (1 + gamma^2 ||J_:k||^2)^-1 as gamma^2 grows.
 
@@ -89,7 +89,7 @@ def draw(rows):
 
 
 def run(datasets, gamma2, args):
-    """Train a pair for each data set and print the medians of the columns, beside the paper's: (seeds, columns)."""
+    """Train a pair for each data set and print the medians of the columns and the paper's: (seeds, columns)."""
     pairs, seconds = train_near_deterministic(new_pair, datasets, gamma2, args)
     results = [measure(*pair, data.test.to(args.device)) for pair, data in zip(pairs, datasets, strict=True)]
     values = torch.tensor(results, dtype=torch.float64)
@@ -102,7 +102,7 @@ def run(datasets, gamma2, args):
 def main(argv=None):
     args = parse(argv)
     datasets = [dataset(seed, args) for seed in range(args.seeds)]
-    print(f"{args.seeds} mixings, {args.rows} data, a fifth held out and measured on", end="")
+    print(f"{args.seeds} mixings, {args.rows} data points, a fifth held out and measured on", end="")
     print(f", {args.steps} steps of {args.batch}")
     print("medians here, and the paper's in brackets (mixings of another scale: compare slopes, and the last column)")
     print(f"{'gamma^2':>9s}" + "".join(f"{name:>24s}" for name in COLUMNS))

@@ -2,7 +2,7 @@
 
 Trains a convolutional VAE (Reizinger et al., 2022, arXiv 2206.02416) with beta latents on images of a soft triangle
 whose x, y, size and hue are independent, and prints the mean correlation coefficient (MCC) between codes and factors,
-and the contrast C_IMA of the learnt decoder and of the renderer, beside what the paper's runs gave at 64 x 64.
+and the contrast C_IMA of the learnt decoder and of the renderer, together with the paper's results at 64 x 64.
 
     python examples/sprites.py
     python examples/sprites.py --paper-scale --device cuda

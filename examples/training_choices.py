@@ -133,7 +133,7 @@ def draw(tables):
         for ax, column, face, text in styles:
             style = {"fmt": "o", "color": f"C{i}", "markerfacecolor": face, "markersize": 5, "label": text}
             ax.errorbar(mean[:, column], at, xerr=error[:, column], **style)
-    left.set(xlabel="tuned ELBO (nats per datum)", yticks=range(len(CHOICES)), yticklabels=list(CHOICES))
+    left.set(xlabel="tuned ELBO (nats per data point)", yticks=range(len(CHOICES)), yticklabels=list(CHOICES))
     left.invert_yaxis()
     right.set(xlabel="collapsed latents (%)", xlim=(-4, 104))
     for ax in (left, right):
@@ -146,7 +146,9 @@ def main(argv=None):
     args = parse(argv)
     x = digits_logit(test_size=0, dtype=torch.float32).train[: args.rows]
     x = (x - x.mean(0)).to(args.device)
-    print(f"digits: {tuple(x.shape)}, mean (s.e.) over {len(args.seeds)} seeds, nats per datum of the training set")
+    print(
+        f"digits: {tuple(x.shape)}, mean (s.e.) over {len(args.seeds)} seeds, nats per data point of the training set"
+    )
     tables = {start: run_all(start, x, args) for start in args.starts}
     save(draw(tables), args, "training_choices.png")
     print()

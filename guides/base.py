@@ -194,7 +194,7 @@ class Local(Guide):
 
     @torch.no_grad()
     def rows(self, index: Tensor) -> Local:
-        """A new guide of chosen data, (M,) integers, started where this one is."""
+        """A new guide of chosen data points, (M,) integers, started where this one is."""
         start = self.start + self.scales * self.offsets
         family, support = self._family[0], self.support
         return Local(self.x[index], start[index], self.scales[index], family=family, support=support)

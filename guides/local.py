@@ -56,7 +56,7 @@ def local_gauss_newton(
     *,
     family: type[GaussNewtonDiagonal] | type[GaussNewtonFull] = GaussNewtonDiagonal,
     num_starts: int = 16,
-    seed: int | None = 0,
+    seed: int | None = None,
 ) -> Local:
     """Non-amortised Gauss-Newton guide: a Gaussian at the latents whose decodings are nearest to the data.
 

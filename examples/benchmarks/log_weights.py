@@ -33,7 +33,7 @@ def by_hand(model, guide, x, num_samples, chunk):
 def main(argv=None):
     parser = benchmark_parser(__doc__)
     add_threads(parser)
-    parser.add_argument("--data", type=int, default=64, help="number of data")
+    parser.add_argument("--data", type=int, default=64, help="number of data points")
     parser.add_argument("--samples", type=int, default=1000, help="per datum")
     parser.add_argument("--chunk", type=int, default=100, help="samples at a time")
     args = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv=None):
             },
             args.repeats,
         )
-        report(f"ms for {args.samples} samples of {args.data} data, {name}", seconds, ["hand-written loop"])
+        report(f"ms for {args.samples} samples of {args.data} data points, {name}", seconds, ["hand-written loop"])
         ours = iwae(log_weights(model, guide, x, **options))
         theirs = iwae(by_hand(model, guide, x, args.samples, args.chunk))
         errors = torch.hypot(ours.standard_error, theirs.standard_error)

@@ -324,7 +324,7 @@ class _LocalProblem:
                 parameter.copy_(piece.reshape(parameter.shape))
 
     def evaluate(self, point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the ELBO, and its gradient, of chosen data at given points; the others are run along."""
+        """Minus the ELBO, and its gradient, of chosen data points at given values; the others are run along."""
         whole = self.start.clone()
         whole[index] = point.to(whole)
         self.set(whole)

@@ -164,7 +164,8 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
 
 
 def test_the_linear_vae_of_posterior_collapse_keeps_what_the_spectrum_predicts(run, capsys, tmp_path):
-    arguments = ["--kinds", "linear", "--rows", "2000", "--seeds", "0", "--steps", "25", "--out", str(tmp_path)]
+    # fewer steps may leave one latent more alive, depending on how the threads of a machine round
+    arguments = ["--kinds", "linear", "--rows", "2000", "--seeds", "0", "--steps", "60", "--out", str(tmp_path)]
     rows = run("posterior_collapse.py", *arguments, "--fixed", "20", "10", "--learnt")
     assert [values[0, 5:].tolist() for values in rows.values()] == [[3.0, 3.0], [6.0, 6.0]]
     printed = capsys.readouterr().out

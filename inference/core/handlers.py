@@ -6,6 +6,7 @@ plate, the model or guide.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -82,6 +83,8 @@ def local_params() -> Iterator[LocalParams]:
             yield handler
     finally:
         store.set_state({key: _new(_without_modules(inner)[key], state[key]) for key in inner})
+        for value in state["params"].values():  # reading the store's state took away what SVI goes by
+            value.unconstrained = weakref.ref(value)
 
 
 def _without_modules(state: Any) -> dict[str, dict[str, Any]]:

@@ -132,7 +132,7 @@ class EncoderGuide(StandardisesData, Guide):
 
 
 class Local(Guide):
-    r"""A guide with parameters of its own for each data point, in the family of an amortised guide, bound to its data.
+    r"""Non-amortised guide: free parameters for each data point, in the family of an amortised guide.
 
     .. math:: q_n(z) = \text{family}(\phi_n), \quad \phi_n = \phi_n^0 + s_n \odot \delta_n
 

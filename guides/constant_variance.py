@@ -17,7 +17,7 @@ from inference.distributions.gaussian import DiagNormal
 
 
 class ConstantVariance(NetworkGuide):
-    r"""Amortised Gaussian guide whose network gives the mean alone.
+    r"""Constant-variance guide: an amortised Gaussian whose network gives the mean alone.
 
     .. math:: q(z \mid x) = N(m(x), s^2 I)
 

@@ -84,7 +84,7 @@ class Exact(_PosteriorGuide):
 
 
 class TiedMeanField(_PosteriorGuide):
-    r"""The best Gaussian guide with independent coordinates for a model with a Gaussian posterior N(m, S).
+    r"""Tied mean-field guide: the best Gaussian with independent coordinates for a Gaussian posterior N(m, S).
 
     .. math:: q(z \mid x) = N(m(x), \operatorname{diag}(1 / (S^{-1})_{kk}))
 

@@ -17,7 +17,7 @@ from inference.posterior.hmc import Chains, Target, transition
 
 
 class HMCRefined(SampledGuide):
-    r"""Draws of another guide, refined by steps of Hamiltonian Monte Carlo (HMC), which leave the posterior invariant.
+    r"""HMC-refined guide: draws of another guide, refined by steps of Hamiltonian Monte Carlo (HMC).
 
     .. math:: z_0 \sim q(z \mid x), \quad z_{t+1} \sim T(z \mid z_t), \; \int p(z \mid x) T(w \mid z) dz = p(w \mid x)
 

@@ -17,7 +17,7 @@ from inference.distributions.gaussian import DiagNormal
 
 
 class Linear(EncoderGuide):
-    r"""Linear Gaussian guide.
+    r"""Linear Gaussian guide: the mean is linear in the data, the diagonal covariance the same for all.
 
     .. math:: q(z \mid x) = N(V (x - \mu) , D), \quad D \text{ diagonal, the same for every } x
 

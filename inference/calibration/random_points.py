@@ -24,7 +24,7 @@ _AREA_VARIANCE = 5 / 192
 
 @dataclass(frozen=True, kw_only=True)
 class TARP:
-    """Result of TARP: expected coverage of joint credible regions at every level, and its distance from nominal.
+    """Result of tests of accuracy with random points (TARP): expected coverage of credible regions at every level.
 
     Attributes:
         ranks: Draws nearer to the reference point than the truth is, (N,) int64, ties broken at random.

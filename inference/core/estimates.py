@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Estimate(NamedTuple):
-    """A Monte Carlo estimate per data point.
+    """Monte Carlo estimate per data point, with its standard error.
 
     Attributes:
         value: The estimate, (N,).
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate of one number.
+    """Estimate of one number, with its interval and standard error.
 
     Attributes:
         value: The estimate.

@@ -112,7 +112,7 @@ def local_ima_contrast(decode: Decode, z: Tensor, *, block: int | None = None) -
 
 @renamed_keywords(chunk="block")
 def ima_contrast(decode: Decode, z: Tensor, *, block: int | None = None) -> Tensor:
-    r"""Global IMA contrast: the mean over points of the local contrasts, in nats.
+    r"""Independent mechanism analysis (IMA) contrast: the mean over points of the local contrasts, in nats.
 
     .. math:: C = E_{p(z)}[c(f, z)]
 

@@ -1,10 +1,10 @@
 """Information theory of a pair: rate, distortion and mutual information, and their closed forms."""
 
-from inference.information.bounds import information_bounds
+from inference.information.bounds import information_bounds, tightest
 from inference.information.curve import CurvePoint, rate_distortion_curve
 from inference.information.encoder_information import MutualInformation, mutual_information
 from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
-from inference.information.reverse_water_filling import water_filling
+from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
 
 __all__ = [
     "CurvePoint",
@@ -15,5 +15,7 @@ __all__ = [
     "mutual_information",
     "rate_distortion",
     "rate_distortion_curve",
+    "tightest",
     "water_filling",
+    "water_filling_at_rate",
 ]

@@ -11,15 +11,13 @@ References:
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from inference.core.call import Call
 from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
-from inference.objectives.base import Objective, Terms, check_weight
+from inference.objectives.base import Objective, Terms, check_nonnegative
 
 
 class _ClosedForm(Objective):
@@ -73,8 +71,7 @@ class AnalyticBetaELBO(_ClosedForm):
 
     def __init__(self, beta: float) -> None:
         super().__init__()
-        check_weight(beta, "beta")
-        self.beta = beta
+        self.beta = check_nonnegative(beta, "beta")
 
     def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
         return elbo + (1 - self.beta) * rate
@@ -100,10 +97,7 @@ class AnalyticTargetRate(_ClosedForm):
 
     def __init__(self, target: float, *, weight: float = 1.0) -> None:
         super().__init__()
-        for name, value in (("target", target), ("weight", weight)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
-        self.target, self.weight = target, weight
+        self.target, self.weight = check_nonnegative(target, "target"), check_nonnegative(weight, "weight")
 
     def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
         return elbo + rate - self.weight * (self.target - rate.mean()).abs()

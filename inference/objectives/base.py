@@ -127,7 +127,16 @@ def check_weight(weight: float | Schedule, name: str) -> Schedule:
     """
     if callable(weight):
         return weight
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"expected {name} to be a finite number of at least zero or a schedule, got {weight}")
-    constant = torch.tensor(float(weight), dtype=torch.float64)
+    constant = torch.tensor(check_nonnegative(weight, name), dtype=torch.float64)
     return lambda _: constant
+
+
+def check_nonnegative(value: float, name: str) -> float:
+    """A number of nats or a weight.
+
+    Raises:
+        ValueError: If it is negative or not finite.
+    """
+    if not 0 <= value < math.inf:
+        raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
+    return float(value)

@@ -164,7 +164,7 @@ class BILBO(Objective):
 
 
 class FittedPrior(Module):
-    r"""A model of which one latent gets a :class:`FloatingPrior`, once :meth:`freeze` is called.
+    r"""Fitted prior: a model one of whose latents gets a :class:`FloatingPrior`, once :meth:`freeze` is called.
 
     .. math:: z \sim N(0, \operatorname{diag} s)
 

@@ -13,7 +13,7 @@ from torch.distributions import kl_divergence
 from inference.core.draw import Draw
 from inference.core.handlers import apply_mask
 from inference.distributions.gaussian import coordinate_kl
-from inference.objectives.base import Objective, check_weight
+from inference.objectives.base import Objective, check_nonnegative, check_weight
 from inference.objectives.schedules import Schedule
 
 
@@ -95,8 +95,8 @@ class BetaELBO(Objective):
 
     def bound_at(self, draw: Draw, step: Tensor) -> Tensor:
         """Weighted ELBO per data point at a training step, (N,)."""
-        rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
-        return (draw.total(draw.model_sites, observed=True) - self._weight(step).to(rate) * rate).mean(0)
+        reconstruction, rate = sampled_reconstruction_and_rate(draw)
+        return (reconstruction - self._weight(step).to(rate) * rate).mean(0)
 
 
 class FreeBitsELBO(Objective):
@@ -123,8 +123,7 @@ class FreeBitsELBO(Objective):
 
     def __init__(self, free_nats: float, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
-        check_weight(free_nats, "free_nats")
-        self.free_nats = free_nats
+        self.free_nats = check_nonnegative(free_nats, "free_nats")
 
     def bound(self, draw: Draw) -> Tensor:
         """Free-bits objective per data point, (N,).
@@ -154,6 +153,12 @@ def reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
             f"in the model and {latents} in the guide"
         )
     return draw.total(draw.model_sites, observed=True), torch.stack([_kl(draw, name) for name in latents]).sum(0)
+
+
+def sampled_reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
+    """The log-likelihood of a draw and log q(z | x) - log p(z), each (S, N) in nats with gradient."""
+    rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+    return draw.total(draw.model_sites, observed=True), rate
 
 
 def _kl(draw: Draw, name: str) -> Tensor:

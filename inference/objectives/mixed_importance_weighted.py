@@ -16,7 +16,7 @@ from inference.objectives.gradients import gradient_parts, normalised, with_grad
 
 
 class CIWAE(Objective):
-    r"""Combination of ELBO and IWAE bound (CIWAE), by the same samples; a lower bound as both are.
+    r"""Combination importance-weighted autoencoder (CIWAE) bound: a convex combination of ELBO and IWAE bound.
 
     .. math:: \beta \, E \frac1K \sum_k \log w_k + (1 - \beta) \, E \log \frac1K \sum_k w_k
 

@@ -6,24 +6,27 @@ r"""Training to a given rate: distortion plus the distance of the rate from its 
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from inference.core.draw import Draw
-from inference.objectives.base import Objective
-from inference.objectives.evidence_lower_bound import reconstruction_and_rate
+from inference.objectives.base import Objective, check_nonnegative
+from inference.objectives.evidence_lower_bound import reconstruction_and_rate, sampled_reconstruction_and_rate
 
 
 class _AtRate(Objective):
-    """Base of the objectives that hold the rate of a batch at a target."""
+    """Base of the objectives that hold the rate of a batch at a target; a subclass says how the rate is computed."""
+
+    _reconstruction_and_rate: Callable[[Draw], tuple[Tensor, Tensor]]
 
     def __init__(self, rate: float, weight: float = 1.0, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
-        self.rate, self.weight = _check_nats(rate, "rate"), _check_nats(weight, "weight")
+        self.rate, self.weight = check_nonnegative(rate, "rate"), check_nonnegative(weight, "weight")
 
-    def _penalised(self, reconstruction: Tensor, rate: Tensor) -> Tensor:
-        """Minus distortion and penalty per data point, (N,), from both terms as (S, N)."""
+    def bound(self, draw: Draw) -> Tensor:
+        """Minus distortion and penalty per data point, (N,); the penalty is the same for all."""
+        reconstruction, rate = self._reconstruction_and_rate(draw)
         return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
 
 
@@ -47,17 +50,12 @@ class TargetRate(_AtRate):
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Raises:
-        ValueError: If rate or weight is negative or not finite.
+        ValueError: If rate or weight is negative or not finite; when called, see
+            :func:`inference.objectives.evidence_lower_bound.reconstruction_and_rate`.
+        NotImplementedError: When called, if a site has no closed-form KL. Use :class:`SampledTargetRate` there.
     """
 
-    def bound(self, draw: Draw) -> Tensor:
-        """Minus distortion and penalty per data point, (N,); the penalty is the same for all.
-
-        Raises:
-            NotImplementedError: If a site has no closed-form KL. Use :class:`SampledTargetRate` there.
-            ValueError: See :func:`inference.objectives.evidence_lower_bound.reconstruction_and_rate`.
-        """
-        return self._penalised(*reconstruction_and_rate(draw))
+    _reconstruction_and_rate = staticmethod(reconstruction_and_rate)
 
 
 class SampledTargetRate(_AtRate):
@@ -82,13 +80,4 @@ class SampledTargetRate(_AtRate):
         ValueError: If rate or weight is negative or not finite.
     """
 
-    def bound(self, draw: Draw) -> Tensor:
-        """Minus distortion and penalty per data point, (N,); the penalty is the same for all."""
-        rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
-        return self._penalised(draw.total(draw.model_sites, observed=True), rate)
-
-
-def _check_nats(value: float, name: str) -> float:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
-    return value
+    _reconstruction_and_rate = staticmethod(sampled_reconstruction_and_rate)

@@ -20,7 +20,7 @@ from inference.posterior.prediction import sample
 
 @dataclass(frozen=True, kw_only=True)
 class ExactDraws:
-    """Data, and exact draws of the posterior given them.
+    """Exact draws of the posterior, with the data that they are given.
 
     Attributes:
         x: Data, (N, D).

@@ -22,7 +22,7 @@ _SCORE_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Restarts:
-    """Pairs trained from several seeds.
+    """Result of multi-start training: pairs trained from several seeds.
 
     Attributes:
         model: The best pair's model.

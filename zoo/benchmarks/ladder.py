@@ -40,7 +40,7 @@ _LARGEST = 1e9
 
 @dataclass(frozen=True)
 class KnownAnswer:
-    """A problem with its answer, all in float64.
+    """Test problem with known evidence and exact posterior draws, all in float64.
 
     Attributes:
         family: Kind of the problem.

@@ -60,7 +60,7 @@ def toy_data() -> Tensor:
 
 
 class ToyChannel(nn.Module):
-    """Encoder, decoder and marginal of the stated form, several runs side by side.
+    """Toy channel: encoder, decoder and marginal of the stated form, several runs side by side.
 
     The parameters begin standard normal. Runs share no parameter, so that with Adam each trains as if it were alone.
 

@@ -30,7 +30,7 @@ Self = TypeVar("Self", bound="LinearGaussianModel")
 
 
 class LinearGaussianModel(LatentVariableModel):
-    r"""Base of the two: linear decoder, spherical Gaussian noise, exact evidence and posterior.
+    r"""Base of pPCA and linear VAE: linear decoder, spherical Gaussian noise, exact evidence and posterior.
 
     .. math:: x = s \, (W z + \mu + \sigma \epsilon) + m
 

@@ -160,7 +160,7 @@ class LinearMixing(Mixing):
 
 
 class Composition(Mixing):
-    r"""Maps one after the other, the first first.
+    r"""Composition of maps, the first applied first.
 
     .. math:: f = f_L \circ \dots \circ f_1, \qquad J = J_L \cdots J_1
 

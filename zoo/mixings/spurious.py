@@ -25,7 +25,7 @@ _STEPS = 60
 
 
 def rotated_gaussian(rotation: Tensor, from_normal: Mixing | None = None) -> Mixing:
-    r"""A measure-preserving automorphism: sources made Gaussian, rotated, and made what they were.
+    r"""Measure-preserving automorphism: sources are mapped to Gaussians, rotated, and mapped back.
 
     .. math:: a = h \circ R \circ h^{-1}, \qquad s \sim p \implies a(s) \sim p
 

@@ -21,7 +21,7 @@ from zoo.priors.factorised import StandardNormal
 
 
 class VAE(LatentVariableModel):
-    r"""Variational autoencoder whose data are independent given the latent.
+    r"""Variational autoencoder (VAE) whose likelihood factorises over the dimensions of the data.
 
     .. math:: z \sim p(z), \quad x \mid z \sim \prod_d p(x_d \mid f_d(z))
 

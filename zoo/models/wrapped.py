@@ -12,7 +12,7 @@ from zoo.base import LatentVariableModel
 
 
 class WrappedDecoder(LatentVariableModel):
-    r"""A plain torch decoder with the distribution that its training assumed.
+    r"""A plain torch decoder as a model, with the distribution that its training assumed.
 
     .. math:: z \sim N(0, I_K) \text{ or the given prior}, \quad x \mid z \sim \text{distribution}(\text{network}(z))
 

@@ -26,9 +26,9 @@ def pair(guide=Linear):
 
 def rate_of(model, guide, x):
     """Mean rate and distortion in closed form."""
-    law = guide.posterior(x)
-    rate = torch.distributions.kl_divergence(law, model.prior()).mean()
-    return float(rate.detach()), -float(model.expected_log_likelihood(x, law).detach().mean())
+    distribution = guide.posterior(x)
+    rate = torch.distributions.kl_divergence(distribution, model.prior()).mean()
+    return float(rate.detach()), -float(model.expected_log_likelihood(x, distribution).detach().mean())
 
 
 class Reconstruction(Objective):
@@ -144,11 +144,11 @@ def test_the_rate_is_the_closed_form_of_the_second_moments():
     guide.log_sigma.data.normal_()
     model = FittedPrior(model, 2).double()
     value = seeded_mean(BILBO(3), model, guide, X) - seeded_mean(Reconstruction(3), model, guide, X)
-    law = guide.posterior(X)
-    moments, variances = law.mean.square().mean(0), law.variance[0]  # the same for all data
+    distribution = guide.posterior(X)
+    moments, variances = distribution.mean.square().mean(0), distribution.variance[0]  # the same for all data
     torch.testing.assert_close(value, -0.5 * (1 + moments / variances).log().sum(), rtol=0, atol=1e-10)
     floating = torch.distributions.Normal(0.0, (moments + variances).sqrt())
-    normal = torch.distributions.Normal(law.mean, law.variance.sqrt())
+    normal = torch.distributions.Normal(distribution.mean, distribution.variance.sqrt())
     mean_kl = torch.distributions.kl_divergence(normal, floating).sum(1).mean()
     torch.testing.assert_close(value, -mean_kl, rtol=0, atol=1e-10)
 
@@ -196,8 +196,8 @@ def test_unit_variance_has_the_optimum_of_the_likelihood():
     best = float(PPCA.from_data(X, 2).log_evidence(X).detach().mean())
     assert float(BILBO(4).per_datum(model, guide, X).detach().mean()) == pytest.approx(best, abs=1e-6)
     model.freeze(guide, X)
-    law = model.model.linear_gaussian
-    frozen = LinearGaussian(law.W * model.second_moment.sqrt(), law.mu, law.sigma)
+    distribution = model.model.linear_gaussian
+    frozen = LinearGaussian(distribution.W * model.second_moment.sqrt(), distribution.mu, distribution.sigma)
     assert float(frozen.log_prob(X).detach().mean()) == pytest.approx(best, abs=1e-6)
     # There the guide is the exact posterior of the frozen model: every weight is the evidence, up to the gap of 1e-6
     # nats, which is half the variance of the log weights.
@@ -206,7 +206,7 @@ def test_unit_variance_has_the_optimum_of_the_likelihood():
 
 
 def test_a_model_without_anything_to_freeze_is_refused():
-    with pytest.raises(TypeError, match=r"FittedPrior\(model\) say, got LinearVAE"):
+    with pytest.raises(TypeError, match=r"FittedPrior\(model\), got LinearVAE"):
         BILBO().per_datum(*pair(), X)
 
 
@@ -230,8 +230,8 @@ def test_frozen_it_has_the_second_moments_of_the_training_codes(guide_class):
     model, guide = pair(guide_class)
     fitted = FittedPrior(model, 2).double()
     fitted.freeze(guide, X)
-    law = guide.posterior(X)
-    moments = (law.mean.square() + law.variance).mean(0).detach()
+    distribution = guide.posterior(X)
+    moments = (distribution.mean.square() + distribution.variance).mean(0).detach()
     torch.testing.assert_close(fitted.second_moment, moments)
     estimate = iwae(log_weights(fitted, guide, X, num_samples=5000))
     own = model.linear_gaussian

@@ -1,5 +1,7 @@
 """Posterior families; any of them serves any model with a latent site ``"z"``."""
 
+from typing import TYPE_CHECKING
+
 from guides.base import EncoderGuide, Guide, Local
 from guides.constant_variance import ConstantVariance
 from guides.exact import Exact, TiedMeanField
@@ -19,7 +21,8 @@ from guides.student_t import StudentT
 from guides.wrapped import WrappedEncoder
 from inference.core.deprecation import renamed
 
-__getattr__ = renamed(__name__, {"nearest_local": "local_gauss_newton"})
+if not TYPE_CHECKING:  # a type checker knows the new names alone
+    __getattr__ = renamed(__name__, {"nearest_local": "local_gauss_newton"})
 
 __all__ = [
     "ConstantVariance",

@@ -27,8 +27,8 @@ class Perturbed(Guide):
         self.model, self.change = (model,), change
 
     def posterior(self, x):
-        law = self.model[0].posterior(x)
-        return self.change(law.loc, law._unbroadcasted_scale_tril)
+        distribution = self.model[0].posterior(x)
+        return self.change(distribution.loc, distribution._unbroadcasted_scale_tril)
 
 
 def trained(loc, factor):

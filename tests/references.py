@@ -61,9 +61,9 @@ def train_by_fit(model, guide, x, objective=ELBO, steps=3):
 def elbo_per_datum(model, guide, x, num=500):
     """ELBO per datum of the data and its standard error, written out: no Pyro, nothing of inference."""
     with torch.no_grad():
-        law = guide.posterior(x)
-        z = law.sample((num,))
-        w = model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - law.log_prob(z)
+        distribution = guide.posterior(x)
+        z = distribution.sample((num,))
+        w = model.prior().log_prob(z) + model.likelihood(z).log_prob(x) - distribution.log_prob(z)
     return float(w.mean()), float(w.std(0).square().sum().sqrt()) / math.sqrt(num) / len(x)
 
 
@@ -86,7 +86,8 @@ def reference_marginal(model):
 def quadrature(model, x, step=0.2, reach=10.0):
     """Log evidence (N,), and z (S, K) with its posterior weights (S, N), by the trapezoidal rule on a grid over z.
 
-    Spectrally accurate for smooth laws that vanish at the edge: two shifted grids must agree, the edge be empty.
+    Spectrally accurate for smooth distributions that vanish at the edge: two shifted grids must agree, the edge be
+    empty.
     """
     dim = model.latent_dim
     assert dim <= 3, "a grid serves few latents only: give the model of the registry K <= 3"

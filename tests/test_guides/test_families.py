@@ -51,13 +51,13 @@ def grid(num, reach):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_the_density_is_that_of_the_draws(kind, support):
-    law = guide_of(kind, support=support).posterior(X[:1])
-    draws, transform = law.sample((20_000,)), torch.distributions.biject_to(law.support)
+    distribution = guide_of(kind, support=support).posterior(X[:1])
+    draws, transform = distribution.sample((20_000,)), torch.distributions.biject_to(distribution.support)
     free = transform.inv(draws)
     t, area = grid(401, 12.0)
     u = free.mean(0) + free.std(0) * t
     z = transform(u)
-    weights = (law.log_prob(z) + transform.log_abs_det_jacobian(u, z)).exp() * area * free.std(0).prod()
+    weights = (distribution.log_prob(z) + transform.log_abs_det_jacobian(u, z)).exp() * area * free.std(0).prod()
     # A spline's slope has kinks, whose error falls as the spacing squared: to 1e-3 here, to 3e-5 on 801 points a side.
     torch.testing.assert_close(weights.sum(0), torch.ones(1).double(), rtol=0, atol=1e-3 if kind == "Flow" else 1e-8)
     for moment in (lambda a: a, lambda a: a.square(), lambda a: a.prod(-1, keepdim=True)):
@@ -68,15 +68,15 @@ def test_the_density_is_that_of_the_draws(kind, support):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_law_over_a_larger_batch_is_the_same_law(kind):
-    law = guide_of(kind).posterior(X)
-    wide, z = law.expand((3, 4)), torch.randn(3, 4, 2).double()
+def test_a_distribution_over_a_larger_batch_is_the_same(kind):
+    distribution = guide_of(kind).posterior(X)
+    wide, z = distribution.expand((3, 4)), torch.randn(3, 4, 2).double()
     assert (wide.batch_shape, wide.event_shape, wide.rsample((5,)).shape) == ((3, 4), (2,), (5, 3, 4, 2))
-    torch.testing.assert_close(wide.log_prob(z), torch.stack([law.log_prob(one) for one in z]))
+    torch.testing.assert_close(wide.log_prob(z), torch.stack([distribution.log_prob(one) for one in z]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_free_parameters_give_the_law_that_the_encoder_gives(kind):
+def test_free_parameters_give_the_encoders_distribution(kind):
     # What a local guide stands on: it trains the rows that the encoder would have given.
     guide = guide_of(kind)
     rows, z = guide.encode(X).detach(), torch.randn(4, 2).double()
@@ -107,12 +107,14 @@ def test_a_low_rank_covariance_is_accurate_with_a_small_diagonal(d):
         r = mpmath.matrix(value.tolist())
         square = (r.T * mpmath.inverse(covariance) * r)[0]
         exact = -(square + mpmath.log(mpmath.det(covariance)) + 3 * mpmath.log(2 * mpmath.pi)) / 2
-    law = guide.family(parameters)
+    distribution = guide.family(parameters)
     # The condition of the factors is 1 / d: that of the covariance, its square, would leave no digit.
-    assert float(law.log_prob(value)) == pytest.approx(float(exact), rel=50 * torch.finfo(torch.float64).eps / d)
+    assert float(distribution.log_prob(value)) == pytest.approx(
+        float(exact), rel=50 * torch.finfo(torch.float64).eps / d
+    )
     factors = (torch.diag_embed(torch.full((1, 3), d, dtype=torch.float64)), entries.reshape(1, 3, 2))
     expected = sum(f @ f.mT for f in factors)
-    torch.testing.assert_close(law.covariance_matrix, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(distribution.covariance_matrix, expected, rtol=1e-12, atol=1e-12)
     root = cholesky_of_sum(*factors)
     assert bool((root.diagonal(dim1=-2, dim2=-1) > 0).all())
     assert torch.equal(root, root.tril())
@@ -148,14 +150,16 @@ def exact_expectation(logits, locs, log_sigmas):
     return (logits.softmax(-1) * (locs[:, 0] * second + locs[:, 0])).sum()
 
 
-def frozen_component(law, num):
+def frozen_component(distribution, num):
     """Draws whose component is a constant: the planted defect, blind to the weights."""
-    index = torch.distributions.Categorical(logits=law.log_weights).sample((num,))
-    return law.locs[index] + law.sigmas[index] * torch.randn(num, 2, dtype=torch.float64)
+    index = torch.distributions.Categorical(logits=distribution.log_weights).sample((num,))
+    return distribution.locs[index] + distribution.sigmas[index] * torch.randn(num, 2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("draw", [lambda law, num: law.rsample((num,)), frozen_component], ids=["ours", "frozen"])
-def test_draws_of_a_mixture_carry_the_gradient_of_the_law(draw):
+@pytest.mark.parametrize(
+    "draw", [lambda distribution, num: distribution.rsample((num,)), frozen_component], ids=["ours", "frozen"]
+)
+def test_draws_of_a_mixture_carry_the_distributions_gradient(draw):
     parameters = mixture_parameters()
     exact = torch.autograd.grad(exact_expectation(*parameters), parameters)
     logits, locs, log_sigmas = parameters
@@ -175,12 +179,12 @@ def test_draws_of_a_mixture_carry_the_gradient_of_the_law(draw):
 
 def test_moments_of_a_mixture_are_those_of_its_density():
     logits, locs, log_sigmas = (p.detach() for p in mixture_parameters())
-    law = MixtureNormal(logits, locs, log_sigmas.exp())
+    distribution = MixtureNormal(logits, locs, log_sigmas.exp())
     z, area = grid(401, 12.0)
-    weights = law.log_prob(z.squeeze(1)).exp() * area
+    weights = distribution.log_prob(z.squeeze(1)).exp() * area
     mean = weights @ z.squeeze(1)
-    torch.testing.assert_close(law.mean, mean)
-    torch.testing.assert_close(law.variance, weights @ (z.squeeze(1) - mean).square())
+    torch.testing.assert_close(distribution.mean, mean)
+    torch.testing.assert_close(distribution.variance, weights @ (z.squeeze(1) - mean).square())
 
 
 # --- what a family reaches -------------------------------------------------------------------------
@@ -279,8 +283,8 @@ ONE = torch.tensor([[1.3]]).double()
 
 
 def log_ratio(model, guide, z):
-    law = guide.posterior(ONE)
-    return model.prior().log_prob(z) + model.likelihood(z).log_prob(ONE) - law.log_prob(z)
+    distribution = guide.posterior(ONE)
+    return model.prior().log_prob(z) + model.likelihood(z).log_prob(ONE) - distribution.log_prob(z)
 
 
 def cdf_of(density, z):

@@ -36,12 +36,12 @@ def test_the_covariance_of_a_linear_decoder_is_exact(sigma):
     model = linear_model(sigma)
     u = torch.randn(6, 3, dtype=torch.float64)
     precision = torch.eye(3, dtype=torch.float64) + model.W.T @ model.W / model.sigma**2
-    law = GaussNewtonFull(model, hidden=(8,)).double().family(u)
+    distribution = GaussNewtonFull(model, hidden=(8,)).double().family(u)
     expected = torch.linalg.inv(precision)
     size = expected.diagonal().sqrt()
-    off = (law.covariance_matrix - expected) / torch.outer(size, size)
+    off = (distribution.covariance_matrix - expected) / torch.outer(size, size)
     assert float(off.abs().max()) < 1e-10
-    assert float(law.scale_tril.triu(1).abs().max()) == 0
+    assert float(distribution.scale_tril.triu(1).abs().max()) == 0
     diagonal = GaussNewtonDiagonal(model, hidden=(8,)).double().family(u)
     torch.testing.assert_close(diagonal.variance, (1 / precision.diagonal()).expand(6, 3), rtol=1e-10, atol=0)
 
@@ -49,8 +49,10 @@ def test_the_covariance_of_a_linear_decoder_is_exact(sigma):
 def test_standardised_models_are_seen_in_the_units_of_the_data():
     model = LinearVAE(4, 2).double().standardise_by(3 + 2 * torch.randn(50, 4).double())
     x = model(n=6).detach()
-    law = GaussNewtonFull(model, hidden=(8,)).double().posterior(x)
-    torch.testing.assert_close(law.covariance_matrix, model.posterior(x).covariance_matrix, rtol=1e-10, atol=1e-12)
+    distribution = GaussNewtonFull(model, hidden=(8,)).double().posterior(x)
+    torch.testing.assert_close(
+        distribution.covariance_matrix, model.posterior(x).covariance_matrix, rtol=1e-10, atol=1e-12
+    )
 
 
 BENDS = {  # -n'' in unconstrained coordinates, by hand
@@ -121,9 +123,9 @@ def test_the_best_diagonal_variances_tend_to_these(gamma2, tolerance):
     model = smooth_model(gamma2**-0.5)
     z = torch.randn(16, 2, dtype=torch.float64)
     x, guide = model.decode(z), GaussNewtonDiagonal(model, hidden=(8,)).double()
-    law = guide.family(z)
-    best = best_diagonal_sigma(model, x, law)
-    error = (best.square() / law.variance - 1).abs()
+    distribution = guide.family(z)
+    best = best_diagonal_sigma(model, x, distribution)
+    error = (best.square() / distribution.variance - 1).abs()
     assert float(error.median()) < tolerance
     assert float(error.median()) > 1e-6  # an optimiser that did not move would agree for good
 

@@ -135,7 +135,7 @@ def test_families_without_a_natural_unit_rise_too(deep, family):
     assert (end - start).mean() > 4 * (start_error + end_error).mean()
 
 
-# --- the law is a function of the datum ------------------------------------------------------------
+# --- the distribution is a function of the datum ------------------------------------------------------------
 
 
 def test_no_steps_are_the_base_guide_bit_for_bit():
@@ -162,7 +162,7 @@ def test_a_row_has_one_distribution_whatever_generator_and_batch(deep, family):
         torch.testing.assert_close(guide.posterior(x).log_prob(z), first, rtol=0, atol=0)
 
 
-def test_a_saved_state_gives_the_same_law():
+def test_a_saved_state_gives_the_same_distribution():
     model = linear_model()
     guide = SemiAmortised(model, MeanField(6, 3, hidden=(8,)).double(), steps=3).double()
     other = SemiAmortised(model, MeanField(6, 3, hidden=(8,)).double(), steps=3).double()
@@ -197,7 +197,7 @@ def test_no_site_of_the_model_leaks():
     assert names == {f"{guide.store_name}.base.{name}" for name, _ in guide.base.named_parameters()}
 
 
-def test_it_runs_inside_particle_plates_and_other_guides_with_one_law():
+def test_it_runs_inside_particle_plates_and_other_guides():
     model = linear_model()
     guide = SemiAmortised(model, MeanField(6, 3, hidden=(8,)).double(), steps=3)
     x = data_for(model)
@@ -228,8 +228,8 @@ def test_the_gradient_goes_straight_through_to_the_encoder():
     torch.testing.assert_close(got, expected)
 
 
-def kl(law, model):
-    return torch.distributions.kl_divergence(law, model.prior())
+def kl(distribution, model):
+    return torch.distributions.kl_divergence(distribution, model.prior())
 
 
 def exact_elbo_with_gradient(model, guide, x):
@@ -240,11 +240,11 @@ def test_single_precision_ends_where_double_does(deep):
     model, guide, x = deep
     double = SemiAmortised(model, guide, steps=40).double()
     single = [half.float() for half in copy.deepcopy((model, double))]
-    law, other = double.posterior(x), single[1].posterior(x.float())
+    distribution, other = double.posterior(x), single[1].posterior(x.float())
     assert other.mean.dtype == torch.float32
     # Both are next to the same optimum, where the ELBO is flat: nats are half the squares of such distances.
-    assert ((other.mean - law.mean) / law.stddev).abs().mean() < 0.05
-    assert (other.stddev / law.stddev).log().abs().mean() < 0.05
+    assert ((other.mean - distribution.mean) / distribution.stddev).abs().mean() < 0.05
+    assert (other.stddev / distribution.stddev).log().abs().mean() < 0.05
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ def test_parts_and_numbers_that_do_not_fit_are_refused():
         SemiAmortised(model, base)(torch.zeros(4, 5))
 
 
-def test_a_law_that_depends_on_the_batch_is_refused_until_frozen():
+def test_a_batch_dependent_model_is_refused_until_frozen():
     model, base = DeepGaussianVAE(5, 2, hidden=(8,), noise=OptimalNoise()), MeanField(5, 2, hidden=(8,))
     x = torch.randn(20, 5)
     guide = SemiAmortised(model, base, steps=1)

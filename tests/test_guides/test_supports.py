@@ -60,16 +60,16 @@ def distribution_on(name):
     return Transformed(DiagNormal(MEAN, SIGMA), SUPPORTS[name])
 
 
-# --- the law ---------------------------------------------------------------------------------------
+# --- the distribution ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_the_density_is_that_of_a_change_of_variables(name):
-    law, z = distribution_on(name), distribution_on(name).sample()
+    distribution, z = distribution_on(name), distribution_on(name).sample()
     u = torch.from_numpy(INVERSES[name](z.numpy()))
     # dT/du by a finite difference of the inverse would lose digits; autograd of the transform does not.
     free = u.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(law.transform(free).sum(), free)
+    (slope,) = torch.autograd.grad(distribution.transform(free).sum(), free)
     expected = scipy.stats.norm(MEAN, SIGMA).logpdf(u).sum(-1) - slope.abs().log().sum(-1).numpy()
     torch.testing.assert_close(distribution_on(name).log_prob(z), torch.from_numpy(expected), rtol=1e-7, atol=1e-7)
 
@@ -93,36 +93,38 @@ def test_the_density_integrates_to_one_and_is_zero_outside(name):
 @pytest.mark.parametrize("name", SUPPORTS)
 def test_draws_have_the_support_the_quantiles_and_the_gradient(name):
     mean, sigma = MEAN.clone().requires_grad_(), SIGMA
-    law = Transformed(DiagNormal(mean, sigma), SUPPORTS[name])
-    draws = law.rsample((4000,))
-    assert law.has_rsample
+    distribution = Transformed(DiagNormal(mean, sigma), SUPPORTS[name])
+    draws = distribution.rsample((4000,))
+    assert distribution.has_rsample
     assert draws.shape == (4000, 2, 3)
-    assert bool(law.support.check(draws).all())
+    assert bool(distribution.support.check(draws).all())
     pit = scipy.stats.norm(MEAN, SIGMA).cdf(INVERSES[name](draws.detach().numpy()))
     pit = 1 - pit if name == "below" and pit[:, 0, 0].mean() > 0.9 else pit
     assert all(scipy.stats.kstest(pit[:, i, j], "uniform").pvalue > 1e-4 for i in range(2) for j in range(3))
     (got,) = torch.autograd.grad(draws.sum(), mean)
-    u = law.transform.inv(draws.detach()).requires_grad_()
-    (expected,) = torch.autograd.grad(law.coordinate_transform(u).sum(), u)
+    u = distribution.transform.inv(draws.detach()).requires_grad_()
+    (expected,) = torch.autograd.grad(distribution.coordinate_transform(u).sum(), u)
     torch.testing.assert_close(got, expected.sum(0), rtol=1e-6, atol=1e-6)
 
 
 def test_a_draw_rounded_to_the_supports_end_is_scored_where_drawn():
-    law = Transformed(DiagNormal(torch.full((1, 1), 60.0).double(), torch.ones(1).double()), constraints.unit_interval)
-    z = law.sample()
+    distribution = Transformed(
+        DiagNormal(torch.full((1, 1), 60.0).double(), torch.ones(1).double()), constraints.unit_interval
+    )
+    z = distribution.sample()
     assert float(z) > 1 - 1e-15
-    u = float(law.transform.inv(z))
+    u = float(distribution.transform.inv(z))
     assert u > 50
     expected = scipy.stats.norm(60, 1).logpdf(u) + u  # the slope of the sigmoid is exp(-u) there
-    assert float(law.log_prob(z)) == pytest.approx(expected, abs=1e-9)
+    assert float(distribution.log_prob(z)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", SUPPORTS)
 @pytest.mark.parametrize("covariance", [None, COVARIANCE])
 def test_mean_and_variance_are_those_of_quadrature(name, covariance):
     base = DiagNormal(MEAN, SIGMA) if covariance is None else FullNormal(MEAN, torch.linalg.cholesky(covariance))
-    law = Transformed(base, SUPPORTS[name])
-    transform, sigma = law.coordinate_transform, base.variance.sqrt()
+    distribution = Transformed(base, SUPPORTS[name])
+    transform, sigma = distribution.coordinate_transform, base.variance.sqrt()
 
     def moment(power, m, s, centre=0.0):
         return quad(
@@ -134,22 +136,26 @@ def test_mean_and_variance_are_those_of_quadrature(name, covariance):
     for i, j in ((0, 0), (0, 2), (1, 1)):
         m, s = float(MEAN[i, j]), float(sigma[i, j])
         mean = moment(1, m, s)
-        assert float(law.mean[i, j]) == pytest.approx(mean, abs=1e-10, rel=1e-9)
-        assert float(law.variance[i, j]) == pytest.approx(moment(2, m, s, mean), abs=1e-10, rel=1e-8)
+        assert float(distribution.mean[i, j]) == pytest.approx(mean, abs=1e-10, rel=1e-9)
+        assert float(distribution.variance[i, j]) == pytest.approx(moment(2, m, s, mean), abs=1e-10, rel=1e-8)
 
 
-def test_expansion_is_the_same_law_over_more():
-    law = distribution_on("unit interval")
-    wide = law.expand((5, 2))
+def test_expansion_is_the_same_distribution_over_more():
+    distribution = distribution_on("unit interval")
+    wide = distribution.expand((5, 2))
     assert (wide.batch_shape, wide.event_shape) == ((5, 2), (3,))
-    z = law.sample()
-    torch.testing.assert_close(wide.log_prob(z.expand(5, 2, 3)), law.log_prob(z).expand(5, 2))
-    assert law.expand((2,)) is law
+    z = distribution.sample()
+    torch.testing.assert_close(wide.log_prob(z.expand(5, 2, 3)), distribution.log_prob(z).expand(5, 2))
+    assert distribution.expand((2,)) is distribution
 
 
-def test_a_law_on_all_vectors_is_left_alone():
-    law = DiagNormal(MEAN, SIGMA)
-    assert push_forward(law, constraints.real_vector) is push_forward(law, constraints.real) is law
+def test_a_distribution_on_all_vectors_is_left_alone():
+    distribution = DiagNormal(MEAN, SIGMA)
+    assert (
+        push_forward(distribution, constraints.real_vector)
+        is push_forward(distribution, constraints.real)
+        is distribution
+    )
     assert is_unbounded(copy.deepcopy(constraints.real_vector))
 
 
@@ -195,11 +201,11 @@ def scipy_kl(transform, prior, m, s):
 @pytest.mark.parametrize("name", PRIORS)
 def test_kl_of_a_gaussian_guide_is_that_of_scipy(name):
     factor, support, reference = PRIORS[name]
-    prior, law = factor.expand((3,)).to_event(1), push_forward(DiagNormal(MEAN, SIGMA), support)
-    transform = law.coordinate_transform if isinstance(law, Transformed) else None
-    rates = coordinate_kl(law, prior)
+    prior, distribution = factor.expand((3,)).to_event(1), push_forward(DiagNormal(MEAN, SIGMA), support)
+    transform = distribution.coordinate_transform if isinstance(distribution, Transformed) else None
+    rates = coordinate_kl(distribution, prior)
     assert rates.shape == (2, 3)
-    torch.testing.assert_close(kl_divergence(law, prior), rates.sum(-1), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(kl_divergence(distribution, prior), rates.sum(-1), rtol=1e-12, atol=1e-12)
     for i, j in ((0, 0), (0, 1), (0, 2), (1, 1)):
         expected = scipy_kl(transform, reference, float(MEAN[i, j]), float(SIGMA[i, j]))
         assert float(rates[i, j]) == pytest.approx(expected, abs=1e-10)
@@ -209,13 +215,13 @@ def test_kl_of_a_gaussian_guide_is_that_of_scipy(name):
 def test_kl_with_a_full_covariance_is_the_mean_log_ratio(name):
     factor, support, _ = PRIORS[name]
     prior = factor.expand((3,)).to_event(1)
-    law = push_forward(FullNormal(MEAN, torch.linalg.cholesky(COVARIANCE)), support)
-    z = law.sample((20_000,))
-    ratios = law.log_prob(z) - prior.log_prob(z)
+    distribution = push_forward(FullNormal(MEAN, torch.linalg.cholesky(COVARIANCE)), support)
+    z = distribution.sample((20_000,))
+    ratios = distribution.log_prob(z) - prior.log_prob(z)
     error = ratios.std(0) / 20_000**0.5
-    kl = kl_divergence(law, prior)
+    kl = kl_divergence(distribution, prior)
     assert bool(((ratios.mean(0) - kl).abs() < 4 * error).all())
-    # Without the correlations it is another law, and the same test notices.
+    # Without the correlations it is another distribution, and the same test notices.
     other = kl_divergence(push_forward(DiagNormal(MEAN, COVARIANCE.diagonal().sqrt()), support), prior)
     assert not bool(((ratios.mean(0) - other).abs() < 4 * error).all())
 
@@ -235,7 +241,7 @@ def test_the_stated_accuracy_of_the_quadrature_holds(sigma, tolerance):
     assert float(got) == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-def test_the_logit_normal_closest_to_the_uniform_law():
+def test_the_logit_normal_closest_to_the_uniform_distribution():
     # What a collapsed guide of a model with a uniform prior looks like; the two figures were found independently.
     prior = priors.Uniform(1, -0.5, 0.5).double()()
 
@@ -304,6 +310,6 @@ def test_bounds_of_tensors_become_numbers_where_they_can():
     uneven = read_support(constraints.interval(low, torch.tensor([1.0, 2.0])))
     with pytest.raises(NotImplementedError, match="cannot be rebuilt"):
         describe_support(uneven)
-    law = MeanField(4, 2, support=uneven).posterior(X.float())
-    assert float(law.mean[:, 1].detach().max()) > 0.5
-    assert bool(uneven.check(law.sample((100,))).all())
+    distribution = MeanField(4, 2, support=uneven).posterior(X.float())
+    assert float(distribution.mean[:, 1].detach().max()) > 0.5
+    assert bool(uneven.check(distribution.sample((100,))).all())

@@ -35,7 +35,7 @@ def model(x):
         pyro.sample("x", dist.Poisson(torch.stack([rate * share, rate * (1 - share)], -1)).to_event(1), obs=x)
 
 
-def laws(x, width):
+def distributions(x, width):
     """The exact posteriors where the width is one, wider ones below."""
     rate = dist.Gamma(width * (SHAPE + x.sum(-1)), width * (RATE + 1))
     return rate, dist.Beta(width * (FIRST + x[..., 0]), width * (SECOND + x[..., 1]))
@@ -44,7 +44,7 @@ def laws(x, width):
 def guide(x, width=1.0):
     """Samples the sites in the other order."""
     with pyro.plate("data", len(x)):
-        rate, share = laws(x, width)
+        rate, share = distributions(x, width)
         pyro.sample("share", share)
         pyro.sample("rate", rate)
 
@@ -69,8 +69,8 @@ WIDE = Amortised(torch.tensor(0.5).double().log())
 def exact_evidence(x):
     """The total is negative binomial, the first of it beta-binomial."""
     total = x.sum(-1)
-    law = scipy.stats.nbinom(SHAPE, RATE / (RATE + 1)), scipy.stats.betabinom(total, FIRST, SECOND)
-    return law[0].logpmf(total) + law[1].logpmf(x[:, 0])
+    distribution = scipy.stats.nbinom(SHAPE, RATE / (RATE + 1)), scipy.stats.betabinom(total, FIRST, SECOND)
+    return distribution[0].logpmf(total) + distribution[1].logpmf(x[:, 0])
 
 
 def on_a_grid(x):
@@ -127,7 +127,7 @@ def test_methods_for_other_models_say_so(name):
 
 
 def divergence(x, width):
-    return sum(kl_divergence(q, p) for q, p in zip(laws(x, width), laws(x, 1.0), strict=True))
+    return sum(kl_divergence(q, p) for q, p in zip(distributions(x, width), distributions(x, 1.0), strict=True))
 
 
 def missed(num_samples):

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from inference.core.checks import check_count, check_finite, check_layout
-from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal
-from zoo.base import LatentVariableModel
+from inference.distributions.gaussian import DiagNormal, FullNormal
 from zoo.linear.gaussian_algebra import LinearGaussian
+from zoo.linear.models import ExactLinearModel
 
 # Share of a coordinate's variance that its noise keeps where the likelihood would let it vanish (a Heywood case).
 _LEAST_SHARE = 1e-9
 
 
-class FactorAnalysis(LatentVariableModel):
+class FactorAnalysis(ExactLinearModel):
     r"""Factor analysis (FA), with exact evidence and posterior.
 
     .. math:: z \sim N(0, I_K), \quad x \mid z \sim N(W z + \mu, \operatorname{diag} \sigma_d^2)
@@ -75,21 +75,7 @@ class FactorAnalysis(LatentVariableModel):
         """Distribution of x given z (..., K): batch (...), event (D,)."""
         return DiagNormal(self.decode(z), self.sigma)
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x_n) in closed form, float64.
-
-        Args:
-            x: (N, D) of any floating dtype.
-
-        Returns:
-            (N,) in nats.
-
-        Raises:
-            TypeError: If ``x`` is not a floating tensor.
-            ValueError: If ``x`` is not (N, D), not finite or on another device.
-        """
-        check_layout(x, data_dim=self.data_dim, device=self.W.device)
-        check_finite(x)
+    def _log_prob(self, x: Tensor) -> Tensor:
         whitened, y = self._in_units_of_noise(x.double())
         return whitened.log_prob(y) - self.log_sigma.double().sum()
 
@@ -99,27 +85,9 @@ class FactorAnalysis(LatentVariableModel):
         loc, scale_tril = whitened.posterior(y)
         return FullNormal(loc.to(self.W.dtype), scale_tril.to(self.W.dtype))
 
-    def expected_log_likelihood(self, x: Tensor, posterior: Any) -> Tensor:
-        """E_q[log p(x_n | z)] in closed form for a Gaussian q.
-
-        Args:
-            x: (N, D).
-            posterior: Gaussian with batch (N,), event (K,).
-
-        Returns:
-            (N,) in nats, with gradient.
-
-        Raises:
-            TypeError: If ``posterior`` is not Gaussian, or ``x`` is not a floating tensor of the parameters' dtype.
-            ValueError: If ``x`` is not (N, D).
-        """
-        self._check_layout(x)
-        full = as_full_normal(posterior)
-        if full is None:
-            raise TypeError(f"expected a Gaussian posterior for the closed form, got {type(posterior).__name__}")
+    def _expected(self, x: Tensor, mean: Tensor, **spread: Tensor) -> Tensor:
         whitened, y = self._in_units_of_noise(x)
-        expected = whitened.expected_log_likelihood(y, full.loc, scale_tril=full._unbroadcasted_scale_tril)
-        return expected - self.log_sigma.sum()
+        return whitened.expected_log_likelihood(y, mean, **spread) - self.log_sigma.sum()
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments."""

@@ -29,7 +29,59 @@ from zoo.linear.gaussian_algebra import LinearGaussian
 Self = TypeVar("Self", bound="LinearGaussianModel")
 
 
-class LinearGaussianModel(LatentVariableModel):
+class ExactLinearModel(LatentVariableModel):
+    """Base of the models whose evidence and expected log-likelihood follow from linear algebra.
+
+    A subclass gives ``_log_prob(x)``, (N,) in float64, and ``_expected(x, mean, var=)`` or ``scale_tril=``, (N,).
+    """
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_n) in closed form, float64.
+
+        Args:
+            x: (N, D) of any floating dtype.
+
+        Returns:
+            (N,) in nats.
+
+        Raises:
+            TypeError: If ``x`` is not a floating tensor.
+            ValueError: If ``x`` is not (N, D), not finite or on another device.
+        """
+        check_layout(x, data_dim=self.data_dim, device=self._like.device)
+        check_finite(x)
+        return self._log_prob(x)
+
+    def expected_log_likelihood(self, x: Tensor, posterior: Any) -> Tensor:
+        """E_q[log p(x_n | z)] in closed form for a Gaussian q.
+
+        Args:
+            x: (N, D).
+            posterior: Gaussian with batch (N,), event (K,).
+
+        Returns:
+            (N,) in nats, with gradient.
+
+        Raises:
+            TypeError: If ``posterior`` is not Gaussian, or ``x`` is not a floating tensor of the parameters' dtype.
+            ValueError: If ``x`` is not (N, D).
+        """
+        self._check_layout(x)
+        diagonal, full = diagonal_moments(posterior), as_full_normal(posterior)
+        if full is None:
+            raise TypeError(f"expected a Gaussian posterior for the closed form, got {type(posterior).__name__}")
+        if diagonal is not None:
+            return self._expected(x, diagonal[0], var=diagonal[1].square())
+        return self._expected(x, full.loc, scale_tril=full._unbroadcasted_scale_tril)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _expected(self, x: Tensor, mean: Tensor, **spread: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LinearGaussianModel(ExactLinearModel):
     r"""Base of pPCA and linear VAE: linear decoder, spherical Gaussian noise, exact evidence and posterior.
 
     .. math:: x = s \, (W z + \mu + \sigma \epsilon) + m
@@ -97,48 +149,15 @@ class LinearGaussianModel(LatentVariableModel):
         """Distribution of x given z (..., K): batch (...), event (D,)."""
         return DiagNormal(self.decode(z), self.sigma.unsqueeze(-1))
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x_n) in closed form, float64.
-
-        Args:
-            x: (N, D) of any floating dtype.
-
-        Returns:
-            (N,) in nats.
-
-        Raises:
-            TypeError: If ``x`` is not a floating tensor.
-            ValueError: If ``x`` is not (N, D), not finite or on another device.
-        """
-        check_layout(x, data_dim=self.data_dim, device=self.W.device)
-        check_finite(x)
+    def _log_prob(self, x: Tensor) -> Tensor:
         return self.linear_gaussian.log_prob(x)
 
     def posterior(self, x: Tensor) -> FullNormal:
         """The exact p(z | x_n): batch (N,), event (K,)."""
         return FullNormal(*self.linear_gaussian.posterior(x))
 
-    def expected_log_likelihood(self, x: Tensor, posterior: Any) -> Tensor:
-        """E_q[log p(x_n | z)] in closed form for a Gaussian q.
-
-        Args:
-            x: (N, D).
-            posterior: Gaussian with batch (N,), event (K,).
-
-        Returns:
-            (N,) in nats, with gradient.
-
-        Raises:
-            TypeError: If ``posterior`` is not Gaussian, or ``x`` is not a floating tensor of the parameters' dtype.
-            ValueError: If ``x`` is not (N, D).
-        """
-        self._check_layout(x)
-        diagonal, full = diagonal_moments(posterior), as_full_normal(posterior)
-        if full is None:
-            raise TypeError(f"expected a Gaussian posterior for the closed form, got {type(posterior).__name__}")
-        if diagonal is not None:
-            return self.linear_gaussian.expected_log_likelihood(x, diagonal[0], var=diagonal[1].square())
-        return self.linear_gaussian.expected_log_likelihood(x, full.loc, scale_tril=full._unbroadcasted_scale_tril)
+    def _expected(self, x: Tensor, mean: Tensor, **spread: Tensor) -> Tensor:
+        return self.linear_gaussian.expected_log_likelihood(x, mean, **spread)
 
     def marginal(self) -> Marginal:
         """The same distribution with z integrated out, as a Pyro model with the one site ``"x"``."""

@@ -61,9 +61,9 @@ def widened(factor, shift=0.0):
     """The exact guide with its standard deviations multiplied and its mean moved."""
 
     def guide(x):
-        law = model().posterior(x)
+        distribution = model().posterior(x)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", FullNormal(law.loc + shift, factor * law._unbroadcasted_scale_tril))
+            pyro.sample("z", FullNormal(distribution.loc + shift, factor * distribution._unbroadcasted_scale_tril))
 
     return guide
 
@@ -334,9 +334,9 @@ def sum_guide(x):
 
 def marginal_guide(x):
     """Both marginals are the posterior's, and there is no correlation."""
-    law = sum_posterior(x)
+    distribution = sum_posterior(x)
     with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(law.mean, law.variance.sqrt()).to_event(1))
+        pyro.sample("z", dist.Normal(distribution.mean, distribution.variance.sqrt()).to_event(1))
 
 
 def prior_guide(x):
@@ -404,7 +404,8 @@ def test_c2st_per_datum_against_the_exact_posterior():
     right, wrong = c2st_per_datum(exact, reference, **options), c2st_per_datum(wide, reference, **options)
     assert right.accuracy.shape == (6,)
     assert ((right.accuracy - 0.5).abs() < 4 * right.standard_error).all()
-    # Where the densities cross, r^2 = 2 K log 2 / (1 - 1/4): chi-squared laws of two degrees give the best accuracy.
+    # Where the densities cross, r^2 = 2 K log 2 / (1 - 1/4): chi-squared distributions of two degrees give the best
+    # accuracy.
     crossing = 4 * math.log(2) / 0.75
     best = 0.5 * (scipy.stats.chi2.cdf(crossing, 2) + scipy.stats.chi2.sf(crossing / 4, 2))
     assert ((wrong.accuracy - best).abs() < 4 * wrong.standard_error + 0.005).all()
@@ -445,7 +446,7 @@ def test_wasserstein_is_scipys():
         assert got[i].item() == pytest.approx(math.sqrt(squared), rel=1e-9)
 
 
-def test_wasserstein_of_commuting_singular_and_equal_laws():
+def test_wasserstein_of_commuting_singular_and_equal_gaussians():
     mean, s, t = torch.zeros(1, 2).double(), torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[0.5, 1e-9]]).double()
     got = gaussian_wasserstein(mean, torch.diag_embed(s**2), mean + 1, torch.diag_embed(t**2))
     assert got.item() == pytest.approx(math.sqrt(2 + 1.5**2), rel=1e-9)

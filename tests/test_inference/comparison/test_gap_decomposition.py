@@ -246,8 +246,10 @@ def test_the_gap_rises_to_the_contrast_tenfold_a_decade():
         assert (found > -1e-6).all()
         distance[gamma2] = float((found - terms.contrast).abs().mean())
         # 1 / (-n'' + gamma^2 |J_k|^2) at the latent that made x
-        law, jacobian = got.guide.posterior(x), decoder_jacobian(model.decode, terms.z)
-        off[gamma2] = float((law.variance.detach() * (1 + gamma2 * jacobian.square().sum(1)) - 1).abs().median())
+        distribution, jacobian = got.guide.posterior(x), decoder_jacobian(model.decode, terms.z)
+        off[gamma2] = float(
+            (distribution.variance.detach() * (1 + gamma2 * jacobian.square().sum(1)) - 1).abs().median()
+        )
     assert 8 < distance[1e3] / distance[1e4] < 12
     assert 8 < distance[1e4] / distance[1e5] < 12
     assert off[1e3] < 0.01

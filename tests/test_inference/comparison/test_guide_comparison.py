@@ -67,8 +67,8 @@ class NarrowGuide(Guide):
         self.exact = (model,)
 
     def posterior(self, x):
-        law = self.exact[0].posterior(x)
-        return FullNormal(law.loc, 0.5 * law.scale_tril)
+        distribution = self.exact[0].posterior(x)
+        return FullNormal(distribution.loc, 0.5 * distribution.scale_tril)
 
 
 def measure(model, guides, x, **options):
@@ -127,9 +127,9 @@ def numpy_columns(w, truth):
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_columns_are_those_of_numpy(split, case):
     model, guides, splits, tree = case
-    law = model.linear_gaussian
-    covariance = law.W.numpy() @ law.W.numpy().T + float(law.sigma) ** 2 * np.eye(5)
-    truth = scipy.stats.multivariate_normal(law.mu.numpy(), covariance).logpdf(splits[split].numpy())
+    distribution = model.linear_gaussian
+    covariance = distribution.W.numpy() @ distribution.W.numpy().T + float(distribution.sigma) ** 2 * np.eye(5)
+    truth = scipy.stats.multivariate_normal(distribution.mu.numpy(), covariance).logpdf(splits[split].numpy())
     weights = weights_again(model, guides, splits, seed=7)[split]
     for name, w in zip(guides, weights):
         one = tree[split].to_dataset().sel(guide=name).isel(seed=0)
@@ -234,7 +234,7 @@ def test_paired_errors_hold_the_monte_carlo_error():
     assert lower < np.sum(np.square(z)) < upper
 
 
-def test_p_values_are_those_of_the_normal_law_adjusted_by_holm(tree):
+def test_p_values_are_normal_ones_adjusted_by_holm(tree):
     got = differences(tree).isel(seed=0).sel(split="train")
     raw = {}
     for name in ("tied", "untrained"):

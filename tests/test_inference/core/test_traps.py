@@ -245,7 +245,7 @@ USER_PAIRS = [
 ]
 
 
-def law_of(pair):
+def distribution_of(pair):
     """The evidence N(b, a^2 + sigma^2) of a pair's present weights."""
     with torch.no_grad():
         b = pair.decoder(zeros(1, 1)).squeeze()
@@ -277,10 +277,10 @@ def test_two_users_pairs_of_one_kind_are_fitted_independently(build):
     for x, pair in zip(data, pairs):
         # The guides hold the exact posterior: what is left is the noise of Adam's last steps.
         best = reference(x.mean(), x.std(correction=0)).log_prob(x).mean()
-        assert float(best - law_of(pair).log_prob(x).mean()) < 0.02
+        assert float(best - distribution_of(pair).log_prob(x).mean()) < 0.02
         for num_samples, chunk in ((5000, None), (200, 1)):
             value, error = iwae(log_weights(pair.model, pair.guide, x, num_samples=num_samples, chunk=chunk))
-            assert float(((value - law_of(pair).log_prob(x)).abs() / error).max()) < 5
+            assert float(((value - distribution_of(pair).log_prob(x)).abs() / error).max()) < 5
 
 
 @pytest.mark.parametrize("build", [b for b in USER_PAIRS if b is not functions_with_pyro_param])
@@ -468,11 +468,11 @@ def test_stock_renyi_elbo_fails_in_a_subsampled_plate_and_ours_holds():
 def test_k_hat_is_per_datum_where_stock_pyro_pools_the_batch():
     model = PPCA(5, 2).double()
     x = model(n=100).detach()
-    law = model.posterior(x)
+    distribution = model.posterior(x)
 
     def wide_guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(law.loc, scale_tril=1.3 * law.scale_tril))
+            pyro.sample("z", dist.MultivariateNormal(distribution.loc, scale_tril=1.3 * distribution.scale_tril))
 
     # Each weight is bounded; a product of a hundred of them is as good as unbounded.
     assert float(pareto_k(log_weights(model, wide_guide, x, num_samples=1000)).value.max()) < 0
@@ -711,8 +711,8 @@ def two_observations_case():
             pyro.sample("z", Normal((x + 2 * t) / 6, 6**-0.5))
 
     W = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    law = torch.distributions.MultivariateNormal(zeros(2), torch.outer(W, W) + torch.eye(2))
-    return model, guide, (x, t), None, law.log_prob(torch.stack([x, t], -1))
+    distribution = torch.distributions.MultivariateNormal(zeros(2), torch.outer(W, W) + torch.eye(2))
+    return model, guide, (x, t), None, distribution.log_prob(torch.stack([x, t], -1))
 
 
 def event_case():
@@ -731,8 +731,8 @@ def event_case():
             mean = torch.linalg.solve(precision, W.T @ x.T).T
             pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))
 
-    law = torch.distributions.MultivariateNormal(zeros(3), W @ W.T + torch.eye(3))
-    return model, guide, (x,), None, law.log_prob(x)
+    distribution = torch.distributions.MultivariateNormal(zeros(3), W @ W.T + torch.eye(3))
+    return model, guide, (x,), None, distribution.log_prob(x)
 
 
 def given_subsample_case():

@@ -50,12 +50,12 @@ def eye(k):
 
 
 def function_pair(posterior, prior=None, latent_dim=2, **plate):
-    """A model and guide made of functions, with any laws of the site "code"."""
+    """A model and guide made of functions, with any distributions of the site "code"."""
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1, **plate):
-            law = dist.Normal(torch.zeros(latent_dim).to(x), 1.0).to_event(1) if prior is None else prior(x)
-            z = pyro.sample("code", law)
+            distribution = dist.Normal(torch.zeros(latent_dim).to(x), 1.0).to_event(1) if prior is None else prior(x)
+            z = pyro.sample("code", distribution)
             pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).to_event(1), obs=x[: len(z), :1])
 
     def guide(x):
@@ -89,14 +89,16 @@ def test_latent_kl_of_the_linear_vae_is_the_closed_form(num, batch_size):
 def test_latent_kl_is_torchs_divergence_of_the_marginals(family, dtype):
     model, guide = LinearVAE(5, 3).to(dtype), family(5, 3, hidden=(8,)).to(dtype)
     x = data_for(model)
-    law = guide.posterior(x)
-    expected = kl_divergence(Normal(law.mean, law.variance.sqrt()), Normal(torch.zeros(3), torch.ones(3)))
+    distribution = guide.posterior(x)
+    expected = kl_divergence(
+        Normal(distribution.mean, distribution.variance.sqrt()), Normal(torch.zeros(3), torch.ones(3))
+    )
     got = latent_kl(model, guide, x)
     assert got.dtype == torch.float64
     assert (got - expected).abs().max() < (1e-10 if dtype == torch.float64 else 1e-5)
 
 
-def test_latent_kl_reads_the_priors_own_law_at_a_site_of_any_name():
+def test_latent_kl_reads_the_prior_at_a_site_of_any_name():
     mean, sigma = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
     factor = torch.tensor([[0.7, 0.0], [0.4, 1.3]]).double()
     pair = function_pair(
@@ -136,9 +138,9 @@ def test_latent_kl_serves_priors_that_are_not_gaussian():
     pair = function_pair(
         lambda x: dist.Normal(x, 0.5).to_event(1), lambda x: dist.Laplace(0 * x, 2.0 + 0 * x).to_event(1)
     )
-    law, prior = Normal(x, torch.tensor(0.5).double()), torch.distributions.Laplace(0.0 * x, 2.0)
-    z = law.sample((50_000,))
-    ratio = law.log_prob(z) - prior.log_prob(z)
+    distribution, prior = Normal(x, torch.tensor(0.5).double()), torch.distributions.Laplace(0.0 * x, 2.0)
+    z = distribution.sample((50_000,))
+    ratio = distribution.log_prob(z) - prior.log_prob(z)
     assert ((latent_kl(*pair, x) - ratio.mean(0)).abs() < PASS * ratio.std(0) / 50_000**0.5).all()
     with pytest.raises(ValueError, match=r"give the guide support=model.prior\(\).support"):
         latent_kl(IMAVAE(3, 2, prior=Beta(2, 2.0, 3.5)), MeanField(3, 2), torch.zeros(4, 3))
@@ -152,7 +154,7 @@ def test_marginal_kl_falls_short_of_joint_kl_by_the_correlations():
     assert mutual_information(*pair, x, seed=0).mean_kl == pytest.approx(-0.5 * math.log(1 - 0.36), abs=1e-12)
 
 
-def test_mean_kl_is_torchs_divergence_of_the_joint_laws():
+def test_mean_kl_is_torchs_divergence_of_the_joint_distributions():
     mean, sigma = torch.tensor([1.0, -2.0]).double(), torch.tensor([0.5, 3.0]).double()
     factor = torch.tensor([[0.7, 0.0], [0.4, 1.3]]).double()
     pair = function_pair(
@@ -167,15 +169,15 @@ def test_mean_kl_is_torchs_divergence_of_the_joint_laws():
 def test_exactly_the_registered_gaussian_pairs_are_read(pair):
     model, guide = pair
     x = data_for(model)
-    law = guide.posterior(x)
-    if gaussian_marginals(law) is None:
+    distribution = guide.posterior(x)
+    if gaussian_marginals(distribution) is None:
         for door in (latent_kl, posterior_means):
-            with pytest.raises(TypeError, match=f"got {type(law).__name__}"):
+            with pytest.raises(TypeError, match=f"got {type(distribution).__name__}"):
                 door(model, guide, x)
         return
-    expected = kl_divergence(Normal(law.mean, law.variance.sqrt()), Normal(0.0, 1.0))
+    expected = kl_divergence(Normal(distribution.mean, distribution.variance.sqrt()), Normal(0.0, 1.0))
     assert torch.allclose(latent_kl(model, guide, x), expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(posterior_means(model, guide, x), law.mean.detach())
+    assert torch.equal(posterior_means(model, guide, x), distribution.mean.detach())
 
 
 def test_reading_a_pair_leaves_the_random_state_alone():
@@ -289,7 +291,8 @@ def test_collapse_at_the_optimum_of_the_linear_vae(data, sigma2, alive, elbo, kl
 def test_the_collapse_curve_at_the_optimum_is_the_closed_form(data, sigma2, alive, elbo, kl):  # noqa: ARG001
     x = data()
     model, guide, eigenvalues = optimum(x, 20, sigma2)
-    # There z_k's law has variance sigma^2 / lambda_k and mean sqrt(lambda_k - sigma^2) / lambda_k along axis k.
+    # There z_k's distribution has variance sigma^2 / lambda_k and mean sqrt(lambda_k - sigma^2) / lambda_k along axis
+    # k.
     lam = eigenvalues[:20].clamp(min=sigma2)
     along = (x - x.mean(0)) @ spectrum(x).eigenvectors[:, :20]
     d, mean = sigma2 / lam, along * (lam - sigma2).sqrt() / lam
@@ -370,10 +373,10 @@ class Problem:
     def pair(self):
         model = LinearVAE(self.V.shape[1], self.latent_dim).double()
         if self.full:
-            law = lambda mean: dist.MultivariateNormal(mean, self.C)  # noqa: E731
+            distribution = lambda mean: dist.MultivariateNormal(mean, self.C)  # noqa: E731
             network = nn.Linear(*self.V.mT.shape).double()
             network.weight.data, network.bias.data = self.V, 0 * network.bias.data
-            return model, WrappedEncoder(network, law)
+            return model, WrappedEncoder(network, distribution)
         guide = Linear(self.V.shape[1], self.latent_dim).double()
         guide.V.data, guide.log_sigma.data = self.V, 0.5 * self.C.diagonal().log()
         return model, guide
@@ -526,8 +529,8 @@ def test_the_exact_posterior_of_own_data_has_no_aggregate_kl():
     model = LinearVAE(4, 2, sigma=0.7).double().requires_grad_(False)
     x = model(n=4000)
     result = mutual_information(model, Exact(model), x, seed=0)
-    law = model.linear_gaussian
-    nats = 0.5 * torch.logdet(eye(2) + law.W.mT @ law.W / law.sigma**2).item()
+    distribution = model.linear_gaussian
+    nats = 0.5 * torch.logdet(eye(2) + distribution.W.mT @ distribution.W / distribution.sigma**2).item()
     assert abs(result.information.value - nats) < PASS * result.information.standard_error
     assert abs(result.aggregate_kl.value) < PASS * result.aggregate_kl.standard_error
     assert result.aggregate_kl.lower == 0.0
@@ -548,13 +551,15 @@ def test_full_and_diagonal_guides_agree_at_any_location():
 
 
 @pytest.mark.parametrize("family", [MeanField, FullRank])
-def test_laws_that_differ_between_data_are_each_weighed_by_their_own(family):
+def test_posteriors_that_differ_between_rows_are_each_weighted(family):
     model, guide = LinearVAE(3, 2).double(), family(3, 2, hidden=(8,)).double()
     x = 3 * torch.randn(40, 3).double()
     with torch.no_grad():
-        law = guide.posterior(x)
-        z = law.sample((20_000,))  # (S, N, K)
-        pairs = torch.stack([law.log_prob(z[:, n : n + 1]) for n in range(40)], 1)  # (S, N of z, N of law)
+        distribution = guide.posterior(x)
+        z = distribution.sample((20_000,))  # (S, N, K)
+        pairs = torch.stack(
+            [distribution.log_prob(z[:, n : n + 1]) for n in range(40)], 1
+        )  # (S, N of z, N of distribution)
         ratios = pairs.diagonal(dim1=1, dim2=2) - pairs.logsumexp(-1) + math.log(40)
         by_datum = ratios.mean(1)
     result = mutual_information(model, guide, x, seed=0, num_samples=2000).empirical
@@ -609,7 +614,7 @@ def test_codes_that_separate_all_rows_reach_the_ceiling():
     assert math.isnan(result.information.value)
     assert math.isnan(result.aggregate_kl.value)
     assert result.information.lower == pytest.approx(math.log(200), abs=1e-9)
-    assert result.information.upper > 1000  # of the neighbour's law at a distance of a thousand sigma
+    assert result.information.upper > 1000  # of the neighbour's distribution at a distance of a thousand sigma
     kl = latent_kl(*separated(1e-3), x)
     width = scipy.stats.norm.ppf(0.975) * kl.std().item() / math.sqrt(200)
     assert result.aggregate_kl.upper == pytest.approx(kl.mean().item() - math.log(200) + width, rel=1e-9)
@@ -662,7 +667,7 @@ def test_a_wholly_collapsed_guide_has_no_information():
 
 # --- what every door refuses ---------------------------------------------------------------------------------------
 
-LAWS = [
+DISTRIBUTIONS = [
     (lambda x: dist.Laplace(x, 1.0).to_event(1), None, "Gaussian guide at site 'code', got Independent of Laplace"),
     (lambda x: dist.LogNormal(x, 1.0).to_event(1), None, "got Independent of LogNormal"),
     (
@@ -680,13 +685,13 @@ DOORS = [latent_kl, posterior_means, functools.partial(mutual_information, seed=
 
 
 @pytest.mark.parametrize("door", DOORS[1:])
-@pytest.mark.parametrize(("posterior", "prior", "message"), LAWS)
-def test_other_laws_are_refused_by_name(door, posterior, prior, message):
+@pytest.mark.parametrize(("posterior", "prior", "message"), DISTRIBUTIONS)
+def test_other_distributions_are_refused_by_name(door, posterior, prior, message):
     with pytest.raises(TypeError, match=message):
         door(*function_pair(posterior, prior), torch.zeros(4, 2).double())
 
 
-@pytest.mark.parametrize(("posterior", "prior"), [law[:2] for law in LAWS[:3]])
+@pytest.mark.parametrize(("posterior", "prior"), [distribution[:2] for distribution in DISTRIBUTIONS[:3]])
 def test_latent_kl_is_refused_where_coordinates_are_not_marginals(posterior, prior):
     with pytest.raises(
         TypeError, match=r"Gaussian against a distribution with independent coordinates, got (Indep|Multiv)"

@@ -96,8 +96,8 @@ def test_parameters_of_both_halves_are_counted_once():
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
-            law = shared.posterior(torch.zeros_like(x))
-            z = pyro.sample("z", law)
+            distribution = shared.posterior(torch.zeros_like(x))
+            z = pyro.sample("z", distribution)
             pyro.sample("x", dist.Normal(z @ pyro.module("layer", layer).weight, 1.0).to_event(1), obs=x)
 
     noise = gradient_noise(ELBO(), model, shared, torch.randn(5, 3), num_repeats=2, progress=False)

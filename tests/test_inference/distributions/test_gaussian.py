@@ -50,28 +50,28 @@ FULL = {
 }
 
 
-def laws():
+def distributions():
     for name, make in DIAGONAL.items():
         yield pytest.param(lambda make=make: DiagNormal(*make()), id=f"diagonal, {name}")
     for name, make in FULL.items():
         yield pytest.param(lambda make=make: FullNormal(*make()), id=f"full, {name}")
 
 
-def moments(law):
+def moments(distribution):
     """Mean and covariance as full arrays of shape batch + ..., from the arguments alone."""
-    if isinstance(law, DiagNormal):
-        dim = law.loc.shape[-1]
-        mean = torch.broadcast_to(law.loc, (*law.batch_shape, dim))
-        covariance = torch.diag_embed(torch.broadcast_to(law.sigma, (*law.batch_shape, dim)) ** 2)
+    if isinstance(distribution, DiagNormal):
+        dim = distribution.loc.shape[-1]
+        mean = torch.broadcast_to(distribution.loc, (*distribution.batch_shape, dim))
+        covariance = torch.diag_embed(torch.broadcast_to(distribution.sigma, (*distribution.batch_shape, dim)) ** 2)
     else:
-        mean, factor = torch.broadcast_to(law.loc, (*law.batch_shape, DIM)), law.scale_tril
+        mean, factor = torch.broadcast_to(distribution.loc, (*distribution.batch_shape, DIM)), distribution.scale_tril
         covariance = factor @ factor.mT
     return mean.numpy(), covariance.numpy()
 
 
-def scipy_distributions(law):
-    """One frozen SciPy law per batch member."""
-    mean, covariance = moments(law)
+def scipy_distributions(distribution):
+    """One frozen SciPy distribution per batch member."""
+    mean, covariance = moments(distribution)
     dim = mean.shape[-1]
     return [
         scipy.stats.multivariate_normal(m, c) for m, c in zip(mean.reshape(-1, dim), covariance.reshape(-1, dim, dim))
@@ -82,50 +82,52 @@ def assert_close(got, expected, tolerance=1e-12):
     np.testing.assert_allclose(got.detach().numpy(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=laws())
-def law(request):
+@pytest.fixture(params=distributions())
+def distribution(request):
     return request.param()
 
 
-# --- one law ---------------------------------------------------------------------------------------
+# --- one distribution ---------------------------------------------------------------------------------------
 
 
-def test_log_prob_is_scipys(law):
-    value = real(*law.batch_shape, *law.event_shape)
-    rows = value.reshape(-1, law.event_shape[0]).numpy()
-    expected = [one.logpdf(row) for one, row in zip(scipy_distributions(law), rows)]
-    got = law.log_prob(value)
-    assert got.shape == law.batch_shape
+def test_log_prob_is_scipys(distribution):
+    value = real(*distribution.batch_shape, *distribution.event_shape)
+    rows = value.reshape(-1, distribution.event_shape[0]).numpy()
+    expected = [one.logpdf(row) for one, row in zip(scipy_distributions(distribution), rows)]
+    got = distribution.log_prob(value)
+    assert got.shape == distribution.batch_shape
     assert_close(got.reshape(-1), expected)
 
 
-def test_log_prob_broadcasts_over_samples(law):
-    value = real(7, *[1 for _ in law.batch_shape], *law.event_shape)
-    got = law.log_prob(value)
-    assert got.shape == (7, *law.batch_shape)
-    expected = [law.log_prob(one.expand(law.batch_shape + law.event_shape)).numpy() for one in value]
+def test_log_prob_broadcasts_over_samples(distribution):
+    value = real(7, *[1 for _ in distribution.batch_shape], *distribution.event_shape)
+    got = distribution.log_prob(value)
+    assert got.shape == (7, *distribution.batch_shape)
+    expected = [
+        distribution.log_prob(one.expand(distribution.batch_shape + distribution.event_shape)).numpy() for one in value
+    ]
     assert_close(got, np.stack(expected))
 
 
-def test_entropy_is_scipys(law):
-    got = law.entropy()
-    assert got.shape == law.batch_shape
-    assert_close(got.reshape(-1), [one.entropy() for one in scipy_distributions(law)])
+def test_entropy_is_scipys(distribution):
+    got = distribution.entropy()
+    assert got.shape == distribution.batch_shape
+    assert_close(got.reshape(-1), [one.entropy() for one in scipy_distributions(distribution)])
 
 
-def test_mean_and_variance_are_those_of_the_arguments(law):
-    mean, covariance = moments(law)
-    assert_close(law.mean, mean)
-    assert_close(law.variance, np.diagonal(covariance, axis1=-2, axis2=-1))
-    assert_close(law.stddev, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1)))
+def test_mean_and_variance_are_those_of_the_arguments(distribution):
+    mean, covariance = moments(distribution)
+    assert_close(distribution.mean, mean)
+    assert_close(distribution.variance, np.diagonal(covariance, axis1=-2, axis2=-1))
+    assert_close(distribution.stddev, np.sqrt(np.diagonal(covariance, axis1=-2, axis2=-1)))
 
 
-def test_draws_have_the_laws_moments(law):
+def test_draws_have_the_distributions_moments(distribution):
     num = 20_000
-    draws = law.rsample((num,))
-    assert draws.shape == (num, *law.batch_shape, *law.event_shape)
+    draws = distribution.rsample((num,))
+    assert draws.shape == (num, *distribution.batch_shape, *distribution.event_shape)
     assert draws.dtype == torch.float64
-    mean, covariance = moments(law)
+    mean, covariance = moments(distribution)
     centred = draws.numpy() - mean
     second = np.einsum("s...i,s...j->...ij", centred, centred) / num
     variances = np.diagonal(covariance, axis1=-2, axis2=-1)
@@ -135,47 +137,54 @@ def test_draws_have_the_laws_moments(law):
     assert np.abs((second - covariance) / error).max() < 5
 
 
-def test_draws_of_a_batch_are_independent(law):
-    draws = law.rsample((20_000,)).flatten(1).numpy()
-    dim = law.event_shape[0]
+def test_draws_of_a_batch_are_independent(distribution):
+    draws = distribution.rsample((20_000,)).flatten(1).numpy()
+    dim = distribution.event_shape[0]
     correlation = np.corrcoef(draws.T)
     across = np.kron(np.eye(len(correlation) // dim), np.ones((dim, dim))) == 0
     assert np.abs(correlation[across]).max(initial=0) < 5 / math.sqrt(20_000)
 
 
-def test_draws_are_reparameterised(law):
+def test_draws_are_reparameterised(distribution):
     """The gradient of a draw in the mean is one, and that in sigma the noise."""
-    loc = torch.zeros(law.batch_shape + law.event_shape, dtype=torch.float64, requires_grad=True)
-    second = (law.sigma if isinstance(law, DiagNormal) else law._unbroadcasted_scale_tril).clone().requires_grad_()
-    draw = type(law)(loc, second).rsample()
+    loc = torch.zeros(distribution.batch_shape + distribution.event_shape, dtype=torch.float64, requires_grad=True)
+    second = (
+        (distribution.sigma if isinstance(distribution, DiagNormal) else distribution._unbroadcasted_scale_tril)
+        .clone()
+        .requires_grad_()
+    )
+    draw = type(distribution)(loc, second).rsample()
     draw.sum().backward()
     assert bool((loc.grad == 1).all())
-    if isinstance(law, DiagNormal):
+    if isinstance(distribution, DiagNormal):
         noise = (draw.detach() / second.detach()).sum_to_size(second.shape)
         assert_close(second.grad, noise.numpy(), 1e-10)
     else:
         assert float(second.grad.abs().sum()) > 0
 
 
-def test_sample_carries_no_gradient(law):
-    law = type(law)(law.loc.clone().requires_grad_(), law.sigma if isinstance(law, DiagNormal) else law.scale_tril)
-    assert not law.sample().requires_grad
-    assert law.rsample().requires_grad
+def test_sample_carries_no_gradient(distribution):
+    distribution = type(distribution)(
+        distribution.loc.clone().requires_grad_(),
+        distribution.sigma if isinstance(distribution, DiagNormal) else distribution.scale_tril,
+    )
+    assert not distribution.sample().requires_grad
+    assert distribution.rsample().requires_grad
 
 
 @pytest.mark.parametrize("leading", [(), (2,), (5, 2)])
-def test_expand_changes_the_batch_alone(law, leading):
-    batch = torch.Size(leading) + law.batch_shape
-    expanded = law.expand(batch)
-    assert isinstance(expanded, type(law))
-    assert (expanded.batch_shape, expanded.event_shape) == (batch, law.event_shape)
-    value = real(*batch, *law.event_shape)
-    assert_close(expanded.log_prob(value), law.log_prob(value).numpy())
-    assert_close(expanded.entropy(), law.entropy().expand(batch).numpy())
-    assert_close(expanded.mean, law.mean.expand(batch + law.event_shape).numpy())
-    assert_close(expanded.variance, law.variance.expand(batch + law.event_shape).numpy())
-    assert expanded.rsample((3,)).shape == (3, *batch, *law.event_shape)
-    # Expanded laws draw afresh for every member of the new batch.
+def test_expand_changes_the_batch_alone(distribution, leading):
+    batch = torch.Size(leading) + distribution.batch_shape
+    expanded = distribution.expand(batch)
+    assert isinstance(expanded, type(distribution))
+    assert (expanded.batch_shape, expanded.event_shape) == (batch, distribution.event_shape)
+    value = real(*batch, *distribution.event_shape)
+    assert_close(expanded.log_prob(value), distribution.log_prob(value).numpy())
+    assert_close(expanded.entropy(), distribution.entropy().expand(batch).numpy())
+    assert_close(expanded.mean, distribution.mean.expand(batch + distribution.event_shape).numpy())
+    assert_close(expanded.variance, distribution.variance.expand(batch + distribution.event_shape).numpy())
+    assert expanded.rsample((3,)).shape == (3, *batch, *distribution.event_shape)
+    # Expanded distributions draw afresh for every member of the new batch.
     if leading:
         assert len(expanded.rsample().reshape(-1).unique()) == expanded.rsample().numel()
 
@@ -188,10 +197,10 @@ def test_expand_copies_no_scale():
     assert expanded._unbroadcasted_scale_tril.shape == (DIM, DIM)
 
 
-def test_the_law_is_that_of_the_arguments_dtype_and_runs_under_vmap():
-    for law in (DiagNormal(torch.zeros(DIM), torch.ones(1)), FullNormal(torch.zeros(DIM), torch.eye(DIM))):
-        assert law.rsample().dtype == torch.float32
-        assert law.log_prob(torch.zeros(DIM)).dtype == torch.float32
+def test_a_distribution_has_its_arguments_dtype_and_runs_in_vmap():
+    for distribution in (DiagNormal(torch.zeros(DIM), torch.ones(1)), FullNormal(torch.zeros(DIM), torch.eye(DIM))):
+        assert distribution.rsample().dtype == torch.float32
+        assert distribution.log_prob(torch.zeros(DIM)).dtype == torch.float32
     draws = vmap(lambda loc: DiagNormal(loc, torch.ones(1)).rsample(), randomness="different")(torch.zeros(6, DIM))
     assert len(draws.reshape(-1).unique()) == 6 * DIM
 
@@ -200,34 +209,34 @@ def test_the_law_is_that_of_the_arguments_dtype_and_runs_under_vmap():
 def test_log_prob_holds_at_extreme_scales(sigma):
     zeros = torch.zeros(64, dtype=torch.float64)
     expected = 64 * scipy.stats.norm.logpdf(2.0) - 64 * math.log(sigma)
-    for law in (DiagNormal(zeros, zeros[:1] + sigma), DiagNormal(zeros, zeros + sigma)):
-        assert float(law.log_prob(zeros + 2 * sigma)) == pytest.approx(expected, rel=1e-13)
+    for distribution in (DiagNormal(zeros, zeros[:1] + sigma), DiagNormal(zeros, zeros + sigma)):
+        assert float(distribution.log_prob(zeros + 2 * sigma)) == pytest.approx(expected, rel=1e-13)
 
 
 # --- Pyro's own methods ----------------------------------------------------------------------------
 
 
-def test_to_event_zero_changes_nothing(law):
-    value = real(*law.batch_shape, *law.event_shape)
-    same = law.to_event(0)
-    assert (same.batch_shape, same.event_shape) == (law.batch_shape, law.event_shape)
-    assert_close(same.log_prob(value), law.log_prob(value).numpy())
-    assert_close(kl_divergence(same, law), np.zeros(law.batch_shape), 1e-10)
+def test_to_event_zero_changes_nothing(distribution):
+    value = real(*distribution.batch_shape, *distribution.event_shape)
+    same = distribution.to_event(0)
+    assert (same.batch_shape, same.event_shape) == (distribution.batch_shape, distribution.event_shape)
+    assert_close(same.log_prob(value), distribution.log_prob(value).numpy())
+    assert_close(kl_divergence(same, distribution), np.zeros(distribution.batch_shape), 1e-10)
 
 
 def test_to_event_sums_over_the_batch():
-    law = DiagNormal(real(4, DIM), positive(1))
+    distribution = DiagNormal(real(4, DIM), positive(1))
     value = real(4, DIM)
-    joint = law.to_event(1)
+    joint = distribution.to_event(1)
     assert (joint.batch_shape, joint.event_shape) == ((), (4, DIM))
-    assert_close(joint.log_prob(value), law.log_prob(value).sum().numpy())
+    assert_close(joint.log_prob(value), distribution.log_prob(value).sum().numpy())
 
 
-def test_mask_zeroes_what_it_hides(law):
-    value = real(*law.batch_shape, *law.event_shape)
-    mask = torch.rand(law.batch_shape) < 0.5
-    assert_close(law.mask(mask).log_prob(value), np.where(mask, law.log_prob(value), 0.0))
-    assert bool((law.mask(False).log_prob(value) == 0).all())
+def test_mask_zeroes_what_it_hides(distribution):
+    value = real(*distribution.batch_shape, *distribution.event_shape)
+    mask = torch.rand(distribution.batch_shape) < 0.5
+    assert_close(distribution.mask(mask).log_prob(value), np.where(mask, distribution.log_prob(value), 0.0))
+    assert bool((distribution.mask(False).log_prob(value) == 0).all())
 
 
 def test_expand_by_finds_its_place_in_a_plate():
@@ -239,9 +248,9 @@ def test_expand_by_finds_its_place_in_a_plate():
 # --- Kullback-Leibler ------------------------------------------------------------------------------
 
 
-def torch_normal(law):
-    """The same law as torch's own multivariate normal with a full factor."""
-    mean, covariance = moments(law)
+def torch_normal(distribution):
+    """The same distribution as torch's own multivariate normal with a full factor."""
+    mean, covariance = moments(distribution)
     return torch.distributions.MultivariateNormal(torch.from_numpy(mean.copy()), torch.from_numpy(covariance.copy()))
 
 
@@ -293,8 +302,8 @@ def test_kl_is_the_mean_of_log_ratios(q_form, p_form):
     assert (np.abs(ratios.mean(0) - 2 * kl) > 6 * error).all()
 
 
-def test_kl_of_a_law_to_itself_is_zero(law):
-    assert_close(kl_divergence(law, law), np.zeros(law.batch_shape), 1e-12)
+def test_kl_of_a_distribution_to_itself_is_zero(distribution):
+    assert_close(kl_divergence(distribution, distribution), np.zeros(distribution.batch_shape), 1e-12)
 
 
 FOREIGN = {
@@ -307,10 +316,10 @@ FOREIGN = {
 }
 
 
-def foreign_moments(law):
-    if hasattr(law, "covariance_matrix"):
-        return torch.distributions.MultivariateNormal(law.loc, law.covariance_matrix)
-    return torch.distributions.MultivariateNormal(law.mean, torch.diag_embed(law.variance))
+def foreign_moments(distribution):
+    if hasattr(distribution, "covariance_matrix"):
+        return torch.distributions.MultivariateNormal(distribution.loc, distribution.covariance_matrix)
+    return torch.distributions.MultivariateNormal(distribution.mean, torch.diag_embed(distribution.variance))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -329,7 +338,7 @@ def test_kl_with_what_is_not_gaussian_is_refused(form):
         kl_divergence(laplace, ours)
 
 
-def test_kl_of_independent_laws_that_are_not_gaussian_is_still_torchs():
+def test_kl_of_independent_but_not_gaussian_ones_is_torchs():
     q, p = (dist.Gamma(positive(4, DIM), positive(4, DIM)).to_event(1) for _ in range(2))
     assert_close(kl_divergence(q, p), kl_divergence(q.base_dist, p.base_dist).sum(-1).numpy())
 
@@ -345,21 +354,21 @@ def test_foreign_gaussians_are_read_as_full_normals(foreign):
     assert_close(same.log_prob(value), theirs.log_prob(value).numpy(), 1e-10)
 
 
-def test_diagonal_gaussians_are_read_by_their_moments(law):
-    read = diagonal_moments(law)
-    if isinstance(law, FullNormal):
+def test_diagonal_gaussians_are_read_by_their_moments(distribution):
+    read = diagonal_moments(distribution)
+    if isinstance(distribution, FullNormal):
         assert read is None
     else:
-        mean, covariance = moments(law)
+        mean, covariance = moments(distribution)
         assert_close(read[0], mean)
         assert_close(torch.diag_embed(read[1] ** 2), covariance)
-    full = as_full_normal(law)
-    value = real(*law.batch_shape, *law.event_shape)
-    assert_close(full.log_prob(value), law.log_prob(value).numpy(), 1e-10)
+    full = as_full_normal(distribution)
+    value = real(*distribution.batch_shape, *distribution.event_shape)
+    assert_close(full.log_prob(value), distribution.log_prob(value).numpy(), 1e-10)
 
 
 @pytest.mark.parametrize(
-    "law",
+    "distribution",
     [
         dist.Laplace(torch.zeros(4, DIM), 1.0).to_event(1),
         dist.Normal(torch.zeros(4, DIM), 1.0),
@@ -370,6 +379,6 @@ def test_diagonal_gaussians_are_read_by_their_moments(law):
     ],
     ids=["Laplace", "no event", "two event dimensions", "log-normal", "a batch as event", "masked"],
 )
-def test_what_is_no_gaussian_vector_is_not_read_as_one(law):
-    assert diagonal_moments(law) is None
-    assert as_full_normal(law) is None
+def test_what_is_no_gaussian_vector_is_not_read_as_one(distribution):
+    assert diagonal_moments(distribution) is None
+    assert as_full_normal(distribution) is None

@@ -326,14 +326,14 @@ def test_amari_distance():
 class NearDeterministic(nn.Module):
     """A mixing as decoder, and a guide that is told what to say."""
 
-    def __init__(self, mixing, sigma, law, codes=None, var=None):
+    def __init__(self, mixing, sigma, distribution, codes=None, var=None):
         super().__init__()
-        self.mixing, self.law, self.codes, self.var = mixing, law, codes, var
+        self.mixing, self.distribution, self.codes, self.var = mixing, distribution, codes, var
         self.data_dim, self.latent_dim = mixing.data_dim, mixing.latent_dim
         self.register_buffer("sigma", torch.full((1,), sigma, dtype=F64))
 
     def prior(self):
-        return self.law
+        return self.distribution
 
     def decode(self, z):
         return self.mixing(z)
@@ -368,7 +368,7 @@ def test_a_full_covariance_guide_lacks_the_predicted_variances():
 
 
 @pytest.mark.parametrize(
-    ("law", "curvature"),
+    ("distribution", "curvature"),
     [
         (dist.Normal(torch.zeros(3, dtype=F64), 2.0).to_event(1), lambda z: torch.full_like(z, 0.25)),
         (dist.Uniform(-torch.ones(3, dtype=F64), 1.0).to_event(1), torch.zeros_like),
@@ -379,12 +379,12 @@ def test_a_full_covariance_guide_lacks_the_predicted_variances():
         ),
     ],
 )
-def test_predicted_variances_are_the_formula(law, curvature):
+def test_predicted_variances_are_the_formula(distribution, curvature):
     mixing = moebius(3, minimum=1.2, seed=3)
     z = 0.1 + 0.8 * torch.rand(30, 3, dtype=F64)
     jacobian = torch.stack([torch.autograd.functional.jacobian(mixing, point) for point in z])
     expected = 1 / (curvature(z) + jacobian.square().sum(-2) / 0.1**2)
-    pair = NearDeterministic(mixing, 0.1, law, codes=z + 0.01, var=2 * expected)
+    pair = NearDeterministic(mixing, 0.1, distribution, codes=z + 0.01, var=2 * expected)
     result = self_consistency(pair, pair, mixing(z), inverse=mixing.inverse)
     torch.testing.assert_close(result.predicted_var, expected, rtol=1e-10, atol=0)
     torch.testing.assert_close(result.ratio, torch.full((30, 3), 2.0, dtype=F64), rtol=1e-9, atol=0)
@@ -395,20 +395,20 @@ def test_predicted_variances_are_the_formula(law, curvature):
 
 def test_without_an_inverse_the_codes_stand_for_it():
     mixing, z = moebius(3, minimum=1.2, seed=3), 0.1 + 0.8 * torch.rand(30, 3, dtype=F64)
-    law = dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1)
-    pair = NearDeterministic(mixing, 0.1, law, codes=z, var=torch.ones(30, 3, dtype=F64))
+    distribution = dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1)
+    pair = NearDeterministic(mixing, 0.1, distribution, codes=z, var=torch.ones(30, 3, dtype=F64))
     given, without = (self_consistency(pair, pair, mixing(z), inverse=g) for g in (mixing.inverse, None))
     assert without.inversion is None
     torch.testing.assert_close(without.predicted_var, given.predicted_var, rtol=1e-10, atol=0)
 
 
-def test_laws_without_stated_moments_are_sampled():
+def test_distributions_without_stated_moments_are_sampled():
     z = matrix(40, 3)
     transformed = dist.TransformedDistribution(
         dist.Normal(z, 0.3).to_event(1), [dist.transforms.AffineTransform(1.0, 2.0, event_dim=1)]
     )
-    law = dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1)
-    pair = NearDeterministic(orthogonal_mlp(3), 0.1, law)
+    distribution = dist.Normal(torch.zeros(3, dtype=F64), 1.0).to_event(1)
+    pair = NearDeterministic(orthogonal_mlp(3), 0.1, distribution)
     pair.posterior = lambda x: transformed  # noqa: ARG005
     result = self_consistency(pair, pair, matrix(40, 3))
     # A sample variance of 1000 draws has standard error var sqrt(2 / 999); the largest of 120 within 5.

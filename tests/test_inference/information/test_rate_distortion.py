@@ -45,10 +45,14 @@ class Finite:
     def __init__(self, counts=(7, 1, 4, 2, 10), codes=4, seed=0):
         generator = torch.Generator().manual_seed(seed)
 
-        def law(*shape):
+        def distribution(*shape):
             return torch.randn(*shape, generator=generator, dtype=torch.float64).log_softmax(-1)
 
-        self.log_e, self.log_d, self.log_m = law(len(counts), codes), law(codes, len(counts)), law(codes)
+        self.log_e, self.log_d, self.log_m = (
+            distribution(len(counts), codes),
+            distribution(codes, len(counts)),
+            distribution(codes),
+        )
         self.x = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         self.log_p = (torch.tensor(counts, dtype=torch.float64) / sum(counts)).log()
 
@@ -84,7 +88,7 @@ def test_terms_of_a_finite_channel_are_its_exact_sums(chunk):
     channel = Finite()
     found = rate_distortion(channel.model, channel.guide, channel.x, num_samples=800, chunk=chunk, seed=0)
     entropy, distortion, rate, _ = (float(t) for t in channel.terms())
-    assert found.rate.value == pytest.approx(rate, abs=1e-12)  # categorical laws have a KL in closed form
+    assert found.rate.value == pytest.approx(rate, abs=1e-12)  # categorical distributions have a KL in closed form
     assert found.rate.standard_error == 0
     assert abs(found.distortion.value - distortion) < PASS * found.distortion.standard_error
     assert abs(found.total.value - rate - distortion) < PASS * found.total.standard_error
@@ -101,9 +105,11 @@ def test_terms_of_a_linear_pair_are_exact_or_agree_with_monte_carlo():
     x = data_for(model)
     exact = rate_distortion(model, guide, x)
     sampled = rate_distortion(hidden, guide, x, num_samples=500, chunk=100, seed=0)
-    law = guide.posterior(x)
-    rate = 0.5 * (law.variance + law.mean.square() - 1 - law.variance.log()).sum(-1)
-    residual = (x - model.mu - law.mean @ model.W.mT).square().sum(-1) + law.variance @ model.W.square().sum(0)
+    distribution = guide.posterior(x)
+    rate = 0.5 * (distribution.variance + distribution.mean.square() - 1 - distribution.variance.log()).sum(-1)
+    residual = (x - model.mu - distribution.mean @ model.W.mT).square().sum(
+        -1
+    ) + distribution.variance @ model.W.square().sum(0)
     var = model.sigma.item() ** 2
     distortion = 0.5 * residual / var + 2.5 * math.log(2 * math.pi * var)
     for found in (exact, sampled):

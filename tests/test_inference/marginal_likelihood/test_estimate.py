@@ -43,8 +43,8 @@ class Rescaled(Guide):
         self.exact, self.factor = (model,), factor
 
     def posterior(self, x):
-        law = self.exact[0].posterior(x)
-        return FullNormal(law.loc, self.factor * law._unbroadcasted_scale_tril)
+        distribution = self.exact[0].posterior(x)
+        return FullNormal(distribution.loc, self.factor * distribution._unbroadcasted_scale_tril)
 
 
 def random_model(seed=0, data_dim=4, latent_dim=2):
@@ -56,10 +56,10 @@ def random_model(seed=0, data_dim=4, latent_dim=2):
 
 
 def numpy_evidence(model, x):
-    law = model.linear_gaussian
-    w, sigma = law.W.detach().numpy(), float(law.sigma.detach())
+    distribution = model.linear_gaussian
+    w, sigma = distribution.W.detach().numpy(), float(distribution.sigma.detach())
     covariance = w @ w.T + sigma**2 * np.eye(len(w))
-    return scipy.stats.multivariate_normal(law.mu.detach().numpy(), covariance).logpdf(x.numpy())
+    return scipy.stats.multivariate_normal(distribution.mu.detach().numpy(), covariance).logpdf(x.numpy())
 
 
 def importance(model, guide, x, **options):

@@ -146,41 +146,41 @@ def weights_of(pair, x, num_samples=2000):
 
 
 class Broken(TorchDistribution):
-    """A law whose log-density is not that of its draws, or whose draws have no gradient."""
+    """A distribution whose log-density is not that of its draws, or whose draws have no gradient."""
 
     arg_constraints = {}  # noqa: RUF012
     has_rsample = True
 
-    def __init__(self, law, defect=None):
-        self.law, self.defect = law, defect
-        super().__init__(law.batch_shape, law.event_shape, validate_args=False)
+    def __init__(self, distribution, defect=None):
+        self.distribution, self.defect = distribution, defect
+        super().__init__(distribution.batch_shape, distribution.event_shape, validate_args=False)
 
     @property
     def support(self):
-        return self.law.support
+        return self.distribution.support
 
     def expand(self, batch_shape, _instance=None):
-        return Broken(self.law.expand(batch_shape), self.defect)
+        return Broken(self.distribution.expand(batch_shape), self.defect)
 
     def rsample(self, sample_shape=()):
-        draws = self.law.rsample(sample_shape)
+        draws = self.distribution.rsample(sample_shape)
         return draws.detach() if self.defect is None else draws
 
     def log_prob(self, value):
-        return self.law.log_prob(value) if self.defect is None else self.defect(self.law, value)
+        return self.distribution.log_prob(value) if self.defect is None else self.defect(self.distribution, value)
 
 
-def log_det(law):
+def log_det(distribution):
     """Log-determinant of the covariance's factor, whatever the Gaussian."""
-    return law.log_prob(law.mean).neg() - 0.5 * law.event_shape[0] * math.log(2 * math.pi)
+    return distribution.log_prob(distribution.mean).neg() - 0.5 * distribution.event_shape[0] * math.log(2 * math.pi)
 
 
 DEFECTS = {
-    "sign": lambda law, z: -law.log_prob(z),
-    "factor 2": lambda law, z: 2 * law.log_prob(z),
-    "no log-determinant": lambda law, z: law.log_prob(z) + log_det(law),
-    "no half": lambda law, z: 2 * law.log_prob(z) - law.log_prob(law.mean),
-    "shifted": lambda law, z: law.log_prob(z + 0.3),
+    "sign": lambda distribution, z: -distribution.log_prob(z),
+    "factor 2": lambda distribution, z: 2 * distribution.log_prob(z),
+    "no log-determinant": lambda distribution, z: distribution.log_prob(z) + log_det(distribution),
+    "no half": lambda distribution, z: 2 * distribution.log_prob(z) - distribution.log_prob(distribution.mean),
+    "shifted": lambda distribution, z: distribution.log_prob(z + 0.3),
 }
 
 
@@ -202,8 +202,8 @@ class BrokenModel(LinearVAE):
         self.requires_grad_(False)
         self.defects = {"likelihood": likelihood, "prior": prior}
 
-    def _broken(self, name, law):
-        return law if self.defects[name] is None else Broken(law, self.defects[name])
+    def _broken(self, name, distribution):
+        return distribution if self.defects[name] is None else Broken(distribution, self.defects[name])
 
     def prior(self):
         return self._broken("prior", super().prior())
@@ -216,8 +216,8 @@ class BrokenModel(LinearVAE):
 
 
 def arrays(model):
-    law = model.linear_gaussian
-    return law.W.detach().numpy(), law.mu.detach().numpy(), float(law.sigma.detach()) ** 2
+    distribution = model.linear_gaussian
+    return distribution.W.detach().numpy(), distribution.mu.detach().numpy(), float(distribution.sigma.detach()) ** 2
 
 
 def numpy_evidence(model, x):
@@ -227,10 +227,10 @@ def numpy_evidence(model, x):
 
 def guide_moments(guide, x):
     """Means (N, K) and covariances (N, K, K) of a Gaussian guide."""
-    law = guide.posterior(x)
-    full = hasattr(law, "covariance_matrix")
-    covariances = law.covariance_matrix if full else torch.diag_embed(law.variance)
-    return law.mean.detach().numpy(), covariances.detach().numpy()
+    distribution = guide.posterior(x)
+    full = hasattr(distribution, "covariance_matrix")
+    covariances = distribution.covariance_matrix if full else torch.diag_embed(distribution.variance)
+    return distribution.mean.detach().numpy(), covariances.detach().numpy()
 
 
 def numpy_kl(guide, x):
@@ -699,7 +699,7 @@ def test_analytic_elbo_refuses_two_latents(model, x):
 
 
 @pytest.mark.parametrize("objective", [ELBO(), AnalyticKLELBO()])
-def test_sampling_objectives_refuse_a_law_without_rsample(objective):
+def test_sampling_objectives_refuse_a_distribution_without_rsample(objective):
     class Grid(dist.Normal):
         has_rsample = False
 

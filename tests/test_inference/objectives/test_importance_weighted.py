@@ -101,8 +101,8 @@ class SharedPrior(LinearVAE):
         self._guide = (guide,)
 
     def prior(self):
-        law = self._guide[0].posterior(self.pseudo_input)
-        return DiagNormal(law.loc[0], law.sigma[0])
+        distribution = self._guide[0].posterior(self.pseudo_input)
+        return DiagNormal(distribution.loc[0], distribution.sigma[0])
 
 
 def linear_pair(guide=MeanField):
@@ -268,7 +268,7 @@ def random_problem(seed):
     covariance = np.linalg.inv(np.eye(latent_dim) + w.T @ w / sigma**2)
     mean, factor = covariance @ w.T @ x / sigma**2, 1.3 * np.linalg.cholesky(covariance)
     w, x, mean, factor = (torch.from_numpy(a) for a in (w, x, mean, factor))
-    law = dist.MultivariateNormal(mean + 0.2 * factor.sum(1), scale_tril=factor, validate_args=False)
+    distribution = dist.MultivariateNormal(mean + 0.2 * factor.sum(1), scale_tril=factor, validate_args=False)
 
     def make(full, batch):
         rows = x.expand(full, data_dim)
@@ -280,7 +280,7 @@ def random_problem(seed):
 
         def guide(rows):  # noqa: ARG001
             with pyro.plate("data", full, subsample_size=batch, dim=-1):
-                pyro.sample("z", law)
+                pyro.sample("z", distribution)
 
         return model, guide, rows
 
@@ -388,8 +388,8 @@ def gaussian_moment(model, guide, x, n):
     w, var = model.W.detach()[:, 0], model.sigma.detach().square()
     precision = w @ w / var + 1
     mean = (x - model.mu.detach()) @ w / var / precision
-    law = guide.posterior(x)
-    m, s2 = law.mean[:, 0], law.variance[:, 0]
+    distribution = guide.posterior(x)
+    m, s2 = distribution.mean[:, 0], distribution.variance[:, 0]
     # w^n q = p(x)^n N(z; mean, 1/precision)^n N(z; m, s2)^(1-n)
     a = n * precision + (1 - n) / s2
     b = n * precision * mean + (1 - n) / s2 * m
@@ -487,8 +487,8 @@ def test_cubo_trained_comes_down_to_the_evidence():
 def test_cubo_stands_still_at_the_exact_posterior():
     model, guide = one_latent_pair()
     x = torch.randn(1000, 3).double()
-    for law, still in ((optimal_guide(model), True), (guide.requires_grad_(True), False)):
-        noise = gradient_noise(CUBO(2, 10), model, law, x, num_repeats=50, seed=1, progress=False)["encoder"]
+    for distribution, still in ((optimal_guide(model), True), (guide.requires_grad_(True), False)):
+        noise = gradient_noise(CUBO(2, 10), model, distribution, x, num_repeats=50, seed=1, progress=False)["encoder"]
         distance = float((noise.mean / noise.standard_error).abs().max())
         assert (distance < 4) is still
         assert still or distance > 6

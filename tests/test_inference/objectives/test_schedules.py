@@ -30,9 +30,9 @@ def pair(guide=Linear):
 
 def closed_form(model, guide, x):
     """Reconstruction and KL per datum, (N,), of a linear model with a Gaussian guide."""
-    law = guide.posterior(x)
-    kl = torch.distributions.kl_divergence(law, model.prior())
-    return model.expected_log_likelihood(x, law), kl
+    distribution = guide.posterior(x)
+    kl = torch.distributions.kl_divergence(distribution, model.prior())
+    return model.expected_log_likelihood(x, distribution), kl
 
 
 @torch.no_grad()
@@ -86,12 +86,14 @@ def test_free_bits_count_for_each_coordinate():
 
 def test_coordinate_kl_is_that_of_the_marginals():
     model, guide = pair(FullRank)
-    law = guide.posterior(X)
-    marginals = torch.distributions.Normal(law.mean, law.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt())
+    distribution = guide.posterior(X)
+    marginals = torch.distributions.Normal(
+        distribution.mean, distribution.covariance_matrix.diagonal(dim1=-2, dim2=-1).sqrt()
+    )
     expected = torch.distributions.kl_divergence(marginals, torch.distributions.Normal(0.0, 1.0))
-    torch.testing.assert_close(coordinate_kl(law, model.prior()), expected)
+    torch.testing.assert_close(coordinate_kl(distribution, model.prior()), expected)
     with pytest.raises(TypeError, match="expected a Gaussian against a distribution with independent coordinates"):
-        coordinate_kl(model.prior(), law)
+        coordinate_kl(model.prior(), distribution)
 
 
 @pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])

@@ -103,7 +103,7 @@ def test_a_draw_from_the_guide_has_the_importance_weights_of_the_pair():
     torch.testing.assert_close((log_joint(u) - log_q).detach(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_draws_from_the_prior_have_its_law():
+def test_draws_from_the_prior_have_its_distribution():
     u = LogJoint(story, COUNTS).sample_prior(4000)
     a = u[..., 0].exp().flatten()
     ratio = u[..., 1].sigmoid().flatten()
@@ -168,7 +168,7 @@ def observed(x):
 
 REFUSED = {
     outside: "model site 'mu' in plates",
-    discrete: "continuous law with a known support at latent site 'k', got Bernoulli",
+    discrete: "continuous distribution with a known support at latent site 'k', got Bernoulli",
     scaled: "expected site 'z' to carry no scale",
     masked: "expected no mask on latent site 'z', got one",
     observed: "expected a model with a latent site, got only observed",

@@ -49,15 +49,15 @@ def assert_not_moments(draws, mean, covariance):
 
 
 def arrays(model):
-    law = model.linear_gaussian
-    return law.W.detach().numpy(), law.mu.detach().numpy(), float(law.sigma.detach()) ** 2
+    distribution = model.linear_gaussian
+    return distribution.W.detach().numpy(), distribution.mu.detach().numpy(), float(distribution.sigma.detach()) ** 2
 
 
 # --- prior -----------------------------------------------------------------------------------------
 
 
 def products(draws):
-    """Components and their products by twos, (n, P): their means are the first two moments, whatever the law."""
+    """Components and their products by twos, (n, P): their means are the first two moments of any distribution."""
     return torch.cat([draws, torch.einsum("si,sj->sij", draws, draws).flatten(1)], -1).numpy()
 
 
@@ -80,7 +80,7 @@ def test_sample_draws_what_an_ancestral_simulation_does(model):
 
 
 @for_models_with(LinearGaussianModel)
-def test_sample_draws_the_joint_law(model):
+def test_sample_draws_the_joint_distribution(model):
     w, mu, var = arrays(model)
     draws = sample(model, n=NUM, seed=0)
     assert list(draws) == ["z", "x"]

@@ -443,19 +443,19 @@ def test_every_exact_weight_is_the_evidence_of_the_digits():
     assert float((single - evidence).abs().max()) < bound
 
 
-def p_same_law(a, b):
-    """Bonferroni-corrected p-value that the columns of two matrices have the same laws."""
+def p_same_distribution(a, b):
+    """Bonferroni-corrected p-value that the columns of two matrices have the same distributions."""
     return min(scipy.stats.ks_2samp(p, q).pvalue for p, q in zip(a.T.numpy(), b.T.numpy())) * a.shape[1]
 
 
 @pytest.mark.parametrize("guide", ["TiedMeanField", "Linear", "MeanField", "FullRank"])
-def test_a_sample_at_a_time_has_the_law_of_all_at_once(guide):
+def test_a_sample_at_a_time_has_the_distribution_of_all_at_once(guide):
     torch.manual_seed(3)
     model = MODELS["LinearVAE"]()
     guide, x = GUIDES[guide](model), data_for(model, 4)
     a, b = (log_weights(model, guide, x, num_samples=400, chunk=chunk) for chunk in (1, 400))
-    assert p_same_law(a, b) > 1e-4
-    assert p_same_law(a, b + b.std(0)) < 1e-6
+    assert p_same_distribution(a, b) > 1e-4
+    assert p_same_distribution(a, b + b.std(0)) < 1e-6
 
 
 def test_chunk_one_serves_a_model_that_cannot_broadcast():

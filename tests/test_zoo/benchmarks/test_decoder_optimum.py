@@ -47,9 +47,9 @@ def problem(num=12, data_dim=3, latent_dim=2, family=MeanField):
 
 @pytest.mark.parametrize("family", [MeanField, FullRank])
 def test_it_is_the_average_of_the_data_weighted_by_the_guides_density(family):
-    x, law, z = problem(family=family)
-    decoder = OptimalDecoder(law, x)
-    density = np.exp([[law.log_prob(point)[i].item() for i in range(len(x))] for point in z])
+    x, distribution, z = problem(family=family)
+    decoder = OptimalDecoder(distribution, x)
+    density = np.exp([[distribution.log_prob(point)[i].item() for i in range(len(x))] for point in z])
     expected = density @ x.numpy() / density.sum(1, keepdims=True)
     assert decoder(z).numpy() == pytest.approx(expected, abs=1e-10)
     assert decoder(z.reshape(7, 1, 2)).shape == (7, 1, 3)
@@ -57,32 +57,32 @@ def test_it_is_the_average_of_the_data_weighted_by_the_guides_density(family):
 
 
 def test_far_from_all_codes_it_is_still_a_datum():
-    x, law, _ = problem()
-    far = OptimalDecoder(law, x)(torch.full((1, 2), 1e4, dtype=torch.float64))
+    x, distribution, _ = problem()
+    far = OptimalDecoder(distribution, x)(torch.full((1, 2), 1e4, dtype=torch.float64))
     assert (far - x).abs().sum(-1).min() < 1e-9
 
 
 def test_its_jacobian_is_autograds_and_a_covariance_for_one_variance():
-    x, law, z = problem()
-    decoder = OptimalDecoder(law, x)
+    x, distribution, z = problem()
+    decoder = OptimalDecoder(distribution, x)
     assert (decoder.jacobian(z) - decoder_jacobian(decoder, z)).abs().max() < 1e-10
     s = 0.8
-    constant = OptimalDecoder(DiagNormal(law.mean, torch.full((1,), s, dtype=torch.float64)), x)
+    constant = OptimalDecoder(DiagNormal(distribution.mean, torch.full((1,), s, dtype=torch.float64)), x)
     r = constant.responsibilities(z).numpy()
     for point in range(len(z)):
-        covariance = np.cov(np.hstack([x.numpy(), law.mean.numpy()]).T, aweights=r[point], ddof=0)[:3, 3:]
+        covariance = np.cov(np.hstack([x.numpy(), distribution.mean.numpy()]).T, aweights=r[point], ddof=0)[:3, 3:]
         assert constant.jacobian(z)[point].numpy() == pytest.approx(covariance / s**2, abs=1e-10)
 
 
 def one_dimensional():
-    """Three data, one latent: the laws overlap, and everything is an integral over the line."""
+    """Three data, one latent: the distributions overlap, and everything is an integral over the line."""
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]], dtype=torch.float64)
-    law = DiagNormal(
+    distribution = DiagNormal(
         torch.tensor([[-0.5], [0.3], [1.0]], dtype=torch.float64), torch.tensor([[0.6], [0.9], [0.4]]).double()
     )
-    decoder = OptimalDecoder(law, x)
+    decoder = OptimalDecoder(distribution, x)
     z = torch.linspace(-9, 10, 40001, dtype=torch.float64)[:, None]
-    q = law.log_prob(z[:, None]).exp() / 3  # (grid, 3)
+    q = distribution.log_prob(z[:, None]).exp() / 3  # (grid, 3)
     return x, decoder, z, q, float(z[1] - z[0])
 
 
@@ -143,16 +143,16 @@ def test_no_trained_decoder_beats_it_under_its_encoder():
 
 
 def test_it_moves_and_follows_dtypes_and_refuses_what_it_cannot_use():
-    x, law, z = problem()
-    decoder = OptimalDecoder(law, x).float()
+    x, distribution, z = problem()
+    decoder = OptimalDecoder(distribution, x).float()
     assert decoder(z.float()).dtype == torch.float32
     assert list(decoder.parameters()) == []
     with pytest.raises(ValueError, match=r"posterior of batch \(N,\), got \(4, 3\) and \(12,\)"):
-        OptimalDecoder(law, x[:4])
+        OptimalDecoder(distribution, x[:4])
     with pytest.raises(TypeError, match="expected a Gaussian posterior, got Independent"):
-        OptimalDecoder(dist.Laplace(law.mean, law.variance.sqrt()).to_event(1), x)
+        OptimalDecoder(dist.Laplace(distribution.mean, distribution.variance.sqrt()).to_event(1), x)
     with pytest.raises(ValueError, match="expected x to be finite"):
-        OptimalDecoder(law, x / 0)
+        OptimalDecoder(distribution, x / 0)
     _, full, _ = problem(family=FullRank)
     with pytest.raises(TypeError, match="full covariance"):
         OptimalDecoder(full, x).jacobian(z)
@@ -331,6 +331,6 @@ def test_curvatures_that_give_no_variance_are_refused(bad):
 
 
 def test_it_serves_as_a_network_of_any_model():
-    x, law, z = problem()
-    model = WrappedDecoder(OptimalDecoder(law, x), lambda m: dist.Normal(m, 0.5).to_event(1), 3, 2).double()
-    assert (model.decode(z) - OptimalDecoder(law, x)(z)).abs().max() < 1e-12
+    x, distribution, z = problem()
+    model = WrappedDecoder(OptimalDecoder(distribution, x), lambda m: dist.Normal(m, 0.5).to_event(1), 3, 2).double()
+    assert (model.decode(z) - OptimalDecoder(distribution, x)(z)).abs().max() < 1e-12

@@ -40,7 +40,7 @@ def by_height(x, curvature, sigma):
 
 
 def numerically(problem, row):
-    """log p(x) of one datum from the laws alone."""
+    """log p(x) of one datum from the distributions alone."""
     x, sigma = problem.x[row].tolist(), problem.sigma
     if problem.family == "banana":
         return by_height(x[0], 0.7, math.hypot(1, sigma))
@@ -84,10 +84,12 @@ def test_linear_answers_are_those_of_scipy(latent_dim, ladder):
         if problem.family == f"linear K={latent_dim}":
             weights, sigma = problem.model.W.numpy(), float(problem.model.sigma)
             covariance = weights @ weights.T + sigma**2 * np.eye(len(weights))
-            law = scipy.stats.multivariate_normal(problem.model.mu.numpy(), covariance)
+            distribution = scipy.stats.multivariate_normal(problem.model.mu.numpy(), covariance)
             # Rounding of the covariance, times its condition number, moves the squares of some 2 K units.
             tolerance = 10 * np.finfo(float).eps * np.linalg.cond(covariance) * len(weights)
-            np.testing.assert_allclose(problem.log_evidence, law.logpdf(problem.x.numpy()), rtol=0, atol=tolerance)
+            np.testing.assert_allclose(
+                problem.log_evidence, distribution.logpdf(problem.x.numpy()), rtol=0, atol=tolerance
+            )
 
 
 @pytest.mark.parametrize("family", CURVED)
@@ -119,7 +121,7 @@ def test_quadrature_finds_one_of_the_two_classes_of_the_last_rung():
 
 
 def test_draws_are_those_of_the_posterior():
-    """Residuals are standard normal, and so are the latents over all data; beyond the step they have the tail's law."""
+    """Residuals are standard normal, and so are the latents over all data; beyond the step they follow the tail."""
     for problem in known_answers([4], [0.1], num_data=4000)[:-1]:
         residual = (problem.x - problem.model.decode(problem.z)) / 0.1
         for values in (residual, problem.z):

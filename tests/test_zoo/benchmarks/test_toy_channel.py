@@ -33,10 +33,15 @@ EXACT = 1e-12  # sums of some hundred terms of order one in float64
 def random_distributions(symbols=30, codes=20, batch=(), seed=0):
     generator = torch.Generator().manual_seed(seed)
 
-    def law(*shape):
+    def distribution(*shape):
         return (2 * torch.randn(*shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
 
-    return law(symbols), law(*batch, symbols, codes), law(*batch, codes, symbols), law(*batch, codes)
+    return (
+        distribution(symbols),
+        distribution(*batch, symbols, codes),
+        distribution(*batch, codes, symbols),
+        distribution(*batch, codes),
+    )
 
 
 # --- exact sums ----------------------------------------------------------------------------------------------------
@@ -54,15 +59,15 @@ def by_loops(log_p, log_e, log_d, log_m):
 
 
 def test_terms_are_the_sums_of_their_definitions():
-    laws = random_distributions()
-    assert [float(t) for t in channel_terms(*laws)] == pytest.approx(by_loops(*laws), abs=EXACT)
+    distributions = random_distributions()
+    assert [float(t) for t in channel_terms(*distributions)] == pytest.approx(by_loops(*distributions), abs=EXACT)
 
 
 def test_a_batch_of_channels_is_each_of_them():
-    laws = random_distributions(batch=(3,))
-    together = channel_terms(*laws)
+    distributions = random_distributions(batch=(3,))
+    together = channel_terms(*distributions)
     for i in range(3):
-        one = channel_terms(laws[0], *(law[i] for law in laws[1:]))
+        one = channel_terms(distributions[0], *(distribution[i] for distribution in distributions[1:]))
         assert [float(t[i]) for t in together] == pytest.approx([float(t) for t in one], abs=EXACT)
 
 
@@ -112,13 +117,13 @@ def test_information_of_identity_is_entropy_and_of_product_zero():
     assert abs(float(mutual_information_of(log_p[:, None] + log_p))) < EXACT
 
 
-def test_generated_is_the_mixture_of_the_decoders_laws():
+def test_generated_is_the_mixture_of_the_decoders_distributions():
     _, _, log_d, log_m = random_distributions()
     expected = np.log(np.exp(log_m.numpy()) @ np.exp(log_d.numpy()))
     assert np.abs(generated(log_d, log_m).numpy() - expected).max() < EXACT
 
 
-def test_laws_that_do_not_fit_are_refused():
+def test_distributions_that_do_not_fit_are_refused():
     log_p, log_e, log_d, log_m = random_distributions()
     with pytest.raises(ValueError, match=r"expected p, decoder and marginal of trailing shapes .*30.*, got .*20, 30"):
         channel_terms(log_p, log_e.mT, log_d, log_m)
@@ -144,23 +149,23 @@ def test_a2_the_data_are_those_of_the_paper():
 def test_bins_are_those_of_scipy_into_the_far_tails():
     edges = np.arange(31) - 0.5
     for i, (mean, sigma, share) in enumerate(zip(CLASS_MEANS, CLASS_SIGMAS, CLASS_PROBABILITIES, strict=True)):
-        law = scipy.stats.norm(mean, sigma)
-        bins = np.where(edges[:-1] > mean, -np.diff(law.sf(edges)), np.diff(law.cdf(edges)))
+        distribution = scipy.stats.norm(mean, sigma)
+        bins = np.where(edges[:-1] > mean, -np.diff(distribution.sf(edges)), np.diff(distribution.cdf(edges)))
         assert toy_data()[i].exp().numpy() == pytest.approx(share * bins / bins.sum(), rel=1e-10)
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
 
 
-def test_laws_are_of_the_stated_form():
+def test_distributions_are_of_the_stated_form():
     channel = ToyChannel(2, num_symbols=4)
     s = np.arange(4) / 3
-    log_e, log_d, log_m = (law.detach().numpy() for law in channel.distributions())
-    for parameters, law in ((channel.encoder, log_e), (channel.decoder, log_d)):
+    log_e, log_d, log_m = (distribution.detach().numpy() for distribution in channel.distributions())
+    for parameters, distribution in ((channel.encoder, log_e), (channel.decoder, log_d)):
         w, b = parameters.detach().numpy()
         for run, given in ((0, 1), (1, 3)):
             weights = np.exp(-((w[run] * s[given] - b[run]) ** 2))
-            assert law[run, given] == pytest.approx(np.log(weights / weights.sum()), abs=EXACT)
+            assert distribution[run, given] == pytest.approx(np.log(weights / weights.sum()), abs=EXACT)
     assert np.exp(log_m).sum(-1) == pytest.approx([1, 1], abs=EXACT)
 
 
@@ -195,7 +200,7 @@ def test_runs_side_by_side_train_as_if_alone():
         assert (mine - both[..., 1:, :]).abs().max() < 1e-9
 
 
-def test_training_leaves_the_random_state_and_refuses_what_is_no_law():
+def test_training_leaves_the_random_state_and_checks_log_p():
     before = torch.get_rng_state()
     train_channel(toy_data().logsumexp(0), beta_loss(), steps=1, seed=3, progress=False)
     assert torch.equal(before, torch.get_rng_state())

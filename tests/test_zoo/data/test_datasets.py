@@ -81,7 +81,7 @@ def test_logit_is_scipys():
     np.testing.assert_allclose(y.numpy(), logit(1e-3 + 0.998 * (x + noise) / 256), rtol=1e-12)
 
 
-def test_logit_attains_the_bound_for_a_uniform_law():
+def test_logit_attains_the_bound_for_a_uniform_distribution():
     # A standard logistic density of y is a uniform one of p: at alpha = 0 each of the L bins has probability
     # 1/L, whatever the noise.
     x = torch.arange(17)[:, None]

@@ -128,10 +128,10 @@ def test_the_convolutional_pair_fits_the_images_and_the_latents():
     model, guide = sprite_pair(data.train, size=16, latent_dim=4, channels=(4, 8))
     assert isinstance(model, IMAVAE)
     assert isinstance(guide, MeanField)
-    law = guide.posterior(data.train)
-    assert law.event_shape == (4,)
+    distribution = guide.posterior(data.train)
+    assert distribution.event_shape == (4,)
     assert model(data.train).shape == data.train.shape
-    assert bool(((law.mean > 0) & (law.mean < 1)).all())
+    assert bool(((distribution.mean > 0) & (distribution.mean < 1)).all())
     torch.testing.assert_close(model.standardise.shift, data.train.mean(0))
 
 

@@ -36,16 +36,18 @@ def batches(x: Array, sizes: list[int]) -> Iterator[Array]:
     return (part for part in np.split(x, np.cumsum(sizes)))
 
 
-def assert_same(law: LinearGaussian, other: LinearGaussian, rtol: float = 1e-10) -> None:
+def assert_same(distribution: LinearGaussian, other: LinearGaussian, rtol: float = 1e-10) -> None:
     for name in ("W", "mu", "sigma"):
         expected = getattr(other, name)
-        torch.testing.assert_close(getattr(law, name), expected, rtol=0, atol=rtol * float(expected.abs().max()))
+        torch.testing.assert_close(
+            getattr(distribution, name), expected, rtol=0, atol=rtol * float(expected.abs().max())
+        )
 
 
 def test_raw_digits(digits: Array) -> None:
-    law = maximum_likelihood(digits, 8)
-    assert law.sigma.item() ** 2 == pytest.approx(6.99633457, abs=5e-9)
-    assert law.log_prob(torch.from_numpy(digits)).mean().item() == pytest.approx(-163.23588991, abs=5e-9)
+    distribution = maximum_likelihood(digits, 8)
+    assert distribution.sigma.item() ** 2 == pytest.approx(6.99633457, abs=5e-9)
+    assert distribution.log_prob(torch.from_numpy(digits)).mean().item() == pytest.approx(-163.23588991, abs=5e-9)
 
 
 @pytest.mark.parametrize("latent_dim", [2, 8, 16, 32])
@@ -73,10 +75,10 @@ TABLE = {
 @pytest.mark.parametrize("latent_dim", TABLE)
 def test_scaled_digits(digits: Array, latent_dim: int) -> None:
     x = digits / 16
-    law, eigenvalues = maximum_likelihood(x, latent_dim), spectrum(x).eigenvalues
-    var = law.sigma.item() ** 2
+    distribution, eigenvalues = maximum_likelihood(x, latent_dim), spectrum(x).eigenvalues
+    var = distribution.sigma.item() ** 2
     rate = 0.5 * (eigenvalues[:latent_dim] / var).log().sum().item()
-    evidence = law.log_prob(torch.from_numpy(x)).mean().item()
+    evidence = distribution.log_prob(torch.from_numpy(x)).mean().item()
     expected_var, expected_evidence, expected_rate = TABLE[latent_dim]
     assert var == pytest.approx(expected_var, abs=5.1e-7)
     assert evidence == pytest.approx(expected_evidence, abs=5.1e-5)
@@ -86,8 +88,8 @@ def test_scaled_digits(digits: Array, latent_dim: int) -> None:
 
 def test_it_is_a_maximum() -> None:
     x = torch.from_numpy(data())
-    law = maximum_likelihood(x, 2)
-    parameters = [t.clone().requires_grad_() for t in (law.W, law.mu, law.sigma)]
+    distribution = maximum_likelihood(x, 2)
+    parameters = [t.clone().requires_grad_() for t in (distribution.W, distribution.mu, distribution.sigma)]
     LinearGaussian(*parameters).log_prob(x).mean().backward()
     for parameter in parameters:
         assert parameter.grad is not None
@@ -157,10 +159,12 @@ def test_read_only_arrays_are_taken() -> None:
 def test_constant_columns_and_fewer_data_than_columns_are_legal() -> None:
     x = data(num=8, dim=20)
     x[:, 3] = 5.0
-    law = maximum_likelihood(x, 3)
+    distribution = maximum_likelihood(x, 3)
     pca = PCA(3, svd_solver="covariance_eigh").fit(x)
-    np.testing.assert_allclose(law.sigma**2 * 17, (np.var(x, axis=0).sum() - pca.explained_variance_.sum() * 7 / 8))
-    assert law.W[3].abs().max() < 1e-12
+    np.testing.assert_allclose(
+        distribution.sigma**2 * 17, (np.var(x, axis=0).sum() - pca.explained_variance_.sum() * 7 / 8)
+    )
+    assert distribution.W[3].abs().max() < 1e-12
 
 
 def test_a_noise_far_below_the_signal_is_found() -> None:
@@ -253,13 +257,13 @@ def test_memory_does_not_grow_with_the_stream() -> None:
 @pytest.mark.parametrize(("sigma", "live"), [(0.3, 4), (1.5, 2), (9.0, 0)])
 def test_at_a_given_sigma_the_maximum_leaves_zero_columns(sigma, live):
     x = np.random.default_rng(0).standard_normal((200, 4)) * [5.0, 2.0, 1.0, 0.5]
-    law = maximum_at_fixed_sigma(x, 4, sigma)
+    distribution = maximum_at_fixed_sigma(x, 4, sigma)
     values = np.linalg.eigvalsh(np.cov(x.T, ddof=0))[::-1]
-    assert int((law.W.abs().amax(0) > 0).sum()) == live == int((values > sigma**2).sum())
+    assert int((distribution.W.abs().amax(0) > 0).sum()) == live == int((values > sigma**2).sum())
     above, below = values[values > sigma**2], values[values <= sigma**2]
     log_det = np.log(above).sum() + len(below) * np.log(sigma**2)
     expected = -0.5 * (4 * np.log(2 * np.pi) + log_det + len(above) + below.sum() / sigma**2)
-    assert float(law.log_prob(torch.from_numpy(x)).mean()) == pytest.approx(expected, rel=1e-12)
+    assert float(distribution.log_prob(torch.from_numpy(x)).mean()) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("latent_dim", "sigma"), [(5, 1.0), (2, 0.0), (2, np.nan)])

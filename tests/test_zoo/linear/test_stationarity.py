@@ -83,12 +83,14 @@ def test_objectives_are_the_means_of_the_zoo_s_own() -> None:
     W, V = torch.randn(6, 3, dtype=torch.float64), torch.randn(3, 6, dtype=torch.float64)
     log_var, log_d = torch.tensor(-0.3, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
     S = torch.cov(x.mT, correction=0)
-    law = LinearGaussian(W, x.mean(0), (0.5 * log_var).exp())
-    assert sp.mean_log_evidence(W, log_var, S).item() == pytest.approx(law.log_prob(x).mean().item(), rel=1e-12)
+    distribution = LinearGaussian(W, x.mean(0), (0.5 * log_var).exp())
+    assert sp.mean_log_evidence(W, log_var, S).item() == pytest.approx(
+        distribution.log_prob(x).mean().item(), rel=1e-12
+    )
 
     single = sp.mean_log_evidence(W.float(), log_var.float(), S.float())
     assert single.dtype == torch.float64
-    assert single.item() == pytest.approx(law.log_prob(x).mean().item(), rel=1e-6)
+    assert single.item() == pytest.approx(distribution.log_prob(x).mean().item(), rel=1e-6)
 
     model, guide = LinearVAE(6, 3).double(), Linear(6, 3).double()
     with torch.no_grad():

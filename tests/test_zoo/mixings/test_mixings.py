@@ -41,7 +41,7 @@ from zoo.mixings.base import describe, from_description
 F64 = torch.float64
 R30 = torch.tensor([[math.cos(0.5), -math.sin(0.5)], [math.sin(0.5), math.cos(0.5)]], dtype=F64)
 
-# Name to a map and a law of sources in its domain.
+# Name to a map and a distribution of sources in its domain.
 MAPS = {
     "orthogonal": (orthogonal(4, seed=1), Normal(0.0, 1.0)),
     "column_orthogonal": (column_orthogonal(5, 3, seed=2), Normal(0.0, 1.0)),
@@ -67,8 +67,8 @@ MAPS = {
 }
 
 
-def draw(law, num, dim):
-    return law.sample((num, dim)).double()
+def draw(distribution, num, dim):
+    return distribution.sample((num, dim)).double()
 
 
 def reference_jacobian(mixing, s):
@@ -78,9 +78,9 @@ def reference_jacobian(mixing, s):
 
 @pytest.fixture(params=list(MAPS))
 def case(request):
-    mixing, law = MAPS[request.param]
+    mixing, distribution = MAPS[request.param]
     num = 4 if request.param == "darmois" else 60
-    return mixing, draw(law, num, mixing.latent_dim)
+    return mixing, draw(distribution, num, mixing.latent_dim)
 
 
 def test_inverse_leads_back(case):
@@ -149,11 +149,11 @@ def test_a_moebius_transformation_is_the_written_formula():
 
 
 @pytest.mark.parametrize("minimum", [0.5, 0.7])
-def test_poles_follow_a_normal_law_cut_at_the_minimum(minimum):
+def test_poles_follow_a_normal_distribution_cut_at_the_minimum(minimum):
     poles = torch.cat([moebius(5, minimum=minimum, seed=seed).pole for seed in range(200)])
     assert float(poles.abs().min()) > minimum
-    law = stats.truncnorm(minimum, np.inf)
-    assert stats.kstest(poles.abs().numpy(), law.cdf).pvalue > 1e-3
+    distribution = stats.truncnorm(minimum, np.inf)
+    assert stats.kstest(poles.abs().numpy(), distribution.cdf).pvalue > 1e-3
     assert stats.kstest(poles.abs().numpy(), stats.truncnorm(0, np.inf).cdf).pvalue < 1e-6  # the planted defect
     assert abs(float((poles > 0).double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(1000)
 
@@ -225,16 +225,16 @@ def test_haar_matrices_have_no_preferred_direction():
 
 
 @pytest.mark.parametrize(
-    ("from_normal", "law", "reference"),
+    ("from_normal", "distribution", "reference"),
     [
         (None, Normal(0.0, 1.0), stats.norm),
         (NormalToUniform(2, -0.5, 0.5), Uniform(-0.5, 0.5), stats.uniform(-0.5, 1.0)),
         (NormalToLaplace(2, 0.7), Laplace(0.0, 0.7), stats.laplace(0, 0.7)),
     ],
 )
-def test_rotated_gaussians_preserve_the_law_and_mix_the_sources(from_normal, law, reference):
+def test_rotated_gaussians_preserve_measure_and_mix_sources(from_normal, distribution, reference):
     automorphism = rotated_gaussian(R30, from_normal)
-    s = draw(law, 20000, 2)
+    s = draw(distribution, 20000, 2)
     t = automorphism(s)
     # The density is preserved exactly: log p(s) = log p(t) + log |det|.
     log_p = [torch.from_numpy(reference.logpdf(v.numpy())).sum(-1) for v in (s, t)]
@@ -250,7 +250,7 @@ def test_a_plain_rotation_does_not_preserve_uniform_sources():
     assert stats.kstest(t[:, 0].numpy(), stats.uniform(-0.5, 1.0).cdf).pvalue < 1e-6
 
 
-def test_gaussian_darmois_has_the_law_of_the_data_and_a_contrast():
+def test_gaussian_darmois_has_the_datas_moments_and_a_contrast():
     mixing = orthogonal(3, seed=1)
     stretched = LinearMixing(mixing.matrix @ torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=F64)), [1.0, 2.0, 3.0])
     spurious = gaussian_darmois(stretched)
@@ -260,8 +260,8 @@ def test_gaussian_darmois_has_the_law_of_the_data_and_a_contrast():
     assert torch.equal(spurious.matrix, spurious.matrix.tril())
     # The first coordinate is the distribution function of x_1, the next the conditional one of x_2 given x_1.
     x = stretched(draw(Normal(0.0, 1.0), 5, 3))
-    law = MultivariateNormal(stretched.shift, stretched.matrix @ stretched.matrix.T)
-    c, m = law.covariance_matrix.numpy(), law.mean.numpy()
+    distribution = MultivariateNormal(stretched.shift, stretched.matrix @ stretched.matrix.T)
+    c, m = distribution.covariance_matrix.numpy(), distribution.mean.numpy()
     z = spurious.inverse(x).numpy()
     np.testing.assert_allclose(z[:, 0], (x[:, 0].numpy() - m[0]) / np.sqrt(c[0, 0]), rtol=1e-12)
     conditional = m[1] + c[1, 0] / c[0, 0] * (x[:, 0].numpy() - m[0])
@@ -305,7 +305,7 @@ def test_a_linear_triangular_map_has_the_darmois_of_cholesky():
 
 
 @pytest.mark.parametrize(
-    ("law", "reference"),
+    ("distribution", "reference"),
     [
         (Uniform(-0.5, 0.5), stats.uniform(-0.5, 1)),
         (Normal(0.0, 2.0), stats.norm(0, 2)),
@@ -314,9 +314,9 @@ def test_a_linear_triangular_map_has_the_darmois_of_cholesky():
         (Normal(torch.zeros(3), torch.ones(3)), stats.norm),
     ],
 )
-def test_data_are_mixed_sources_of_the_given_law(law, reference):
+def test_data_are_mixed_sources_of_the_given_distribution(distribution, reference):
     mixing = column_orthogonal(5, 3)
-    data = mixed(mixing, sources=law, num=3000, test_size=500, seed=3)
+    data = mixed(mixing, sources=distribution, num=3000, test_size=500, seed=3)
     assert (data.train.shape, data.test.shape) == ((2500, 5), (500, 5))
     assert torch.equal(mixing(data.truth["z"]), data.train)
     assert torch.equal(mixing(data.truth["z_test"]), data.test)
@@ -337,9 +337,9 @@ def test_noise_has_the_given_deviation_and_a_seed_fixes_all():
 
 def test_standardising_keeps_the_truth_and_the_contrast():
     mixing = Composition([moebius(3, minimum=0.7), unit_determinant(3)])
-    law = Uniform(-0.5, 0.5)
-    raw = mixed(mixing, sources=law, num=1000, test_size=100, noise=0.01)
-    data = mixed(mixing, sources=law, num=1000, test_size=100, noise=0.01, standardise=True)
+    distribution = Uniform(-0.5, 0.5)
+    raw = mixed(mixing, sources=distribution, num=1000, test_size=100, noise=0.01)
+    data = mixed(mixing, sources=distribution, num=1000, test_size=100, noise=0.01, standardise=True)
     torch.testing.assert_close(data.train.mean(0), torch.zeros(3, dtype=F64), rtol=0, atol=1e-13)
     assert float(data.train.square().mean()) == pytest.approx(1, rel=1e-12)
     assert torch.equal(data.truth["z"], raw.truth["z"])

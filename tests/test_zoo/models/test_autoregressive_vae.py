@@ -66,7 +66,7 @@ def test_the_gaussian_density_integrates_to_one():
     line = torch.arange(-30, 30, 0.05, dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
     with torch.no_grad():
-        # Sigma times a small step: laws of the grid's reach and resolution.
+        # Sigma times a small step: distributions of the grid's reach and resolution.
         model.network.layers[-1].weight.mul_(0.2)
         model.network.layers[-1].context.weight.mul_(0.2)
         total = model.likelihood(torch.zeros(K, dtype=torch.float64)).log_prob(x).exp().sum() * 0.05**2
@@ -85,14 +85,14 @@ def test_the_log_probability_is_the_sum_of_conditionals():
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "Categorical"])
-def test_draws_have_the_probabilities_of_the_law(name):
+def test_draws_have_the_probabilities_of_the_distribution(name):
     model, num = model_with(LIKELIHOODS[name](), data_dim=3), 20_000
     for layer in model.network.layers:  # much said between dimensions, little by the latent
         nn.init.normal_(layer.weight, std=0.8)
     every = torch.tensor(list(itertools.product(range(2 if name == "Bernoulli" else 3), repeat=3))).double()
-    law = model.likelihood(torch.randn(K, dtype=torch.float64))
-    p = law.log_prob(every).exp().detach()
-    draws = law.expand((num,)).sample()
+    distribution = model.likelihood(torch.randn(K, dtype=torch.float64))
+    p = distribution.log_prob(every).exp().detach()
+    draws = distribution.expand((num,)).sample()
     assert largest_deviation(draws, every, p) < 4
     # Planted defect: draws whose dimensions do not know of each other.
     shuffled = torch.stack([draws[torch.randperm(num), d] for d in range(3)], -1)
@@ -118,15 +118,15 @@ def test_gaussian_draws_whiten_to_standard_normals():
     assert float(spread.max()) * math.sqrt(num / 2) < 4
 
 
-def test_a_law_is_of_the_latents_batch_and_expands(model):
+def test_a_distribution_is_of_the_latents_batch_and_expands(model):
     z = torch.randn(3, 4, K, dtype=torch.float64)
-    law = model.likelihood(z)
-    assert (law.batch_shape, law.event_shape) == ((3, 4), (D,))
-    x = law.sample((2,))
+    distribution = model.likelihood(z)
+    assert (distribution.batch_shape, distribution.event_shape) == ((3, 4), (D,))
+    x = distribution.sample((2,))
     assert x.shape == (2, 3, 4, D)
-    assert bool(law.support.check(x).all())
+    assert bool(distribution.support.check(x).all())
     one_by_one = torch.stack([model.likelihood(z_n).log_prob(x[0, 0, 0]) for z_n in z.flatten(0, 1)])
-    torch.testing.assert_close(law.log_prob(x[0, 0, 0]), one_by_one.view(3, 4))
+    torch.testing.assert_close(distribution.log_prob(x[0, 0, 0]), one_by_one.view(3, 4))
     wide = model.likelihood(z[0]).expand((6, 4))
     assert wide.sample().shape == (6, 4, D)
     torch.testing.assert_close(wide.log_prob(x[0, 0]), model.likelihood(z[0]).log_prob(x[0, 0]).expand(6, 4))

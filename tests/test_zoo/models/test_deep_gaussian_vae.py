@@ -30,7 +30,7 @@ NOISES = {
 
 
 def linear_twin(noise, x=None):
-    """A deep model with a linear network, and the linear model of the same law."""
+    """A deep model with a linear network, and the linear model of the same distribution."""
     torch.manual_seed(0)
     deep = DeepGaussianVAE(5, 2, network=nn.Linear(2, 5), noise=noise).double()
     linear = LinearVAE(5, 2, sigma=0.7).double()
@@ -99,11 +99,11 @@ def optimal_pair():
 
 def test_optimal_noise_scores_a_batch_as_the_best_sigma_would():
     mean, x = torch.randn(8, 5).double(), torch.randn(8, 5).double()
-    law = OptimalNoise().double()(mean, torch.ones(()).double())
+    distribution = OptimalNoise().double()(mean, torch.ones(()).double())
     variances = torch.linspace(0.5, 4, 2001).double()
     losses = [torch.distributions.Normal(mean, v.sqrt()).log_prob(x).sum() for v in variances]
-    assert float(law.log_prob(x).sum()) >= float(max(losses))
-    assert float(law.log_prob(x).sum()) == pytest.approx(float(max(losses)), abs=1e-4)
+    assert float(distribution.log_prob(x).sum()) >= float(max(losses))
+    assert float(distribution.log_prob(x).sum()) == pytest.approx(float(max(losses)), abs=1e-4)
 
 
 def test_training_with_optimal_noise_reaches_the_linear_maximum():

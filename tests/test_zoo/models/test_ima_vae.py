@@ -1,4 +1,4 @@
-"""The near-deterministic VAE: its law, its precision in training, and the choice among seeds."""
+"""The near-deterministic VAE: its distribution, its precision in training, and the choice among seeds."""
 
 import copy
 import math
@@ -34,7 +34,7 @@ def linear_network(weight):
 SHEAR = torch.tensor([[1.0, 0.8], [0.0, 0.6]], dtype=torch.float64)
 
 
-def test_the_likelihood_is_the_stated_normal_law_in_units_of_the_data():
+def test_the_likelihood_is_the_stated_normal_in_data_units():
     rows = 3 + 2 * torch.randn(50, 3).double()
     model = IMAVAE(3, 2, gamma2=25.0).double().standardise_by(rows)
     z, x = torch.randn(4, 2).double(), torch.randn(4, 3).double()
@@ -72,10 +72,10 @@ def test_svi_finds_the_posterior_that_theory_predicts():
         seed=0,
         progress=False,
     )
-    law = guide.posterior(x)
+    distribution = guide.posterior(x)
     expected = torch.tensor([[2.07051, -1.73902]], dtype=torch.float64)
-    torch.testing.assert_close(law.mean.detach(), expected, atol=0.01, rtol=0)
-    torch.testing.assert_close(law.variance.detach(), torch.full((1, 2), 1 / 101).double(), rtol=0.05, atol=0)
+    torch.testing.assert_close(distribution.mean.detach(), expected, atol=0.01, rtol=0)
+    torch.testing.assert_close(distribution.variance.detach(), torch.full((1, 2), 1 / 101).double(), rtol=0.05, atol=0)
     bound = float(elbo(log_weights(model, guide, x, num_samples=200_000)).value)
     assert bound == pytest.approx(-5.684976, abs=5e-3)
     got = evidence(model, x, method=Importance(200_000), guide=guide, seed=0)
@@ -189,10 +189,10 @@ def test_a_bounded_prior_and_a_guide_on_its_support_train():
     z = torch.rand(200, 2) - 0.5
     x = model.likelihood(z).sample()
     fit(model, guide, x, steps=500, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), seed=0, progress=False)
-    law = guide.posterior(x)
-    assert (law.sample().abs() < 0.5).all()
+    distribution = guide.posterior(x)
+    assert (distribution.sample().abs() < 0.5).all()
     for k in range(2):
-        assert np.corrcoef(law.mean[:, k].detach(), z[:, k])[0, 1] > 0.97
+        assert np.corrcoef(distribution.mean[:, k].detach(), z[:, k])[0, 1] > 0.97
 
 
 @pytest.mark.parametrize(

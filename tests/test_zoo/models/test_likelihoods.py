@@ -82,11 +82,11 @@ def test_probabilities_sum_to_one_and_draws_have_them(name):
 
 def test_mean_and_variance_are_those_of_the_draws(case):
     likelihood, _, _ = case
-    law, num = likelihood(parameters_for(likelihood)), 20_000
-    draws = law.expand((num,)).sample()
-    assert float(((draws.mean(0) - law.mean) / (draws.std(0) / math.sqrt(num))).abs().max()) < 4
-    squares = (draws - law.mean).square()
-    assert float(((squares.mean(0) - law.variance) / (squares.std(0) / math.sqrt(num))).abs().max()) < 4
+    distribution, num = likelihood(parameters_for(likelihood)), 20_000
+    draws = distribution.expand((num,)).sample()
+    assert float(((draws.mean(0) - distribution.mean) / (draws.std(0) / math.sqrt(num))).abs().max()) < 4
+    squares = (draws - distribution.mean).square()
+    assert float(((squares.mean(0) - distribution.variance) / (squares.std(0) / math.sqrt(num))).abs().max()) < 4
 
 
 def test_draws_are_floating_and_come_under_vmap_and_traced(case):
@@ -217,10 +217,10 @@ def test_the_variance_is_residuals_and_a_share_of_the_data(pooled):
     v = np.mean(r**2, 0) + 2.0**-6 * np.var(x.numpy(), 0)
     v = np.full(D, v.mean()) if pooled else v
     expected = -0.5 * (np.log(2 * np.pi * v) + r**2 / v).sum(-1)
-    law = noise(mean, torch.ones(()).double())
-    torch.testing.assert_close(law.log_prob(x), torch.from_numpy(expected))
+    distribution = noise(mean, torch.ones(()).double())
+    torch.testing.assert_close(distribution.log_prob(x), torch.from_numpy(expected))
     # The same residuals once more are the same batch.
-    torch.testing.assert_close(law.expand((4, 60)).log_prob(x), torch.from_numpy(expected).expand(4, 60))
+    torch.testing.assert_close(distribution.expand((4, 60)).log_prob(x), torch.from_numpy(expected).expand(4, 60))
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -253,11 +253,11 @@ def test_the_elbo_of_data_in_other_units_differs_by_the_volume(name, c):
 def test_noise_with_units_of_its_own_fails_the_check_of_units():
     x, values = skewed_data(), []
     for factor in (1.0, 1e3):
-        law = VAE(D, K, likelihood=GaussianLikelihood(), hidden=(8,)).double()
+        distribution = VAE(D, K, likelihood=GaussianLikelihood(), hidden=(8,)).double()
         torch.manual_seed(3)
-        nn.init.zeros_(law.network[-1].weight)
-        nn.init.zeros_(law.network[-1].bias)
-        values.append(law.likelihood(torch.zeros(60, K, dtype=torch.float64)).log_prob(factor * x).mean())
+        nn.init.zeros_(distribution.network[-1].weight)
+        nn.init.zeros_(distribution.network[-1].bias)
+        values.append(distribution.likelihood(torch.zeros(60, K, dtype=torch.float64)).log_prob(factor * x).mean())
     assert abs(float((values[1] + D * math.log(1e3) - values[0]).detach())) > 1e3
 
 

@@ -65,24 +65,29 @@ def prior(request):
     return PRIORS[request.param]()
 
 
-def grid(law, step=0.05, reach=20.0):
+def grid(distribution, step=0.05, reach=20.0):
     """Points z (S, K) and weights (S,) of the trapezoidal rule, in unconstrained space where the support has edges."""
     line = torch.arange(-reach, reach, step, dtype=torch.float64)
     u = torch.cartesian_prod(*[line] * K)
-    to_support = biject_to(law.support)
+    to_support = biject_to(distribution.support)
     z = to_support(u)
     return z, (to_support.log_abs_det_jacobian(u, z) + K * math.log(step)).exp()
 
 
 def references(prior):
-    """SciPy's laws of the coordinates, or nothing."""
+    """SciPy's distributions of the coordinates, or nothing."""
     normal, uniform, beta = scipy.stats.norm, scipy.stats.uniform, scipy.stats.beta
     if isinstance(prior, LearntBeta):
         return [beta(math.exp(a), math.exp(b)) for a, b in zip(prior.log_a.tolist(), prior.log_b.tolist())]
     if isinstance(prior, LearntDiagonal):
         return [normal(m, math.exp(s)) for m, s in zip(prior.loc.tolist(), prior.log_sigma.tolist())]
-    laws = {StandardNormal: normal(), Uniform: uniform(-0.5, 2.5), Laplace: scipy.stats.laplace(), Beta: beta(2.5, 1.5)}
-    return [laws[type(prior)]] * K
+    distributions = {
+        StandardNormal: normal(),
+        Uniform: uniform(-0.5, 2.5),
+        Laplace: scipy.stats.laplace(),
+        Beta: beta(2.5, 1.5),
+    }
+    return [distributions[type(prior)]] * K
 
 
 @pytest.mark.parametrize("name", ["StandardNormal", "Uniform", "Laplace", "Beta", "LearntBeta", "LearntDiagonal"])
@@ -91,8 +96,10 @@ def test_the_density_is_that_of_scipy(name):
     for parameter in prior.parameters():
         nn.init.normal_(parameter)
     z = biject_to(prior().support)(torch.randn(4, 3, K, dtype=torch.float64))
-    laws = references(prior)
-    expected = sum(torch.from_numpy(law.logpdf(z[..., k].numpy())) for k, law in enumerate(laws))
+    distributions = references(prior)
+    expected = sum(
+        torch.from_numpy(distribution.logpdf(z[..., k].numpy())) for k, distribution in enumerate(distributions)
+    )
     torch.testing.assert_close(prior().log_prob(z), expected)
 
 
@@ -116,26 +123,26 @@ def test_a_vamp_prior_is_the_mean_posterior_of_its_pseudo_inputs():
 
 
 def test_the_density_integrates_to_one(prior):
-    law = prior()
-    # The rule is exact to rounding for smooth laws; kinks, of Laplace or of the flow's ReLU, cost O(step^2).
+    distribution = prior()
+    # The rule is exact to rounding for smooth distributions; kinks, of Laplace or of the flow's ReLU, cost O(step^2).
     kinks = isinstance(prior, Laplace | AutoregressiveFlow)
     for step in (0.05, 0.06):
-        z, weights = grid(law, step)
-        assert abs(float((law.log_prob(z).exp() * weights).sum().detach()) - 1) < (step**2 if kinks else 1e-6)
+        z, weights = grid(distribution, step)
+        assert abs(float((distribution.log_prob(z).exp() * weights).sum().detach()) - 1) < (step**2 if kinks else 1e-6)
 
 
 def test_the_density_of_a_flow_is_that_of_its_jacobian():
-    law, z = PRIORS["AutoregressiveFlow"]()(), torch.randn(7, K, dtype=torch.float64)
-    jacobian = vmap(jacrev(law.transform))(z)
-    normal = torch.distributions.Normal(0.0, 1.0).log_prob(law.transform(z)).sum(-1)
-    torch.testing.assert_close(law.log_prob(z), normal + jacobian.det().abs().log())
+    distribution, z = PRIORS["AutoregressiveFlow"]()(), torch.randn(7, K, dtype=torch.float64)
+    jacobian = vmap(jacrev(distribution.transform))(z)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(distribution.transform(z)).sum(-1)
+    torch.testing.assert_close(distribution.log_prob(z), normal + jacobian.det().abs().log())
 
 
 def moments(prior):
-    """First and second moments of the coordinates and E[z_1 z_2] of the law by quadrature."""
-    law = prior()
-    z, weights = grid(law)
-    weights = weights * law.log_prob(z).exp()
+    """First and second moments of the coordinates and E[z_1 z_2] of the distribution by quadrature."""
+    distribution = prior()
+    z, weights = grid(distribution)
+    weights = weights * distribution.log_prob(z).exp()
     return weights @ z, weights @ z.square(), weights @ z.prod(-1)
 
 
@@ -146,7 +153,7 @@ def test_draws_have_the_moments_of_the_density(prior):
     for got, expected in [(draws, mean), (draws.square(), second), (draws.prod(-1), product)]:
         error = got.std(0) / math.sqrt(num)
         assert float(((got.mean(0) - expected) / error).abs().max()) < 4
-    # Planted defect: the law shifted by a tenth of its standard deviation is found out.
+    # Planted defect: the distribution shifted by a tenth of its standard deviation is found out.
     shifted = draws + 0.1 * draws.std(0)
     assert float(((shifted.mean(0) - mean) / (draws.std(0) / math.sqrt(num))).abs().max()) > 4
 
@@ -155,31 +162,31 @@ def test_draws_have_the_moments_of_the_density(prior):
 def test_the_moments_of_a_mixture_are_those_of_its_density(name):
     prior = PRIORS[name]()
     mean, second, _ = moments(prior)
-    law = prior().expand((3,))
-    torch.testing.assert_close(law.mean, mean.expand(3, K))
-    torch.testing.assert_close(law.variance, (second - mean.square()).expand(3, K))
+    distribution = prior().expand((3,))
+    torch.testing.assert_close(distribution.mean, mean.expand(3, K))
+    torch.testing.assert_close(distribution.variance, (second - mean.square()).expand(3, K))
 
 
-def test_draws_of_many_components_come_in_chunks_of_the_same_law(monkeypatch):
+def test_draws_of_many_components_come_in_equal_chunks(monkeypatch):
     monkeypatch.setattr("zoo.priors.mixture._MAX_ELEMENTS", 100)
     test_draws_have_the_moments_of_the_density(PRIORS["MixtureOfGaussians"]())
 
 
-def test_a_law_is_of_one_latent_and_expands(prior):
-    law = prior()
-    assert (law.batch_shape, law.event_shape) == ((), (K,))
-    assert not law._validate_args
-    wide = law.expand((3, 4))
+def test_a_distribution_is_of_one_latent_and_expands(prior):
+    distribution = prior()
+    assert (distribution.batch_shape, distribution.event_shape) == ((), (K,))
+    assert not distribution._validate_args
+    wide = distribution.expand((3, 4))
     z = wide.sample((2,))
     assert z.shape == (2, 3, 4, K)
     assert wide.batch_shape == (3, 4)
-    torch.testing.assert_close(wide.log_prob(z), law.log_prob(z))
-    assert bool(law.support.check(z).all())
-    to_support = biject_to(law.support)
+    torch.testing.assert_close(wide.log_prob(z), distribution.log_prob(z))
+    assert bool(distribution.support.check(z).all())
+    to_support = biject_to(distribution.support)
     torch.testing.assert_close(to_support(to_support.inv(z)), z)
 
 
-def test_a_law_is_drawn_under_vmap_and_traced(prior):
+def test_a_distribution_is_drawn_under_vmap_and_traced(prior):
     draws = vmap(lambda _: prior().sample((3,)), randomness="different")(torch.zeros(4))
     assert draws.shape == (4, 3, K)
     assert len({tuple(row) for row in draws.flatten(0, 1).tolist()}) == 12
@@ -208,7 +215,7 @@ def test_gradients_reach_everything_learnt(name):
 
 
 @pytest.mark.parametrize("name", LEARNT)
-def test_maximum_likelihood_recovers_the_law_that_drew_the_data(name):
+def test_maximum_likelihood_recovers_the_true_parameters(name):
     truth, prior = PRIORS[name](), PRIORS[name]()
     modules = [prior, prior._guide[0]] if name == "VampPrior" else [prior]
     parameters = [p for module in modules for p in module.parameters()]
@@ -412,10 +419,10 @@ def test_a_flow_leaves_validation_as_it_was(monkeypatch):
 
 
 def test_a_flow_draws_the_inverse_of_its_density_transform():
-    law = PRIORS["AutoregressiveFlow"]()()
-    z = law.rsample((5,))
-    u, _ = law.transform.call_and_ladj(z)
-    torch.testing.assert_close(law.transform.inv(u), z)
+    distribution = PRIORS["AutoregressiveFlow"]()()
+    z = distribution.rsample((5,))
+    u, _ = distribution.transform.call_and_ladj(z)
+    torch.testing.assert_close(distribution.transform.inv(u), z)
 
 
 def test_priors_with_different_parameters_differ():

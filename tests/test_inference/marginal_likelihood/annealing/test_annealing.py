@@ -82,7 +82,7 @@ def gaussian_target(v):
 
 
 def tempered(beta):
-    """The law that the kernel leaves invariant at an inverse temperature."""
+    """The distribution that the kernel leaves invariant at an inverse temperature."""
     precision = beta * PRECISION + (1 - beta) * torch.eye(3, dtype=torch.float64)
     return MultivariateNormal(torch.linalg.solve(precision, beta * PRECISION @ CENTRE), precision_matrix=precision)
 
@@ -101,8 +101,10 @@ def run_kernel(beta, num_steps, step=0.9):
 
 def is_invariant(beta, **options):
     _, chains, _ = run_kernel(beta, 15, **options)
-    law = tempered(beta)
-    white = torch.linalg.solve_triangular(law.scale_tril, (chains.v[:, 0] - law.mean).mT, upper=False).mT
+    distribution = tempered(beta)
+    white = torch.linalg.solve_triangular(
+        distribution.scale_tril, (chains.v[:, 0] - distribution.mean).mT, upper=False
+    ).mT
     products = white.unsqueeze(-1) * white.unsqueeze(-2)
     return within(white, 0.0) and within(products.flatten(1), torch.eye(3).double().flatten())
 
@@ -137,10 +139,10 @@ def is_reversible(change):
 
 def test_the_kernel_is_its_own_reverse():
     assert is_reversible(lambda _, after: after)
-    # The twin leaves the law invariant, but turns the coordinates round.
-    law = tempered(1.0)
-    turn = law.scale_tril @ torch.eye(3).double().roll(1, 0) @ torch.linalg.inv(law.scale_tril)
-    assert not is_reversible(lambda _, after: law.mean + (after - law.mean) @ turn.mT)
+    # The twin leaves the distribution invariant, but turns the coordinates round.
+    distribution = tempered(1.0)
+    turn = distribution.scale_tril @ torch.eye(3).double().roll(1, 0) @ torch.linalg.inv(distribution.scale_tril)
+    assert not is_reversible(lambda _, after: distribution.mean + (after - distribution.mean) @ turn.mT)
 
 
 def test_a_trajectory_that_breaks_down_is_rejected():
@@ -493,8 +495,8 @@ class Scaled(Guide):
         self.exact, self.factor = (model,), factor
 
     def posterior(self, x):
-        law = self.exact[0].posterior(x)
-        return FullNormal(law.loc, self.factor * law.scale_tril)
+        distribution = self.exact[0].posterior(x)
+        return FullNormal(distribution.loc, self.factor * distribution.scale_tril)
 
 
 def test_cubo_is_the_log_of_the_second_moment():

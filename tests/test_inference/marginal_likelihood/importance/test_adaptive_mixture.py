@@ -142,13 +142,13 @@ def test_thin_bent_ridges_get_bounds_that_hold(make, method):
     assert above <= scipy.stats.binom.ppf(0.999, one, 0.05)
 
 
-def test_the_guides_share_keeps_a_mode_that_the_laws_have_lost():
+def test_the_guides_share_keeps_a_mode_that_the_mixture_lost():
     torch.manual_seed(0)
     made = fold(1e-2, 20)
     problem_ = Problem(Call(made.model, made.guide, (made.x,)))
     one = made.guide.posterior(made.x)
-    laws = Student(Gaussian(one.locs[:, 0], one.sigmas[:, 0].unsqueeze(-1)), 6.0)
-    laws = Students((laws,), torch.zeros(1, 20).double())
+    distributions = Student(Gaussian(one.locs[:, 0], one.sigmas[:, 0].unsqueeze(-1)), 6.0)
+    distributions = Students((distributions,), torch.zeros(1, 20).double())
     log_joint = problem_.log_joint
 
     def errors(proposal):
@@ -158,8 +158,8 @@ def test_the_guides_share_keeps_a_mode_that_the_laws_have_lost():
 
     apart = made.x[:, 0] > 0.1  # both modes matter and stand apart
     with torch.no_grad():
-        assert bool((errors(Proposal(log_joint, laws, *guide_with_density(problem_))).abs() < 4).all())
-        assert bool((errors(Proposal(log_joint, laws)) < -4)[apart].all())
+        assert bool((errors(Proposal(log_joint, distributions, *guide_with_density(problem_))).abs() < 4).all())
+        assert bool((errors(Proposal(log_joint, distributions)) < -4)[apart].all())
 
 
 def test_a_guide_that_knows_no_density_gives_starts():
@@ -219,14 +219,16 @@ def random_student(dim=3, num_data=2, degrees=5.0):
     return Student(Gaussian(torch.randn(num_data, dim).double(), factor), degrees)
 
 
-def test_the_student_law_is_scipys_and_its_draws_follow_it():
-    law = random_student()
-    u, log_density = law.draw(4000)
+def test_the_student_t_is_scipys_and_its_draws_follow_it():
+    distribution = random_student()
+    u, log_density = distribution.draw(4000)
     for n in range(2):
-        loc, factor = (part[n].numpy() for part in law.gaussian)
+        loc, factor = (part[n].numpy() for part in distribution.gaussian)
         reference = scipy.stats.multivariate_t(loc, factor @ factor.T, df=5)
         np.testing.assert_allclose(log_density[:, n].numpy(), reference.logpdf(u[:, n].numpy()), rtol=1e-10)
-        np.testing.assert_allclose(law.log_prob(u)[:, n].numpy(), reference.logpdf(u[:, n].numpy()), rtol=1e-10)
+        np.testing.assert_allclose(
+            distribution.log_prob(u)[:, n].numpy(), reference.logpdf(u[:, n].numpy()), rtol=1e-10
+        )
         distance = (np.linalg.solve(factor, (u[:, n].numpy() - loc).T) ** 2).sum(0)
         assert scipy.stats.kstest(distance / 3, scipy.stats.f(3, 5).cdf).pvalue > 1e-4
         # The twin: a Gaussian's distances.
@@ -238,9 +240,9 @@ def random_mixture():
 
 
 def numpy_terms(mixture, u, n):
-    """Shares times densities of the laws of datum n, (J, S)."""
-    laws = [[part[n].numpy() for part in law.gaussian] for law in mixture.components]
-    densities = [scipy.stats.multivariate_t(loc, f @ f.T, df=5).pdf(u[:, n].numpy()) for loc, f in laws]
+    """Shares times densities of the distributions of datum n, (J, S)."""
+    distributions = [[part[n].numpy() for part in distribution.gaussian] for distribution in mixture.components]
+    densities = [scipy.stats.multivariate_t(loc, f @ f.T, df=5).pdf(u[:, n].numpy()) for loc, f in distributions]
     return mixture.log_shares[:, n].exp().numpy()[:, None] * densities
 
 
@@ -250,7 +252,9 @@ def test_a_mixtures_density_is_the_sum_and_its_draws_have_its_mean():
     for n in range(2):
         np.testing.assert_allclose(log_density[:, n].exp().numpy(), numpy_terms(mixture, u, n).sum(0), rtol=1e-9)
         shares = mixture.log_shares[:, n].exp()
-        mean = sum(share * law.gaussian.loc[n] for share, law in zip(shares, mixture.components)).numpy()
+        mean = sum(
+            share * distribution.gaussian.loc[n] for share, distribution in zip(shares, mixture.components)
+        ).numpy()
         error = u[:, n].std(0).numpy() / math.sqrt(20_000)
         assert (np.abs(u[:, n].mean(0).numpy() - mean) < 4 * error).all()
         np.testing.assert_allclose(mixture.within.loc[n].numpy(), mean, rtol=1e-10)
@@ -262,8 +266,8 @@ def test_a_refit_is_a_step_of_expectation_and_maximisation():
     terms = numpy_terms(before, u, 0)
     weights = np.exp(log_weights[:, 0].numpy()) * terms / terms.sum(0)
     np.testing.assert_allclose(got.log_shares[:, 0].exp().numpy(), weights.sum(1) / weights.sum(), rtol=1e-9)
-    for law, own in zip(got.components, weights):
-        np.testing.assert_allclose(law.gaussian.loc[0].numpy(), np.average(u[:, 0].numpy(), 0, own), rtol=1e-9)
+    for distribution, own in zip(got.components, weights):
+        np.testing.assert_allclose(distribution.gaussian.loc[0].numpy(), np.average(u[:, 0].numpy(), 0, own), rtol=1e-9)
     assert got.log_shares[:, 1].exp().tolist() == pytest.approx([0, 1])
 
 
@@ -277,28 +281,28 @@ def test_unsupported_components_fall_away_and_mixtures_keep_order():
     torch.testing.assert_close(both.log_prob(at), expected)
 
 
-def test_moments_are_weighted_and_drawn_towards_the_law_before():
-    law, u, log_weights = random_student(), torch.randn(50, 2, 3).double(), torch.randn(50, 2).double()
-    got = moment_fit(u, log_weights, law)
+def test_moments_are_weighted_and_shrunk_towards_those_before():
+    distribution, u, log_weights = random_student(), torch.randn(50, 2, 3).double(), torch.randn(50, 2).double()
+    got = moment_fit(u, log_weights, distribution)
     for n in range(2):
         w = np.exp(log_weights[:, n].numpy())
         size = w.sum() ** 2 / (w**2).sum()
         covariance = np.cov(u[:, n].numpy().T, aweights=w, ddof=0)
-        before = law.gaussian.factor[n].numpy()
+        before = distribution.gaussian.factor[n].numpy()
         expected = (size * covariance + 6 * before @ before.T) / (size + 6)
         factor = got.gaussian.factor[n].numpy()
         np.testing.assert_allclose(factor @ factor.T, expected, rtol=1e-10)
         np.testing.assert_allclose(got.gaussian.loc[n].numpy(), np.average(u[:, n].numpy(), 0, w), rtol=1e-10)
 
 
-def test_weights_that_are_all_zero_leave_the_law():
-    law = random_student()
+def test_weights_that_are_all_zero_leave_the_distribution():
+    distribution = random_student()
     log_weights = torch.zeros(50, 2).double()
     log_weights[:, 1] = -math.inf
-    got = moment_fit(torch.randn(50, 2, 3).double(), log_weights, law)
-    assert torch.equal(got.gaussian.factor[1], law.gaussian.factor[1])
-    assert torch.equal(got.gaussian.loc[1], law.gaussian.loc[1])
-    assert not torch.equal(got.gaussian.loc[0], law.gaussian.loc[0])
+    got = moment_fit(torch.randn(50, 2, 3).double(), log_weights, distribution)
+    assert torch.equal(got.gaussian.factor[1], distribution.gaussian.factor[1])
+    assert torch.equal(got.gaussian.loc[1], distribution.gaussian.loc[1])
+    assert not torch.equal(got.gaussian.loc[0], distribution.gaussian.loc[0])
 
 
 def test_powers_leave_the_size_that_is_asked_for():

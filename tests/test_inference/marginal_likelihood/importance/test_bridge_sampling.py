@@ -56,7 +56,7 @@ def gaussian_ratios(num_posterior, num_proposal, num_data, *, chains=50, log_con
     proposal = 0.7 + 1.5 * torch.randn(num_proposal, num_data).double()
 
     def ratio(u):
-        log_p, log_t = (scipy.stats.norm.logpdf(u.numpy(), *law) for law in ((0, 1), (0.7, 1.5)))
+        log_p, log_t = (scipy.stats.norm.logpdf(u.numpy(), *distribution) for distribution in ((0, 1), (0.7, 1.5)))
         return torch.from_numpy(log_constant + log_p - log_t)
 
     return ratio(posterior), ratio(proposal)

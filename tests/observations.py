@@ -93,9 +93,9 @@ def _shares(model, z):
 
 
 def _category_log_prob(model, x, z):
-    p = _shares(model, z)
-    index = x.long().expand(p.shape[:-1]).unsqueeze(-1)
-    return p.gather(-1, index).log().sum((-1, -2))
+    log_shares = _shares(model, z).log()
+    chosen = (x.unsqueeze(-1) == torch.arange(log_shares.shape[-1])).to(log_shares)
+    return (chosen * log_shares).sum((-1, -2))
 
 
 def _category(model, z, noise):

@@ -703,7 +703,7 @@ REFUSED = {
     "no guides": ({"guides": {}}, ValueError, "with at least one entry, got {}"),
     "a list of guides": ({"guides": [mean_field()]}, ValueError, "expected guides as a mapping from names"),
     "no callable": ({"guides": {"a": 3}}, TypeError, "expected 'a' to be a guide of the given model, or .* got 3"),
-    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, r"expected 'a' to be a guide beside .*got \(1, 2, 3\)"),
+    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, r"expected 'a' to be a guide of .*got \(1, 2, 3\)"),
     "no model": ({"model": None}, TypeError, "expected 'a' to be a guide of the given model, or"),
     "one sample": ({"num_samples": 1}, ValueError, "expected num_samples to be at least 2, got 1"),
     "no seeds": ({"seeds": []}, ValueError, "expected at least one seed, got none"),

@@ -31,7 +31,7 @@ def poisson_guide(x):
 
 
 def poisson_evidence(x):
-    """log p(x) of each datum by the trapezoidal rule in log base and slope, which is exact to rounding here."""
+    """log p(x) of each data point by the trapezoidal rule in log base and slope, which is exact to rounding here."""
     log_base, slope = np.linspace(-40, 5, 4001)[:, None], np.linspace(-8, 8, 801)
     prior = scipy.stats.halfnorm.logpdf(np.exp(log_base), scale=4) + log_base + scipy.stats.norm.logpdf(slope)
     cell = math.log(45 / 4000 * 16 / 800)

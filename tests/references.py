@@ -59,7 +59,7 @@ def train_by_fit(model, guide, x, objective=ELBO, steps=3):
 
 
 def elbo_per_datum(model, guide, x, num=500):
-    """ELBO per datum of the data and its standard error, written out: no Pyro, nothing of inference."""
+    """ELBO per data point of the data and its standard error, written out: no Pyro, nothing of inference."""
     with torch.no_grad():
         distribution = guide.posterior(x)
         z = distribution.sample((num,))

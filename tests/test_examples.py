@@ -163,7 +163,7 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png", "alive.png"}
 
 
-def test_the_linear_vae_of_posterior_collapse_keeps_what_the_spectrum_predicts(run, capsys, tmp_path):
+def test_the_collapsed_linear_vae_keeps_what_the_spectrum_predicts(run, capsys, tmp_path):
     # fewer steps may leave one latent more alive, depending on how the threads of a machine round
     arguments = ["--kinds", "linear", "--rows", "2000", "--seeds", "0", "--steps", "60", "--out", str(tmp_path)]
     rows = run("posterior_collapse.py", *arguments, "--fixed", "20", "10", "--learnt")
@@ -230,7 +230,7 @@ def test_compare_guides_splits_the_gap_of_every_guide_with_a_density(run, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["compare_guides.png"]
 
 
-def test_constant_variance_knows_no_units_and_what_a_variance_network_does(run, tmp_path, capsys):
+def test_constant_variance_reports_units_and_the_variance_network(run, tmp_path, capsys):
     table, losses, shifts, learnt = run("constant_variance.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
     for name, (elbo, rate, distortion, *_) in table.items():
@@ -258,7 +258,7 @@ def test_broken_elbo_toy_prints_a_row_an_objective_and_draws_it(run, tmp_path, c
     assert {path.name for path in tmp_path.iterdir()} == {"toy.png"}
 
 
-def test_rate_distortion_prints_the_linear_curve_and_the_four_deep_ones(run, tmp_path, capsys):
+def test_rate_distortion_prints_the_linear_curve_and_four_deep_ones(run, tmp_path, capsys):
     errors, curves = run("rate_distortion.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
     assert errors.shape == (2, 3)
@@ -290,7 +290,7 @@ def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["elbo_gap_vs_gamma.png"]
 
 
-def test_evidence_bracket_prints_a_row_for_each_number_of_temperatures(run, tmp_path, capsys):
+def test_evidence_bracket_prints_a_row_for_each_temperature_count(run, tmp_path, capsys):
     results = run("evidence_bracket.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
     assert list(results) == [3, 4]

@@ -83,7 +83,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
 
     Example:
         >>> truth, draws = torch.zeros(100, 1), torch.arange(-9.0, 10.0).expand(100, 1, 19).movedim(-1, 0) + 0.5
-        >>> sbc(Simulation(("z",), truth, draws, truth)).ranks.unique()
+        >>> sbc(Simulation(names=("z",), truth=truth, draws=draws, data=truth)).ranks.unique()
         tensor([9])
     """
     check_count(num_bins, "num_bins", minimum=2)

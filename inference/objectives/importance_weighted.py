@@ -40,6 +40,7 @@ class IWELBO(Objective):
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Example:
+        >>> import torch
         >>> from guides import MeanField
         >>> from zoo import LinearVAE
         >>> IWELBO(8).per_datum(LinearVAE(5, 2), MeanField(5, 2), torch.zeros(4, 5)).shape

@@ -96,7 +96,7 @@ def smooth_model(sigma):
 
 
 def best_diagonal_sigma(model, x, start):
-    """Standard deviations of the best diagonal Gaussian for each datum: its ELBO by Gauss-Hermite, by LBFGS."""
+    """Standard deviations of the best diagonal Gaussian for each data point: its ELBO by Gauss-Hermite, by LBFGS."""
     nodes, weights = (torch.from_numpy(a) for a in hermegauss(20))
     t = torch.cartesian_prod(nodes, nodes).unsqueeze(1)
     w = torch.outer(weights, weights).flatten() / (2 * math.pi)

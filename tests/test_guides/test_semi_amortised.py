@@ -135,7 +135,7 @@ def test_families_without_a_natural_unit_rise_too(deep, family):
     assert (end - start).mean() > 4 * (start_error + end_error).mean()
 
 
-# --- the distribution is a function of the datum ------------------------------------------------------------
+# --- the distribution is a function of the data point ----------------------------------------------
 
 
 def test_no_steps_are_the_base_guide_bit_for_bit():

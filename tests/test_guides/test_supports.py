@@ -60,7 +60,7 @@ def distribution_on(name):
     return Transformed(DiagNormal(MEAN, SIGMA), SUPPORTS[name])
 
 
-# --- the distribution ---------------------------------------------------------------------------------------
+# --- the distribution ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SUPPORTS)

@@ -278,7 +278,7 @@ def two_sites(x):
 
 
 class TwoSiteGuide(Module):
-    """A user's guide: one row of parameters for each datum, or the same for all of them."""
+    """A user's guide: one row of parameters for each data point, or the same for all of them."""
 
     def __init__(self, num=None):
         super().__init__()

@@ -53,7 +53,7 @@ def data(model, num, seed):
 
 
 class Unknown(Guide):
-    """A guide that cannot be freed for each datum."""
+    """A guide that cannot be freed for each data point."""
 
     def posterior(self, x):
         return DiagNormal(x[:, :2], torch.ones_like(x[:, :2]))
@@ -108,7 +108,7 @@ def assert_close(got, expected, tolerance=1e-12):
 
 
 def numpy_columns(w, truth):
-    """Everything per datum from weights (S, N), by NumPy and SciPy."""
+    """Everything per data point from weights (S, N), by NumPy and SciPy."""
     relative = np.exp(w - logsumexp(w, axis=0)) * len(w)
     return {
         "elbo": w.mean(0),

@@ -6,7 +6,7 @@ import zipfile
 import pyro.distributions as dist
 import pytest
 import torch
-from registry import data_for, for_pairs_with
+from registry import data_for, for_pairs_with, for_rebuilt_pairs
 from safetensors.torch import save_file
 
 from guides import Exact, Linear, MeanField, WrappedEncoder
@@ -72,6 +72,7 @@ def saved_and_loaded(pair, path):
     return x, *load_pair(path)
 
 
+@for_rebuilt_pairs
 def test_a_pair_is_rebuilt_from_its_file_alone(pair, tmp_path):
     model, guide = pair
     x, new_model, new_guide = saved_and_loaded(pair, tmp_path / "pair.safetensors")

@@ -87,7 +87,7 @@ def distribution(request):
     return request.param()
 
 
-# --- one distribution ---------------------------------------------------------------------------------------
+# --- one distribution ------------------------------------------------------------------------------
 
 
 def test_log_prob_is_scipys(distribution):

@@ -559,7 +559,7 @@ SEEDS = (0, 1, 2)
 
 @functools.cache
 def deep_run(family, beta, seed):
-    """Rate and distortion on the training data, over 30 draws a datum."""
+    """Rate and distortion on the training data, over 30 draws per data point."""
     x = (digits(dtype=torch.float32).train >= 8).float()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

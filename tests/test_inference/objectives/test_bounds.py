@@ -54,7 +54,7 @@ def assert_refuted(difference, error, *, sign=0):
 
 
 def data_mean(estimate):
-    """Mean over the data of a per-datum estimate, and its standard error for given data."""
+    """Mean over the data of a estimate per data point, and its standard error for given data."""
     value, error = estimate
     return float(value.mean()), float(error.square().sum().sqrt()) / len(value)
 
@@ -249,7 +249,7 @@ def numpy_elbo(model, guide, x):
 
 
 def numpy_linear_elbo(w, v, d, var, y, *, trace_d=True):
-    """Section 1.2's formula for q = N(V (x - mu), diag d), y = x - mu; per datum. ``trace_d`` plants a defect."""
+    """Section 1.2's formula for q = N(V (x - mu), diag d), y = x - mu; per data point. ``trace_d`` plants a defect."""
     k, n = len(d), y.shape[1]
     recoded = y @ v.T @ w.T
     kl = 0.5 * (d.sum() - np.log(d).sum() + ((y @ v.T) ** 2).sum(1) - k)
@@ -287,7 +287,7 @@ def test_analytic_elbo_of_the_exact_posterior_is_the_evidence(make_model):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_gap_of_the_tied_mean_field_is_hadamards_inequality(seed):
-    """At any W: log p - ELBO = 1/2 [sum_i log M_ii - log det M], the same for every datum."""
+    """At any W: log p - ELBO = 1/2 [sum_i log M_ii - log det M], the same for every data point."""
     model = make_model(seed, data_dim=6, latent_dim=4, sigma=0.3 + 0.3 * seed)
     x = data_for(model)
     w, _, var = arrays(model)
@@ -511,7 +511,7 @@ def plain_pyro_pair(w, v, d, mu, sigma):
 
 @pytest.fixture(scope="module")
 def lucas():
-    """N = 500, n = 6, k = 3: parameters, data, and 1500 values of Pyro's own Trace_ELBO, per datum."""
+    """N = 500, n = 6, k = 3: parameters, data, and 1500 values of Pyro's own Trace_ELBO, per data point."""
     random = np.random.RandomState(0)
     w, v, mu = random.standard_normal((6, 3)), 0.3 * random.standard_normal((3, 6)), random.standard_normal(6)
     d, sigma = random.uniform(0.2, 1.0, 3), 0.7

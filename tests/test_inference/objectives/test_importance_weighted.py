@@ -77,7 +77,7 @@ class TwoSitesGuide(nn.Module):
 
 
 def two_sites_elbo(model, guide, x):
-    """E_q log p(x, z) - E_q log q(z | x) from means and covariances, per datum."""
+    """E_q log p(x, z) - E_q log q(z | x) from means and covariances, per data point."""
     (m1, m2), s2 = (x @ guide.v.mT).unbind(-1), (2 * guide.log_s).exp()
     means = torch.stack([m1, guide.c * m1 + m2], -1)
     one, zero = s2.new_ones(()), s2.new_zeros(())
@@ -129,7 +129,7 @@ PAIRS = {"linear": linear_pair, "two sites": two_sites_pair, "shared prior": sha
 
 
 def noise_of(objective, pair, num_samples=1, seed=1):
-    """Moments of the gradient from SAMPLES draws in all; ``num_samples`` is what the objective takes per datum."""
+    """Moments of the gradient from SAMPLES draws in all; ``num_samples`` is what the objective takes per data point."""
     x = torch.randn(SAMPLES // (REPEATS * num_samples), 3, generator=torch.Generator().manual_seed(0)).double()
     return gradient_noise(objective, *pair, x, num_repeats=REPEATS, seed=seed, progress=False)
 
@@ -259,7 +259,7 @@ def test_the_plain_gradients_signal_drowns_and_dregs_does_not():
 
 
 def random_problem(seed):
-    """A linear problem and a datum: posterior, exact evidence, and a pair in a plate that subsamples."""
+    """A linear problem and a data point: posterior, exact evidence, and a pair in a plate that subsamples."""
     random = np.random.RandomState(seed)
     data_dim, latent_dim = random.randint(1, 6), random.randint(1, 4)
     w, sigma = random.standard_normal((data_dim, latent_dim)), random.uniform(0.3, 2.0)
@@ -345,7 +345,7 @@ def test_other_scales_are_refused():
 
 
 def draws_of(objective, pair, x, seed=5):
-    """Value per datum and gradients (decoder, encoder) from one seed."""
+    """Value per data point and gradients (decoder, encoder) from one seed."""
     torch.manual_seed(seed)
     values = objective.per_datum(*pair, x)
     gradients = [torch.autograd.grad(values.sum(), list(p.parameters()), retain_graph=True) for p in pair]

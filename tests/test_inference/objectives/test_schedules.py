@@ -29,7 +29,7 @@ def pair(guide=Linear):
 
 
 def closed_form(model, guide, x):
-    """Reconstruction and KL per datum, (N,), of a linear model with a Gaussian guide."""
+    """Reconstruction and KL per data point, (N,), of a linear model with a Gaussian guide."""
     distribution = guide.posterior(x)
     kl = torch.distributions.kl_divergence(distribution, model.prior())
     return model.expected_log_likelihood(x, distribution), kl

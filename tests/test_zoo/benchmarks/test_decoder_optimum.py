@@ -172,7 +172,7 @@ def log_joint(z, x, sigma):
 
 
 def best_gaussians(x, sigma, *, constant):
-    """Means (N,), variances and ELBO per datum (less constants) at the optimum over q, by quadrature and LBFGS."""
+    """Means (N,), variances and ELBO per data point (less constants) at the optimum over q, by quadrature and LBFGS."""
     points, weights = nodes()
     mean, log_var = x[:, 0].clone().requires_grad_(), torch.full((1 if constant else len(x),), math.log(sigma**2 / 2))
     log_var = log_var.double().requires_grad_()
@@ -296,7 +296,7 @@ def test_densities_that_are_flat_or_straight_have_no_curvature():
 
 
 def test_the_penalty_is_exact_for_quadratic_log_joints():
-    """ELBO of a guide with variances v: sum_k (log v_k - H_k v_k) / 2, at its optima with and without the datum."""
+    """ELBO of a guide with variances v: sum_k (log v_k - H_k v_k) / 2, at its optima with and without a data point."""
     H = torch.tensor([[1.0, 9.0], [4.0, 2.0], [0.5, 3.0]], dtype=torch.float64)
     free = 0.5 * (-H.log() - 1).sum(-1).mean()
     v = constant_var(H)

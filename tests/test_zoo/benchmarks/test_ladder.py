@@ -40,7 +40,7 @@ def by_height(x, curvature, sigma):
 
 
 def numerically(problem, row):
-    """log p(x) of one datum from the distributions alone."""
+    """log p(x) of one data point from the distributions alone."""
     x, sigma = problem.x[row].tolist(), problem.sigma
     if problem.family == "banana":
         return by_height(x[0], 0.7, math.hypot(1, sigma))

@@ -164,7 +164,7 @@ def test_convolutional_networks_fit_images_of_any_size(shape):
     history = fit(model, guide, x, steps=30, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), seed=0, **QUIET)
     assert history.loss[-1] < history.loss[0]
     assert log_weights(model, guide, x, num_samples=4).shape == (4, 6)
-    # One datum by itself gives what it gives in the batch: nothing leaks between data.
+    # One data point by itself gives what it gives in the batch: nothing leaks between data.
     z = torch.randn(6, 3)
     torch.testing.assert_close(model.decode(z)[2:3], model.decode(z[2:3]), rtol=1e-4, atol=1e-5)
 

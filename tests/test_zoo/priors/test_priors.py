@@ -231,7 +231,7 @@ def test_maximum_likelihood_recovers_the_true_parameters(name):
         optimizer.step()
     with torch.no_grad():
         gap = truth().log_prob(test) - prior().log_prob(test)
-    # The fit's own error: half a nat per parameter and datum, were the model regular.
+    # The fit's own error: half a nat per parameter and data point, were the model regular.
     num = sum(p.numel() for p in parameters)
     assert float(gap.mean()) < num / len(train) + 4 * float(gap.std()) / math.sqrt(len(test))
     assert float(before.mean()) > 4 * float(before.std()) / math.sqrt(len(test))

@@ -425,7 +425,7 @@ def test_a_density_that_breaks_down_is_an_error():
         (lambda: Annealed(10, num_chains=0), "num_chains to be at least 1, got 0"),
         (lambda: Annealed(10, widening=0.0), "positive finite widening, got 0"),
         (lambda: bdmc(linear_model(), 3, level=1.0), "level between 0 and 1, got 1"),
-        (lambda: bdmc(linear_model(), 0), "number of data to simulate to be at least 1, got 0"),
+        (lambda: bdmc(linear_model(), 0), "number of data points to simulate to be at least 1, got 0"),
         (lambda: converged_bracket(linear_model(), torch.zeros(2, 6).double(), num_steps=3), "at least 4, got 3"),
     ],
 )
@@ -535,7 +535,7 @@ def test_chains_that_converge_bracket_the_evidence_of_real_data():
 
 def test_r_hat_is_that_of_gelman_and_rubin():
     values = np.random.default_rng(0).normal(size=(100, 8, 3, 2))
-    values[:, :4, 1] += 5.0  # the chains of datum 1 are in two places
+    values[:, :4, 1] += 5.0  # the chains of data point 1 are in two places
     moments = _Moments()
     for step in torch.from_numpy(values):
         moments.add(step)

@@ -96,7 +96,8 @@ def test_a_model_that_cannot_broadcast_gives_the_same():
 
 
 def test_groups_of_data_are_put_together_in_order(monkeypatch):
-    monkeypatch.setattr("inference.marginal_likelihood.importance.adaptive_mixture._ELEMENTS", 5000)  # a datum a group
+    # One data point per group.
+    monkeypatch.setattr("inference.marginal_likelihood.importance.adaptive_mixture._ELEMENTS", 5000)
     monkeypatch.setattr("inference.marginal_likelihood.importance.proposal._ELEMENTS", 5000)
     model, x, truth = problem(1, 4)
     got = adaptive(model, x, method=Adaptive(2000))
@@ -240,7 +241,7 @@ def random_mixture():
 
 
 def numpy_terms(mixture, u, n):
-    """Shares times densities of the distributions of datum n, (J, S)."""
+    """Shares times densities of the distributions of data point n, (J, S)."""
     distributions = [[part[n].numpy() for part in distribution.gaussian] for distribution in mixture.components]
     densities = [scipy.stats.multivariate_t(loc, f @ f.T, df=5).pdf(u[:, n].numpy()) for loc, f in distributions]
     return mixture.log_shares[:, n].exp().numpy()[:, None] * densities

@@ -242,6 +242,12 @@ def for_pairs_with(*capabilities):
     return pytest.mark.parametrize("make_pair", pairs_with(*capabilities), indirect=True, ids="-".join)
 
 
+# Pairs that a file alone says how to make again.
+for_rebuilt_pairs = pytest.mark.parametrize(
+    "make_pair", [(m, g) for m, g in PAIRS if MODELS[m].rebuilt], indirect=True, ids="-".join
+)
+
+
 # --- objectives ------------------------------------------------------------------------------------
 
 # Pairs of every kind: closed forms, a full covariance, no closed-form divergence, data that are not Gaussian, and a

@@ -53,7 +53,7 @@ def test_the_prior_predictive_has_the_moments_of_a_simulation(model, draw):
 
 @for_models_with(*EXACT)
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_the_prior_predictive_has_the_mean_and_covariance_of_the_marginal(model, draw):
+def test_the_prior_predictive_has_the_moments_of_the_marginal(model, draw):
     distribution = reference_marginal(model)
     assert_moments(draw(model, 20_000), distribution.mean, distribution.covariance_matrix)
 

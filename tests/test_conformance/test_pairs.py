@@ -115,7 +115,7 @@ def test_every_model_and_every_guide_is_in_a_pair():
     assert {g for _, g in PAIRS} == set(GUIDES)
 
 
-def test_every_guide_of_the_package_that_samples_by_a_density_is_registered():
+def test_every_guide_of_the_package_with_a_density_is_registered():
     classes = [getattr(guides, name) for name in guides.__all__ if isinstance(getattr(guides, name), type)]
     programs = {thing for thing in classes if issubclass(thing, guides.Guide)}
     # Bases, guides known by their draws alone, and those that are made of a user's or another guide.

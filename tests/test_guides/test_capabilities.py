@@ -20,6 +20,7 @@ from guides import (
     Mixture,
     Resampled,
     SemiAmortised,
+    StudentT,
     TiedMeanField,
 )
 from inference import ELBO, log_weights, predictive
@@ -55,6 +56,7 @@ GUIDES = {
     "LowRank": encoder(LowRank, hidden=(4,)),
     "ConstantVariance": encoder(ConstantVariance, hidden=(4,)),
     "Mixture": encoder(Mixture, hidden=(4,)),
+    "StudentT": encoder(StudentT, hidden=(4,)),
     "Flow": encoder(Flow, hidden=(4,), flow_hidden=(4,)),
     "GaussNewtonDiagonal": lambda model: GaussNewtonDiagonal(model, hidden=(4,)),
     "GaussNewtonFull": lambda model: GaussNewtonFull(model, hidden=(4,)),
@@ -76,6 +78,7 @@ CAPABILITIES = {
     "LowRank":             ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF"),
     "ConstantVariance":    ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF"),
     "Mixture":             ("SDRPMF",   "SDRPMF",   "SDRPMF",   "SDRPF",    "SDRPF",    "SDRPMF"),
+    "StudentT":            ("SDRPMF",   "SDRPMF",   "SDRPMF",   "SDRPF",    "SDRPF",    "SDRPMF"),
     "Flow":                ("SDRPF",    "SDRPF",    "SDRPF",    "SDRPF",    "SDRPF",    "SDRPF"),
     "GaussNewtonDiagonal": ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "-"),
     "GaussNewtonFull":     ("SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "SDRKCPMF", "-"),

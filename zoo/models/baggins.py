@@ -4,7 +4,7 @@ r"""A bounded, scale-invariant Gaussian likelihood without learnt variances, aft
 
 This is a reconstruction: the paper's own formula (BAGGINS) was not at hand. It has what the abstract asks for:
 Gaussian, bounded, no learnt variances, scale-invariant, an aggregate over the batch, a presumed information content of
-k bits a dimension. Units drop out: data times c have a log-likelihood that is D log c lower.
+k bits per dimension. Units drop out: data times c have a log-likelihood that is D log c lower.
 """
 
 from __future__ import annotations

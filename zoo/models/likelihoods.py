@@ -1,4 +1,4 @@
-r"""Likelihoods that factorise over the dimensions: a network's output, P numbers a dimension, parametrises them.
+r"""Likelihoods that factorise over the dimensions: a network's output, P numbers per dimension, parametrises them.
 
 .. math:: p(x \mid h) = \prod_d p(x_d \mid h_d), \quad h_d \in R^P
 
@@ -22,7 +22,7 @@ class Likelihood(nn.Module):
     """Base of the likelihoods; a subclass gives :meth:`forward` and its support.
 
     Args:
-        num_parameters: P, numbers a dimension that the distribution is made from.
+        num_parameters: P, parameters of the distribution per dimension.
 
     Attributes:
         support: The support of one data point.
@@ -78,7 +78,7 @@ class CategoricalLikelihood(Likelihood):
     .. math:: p(x \mid h) = \prod_d \operatorname{softmax}(h_d)_{x_d}
 
     Args:
-        num_categories: C, the numbers a dimension.
+        num_categories: C, also the parameters per dimension.
 
     Raises:
         ValueError: If C is below two.

@@ -1,8 +1,8 @@
-r"""A variational autoencoder put together of a prior, a decoder network and a likelihood.
+r"""Variational autoencoder (VAE) of a prior, a decoder network and a factorised likelihood.
 
 .. math:: z \sim p(z), \quad x \mid z \sim \prod_d p(x_d \mid f_d(z))
 
-Binary and categorical data are its use; for Gaussian noise that does not depend on z see :class:`zoo.DeepGaussianVAE`.
+It is for binary and categorical data; for Gaussian noise that does not depend on z see :class:`zoo.DeepGaussianVAE`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class VAE(LatentVariableModel):
         likelihood: One of :class:`zoo.BernoulliLikelihood` (the default), :class:`zoo.CategoricalLikelihood` and
             :class:`zoo.GaussianLikelihood`.
         hidden: Widths of the hidden layers of the default decoder.
-        network: Any decoder from (M, K) to (M, D P), with P the likelihood's numbers a dimension.
+        network: Any decoder from (M, K) to (M, D P), with P parameters of the likelihood per dimension.
         prior: One of :mod:`zoo.priors.factorised` with the same K; standard normal by default.
 
     Attributes:

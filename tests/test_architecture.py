@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import types
 from pathlib import Path
 
@@ -213,6 +214,29 @@ def test_the_length_check_finds_what_it_should():
     short, long = "test_" + "a" * (LONGEST_TEST_NAME - 5), "test_" + "a" * (LONGEST_TEST_NAME - 4)
     source = "\n".join(f"def {name}():\n    assert True" for name in (short, long))
     assert long_test_names(source) == [long]
+
+
+def rows_of_tables(text):
+    """The cells of every row of every table of a Markdown text, without the quotes of code."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+
+
+CONTRIBUTING = rows_of_tables((ROOT / "CONTRIBUTING.md").read_text())
+
+
+def test_contributing_tells_the_floor_of_every_folder():
+    told = {cells[1].removesuffix(".py"): int(cells[0]) for cells in CONTRIBUTING if cells[0].isdigit()}
+    packages = ("inference", "zoo")
+    assert told == {f"{package}/{name}": floor for package in packages for name, floor in floor_of(package).items()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [cells[1:] for cells in CONTRIBUTING if not cells[0].isdigit() and cells[1] != "folder"]
+)
+def test_the_index_of_contributing_names_the_folder_that_holds_it(folder, name):
+    defined = rf"^(class|def) {name.split('.')[0]}\b"
+    assert [path for path in (ROOT / folder).glob("**/*.py") if re.search(defined, path.read_text(), re.MULTILINE)]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=SOURCE_IDS)

@@ -4,6 +4,8 @@ import copy
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
@@ -145,3 +147,22 @@ def test_pairs_and_data_that_do_not_fit_are_refused():
         fit_many(linear_pairs(2), x[:, :3], **options)
     with pytest.raises(TypeError, match="expected pairs of modules, got function"):
         fit_many([(lambda x: x, lambda x: x)], x, **options)
+
+
+class StockGuide(torch.nn.Module):
+    """A guide on a distribution of Pyro's own, whose sampler writes its noise in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Linear(4, 2).double()
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(5.0, self.encoder(x), 1.0).to_event(1))
+
+
+def test_a_stock_sampler_is_refused_with_the_rule_that_it_breaks():
+    pairs, x = [(LinearVAE(4, 2).double(), StockGuide()) for _ in range(2)], torch.randn(20, 4).double()
+    fit(*copy.deepcopy(pairs[0]), x, steps=2, progress=False)  # by itself it trains
+    with pytest.raises(ValueError, match=r"noise by torch.randn or torch.rand.*got StudentT at site 'z'"):
+        fit_many(pairs, x, steps=2, progress=False)

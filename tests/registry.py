@@ -121,10 +121,10 @@ MODELS: dict[str, ModelMember] = {
 
 
 def observation_of(model) -> Observation:
-    """The likelihood by hand of a member, or of another model of a member's class."""
+    """The likelihood by hand of a member, or of another model of a member's class or of a subclass."""
     name = getattr(model, "member", None)
     if name is None:
-        name = next(name for name, like in _EXAMPLES.items() if type(like) is type(model))
+        name = next(name for name, like in _EXAMPLES.items() if isinstance(model, type(like)))
     return MODELS[name].observation
 
 

@@ -754,8 +754,8 @@ def test_batch_normalisation_in_train_mode_is_refused(door):
         (torch.zeros(4, 2), {}, ValueError, r"expected x of shape \(N, 3\), got \(4, 2\)"),
         (torch.zeros(0, 3), {}, ValueError, "at least one data point"),
         (torch.full((4, 3), math.nan), {}, ValueError, "to be finite"),
-        (torch.zeros(4, 3), {"batch_size": 0}, ValueError, "batch_size to be at least 1, got 0"),
-        (torch.zeros(4, 3), {"batch_size": 2.0}, TypeError, "batch_size to be an integer"),
+        (torch.zeros(4, 3), {"block": 0}, ValueError, "block to be at least 1, got 0"),
+        (torch.zeros(4, 3), {"block": 2.0}, TypeError, "block to be an integer"),
     ],
 )
 def test_unfit_data_are_refused(door, x, options, error, message):

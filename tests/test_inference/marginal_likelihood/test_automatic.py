@@ -139,7 +139,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_numbers(tmp_path, monkeypat
     original = Importance.estimate
 
     def counted(self, problem):
-        calls.append(len(problem.args[0]))
+        calls.append(len(problem.call.args[0]))
         if len(calls) == 4:
             raise Interrupt
         return original(self, problem)
@@ -166,7 +166,7 @@ def test_a_tolerance_refines_the_data_that_need_it_and_no_others(monkeypatch):
     original = Importance.estimate
 
     def counted(self, problem):
-        rows.append((self.num_samples, len(problem.args[0])))
+        rows.append((self.num_samples, len(problem.call.args[0])))
         return original(self, problem)
 
     monkeypatch.setattr(Importance, "estimate", counted)

@@ -58,7 +58,7 @@ def train_by_fit(model, guide, x, objective=ELBO, steps=3):
     fit(model, guide, x, steps=steps, objective=objective(), progress=False)
 
 
-def elbo_per_datum(model, guide, x, num=500):
+def elbo_per_datum(model, guide, x, num=4000):
     """ELBO per data point of the data and its standard error, written out: no Pyro, nothing of inference."""
     with torch.no_grad():
         distribution = guide.posterior(x)

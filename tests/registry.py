@@ -277,6 +277,7 @@ class ObjectiveMember:
         subsamples: Whether it takes a subsampling plate; else it refuses one.
         trains: Halves that it moves.
         value: The loss of a data point is minus its bound; False where a stock objective has no bound per data point.
+        samples_elbo: It is the ELBO on average, whatever is scaled or masked, for any number of particles.
     """
 
     make: Callable[..., pyro.infer.ELBO]
@@ -290,6 +291,7 @@ class ObjectiveMember:
     subsamples: bool = True
     trains: tuple[str, ...] = ("model", "guide")
     value: bool = True
+    samples_elbo: bool = False
 
     def __call__(self, **options: Any) -> pyro.infer.ELBO:
         return self.make(**options)
@@ -314,10 +316,12 @@ def _weighted(kind, *args, num_particles=3):
 
 
 OBJECTIVES: dict[str, ObjectiveMember] = {
-    "Trace_ELBO": ObjectiveMember(Trace_ELBO, everywhere=True, gradient=AnalyticELBO, value=False),
-    "ELBO": ObjectiveMember(ELBO, everywhere=True, bounds="below", tight=True, gradient=AnalyticELBO),
+    "Trace_ELBO": ObjectiveMember(Trace_ELBO, everywhere=True, gradient=AnalyticELBO, value=False, samples_elbo=True),
+    "ELBO": ObjectiveMember(
+        ELBO, everywhere=True, bounds="below", tight=True, gradient=AnalyticELBO, samples_elbo=True
+    ),
     "AnalyticKLELBO": ObjectiveMember(
-        AnalyticKLELBO, closed_kl=True, everywhere=True, bounds="below", gradient=AnalyticELBO
+        AnalyticKLELBO, closed_kl=True, everywhere=True, bounds="below", gradient=AnalyticELBO, samples_elbo=True
     ),
     "AnalyticELBO": ObjectiveMember(AnalyticELBO, everywhere=True, bounds="below", tight=True, **_CLOSED),
     "AnalyticBetaELBO": ObjectiveMember(lambda: AnalyticBetaELBO(1.5), bounds="below", **_CLOSED),

@@ -9,7 +9,6 @@ import sys
 import typing
 from collections import Counter
 
-import pyro
 import pytest
 import scipy.stats
 import torch
@@ -301,6 +300,7 @@ def global_state():
     import random
 
     import numpy
+    import pyro
     import torch
 
     return {

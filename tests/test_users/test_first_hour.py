@@ -1,7 +1,6 @@
 """What somebody trips over in the first hour: each is an error with a reason, or simply right."""
 
 import math
-import sys
 
 import numpy as np
 import pyro

@@ -84,11 +84,15 @@ class NestedIntegrator:
         max_cells: Most innermost cells per data point.
         bar: Progress bar, in cells.
         like: Tensor of the dtype and device to work in.
+
+    Attributes:
+        unsettled: Data points with a line on which the last look for peaks still found new ones, (N,).
     """
 
     def __init__(self, num_data: int, tolerance: float, max_cells: int, bar: tqdm, *, like: Tensor) -> None:
         self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
         self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
+        self.unsettled = torch.zeros(num_data, dtype=torch.bool, device=like.device)
         self._nodes, self._kronrod, self._gauss = rule(like)
         self._edges = at_edges(self._nodes)
 
@@ -105,7 +109,9 @@ class NestedIntegrator:
             parts = [self.integrate(slices[slice(i, i + chunk)]) for i in starts]
             return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
-        edges, active = _cover(find_peaks(slices), len(slices.datum))
+        peaks = find_peaks(slices)
+        self.unsettled[slices.datum[peaks.unsettled]] = True
+        edges, active = _cover(peaks, len(slices.datum))
         cells, tail = self._grow(slices, edges, active, tolerance)
         cells = self._halve(slices, cells, tolerance)
         return Integral(_sums(cells, cells.value, tail), _sums(cells, cells.error + cells.noise, tail) + tail)

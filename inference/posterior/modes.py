@@ -32,10 +32,11 @@ _LOOKS, _NOTHING = 4, 1e-9
 
 # Points per dimension of the second look's grid, in those of the first, for one, two and three dimensions; and by how
 # much each further look is denser. Grids on a line cost little, and there modes may be many.
-_DENSITY, _DENSER = (8.0, 1.0, 0.5), (4.0, 1.3, 1.15)
+_DENSITY, _DENSER = (16.0, 1.0, 0.5), (4.0, 1.3, 1.15)
 
-# Draws from the prior for each further look, and how many of them, those of greatest likelihood, it starts from.
-_PROBES, _LIKELIEST = 512, 8
+# Draws from the prior for each further look, in one, two, three and more dimensions, and how many of them, those of
+# greatest likelihood, it starts from.
+_PROBES, _LIKELIEST = (1024, 4096, 8192, 512), 8
 
 # By what part of the distance of its points each look's grid is shifted against the one before.
 _GOLDEN = 0.6180339887
@@ -134,8 +135,9 @@ def _further_starts(
 def _likeliest(log_joint: LogJoint) -> Tensor:
     """The draws of greatest likelihood among many from the prior, (S, N, d)."""
     parts, side = [], at_once(2**20, log_joint.num_data * log_joint.dim)
-    for first in range(0, _PROBES, side):
-        draws = log_joint.sample_prior(min(side, _PROBES - first)).double()
+    total = _PROBES[min(log_joint.dim, len(_PROBES)) - 1]
+    for first in range(0, total, side):
+        draws = log_joint.sample_prior(min(side, total - first)).double()
         likelihood = log_joint.terms(draws).likelihood.nan_to_num(nan=-torch.inf)
         parts.append(_highest(draws, likelihood))
     return _highest(*(torch.cat(column) for column in zip(*parts, strict=True)))[0]

@@ -46,7 +46,8 @@ class Quadrature(Method):
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
         leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
-        check meets it. A guide that covers it leads to it.
+        check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
+        thousandth of the prior. A guide that covers it leads to it.
 
         Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
         point that the check contradicts, that would need more than ``max_cells`` cells, on which ever denser grids show

@@ -132,8 +132,7 @@ def bracket(model, guide, rows, args):
     annealed = Annealed(num_temperatures=args.temperatures)
     options = {"method": annealed, "num_steps": args.temperatures, "seed": args.seed, "progress": False}
     found = inference.converged_bracket(model, rows, guide=guide, **options)
-    lower, upper = found.raw_lower.cpu(), found.upper_if_converged.cpu()
-    return lower.numpy(), f"[{lower.mean():.4f}, {upper.mean():.4f}] if {found.assumption}"
+    return found.raw_lower.cpu().numpy(), str(found)
 
 
 def compare_pairs(pairs, data, args):

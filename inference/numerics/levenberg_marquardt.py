@@ -27,15 +27,16 @@ class Nearest:
         z: (N, K), on the support of the prior.
         residual: (x - f(z)) / sigma, (N, D).
         gradient_norm: Norm of J' residual in units of the residual that noise makes, (N,); zero at a stationary point.
-        margin: How many nats less likely the next best of the other points found is, by its residual alone, (N,);
-            infinite where all starts led to one point.
-        num_starts: Starts per data point, of which the nearest is kept.
+        points: All points that starts led to, the nearest first, (S, N, K).
+        apart: Which of them are more than a posterior standard deviation away from those before, (S, N).
+        num_starts: Starts per data point, S.
     """
 
     z: Tensor
     residual: Tensor
     gradient_norm: Tensor
-    margin: Tensor
+    points: Tensor
+    apart: Tensor
     num_starts: int
 
 
@@ -64,16 +65,29 @@ def nearest_latents(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -
     z = transform(u)
     residual = (targets - model.decode(z)) / model.sigma
     costs = residual.square().sum(-1).nan_to_num(nan=torch.inf).reshape(num_starts, num_data)
-    best = costs.argmin(0)
-    rows = best * num_data + torch.arange(num_data, device=x.device)
-    jacobian = decoder_jacobian(lambda u: model.decode(transform(u)), u[rows]) / model.sigma.unsqueeze(-1)
-    gradient = (jacobian.mT @ residual[rows].unsqueeze(-1)).squeeze(-1)
-    norms = jacobian.norm(dim=-2).clamp(min=torch.finfo(x.dtype).tiny)
-    # Another point is one that is more than a posterior standard deviation away.
-    steps = (u - u[rows].repeat(num_starts, 1)).reshape(num_starts, num_data, latent_dim)
-    away = torch.einsum("ndk,snk->snd", jacobian, steps).norm(dim=-1) > 1
-    margin = torch.where(away, 0.5 * (costs - costs.amin(0)), torch.inf).amin(0)
-    return Nearest(z[rows], residual[rows], (gradient / norms).norm(dim=-1), margin, num_starts)
+    order = costs.argsort(0)
+    rows = (order * num_data + torch.arange(num_data, device=x.device)).flatten()
+    u, z, residual = u[rows], z[rows], residual[rows]
+    jacobian = decoder_jacobian(lambda u: model.decode(transform(u)), u) / model.sigma.unsqueeze(-1)
+    gradient = (jacobian[:num_data].mT @ residual[:num_data].unsqueeze(-1)).squeeze(-1)
+    norms = jacobian[:num_data].norm(dim=-2).clamp(min=torch.finfo(x.dtype).tiny)
+
+    def by_start(values: Tensor) -> Tensor:
+        return values.unflatten(0, (num_starts, num_data))
+
+    apart = _apart(by_start(u), by_start(jacobian)) & costs.gather(0, order).isfinite()
+    gradient_norm = (gradient / norms).norm(dim=-1)
+    return Nearest(z[:num_data], residual[:num_data], gradient_norm, by_start(z), apart, num_starts)
+
+
+def _apart(u: Tensor, jacobian: Tensor) -> Tensor:
+    """Which points (S, N, K) are more than a posterior standard deviation away from each of those before, (S, N)."""
+    apart = torch.ones_like(u[..., 0], dtype=torch.bool)
+    for i in range(1, len(u)):
+        steps = (u[:i] - u[i]).unsqueeze(-1)
+        away = torch.minimum(*((j @ steps).squeeze(-1).norm(dim=-1) for j in (jacobian[:i], jacobian[i])))
+        apart[i] = ((away > 1) | ~apart[:i]).all(0)
+    return apart
 
 
 def _solve(model: SupportsGaussianDecoder, transform: Transform, x: Tensor, u: Tensor) -> Tensor:

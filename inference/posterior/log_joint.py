@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
-from torch.distributions import Distribution, biject_to
+from torch.distributions import Distribution
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -25,6 +25,7 @@ from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
+from inference.posterior.coordinates import coordinates_of, unrounded
 
 
 class LogDensity(NamedTuple):
@@ -320,7 +321,7 @@ def _transform(name: str, fn: Distribution) -> Any:
         support = fn.support
         if support is None or support.is_discrete:
             raise NotImplementedError
-        return biject_to(support)
+        return coordinates_of(support)
     except NotImplementedError:
         raise ValueError(
             f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__}"
@@ -349,7 +350,7 @@ class _Coordinates(Messenger):
         if place is None or self._u is None:
             return
         raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
-        transform = biject_to(msg["fn"].support)
+        transform = coordinates_of(msg["fn"].support)
         msg["value"], msg["done"] = transform(raw), True
         self._account(transform, raw, msg["value"], msg["fn"])
 
@@ -357,14 +358,17 @@ class _Coordinates(Messenger):
         place = None if msg["is_observed"] else self._places.get(msg["name"])
         if place is None or self._u is not None:
             return
-        transform = biject_to(msg["fn"].support)
+        transform = coordinates_of(msg["fn"].support)
         raw = transform.inv(msg["value"])
         self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
         self._account(transform, raw, msg["value"], msg["fn"])
 
     def _account(self, transform: Any, raw: Tensor, value: Tensor, fn: Any) -> None:
-        log_det = transform.log_abs_det_jacobian(raw, value)
-        extra = log_det.dim() - (value.dim() - len(fn.event_shape))
-        if extra > 0:
-            log_det = log_det.sum(tuple(range(-extra, 0)))
-        self.log_det = self.log_det + self._layout.per_datum(log_det, self._num_samples)
+        self._add(transform.log_abs_det_jacobian(raw, value), value.dim() - len(fn.event_shape))
+        lacking = None if self._u is None else unrounded(fn, raw, value)
+        if lacking is not None:
+            self._add(lacking, value.dim() - len(fn.event_shape))
+
+    def _add(self, term: Tensor, batch_dim: int) -> None:
+        summed = term.flatten(batch_dim).sum(-1) if term.dim() > batch_dim else term
+        self.log_det = self.log_det + self._layout.per_datum(summed, self._num_samples)

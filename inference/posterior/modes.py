@@ -27,6 +27,20 @@ _SAME = 1e-2
 # Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.
 _FARTHEST = 2.0
 
+# Further looks for modes at most, and the part of the modes' Laplace mass that a look has to add for another to follow.
+_LOOKS, _NOTHING = 4, 1e-9
+
+# Points per dimension of the second look's grid, in those of the first, for one, two and three dimensions; and by how
+# much each further look is denser. Grids on a line cost little, and there modes may be many.
+_DENSITY, _DENSER = (16.0, 1.0, 0.5), (4.0, 1.3, 1.15)
+
+# Draws from the prior for each further look, in one, two, three and more dimensions, and how many of them, those of
+# greatest likelihood, it starts from.
+_PROBES, _LIKELIEST = (1024, 4096, 8192, 512), 8
+
+# By what part of the distance of its points each look's grid is shifted against the one before.
+_GOLDEN = 0.6180339887
+
 
 class Modes(NamedTuple):
     """Local maxima of the log joint density, up to J per data point, the highest first.
@@ -49,6 +63,9 @@ def search_modes(
 ) -> Modes:
     """The modes of the log joint density: from draws, from a grid where d is at most 3, and across folds from there.
 
+    Further looks, from shifted grids and from the likeliest of new draws from the prior, go on until one finds nothing
+    new: narrow peaks attract only starts in their neighbourhood.
+
     Args:
         log_joint: Log joint density of a model.
         draws: Starts, each (S, N, d): from the prior, from a guide.
@@ -66,9 +83,70 @@ def search_modes(
     beside = neighbourhood((modes.location - location) / scale, hessian)
     around = location + scale * torch.where(_converged(modes), beside, torch.nan).flatten(0, 1)
     others = find_modes(log_joint, around, location, scale)
+    modes = _together(log_joint, modes, others, location, scale)
+    active = torch.arange(len(location), device=location.device)
+    for look in range(1, _LOOKS + 1):
+        before = laplace_mass(modes, scale)
+        starts = _further_starts(log_joint, active, location, scale, grid, look)
+        modes = _together(log_joint, modes, find_modes(log_joint, starts, location, scale), location, scale)
+        active = (~(laplace_mass(modes, scale) - before <= _NOTHING)).nonzero()[:, 0]
+        if len(active) == 0:
+            break
+    return modes
+
+
+def laplace_mass(modes: Modes, scale: Tensor) -> Tensor:
+    """Log of the integral of the modes' Gaussians, in units of the prior and up to a constant, (N,) in nats."""
+    return mode_masses(modes, scale).logsumexp(0)
+
+
+def mode_masses(modes: Modes, scale: Tensor) -> Tensor:
+    """Logs of the integrals of the modes' Gaussians, none wider than the prior's unit, up to a constant: (J, N)."""
+    curvature = torch.linalg.eigvalsh(-modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    return modes.log_joint - 0.5 * curvature.clamp(min=1.0).log().sum(-1)
+
+
+def _together(log_joint: LogJoint, modes: Modes, others: Modes, location: Tensor, scale: Tensor) -> Modes:
+    """Modes with those of others that converged, each once."""
     first = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
     second = torch.where(_converged(others), others.location, torch.nan)
     return find_modes(log_joint, torch.cat([first, second]), location, scale)
+
+
+def _further_starts(
+    log_joint: LogJoint, active: Tensor, location: Tensor, scale: Tensor, grid: int, look: int
+) -> Tensor:
+    """Starts of a further look at some data (M,), for all (S, N, d): NaN where there are fewer."""
+    dim, function = log_joint.dim, in_prior_units(log_joint, location, scale)
+    likely = location.new_full((_LIKELIEST, *location.shape), torch.nan)
+    likely[:, active] = _likeliest(log_joint.rows(active))
+    if dim > 3:
+        return likely
+    num = max(5, round(grid * _DENSITY[dim - 1] * _DENSER[dim - 1] ** (look - 1)))
+    shift = 6 / (num - 1) * ((look * _GOLDEN) % 1 - 0.5)
+    row, points = scan(
+        lambda rows, points: function(active[rows], points + shift), len(active), dim, num, like=location
+    )
+    row = active[row]
+    return torch.cat([likely, _padded(row, location[row] + scale[row] * (points + shift), len(location))])
+
+
+@torch.no_grad()
+def _likeliest(log_joint: LogJoint) -> Tensor:
+    """The draws of greatest likelihood among many from the prior, (S, N, d)."""
+    parts, side = [], at_once(2**20, log_joint.num_data * log_joint.dim)
+    total = _PROBES[min(log_joint.dim, len(_PROBES)) - 1]
+    for first in range(0, total, side):
+        draws = log_joint.sample_prior(min(side, total - first)).double()
+        likelihood = log_joint.terms(draws).likelihood.nan_to_num(nan=-torch.inf)
+        parts.append(_highest(draws, likelihood))
+    return _highest(*(torch.cat(column) for column in zip(*parts, strict=True)))[0]
+
+
+def _highest(draws: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The draws (S, N, d) of highest value (S, N), with their values."""
+    value, order = value.topk(min(_LIKELIEST, len(value)), dim=0)
+    return draws.gather(0, order.unsqueeze(-1).expand(-1, -1, draws.shape[-1])), value
 
 
 def find_modes(
@@ -144,6 +222,8 @@ def grid_line(num_points: int, *, like: Tensor) -> Tensor:
 def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
     """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid resolves.
 
+    Of a plateau only the rim counts, or the middle point where all the grid is one.
+
     Args:
         function: See :func:`maximise`.
         num_rows: R.
@@ -157,14 +237,19 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     line = grid_line(num_points, like=like)
     cloud = torch.stack(torch.meshgrid(*[line] * dim, indexing="ij"), dim=-1).view(-1, dim)
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
+    centre = torch.tensor(len(cloud) // 2, device=like.device)
     rows, points = [], []
     for part in torch.arange(num_rows, device=like.device).split(at_once(4 * CHUNK, len(cloud))):
         value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
         value = value.view(len(part), 1, *(num_points,) * dim)
-        peak = value.isfinite()
+        peak, slanted = value.isfinite(), torch.zeros_like(value, dtype=torch.bool)
         for across in torch.eye(dim, dtype=torch.int).tolist():
-            beside = pool(value, [1 + 2 * a for a in across], stride=1, padding=across)
-            peak &= value >= beside
+            window = {"kernel_size": [1 + 2 * a for a in across], "stride": 1, "padding": across}
+            peak &= value >= pool(value, **window)
+            slanted |= value > -pool(-value, **window)
+        flat = ~slanted.flatten(1).any(1).view(-1, *(1,) * (dim + 1))
+        middle = torch.zeros_like(slanted[0]).view(-1).index_fill(0, centre, True).view_as(slanted[0])
+        peak &= torch.where(flat, middle, slanted)
         row, index = peak.view(len(part), -1).nonzero().unbind(-1)
         rows.append(part[row])
         points.append(cloud[index])

@@ -1,10 +1,11 @@
 r"""Near-deterministic limit of the evidence, by the change of variables of the decoder.
 
 .. math::
-    \log p(x) \approx \tfrac{D - K}{2} \log \tfrac{\gamma^2}{2\pi} + \log p_0(g) - \tfrac12 \log\det\Bigl(J^\top J
-    - \sum_d r_d \nabla^2 f_d\Bigr) - \tfrac{\gamma^2}{2} \|r\|^2
+    p(x) \approx \sum_g \Bigl(\tfrac{\gamma^2}{2\pi}\Bigr)^{(D - K) / 2} p_0(g) \det\Bigl(J^\top J
+    - \sum_d r_d \nabla^2 f_d\Bigr)^{-1/2} e^{-\gamma^2 \|r\|^2 / 2}
 
-with g the latent whose decoding is nearest to x, r = x - f(g) and J the Jacobian at g.
+with g the latents whose decoding is nearest to x, one on each sheet of the decoder that comes near x, r = x - f(g) and
+J the Jacobian at g.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _MIN_STIFFNESS, _MAX_ERROR = 100.0, 0.01
 _NUM_POINTS = 256
 _MAX_GRADIENT_NORM = 1e-3
 
+# Points of a smaller share, in nats, do not matter.
+_LEAST_SHARE = -20.0
+
 
 @dataclass(frozen=True)
 class LimitTerms:
@@ -40,7 +44,7 @@ class LimitTerms:
         z: Nearest latent g(x), (N, K).
         log_evidence: The limit, (N,) in nats.
         error: Estimated error of the limit, (N,) in nats.
-        stiffness: The smallest eigenvalue of gamma^2 J'J, (N,).
+        stiffness: The smallest eigenvalue of gamma^2 J'J at the points that matter, (N,).
         gradient_norm: How far g(x) is from stationary, (N,); see
             :class:`inference.numerics.levenberg_marquardt.Nearest`.
         contrast: Local independent mechanism analysis (IMA) contrast of the decoder at g(x), (N,) in nats: the limit of
@@ -69,10 +73,9 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
     r"""The limit of the evidence, its error and the predicted gap, per data point.
 
     Warning:
-        Holds for a decoder that is injective near x and data within a few sigma of its image, off the boundary of
-        a bounded prior. The error is estimated by the mean of what the log joint density has beyond a quadratic
-        function, over 256 antithetic Sobol points of the limit's Gaussian, and by the share of a second point that
-        decodes to x, where some start leads to one.
+        Holds for data within a few sigma of the decoder's image, off the boundary of a bounded prior. Where several
+        latents decode to x, the terms of those that some start leads to are summed. The error is estimated by the mean
+        of the joint density against the sum of the limit's Gaussians, over 256 antithetic Sobol points of each.
 
     References:
         Reizinger et al., "Embrace the Gap: VAEs Perform Independent Mechanism Analysis", 2022, arXiv 2206.02416.
@@ -94,20 +97,29 @@ def limit_terms(model: SupportsGaussianDecoder, x: Tensor, starts: Tensor) -> Li
     if x.dtype != torch.float64:
         raise TypeError(f"expected float64 for the limit of little noise, got {x.dtype}")
     found = nearest_latents(model, x, starts)
-    z, sigma = found.z, model.sigma
-    jacobian = decoder_jacobian(model.decode, z)
-    scaled = jacobian / sigma.unsqueeze(-1)
-    hessian = _hessian(model, x, z)
-    stiffness = torch.linalg.matrix_norm(scaled, ord=-2).square()
+    z, apart = _together(found.points, found.apart)
+    scaled = decoder_jacobian(model.decode, z.flatten(0, 1)) / model.sigma.unsqueeze(-1)
+    stiffness = torch.linalg.matrix_norm(scaled, ord=-2).square().view_as(apart)
+    hessian = torch.stack([_hessian(model, x, point) for point in z])
     factor, info = torch.linalg.cholesky_ex(hessian)
-    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_joint = _log_joint(model, x, z)
-    value = log_joint + 0.5 * z.shape[1] * LOG_2PI - 0.5 * log_det
-    error = _neglected(model, x, z, factor, log_joint) + (-found.margin).exp()
-    failed = (info != 0) | ~value.isfinite()
+    log_det = torch.linalg.eigvalsh(hessian).abs().clamp(min=torch.finfo(x.dtype).tiny).log().sum(-1)
+    terms = _log_joint(model, x, z) + 0.5 * z.shape[-1] * LOG_2PI - 0.5 * log_det
+    terms = torch.where(apart, terms, -math.inf)
+    value, matter = terms.logsumexp(0), terms.log_softmax(0) > _LEAST_SHARE
+    error = _neglected(model, x, z, factor, terms)
+    failed = (matter & (info != 0)).any(0) | ~value.isfinite()
     value, error = value.masked_fill(failed, math.nan), error.masked_fill(failed, math.inf)
-    evaluations = found.num_starts * 20.0 * (1 + z.shape[1]) + _NUM_POINTS
-    return LimitTerms(z, value, error, stiffness, found.gradient_norm, column_contrast(jacobian), evaluations)
+    evaluations = found.num_starts * 20.0 * (1 + z.shape[-1]) + _NUM_POINTS * len(z)
+    contrast = column_contrast(decoder_jacobian(model.decode, found.z))
+    stiffness = torch.where(matter, stiffness, math.inf).amin(0)
+    stiffness = torch.where(stiffness.isfinite(), stiffness, 0.0)
+    return LimitTerms(found.z, value, error, stiffness, found.gradient_norm, contrast, evaluations)
+
+
+def _together(points: Tensor, apart: Tensor) -> tuple[Tensor, Tensor]:
+    """The points (S, N, K) that stand apart, (J, N, K) in their order, and which of the J each data point has."""
+    order = (~apart).to(torch.uint8).argsort(stable=True, dim=0)[: int(apart.sum(0).max())]
+    return points.gather(0, order.unsqueeze(-1).expand(-1, -1, points.shape[-1])), apart.gather(0, order)
 
 
 def _log_joint(model: SupportsGaussianDecoder, x: Tensor, z: Tensor) -> Tensor:
@@ -133,17 +145,44 @@ def _hessian(model: SupportsGaussianDecoder, x: Tensor, z: Tensor) -> Tensor:
     return 0.5 * (hessian + hessian.mT)
 
 
-def _neglected(model: SupportsGaussianDecoder, x: Tensor, z: Tensor, factor: Tensor, at: Tensor) -> Tensor:
-    """|log E exp(what the log joint has beyond the quadratic)| under the limit's Gaussian, and its own spread."""
-    half = norm.ppf(qmc.Sobol(z.shape[1], seed=0).random(_NUM_POINTS // 2))
-    noise = torch.as_tensor(half, dtype=z.dtype, device=z.device)
-    noise = torch.stack([noise, -noise]).flatten(0, 1).unsqueeze(1)
-    steps = torch.linalg.solve_triangular(factor.mT, noise.mT.expand(-1, -1, len(z)).mT.unsqueeze(-1), upper=True)
-    beyond = _log_joint(model, x, z + steps.squeeze(-1)) - at + 0.5 * noise.square().sum(-1)
-    ratio = beyond.exp().nan_to_num(0.0)
-    pairs = 0.5 * (ratio[: _NUM_POINTS // 2] + ratio[_NUM_POINTS // 2 :])
-    spread = 2 * pairs.std(0) / math.sqrt(len(pairs))
-    return pairs.mean(0).log().abs() + spread
+def _neglected(model: SupportsGaussianDecoder, x: Tensor, z: Tensor, factor: Tensor, terms: Tensor) -> Tensor:
+    """|log E (joint density / sum of the limit's Gaussians)| under that sum, and its own spread, (N,).
+
+    Args:
+        model: Model with a decoder.
+        x: (N, D).
+        z: Points, (J, N, K).
+        factor: Cholesky factors of the second derivatives there, (J, N, K, K).
+        terms: Logs of the integrals of the Gaussians, (J, N); minus infinity where there is none.
+    """
+    noise = _antithetic(z)
+    shares, total, variance = terms.softmax(0), torch.zeros_like(terms[0]), torch.zeros_like(terms[0])
+    for point, own, share in zip(z, factor, shares, strict=True):
+        steps = torch.linalg.solve_triangular(own.mT, noise.expand(-1, len(point), -1).unsqueeze(-1), upper=True)
+        at = point + steps.squeeze(-1)
+        ratio = (_log_joint(model, x, at) - _log_sum(at, z, factor, terms)).exp().nan_to_num(0.0)
+        pairs = 0.5 * (ratio[: _NUM_POINTS // 2] + ratio[_NUM_POINTS // 2 :])
+        total = total + torch.where(share > 0, share * pairs.mean(0), 0.0)
+        variance = variance + torch.where(share > 0, share.square() * pairs.var(0) / len(pairs), 0.0)
+    return total.log().abs() + 2 * variance.sqrt()
+
+
+def _antithetic(like: Tensor) -> Tensor:
+    """Antithetic standard normal Sobol points, (P, 1, K)."""
+    half = norm.ppf(qmc.Sobol(like.shape[-1], seed=0).random(_NUM_POINTS // 2))
+    noise = torch.as_tensor(half, dtype=like.dtype, device=like.device)
+    return torch.cat([noise, -noise]).unsqueeze(1)
+
+
+def _log_sum(at: Tensor, z: Tensor, factor: Tensor, terms: Tensor) -> Tensor:
+    """Log of the sum of the limit's Gaussians at (P, N, K): (P, N) in nats."""
+    each = []
+    for point, own, term in zip(z, factor, terms, strict=True):
+        whitened = (own.mT @ (at - point).unsqueeze(-1)).squeeze(-1)
+        log_det = own.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        density = log_det - 0.5 * whitened.square().sum(-1) - 0.5 * point.shape[-1] * LOG_2PI
+        each.append(torch.where(term > -math.inf, term + density, -math.inf))
+    return torch.stack(each).logsumexp(0)
 
 
 @dataclass(frozen=True)

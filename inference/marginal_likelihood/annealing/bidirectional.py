@@ -23,7 +23,17 @@ from inference.marginal_likelihood.annealing.annealed_importance_sampling import
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
 from inference.posterior.exact_draws import ExactDraws, simulated_draws
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import mode_masses, prior_scale, search_modes
 from inference.weights.summary import WeightSummary, summarise
+
+# A lower end above the upper one by so many standard errors of both, or by so many nats (probability e^-7 at most, by
+# Markov's inequality), disproves the assumption of the upper one.
+_MOST_ERRORS, _MOST_EXCESS = 4.0, 7.0
+
+# Modes are sought in so many dimensions at most, from so many draws of the prior; those of a greater share of the
+# Laplace mass have to be visited: a chain has to come as near as so many standard deviations.
+_SEARCHED_DIM, _STARTS, _LEAST_SHARE, _FAR = 3, 16, 0.05, 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +53,37 @@ class Bracket:
 class ConvergedBracket:
     """Bracket of the evidence of real data: a lower bound in expectation, and an upper one under an assumption.
 
+    The two ends are compared: the lower needs no assumption, so an upper one that lies below it by more than their
+    errors disproves its own. So does a mode of the posterior that no chain visits.
+
     Attributes:
         raw_lower: Lower bound in expectation, whatever the guide, (N,) in nats.
-        upper_if_converged: Upper bound in expectation if the assumption holds, (N,).
+        raw_upper: What the chains give as upper end, (N,), which may lie below the lower one.
+        upper_if_converged: Upper bound in expectation if the assumption holds, (N,): ``raw_upper``, but never below
+            ``raw_lower``, and infinite where the assumption is disproved.
+        upside_down: Where the ends as the chains give them lie upside down, (N,) bool, by chance or beyond it.
+        disproved: Where the assumption does not hold, (N,) bool.
         r_hat: Gelman-Rubin R-hat over the last half of the chains' steps at the posterior, the largest of coordinates
             and log joint density, (N,): near one where there is no evidence against the assumption.
         seconds: Wall time.
-        assumption: The assumption of the upper end, which no computation has verified.
+        assumption: The assumption of the upper end, which a computation may disprove but none has verified.
     """
 
     raw_lower: Tensor
+    raw_upper: Tensor
     upper_if_converged: Tensor
+    upside_down: Tensor
+    disproved: Tensor
     r_hat: Tensor
     seconds: float
     assumption: ClassVar[str] = "chains have converged to the posterior"
+
+    def __str__(self) -> str:
+        """One line: the mean of both ends, and for how many data points the assumption is disproved."""
+        lower, upper = float(self.raw_lower.mean()), float(self.upper_if_converged.mean())
+        text = f"mean log p in [{lower:.4f}, {upper:.4f}] if {self.assumption}"
+        wrong = int(self.disproved.sum())
+        return text + (f", which {wrong} of {len(self.disproved)} data points disprove" if wrong else "")
 
 
 def bdmc(
@@ -147,7 +174,9 @@ def converged_bracket(
 
     Warning:
         The upper end assumes that the chains have converged. Chains that all miss a mode agree with each other: then
-        it may lie below log p(x) by the mode's share.
+        it may lie below log p(x) by the mode's share. Up to three dimensions modes are sought, and one of more than a
+        twentieth of the mass that no chain comes to disproves the assumption; beyond, only an upper end below the
+        lower one does.
 
     References:
         Grosse, Ancha, Roy, "Measuring the reliability of MCMC inference with bidirectional Monte Carlo", 2016, arXiv
@@ -179,18 +208,32 @@ def converged_bracket(
         problem = Problem(Call(model, guide, (x, *args), kwargs, plate, broadcast), progress=progress)
         annealer = method.prepare(problem)
         chains, log_weights = annealer.forward(method.num_chains)
-        moments = _Moments()
+        moments, visits = _Moments(), _Visits(annealer.log_joint)
         for k, now in enumerate(annealer.run_at_posterior(chains, num_steps)):
             chains = now
             if k >= num_steps // 2:
                 moments.add(torch.cat([chains.v, chains.value.unsqueeze(-1)], -1))
-        upper = -log_mean_exp(annealer.backward(chains.v))
-    return ConvergedBracket(
-        raw_lower=log_mean_exp(log_weights),
-        upper_if_converged=upper,
-        r_hat=moments.r_hat,
-        seconds=time.perf_counter() - begin,
-    )
+                visits.add(annealer.start.colour(chains.v))
+        back = -annealer.backward(chains.v)
+    found = _ends(summarise([log_weights], len(log_weights)), summarise([-back], len(back)), visits.missed)
+    return ConvergedBracket(**found, r_hat=moments.r_hat, seconds=time.perf_counter() - begin)
+
+
+def _ends(forward: WeightSummary, backward: WeightSummary, missed: Tensor) -> dict[str, Tensor]:
+    """Both ends of a bracket, compared with each other, from weights for p(x) and for 1 / p(x)."""
+    lower, lower_error = forward.iwae
+    inverse, upper_error = backward.iwae
+    excess = lower + inverse
+    chance = _MOST_ERRORS * (lower_error.square() + upper_error.square()).sqrt()
+    disproved = missed | (excess > chance) | (excess > _MOST_EXCESS)
+    upper = torch.where(disproved, math.inf, torch.maximum(-inverse, lower))
+    return {
+        "raw_lower": lower,
+        "raw_upper": -inverse,
+        "upper_if_converged": upper,
+        "upside_down": excess > 0,
+        "disproved": disproved,
+    }
 
 
 def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: float) -> Evidence:
@@ -212,6 +255,35 @@ def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: f
         num_samples=forward.num_samples,
         evaluations=evaluations,
     )
+
+
+class _Visits:
+    """Which of the modes that matter chains come to, up to three dimensions."""
+
+    def __init__(self, log_joint: LogJoint) -> None:
+        num_data = log_joint.num_data
+        self._modes, self._near = None, torch.zeros(0, num_data, dtype=torch.bool, device=log_joint.device)
+        self._mass = torch.zeros(0, num_data, dtype=torch.float64, device=log_joint.device)
+        if log_joint.dim <= _SEARCHED_DIM and not log_joint.subsamples_data:
+            location, scale = prior_scale(log_joint)
+            self._modes = search_modes(log_joint, [log_joint.sample_prior(_STARTS).double()], location, scale)
+            self._mass = mode_masses(self._modes, scale).softmax(0)
+            self._near = torch.zeros_like(self._mass, dtype=torch.bool)
+            curvature, axes = torch.linalg.eigh(-self._modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+            self._factor = axes / scale.unsqueeze(-1) * curvature.clamp(min=1.0).sqrt().unsqueeze(-2)
+
+    def add(self, u: Tensor) -> None:
+        """Where the chains are, (S, N, d)."""
+        if self._modes is None:
+            return
+        away = (u.unsqueeze(0) - self._modes.location.unsqueeze(1)).unsqueeze(-2)
+        distance = (away @ self._factor.unsqueeze(1)).squeeze(-2).norm(dim=-1)
+        self._near |= (distance < _FAR).any(1)
+
+    @property
+    def missed(self) -> Tensor:
+        """Whether a mode that matters has not been visited, (N,)."""
+        return ((self._mass > _LEAST_SHARE) & ~self._near).any(0)
 
 
 class _Moments:

@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from inference.core.checks import check_count
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import NUMERICAL, Evidence
+from inference.marginal_likelihood.quadrature.check import contradicts, importance_estimate, saturated, where_sound
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
-from inference.posterior.log_joint import LogJoint
-from inference.posterior.modes import prior_scale, search_modes
+from inference.posterior.modes import Modes, prior_scale, search_modes
 
 _MAX_DIM = 3
 
@@ -35,19 +35,25 @@ class Quadrature(Method):
     r"""Adaptive quadrature of the joint density over the latents of one to three dimensions.
 
     The modes are sought by Newton's method: from the best points of a grid, from draws of the prior, from draws of the
-    guide where there is one, and from both sides of the modes so found. The integral is taken one coordinate inside
-    the other, from the direction in which the best mode is widest to that in which it is narrowest. In each, cells
-    grow from the peaks, which are sought anew on every slice, until the tail is negligible, and are halved until a
-    Gauss-Kronrod pair agrees, and neighbours about their common edge. So thin curved ridges cost little more than
-    round modes: only the innermost integral meets their width.
+    guide where there is one, from both sides of the modes so found, and then from shifted grids and further draws until
+    a look finds nothing new. The integral is taken one coordinate inside the other, from the direction in which the
+    best mode is widest to that in which it is narrowest. In each, cells grow from the peaks, which are sought anew on
+    every slice until a denser grid shows no more of them, until the tail is negligible, and are halved until a
+    Gauss-Kronrod pair agrees, and neighbours about their common edge. So thin curved ridges cost little more than round
+    modes: only the innermost integral meets their width. Independent draws from the prior and about the modes then
+    check the value by importance sampling.
 
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
-        leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error. A guide
-        that covers it leads to it.
+        leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
+        check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
+        thousandth of the prior. A guide that covers it leads to it.
 
-        A data point that would need more than ``max_cells`` cells keeps a value with infinite bounds: so do likelihoods
-        that confine three dimensions to a thin closed surface. The latents are float64 throughout, and
+        Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
+        point that the check contradicts, that would need more than ``max_cells`` cells, on which ever denser grids show
+        ever more peaks, whose integral is not finite, or that has mass where the coordinates of a bounded support are
+        rounded to its end (to one within 1e-16; Beta and Dirichlet distributions are exact there). Likelihoods that
+        confine three dimensions to a thin closed surface are such. The latents are float64 throughout, and
         :func:`inference.evidence` converts modules with their data; a function that rounds to float32 inside is limited
         by that, which the error estimate does not include.
 
@@ -60,6 +66,7 @@ class Quadrature(Method):
         num_draws: Draws from the prior that the search for modes starts from too; as many from the guide.
         tolerance: Relative error of the evidence p(x) that is aimed at.
         max_cells: Cells of the innermost integral per data point at most, 15 evaluations each.
+        num_checks: Draws from the prior, and as many about the modes, of the importance estimate that checks the value.
 
     Example:
         >>> from inference import evidence
@@ -72,6 +79,7 @@ class Quadrature(Method):
 
     grid: int = 33
     num_draws: int = 16
+    num_checks: int = 512
     tolerance: float = 1e-7
     max_cells: int = 1_000_000
     name: ClassVar[str] = "quadrature"
@@ -79,6 +87,7 @@ class Quadrature(Method):
     def __post_init__(self) -> None:
         check_count(self.grid, "grid", 5)
         check_count(self.num_draws, "num_draws")
+        check_count(self.num_checks, "num_checks", 2)
         check_count(self.max_cells, "max_cells")
         if not _LEAST_TOLERANCE <= self.tolerance < 1:
             raise ValueError(f"expected tolerance between {_LEAST_TOLERANCE} and 1, got {self.tolerance}")
@@ -94,51 +103,47 @@ class Quadrature(Method):
         log_joint = problem.log_joint
         if log_joint.dim > _MAX_DIM:
             raise ValueError(f"expected at most {_MAX_DIM} latent dimensions for quadrature, got {log_joint.dim}")
-        density = self._density(problem, log_joint)
-        num_data, device = log_joint.num_data, log_joint.device
-        whole = Slices(
-            density,
-            torch.arange(num_data, device=device),
-            density.origin.new_zeros(num_data, 0),
-            self.grid,
-        )
-        with tqdm(disable=not problem.progress, desc="quadrature", unit="cell") as bar:
-            integrator = NestedIntegrator(num_data, self.tolerance, self.max_cells, bar, like=density.origin)
-            integral = integrator.integrate(whole)
-        failed = integrator.exhausted | ~(integral.value > 0)
-        return self._report(density, integral, failed, problem.level, log_joint.evaluations / num_data)
+        location, scale = prior_scale(log_joint)
+        modes = self._modes(problem, location, scale)
+        density = Density.around(log_joint, modes, location, scale)
+        found, sound = self._integrated(problem, density)
+        check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
+        sound &= ~contradicts(check, found.value, found.upper - found.value) & ~saturated(log_joint, modes)
+        result = where_sound(sound, found, check)
+        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
 
     def refined(self) -> Quadrature:
         """With four times the cells, for data that ran out of them, and a tenth of the tolerance."""
         return replace(self, max_cells=4 * self.max_cells, tolerance=max(0.1 * self.tolerance, _LEAST_TOLERANCE))
 
-    def _density(self, problem: Problem, log_joint: LogJoint) -> Density:
-        location, scale = prior_scale(log_joint)
+    def _modes(self, problem: Problem, location: Tensor, scale: Tensor) -> Modes:
+        log_joint = problem.log_joint
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.call.guide is not None:
             draws.append(log_joint.sample_guide(problem.call.guide, self.num_draws)[0].to(location))
-        modes = search_modes(log_joint, draws, location, scale, grid=self.grid)
-        return Density.around(log_joint, modes, location, scale)
+        return search_modes(log_joint, draws, location, scale, grid=self.grid)
 
-    def _report(
-        self, density: Density, integral: Integral, failed: Tensor, level: float, evaluations: float
-    ) -> Evidence:
+    def _integrated(self, problem: Problem, density: Density) -> tuple[Evidence, Tensor]:
+        """The evidence of all data, and where nothing speaks against it, (N,)."""
+        num_data = len(density.origin)
+        datum = torch.arange(num_data, device=density.origin.device)
+        whole = Slices(density, datum, density.origin.new_zeros(num_data, 0), self.grid)
+        with tqdm(disable=not problem.progress, desc="quadrature", unit="cell") as bar:
+            integrator = NestedIntegrator(num_data, self.tolerance, self.max_cells, bar, like=density.origin)
+            integral = integrator.integrate(whole)
+        found = self._evidence(density, integral, problem.level)
+        return found, ~integrator.exhausted & ~integrator.unsettled & found.lower.isfinite() & found.upper.isfinite()
+
+    def _evidence(self, density: Density, integral: Integral, level: float) -> Evidence:
         value = density.shift + integral.value.log() + torch.linalg.slogdet(density.frame).logabsdet
-        value = torch.where(integral.value > 0, value, -torch.inf)
         part = integral.error / integral.value
         floor = _FLOOR + _ROUNDING * density.shift.abs()
-        lower = value - torch.maximum(floor, -torch.log1p(-part.clamp(max=1)))
-        upper = value + torch.maximum(floor, torch.log1p(part))
-        lower, upper = torch.where(failed, -torch.inf, lower), torch.where(failed, torch.inf, upper)
-        error = torch.zeros_like(value)
-        kinds = (NUMERICAL,) * len(value)
         return Evidence(
             value=value,
-            lower=lower,
-            upper=upper,
-            standard_error=error,
-            guarantee=kinds,
+            lower=value - torch.maximum(floor, -torch.log1p(-part.clamp(max=1))),
+            upper=value + torch.maximum(floor, torch.log1p(part)),
+            standard_error=torch.zeros_like(value),
+            guarantee=(NUMERICAL,) * len(value),
             level=level,
             method=self.name,
-            evaluations=evaluations,
         )

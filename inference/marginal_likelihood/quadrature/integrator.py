@@ -23,8 +23,10 @@ from inference.marginal_likelihood.quadrature.gauss_kronrod import GAP, at_edges
 from inference.marginal_likelihood.quadrature.peaks import POINTS, Peaks, find_peaks
 from inference.marginal_likelihood.quadrature.slices import Slices
 
-# Edges of the cells around a peak, in its standard deviations: a Gaussian needs the first two on each side.
-_EDGES = (3.0, 6.4, *(6.4 * 4.0**i for i in range(1, 15)))
+# The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a
+# Gaussian needs no more on each side. Further ones are each four times as far away as the one before.
+_FIRST_EDGES = ((3e-3, (4.4,)), (3.5e-5, (5.3,)), (0.0, (3.0, 6.4)))
+_FURTHER_EDGES = 14
 
 # Slices worked on together.
 _CHUNK = 2048
@@ -84,11 +86,15 @@ class NestedIntegrator:
         max_cells: Most innermost cells per data point.
         bar: Progress bar, in cells.
         like: Tensor of the dtype and device to work in.
+
+    Attributes:
+        unsettled: Data points with a line on which the last look for peaks still found new ones, (N,).
     """
 
     def __init__(self, num_data: int, tolerance: float, max_cells: int, bar: tqdm, *, like: Tensor) -> None:
         self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
         self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
+        self.unsettled = torch.zeros(num_data, dtype=torch.bool, device=like.device)
         self._nodes, self._kronrod, self._gauss = rule(like)
         self._edges = at_edges(self._nodes)
 
@@ -105,7 +111,9 @@ class NestedIntegrator:
             parts = [self.integrate(slices[slice(i, i + chunk)]) for i in starts]
             return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
-        edges, active = _cover(find_peaks(slices), len(slices.datum))
+        peaks = find_peaks(slices)
+        self.unsettled[slices.datum[peaks.unsettled]] = True
+        edges, active = _cover(peaks, len(slices.datum), tolerance)
         cells, tail = self._grow(slices, edges, active, tolerance)
         cells = self._halve(slices, cells, tolerance)
         return Integral(_sums(cells, cells.value, tail), _sums(cells, cells.error + cells.noise, tail) + tail)
@@ -211,12 +219,14 @@ def _run_lengths(done: Tensor, width: Tensor) -> Tensor:
     return length.gather(1, run) * done
 
 
-def _cover(peaks: Peaks, num_rows: int) -> tuple[Tensor, Tensor]:
+def _cover(peaks: Peaks, num_rows: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """Edges of cells around the peaks of each slice, (R, C + 1) padded by infinity, and which cells touch a peak."""
     count = torch.bincount(peaks.row, minlength=num_rows)
     most = max(1, int(count.max())) if num_rows else 1
     column = torch.arange(len(peaks.row), device=count.device) - (count.cumsum(0) - count)[peaks.row]
-    offsets = peaks.position.new_tensor([*(-e for e in reversed(_EDGES)), 0.0, *_EDGES])
+    first = next(edges for least, edges in _FIRST_EDGES if tolerance >= least)
+    outer = (*first, *(first[-1] * 4.0**i for i in range(1, _FURTHER_EDGES + 1)))
+    offsets = peaks.position.new_tensor([*(-e for e in reversed(outer)), 0.0, *outer])
     edges = peaks.position.new_full((num_rows, most, len(offsets)), torch.inf)
     edges[peaks.row, column] = peaks.position.unsqueeze(-1) + peaks.scale.unsqueeze(-1) * offsets
     edges = edges.view(num_rows, -1).sort(-1).values

@@ -19,6 +19,18 @@ _NARROWEST = 1e-12
 # Peaks closer than this, in standard deviations of the narrower one, share their cells.
 _APART = 1.0
 
+# Points of the second look at a line, in those of the first, and by how much each further look is denser: one that
+# finds a new peak, within so many nats of the highest, is followed by another. Lines through a further integral have
+# fewer looks.
+_DENSER, _LOOKS, _LOOKS_INSIDE, _MATTERS = 4, 5, 3, 30.0
+
+# Of lines through a further integral every so manieth is looked at again at first, as neighbours are alike.
+_SAMPLED = 8
+
+# By what part of the distance of its points a further look is shifted, and how far from a peak its place may be known,
+# in its standard deviations.
+_ASIDE, _ROUGHLY = 0.382, 0.5
+
 # Points evaluated together.
 POINTS = 2**16
 
@@ -30,31 +42,35 @@ class Peaks(NamedTuple):
         row: The slice, (P,).
         position: (P,).
         scale: Standard deviation of the peak along this coordinate, (P,).
+        unsettled: Slices in which the last look still found new peaks, (U,).
     """
 
     row: Tensor
     position: Tensor
     scale: Tensor
+    unsettled: Tensor
 
 
 def find_peaks(slices: Slices) -> Peaks:
     """The peaks of all slices that matter, along the first free coordinate."""
     if slices.num_free == 1:
-        return _merged(*_line_peaks(slices))
+        *peaks, unsettled = _line_peaks(slices)
+        return _merged(*peaks, unsettled)
     if slices.fixed.shape[-1] == 0:
         density = slices.density
         found, row = density.found[:, slices.datum].nonzero().unbind(-1)
         datum = slices.datum[row]
         sigma = torch.linalg.inv(density.precision[found, datum])[..., 0, 0].sqrt()
-        return _merged(row, density.modes[found, datum, 0], sigma)
-    return _merged(*_plane_peaks(slices))
+        return _merged(row, density.modes[found, datum, 0], sigma, row[:0])
+    row, position, scale = _plane_peaks(slices)
+    return _merged(row, position, scale, row[:0])
 
 
-def _merged(row: Tensor, position: Tensor, scale: Tensor) -> Peaks:
+def _merged(row: Tensor, position: Tensor, scale: Tensor, unsettled: Tensor) -> Peaks:
     """Peaks sorted by slice and position, each once."""
     scale = scale.clamp(_NARROWEST, WIDEST)
     order = _unique(row, position, scale)
-    return Peaks(row[order], position[order], scale[order])
+    return Peaks(row[order], position[order], scale[order], unsettled)
 
 
 def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
@@ -78,7 +94,8 @@ def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
 def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
     """Modes of slices with several free coordinates, from a grid and from where the known modes lead."""
     num_rows, num_free = len(slices.datum), slices.num_free
-    row, points = scan(slices.log, num_rows, num_free, slices.grid, like=slices.fixed)
+    # The modes of the whole density are known from a fine grid.
+    row, points = scan(slices.log, num_rows, num_free, slices.grid // 2 + 1, like=slices.fixed)
     known, _ = nearest_modes(slices)
     every = torch.arange(num_rows, device=row.device).repeat(len(known))
     row, points = torch.cat([row, every]), torch.cat([points, known.reshape(-1, num_free)])
@@ -105,26 +122,96 @@ def _sigma(hessian: Tensor) -> Tensor:
     return (axes[:, 0].square() / curvature.clamp(min=1 / WIDEST**2)).sum(-1).sqrt()
 
 
-def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
+class _Maxima(NamedTuple):
+    """Local maxima on lines, (P,) each: line, place, standard deviation, log density."""
+
+    row: Tensor
+    position: Tensor
+    scale: Tensor
+    height: Tensor
+
+    def chosen(self, index: Tensor) -> _Maxima:
+        return _Maxima(*(column[index] for column in self))
+
+    def joined(self, *others: _Maxima) -> _Maxima:
+        return _Maxima(*(torch.cat(column) for column in zip(self, *others, strict=True)))
+
+
+def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maxima on lines, looked for on ever denser grids until one shows nothing new, and lines where it still does."""
+    peaks = _first_look(slices)
+    lines = torch.arange(len(slices.datum), device=slices.datum.device)
+    sampled = lines % _SAMPLED == 0 if slices.fixed.shape[-1] else lines >= 0
+    unsettled, num = lines[sampled], slices.grid
+    for k in range(_LOOKS if slices.fixed.shape[-1] == 0 else _LOOKS_INSIDE):
+        num = _DENSER * num
+        looks = [_further_look(slices, rows, peaks, num) for rows in unsettled.split(at_once(POINTS, num))]
+        new = looks[0].joined(*looks[1:])
+        peaks = peaks.joined(new)
+        unsettled = _matter(peaks, len(slices.datum), new).unique()
+        if k == 0 and len(unsettled) > 0:
+            # Where a sampled line has more peaks, the others of its data point may.
+            unsettled = torch.cat([unsettled, lines[torch.isin(slices.datum, slices.datum[unsettled]) & ~sampled]])
+        if len(unsettled) == 0:
+            break
+    high = peaks.height > LOWEST
+    return peaks.row[high], peaks.position[high], peaks.scale[high], unsettled
+
+
+def _matter(peaks: _Maxima, num_rows: int, new: _Maxima) -> Tensor:
+    """Lines of new peaks that are not negligible beside the highest of their line."""
+    highest = torch.full_like(peaks.height[:1], LOWEST).expand(num_rows)
+    highest = highest.scatter_reduce(0, peaks.row, peaks.height, "amax")
+    return new.row[new.height > highest[new.row] - _MATTERS]
+
+
+def _further_look(slices: Slices, rows: Tensor, known: _Maxima, num: int) -> _Maxima:
+    """Maxima on chosen lines (G,) that a grid shows between its points and that are not known."""
+    line = grid_line(num, like=slices.fixed)
+    grid = (line[:-1] + _ASIDE * line.diff()).expand(len(rows), -1)
+    at, low, high, _, _ = _brackets(slices, rows, grid)
+    row = rows[at]
+    new = ~_hold(known, len(slices.datum), row, low, high)
+    row, low, high = row[new], low[new], high[new]
+    return _Maxima(row, *_refined(slices, row, low, high))
+
+
+def _hold(known: _Maxima, num_rows: int, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Which intervals on lines (B,) hold a known peak, or one that may be there, as far as it is known."""
+    order = known.position.argsort()
+    known = known.chosen(order[known.row[order].argsort(stable=True)])
+    count = torch.bincount(known.row, minlength=num_rows)
+    start = count.cumsum(0) - count
+    place = torch.arange(len(known.row), device=row.device) - start[known.row]
+    table = known.position.new_full((num_rows, int(count.max()) + 1), torch.inf)
+    table[known.row, place] = known.position
+    after = torch.searchsorted(table[row], low.unsqueeze(-1)).squeeze(-1)
+    held = torch.zeros_like(row, dtype=torch.bool)
+    for beside in (after - 1, after):
+        exists = (beside >= 0) & (beside < count[row])
+        index = (start[row] + beside).clamp(0, max(0, len(known.row) - 1))[exists]
+        at, scale = known.position[index], _ROUGHLY * known.scale[index]
+        held[exists] |= (at + scale >= low[exists]) & (at - scale <= high[exists])
+    return held
+
+
+def _first_look(slices: Slices) -> _Maxima:
     """Maxima on lines: between neighbouring grid points from which the density rises towards each other."""
     grid = _grid(slices)
     row = torch.arange(len(grid), device=grid.device)
     start, low, high, top, where = _brackets(slices, row, grid)
-    position, scale, height = _refined(slices, start, low, high)
+    found = _Maxima(start, *_refined(slices, start, low, high))
     # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks at that point.
-    reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, height, "amax")
+    reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, found.height, "amax")
     lost = reached < top - 0.1
-    found = [(start, position, scale, height), (row[lost], where[lost], torch.ones_like(where[lost]), top[lost])]
+    ends = _Maxima(row[lost], where[lost], torch.ones_like(where[lost]), top[lost])
     # Next to each peak there may be another, across a fold, closer than the grid resolves.
-    far = distances(scale).T
-    beside = torch.cat([position.unsqueeze(-1) - far.flip(-1), position.unsqueeze(-1) + far], dim=-1)
-    peak, low, high, _, _ = _brackets(slices, start, beside)
-    apart = (low > position[peak]) | (high < position[peak])
+    far = distances(found.scale).T
+    position = found.position.unsqueeze(-1)
+    peak, low, high, _, _ = _brackets(slices, start, torch.cat([position - far.flip(-1), position + far], dim=-1))
+    apart = (low > found.position[peak]) | (high < found.position[peak])
     peak, low, high = start[peak[apart]], low[apart], high[apart]
-    found.append((peak, *_refined(slices, peak, low, high)))
-    row, position, scale, height = (torch.cat(column) for column in zip(*found, strict=True))
-    high = height > LOWEST
-    return row[high], position[high], scale[high]
+    return found.joined(ends, _Maxima(peak, *_refined(slices, peak, low, high)))
 
 
 def _brackets(slices: Slices, row: Tensor, grid: Tensor) -> tuple[Tensor, ...]:

@@ -166,11 +166,36 @@ def test_the_prediction_tends_to_the_contrast():
     torch.testing.assert_close(predicted_gap(model, z), contrast, atol=1e-4, rtol=0)
 
 
-def test_a_second_latent_that_decodes_to_the_same_data_is_refused():
-    class Fold(torch.nn.Module):
-        def forward(self, z):
-            return torch.cat([z.square(), 1.0 * z.abs().square()], -1)
+class Fold(torch.nn.Module):
+    """Two latents decode to each point: sheets at -sqrt(x) and sqrt(x), of which the prior prefers the lower."""
 
-    model = IMAVAE(2, 1, gamma2=1e6, network=Fold()).double()
-    with pytest.raises(ValueError, match=r"got 2 of 2 data points beyond, .* and (0\.99|1|1\.0) nats"):
-        evidence(model, torch.tensor([[1.0, 1.0], [4.0, 4.0]]).double(), method="limit", seed=0)
+    def forward(self, z):
+        return torch.cat([z.square() + 0.1 * z, z.square() + 0.1 * z], -1)
+
+
+def folded(gamma2, at):
+    """The fold, data from latents, and their evidence by a dense sum over the prior."""
+    model = IMAVAE(2, 1, gamma2=gamma2, network=Fold()).double()
+    x = model.decode(torch.tensor(at, dtype=torch.float64)[:, None])
+    grid = torch.linspace(-4, 4, 400_001, dtype=torch.float64)
+    joint = model.prior().log_prob(grid[:, None]) + model.likelihood(grid[:, None, None]).log_prob(x).mT
+    return model, x, torch.logsumexp(joint, -1) + torch.log(grid[1] - grid[0])
+
+
+def test_all_latents_that_decode_to_the_same_data_are_summed():
+    model, x, truth = folded(1e6, [1.0, 2.0, 0.5])
+    got = evidence(model, x, method="limit", seed=0)
+    assert got.guarantee == (NUMERICAL,) * 3
+    assert ((got.lower <= truth + 1e-9) & (truth - 1e-9 <= got.upper)).all()
+    alone = limit_terms(model, x, torch.tensor([1.0, 2.0, 0.5]).double().view(1, 3, 1))
+    assert (truth - alone.log_evidence > 0.4).all()
+
+
+@pytest.mark.parametrize("sheets_apart", [1.5, 3.2, 6.0])
+def test_sheets_that_overlap_are_right_to_the_error_or_refused(sheets_apart):
+    """Half the sheets' distance in posterior standard deviations is a gamma (2 a) sqrt(2) at z = a - .05."""
+    gamma2, half = 1e4, math.sqrt(sheets_apart / 2 / (100 * 2 * math.sqrt(2)))
+    model, x, truth = folded(gamma2, [half - 0.05])
+    terms = limit_terms(model, x, torch.linspace(-1, 1, 16).double().view(16, 1, 1))
+    assert float((terms.log_evidence - truth).abs()) <= 1.5 * float(terms.error)
+    assert not terms.valid.any() or float(terms.error) < 0.01

@@ -216,12 +216,14 @@ def _replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
         if isinstance(value, Tensor):
             changed[name] = value.clone()
             changed[name][index] = getattr(part, name)
-    kinds = list(whole.guarantee)
-    for i, kind in zip(index.tolist(), part.guarantee, strict=True):
-        kinds[i] = kind
-    evaluations = whole.evaluations + part.evaluations * len(index) / len(kinds)
+    for name in ("guarantee", "notes"):
+        texts = list(getattr(whole, name))
+        for i, text in zip(index.tolist(), getattr(part, name)):
+            texts[i] = text
+        changed[name] = tuple(texts)
+    evaluations = whole.evaluations + part.evaluations * len(index) / len(whole.value)
     most = max(whole.num_samples, part.num_samples)
-    return replace(whole, guarantee=tuple(kinds), evaluations=evaluations, num_samples=most, **changed)
+    return replace(whole, evaluations=evaluations, num_samples=most, **changed)
 
 
 class _Parts:

@@ -48,6 +48,19 @@ def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method
     )
 
 
+def without_upper_end(found: Evidence, where: Tensor) -> Evidence:
+    """Evidence that keeps Markov's lower bound alone for chosen data points.
+
+    Args:
+        found: With an unbiased estimate of p(x) in ``raw_lower``.
+        where: The chosen ones, (N,) bool.
+    """
+    assert found.raw_lower is not None
+    kinds = (PROBABILISTIC if one else kind for one, kind in zip(where.tolist(), found.guarantee, strict=True))
+    lower = torch.where(where, torch.minimum(found.raw_lower + math.log(1 - found.level), found.value), found.lower)
+    return replace(found, lower=lower, upper=torch.where(where, math.inf, found.upper), guarantee=tuple(kinds))
+
+
 def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
     """Evidence from importance weights with its value replaced by a better estimate; unbiased bounds are kept.
 

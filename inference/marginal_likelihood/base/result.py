@@ -48,6 +48,8 @@ class Evidence:
         raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
         spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: a lower bound
             of the uncertainty, even where the interval is narrower.
+        notes: What the guarantee rests on, one sentence for each data point, where the method says so: what was looked
+            at, what was tried and why it was chosen. Empty otherwise.
         num_samples: Samples per data point; 0 where there are none.
         evaluations: Evaluations of the joint density per data point, on average; gradients count like values.
         seconds: Wall time of the whole estimate.
@@ -65,6 +67,7 @@ class Evidence:
     raw_lower: Tensor | None = None
     raw_upper: Tensor | None = None
     spread: Tensor | None = None
+    notes: tuple[str, ...] = ()
     num_samples: int = 0
     evaluations: float = 0.0
     seconds: float = 0.0
@@ -129,6 +132,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
     return replace(
         parts[0],
         guarantee=tuple(g for part in parts for g in part.guarantee),
+        notes=tuple(note for part in parts for note in part.notes),
         num_samples=max(part.num_samples for part in parts),
         evaluations=float((counts * costs).sum() / counts.sum()),
         seconds=sum(part.seconds for part in parts),

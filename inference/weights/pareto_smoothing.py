@@ -55,8 +55,8 @@ def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Ten
         tolerance: Relative spread that is rounding, and no tail.
 
     Returns:
-        k-hat, (N,). Infinity where nothing can be fitted: below 30 samples, where the tail consists of a few values that
-        repeat, which tell nothing of what is rarer, and where the weights are zero.
+        k-hat, (N,). Infinity where nothing can be fitted: below 30 samples, where the tail consists of a few values
+        that repeat, which tell nothing of what is rarer, and where the weights are zero.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.

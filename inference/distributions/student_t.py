@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from inference.distributions.batched_gaussian import Gaussian
 
-# Share of a mixture below which a component is dropped.
+# Share of a mixture, relative to its largest, below which a component is dropped.
 _LEAST_SHARE = 0.01
 
 
@@ -118,6 +118,12 @@ def concatenate(parts: Sequence[Students]) -> Students:
     return Students(tuple(components), torch.cat(shares, 1))
 
 
+def mixed(first: Students, second: Students, share: float) -> Students:
+    """A mixture of two mixtures of the same data, of which the second has a share."""
+    shares = [math.log1p(-share) + first.log_shares, math.log(share) + second.log_shares]
+    return Students(first.components + second.components, torch.cat(shares))
+
+
 def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
     """One step of expectation-maximisation (EM) of a Student-t mixture on weighted draws.
 
@@ -132,7 +138,7 @@ def refit(u: Tensor, log_weights: Tensor, before: Students) -> Students:
     components = [moment_fit(u, own, component) for own, component in zip(each, before.components)]
     shares = each.logsumexp(1).log_softmax(0)
     shares = torch.where(shares.isnan().any(0), before.log_shares, shares)
-    shares = torch.where(shares < math.log(_LEAST_SHARE), -math.inf, shares).log_softmax(0)
+    shares = torch.where(shares < shares.amax(0) + math.log(_LEAST_SHARE), -math.inf, shares).log_softmax(0)
     kept = [j for j, alive in enumerate((shares > -math.inf).any(1).tolist()) if alive]
     return Students(tuple(components[j] for j in kept), shares[kept])
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
-from inference.core.checks import check_count
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
+from inference.marginal_likelihood.base.intervals import combine
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.importance_sampling import Importance
+from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
 from inference.posterior.log_joint import LogJoint
 
@@ -27,23 +26,21 @@ _MAX_QUADRATURE_DIM = 3
 
 @dataclass(frozen=True)
 class Automatic(Method):
-    """Automatic choice of a method: a closed form, quadrature up to three latent dimensions, or annealing (AIS).
+    """Automatic choice of a method: a closed form, quadrature up to three latent dimensions, or sampling beyond.
 
-    A closed form is checked on three data points against its own posterior. Where there is a guide, annealing is
-    reported together with the guide's importance-sampling estimate: both are lower bounds in expectation, the larger is
-    the value unless annealing has a two-sided interval, and their ``spread`` is the least that is uncertain.
+    A closed form is checked on three data points against its own posterior. Beyond three dimensions adaptive importance
+    sampling comes first. Data points for which it has no upper end are annealed (AIS) as well; the intervals of both
+    are combined by their ends, at half the risk each, and their ``spread`` is the least that is uncertain. What was
+    tried for a data point, and why, is in ``notes``.
 
     Args:
+        adaptive: Settings of adaptive importance sampling.
         annealed: Settings of annealing.
-        num_samples: Importance samples per data point, from the guide.
     """
 
+    adaptive: Adaptive = Adaptive()  # noqa: RUF009
     annealed: Annealed = Annealed()  # noqa: RUF009
-    num_samples: int = 2000
     name: ClassVar[str] = "auto"
-
-    def __post_init__(self) -> None:
-        check_count(self.num_samples, "num_samples")
 
     def estimate(self, problem: Problem) -> Evidence:
         """The evidence of all data of the problem, (N,), by the method chosen.
@@ -51,6 +48,7 @@ class Automatic(Method):
         Raises:
             ValueError: If a closed form disagrees with the model's own density, the data are not finite or have the
                 wrong shape, or model and guide are not a valid pair.
+            FloatingPointError: If the joint density is NaN or infinite where a chain begins.
         """
         if (
             isinstance(problem.call.model, SupportsLogEvidence)
@@ -62,32 +60,36 @@ class Automatic(Method):
             return result
         if problem.log_joint.dim <= _MAX_QUADRATURE_DIM:
             return Quadrature().estimate(problem)
-        result = self.annealed.estimate(problem)
-        if problem.call.guide is None:
-            return result
-        return _larger_bound(result, Importance(self.num_samples).estimate(problem), problem.level)
+        return self._sample(problem)
+
+    def _sample(self, problem: Problem) -> Evidence:
+        """Adaptive importance sampling, and annealing of the data points that it gives no upper end."""
+        try:
+            first = self.adaptive.estimate(problem)
+        except FloatingPointError as error:
+            result = self.annealed.estimate(problem)
+            notes = (f"annealed, as adaptive sampling failed ({error}): {note}" for note in result.notes)
+            return replace(result, notes=tuple(notes))
+        kept = replace(first, notes=tuple(f"adaptive: {n}" for n in first.notes), spread=torch.zeros_like(first.value))
+        index = (~first.upper.isfinite()).nonzero()[:, 0]
+        if len(index) == 0:
+            return replace(kept, spread=None)
+        both = _combined(take_rows(first, index), self.annealed.estimate_rows(problem, index))
+        return replace(replace_rows(kept, index, both), method=both.method)
 
     def refined(self) -> Automatic | None:
         """With four times the temperatures and samples."""
-        return replace(self, annealed=self.annealed.refined(), num_samples=4 * self.num_samples)
+        return replace(self, adaptive=self.adaptive.refined(), annealed=self.annealed.refined())
 
 
-def _larger_bound(first: Evidence, second: Evidence, level: float) -> Evidence:
-    """Two lower bounds as one: the larger value, and the lower end of either at half the risk."""
-    two_sided = first.upper.isfinite()
-    larger = ~two_sided & (second.value > first.value)
-    value = torch.where(larger, second.value, first.value)
-    return replace(
-        first,
-        value=value,
-        standard_error=torch.where(larger, second.standard_error, first.standard_error),
-        lower=torch.where(two_sided, first.lower, value - math.log(2 / (1 - level))),
-        raw_lower=torch.logaddexp(first.value, second.value) - math.log(2),
-        pareto_k=second.pareto_k,
-        effective_sample_size=second.effective_sample_size,
-        spread=(first.value - second.value).abs(),
-        evaluations=first.evaluations + second.evaluations,
-    )
+def _combined(adaptive: Evidence, annealed: Evidence) -> Evidence:
+    """The two of the same data points as one, with notes of both."""
+    both, contradicted = combine([adaptive, annealed])
+    notes = []
+    for first, second, against in zip(adaptive.notes, annealed.notes, contradicted.tolist()):
+        text = f"adaptive without an upper end: {first}; annealed: {second}"
+        notes.append(text + ("; the two contradict each other" if against else ""))
+    return replace(both, notes=tuple(notes), evaluations=annealed.evaluations)
 
 
 @torch.no_grad()

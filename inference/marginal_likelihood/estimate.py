@@ -30,7 +30,7 @@ from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate
+from inference.marginal_likelihood.base.result import Evidence, concatenate, replace_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.importance.bridge_sampling import Bridge
 from inference.marginal_likelihood.importance.defensive_mixture import Defensive
@@ -205,23 +205,8 @@ def _estimate(method: Method, problem: Problem, tolerance: float | None, deadlin
         if not bool(wide.any()):
             break
         method = finer
-        result = _replace_rows(result, wide.nonzero()[:, 0], method.estimate(_select(problem, wide.nonzero()[:, 0])))
+        result = replace_rows(result, wide.nonzero()[:, 0], method.estimate(_select(problem, wide.nonzero()[:, 0])))
     return replace(result, seconds=time.perf_counter() - start)
-
-
-def _replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
-    """The estimate with some rows by a finer one: each of the two is valid by itself."""
-    changed: dict[str, Any] = {}
-    for name, value in vars(whole).items():
-        if isinstance(value, Tensor):
-            changed[name] = value.clone()
-            changed[name][index] = getattr(part, name)
-    kinds = list(whole.guarantee)
-    for i, kind in zip(index.tolist(), part.guarantee, strict=True):
-        kinds[i] = kind
-    evaluations = whole.evaluations + part.evaluations * len(index) / len(kinds)
-    most = max(whole.num_samples, part.num_samples)
-    return replace(whole, guarantee=tuple(kinds), evaluations=evaluations, num_samples=most, **changed)
 
 
 class _Parts:

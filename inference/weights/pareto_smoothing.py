@@ -17,6 +17,10 @@ _UNDERFLOW = 700.0
 _FEWEST = 30
 
 
+# Share of a tail's spread that lies within groups of equal weights, from which on they are not equal but rounded.
+_ROUNDED = 0.01
+
+
 def _psislw(largest: np.ndarray, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
     """ArviZ's smoothed log weights, up to a constant, and k-hat from the :func:`num_kept` largest ones, (N, T)."""
     if importlib.util.find_spec("arviz_stats") is not None:
@@ -51,27 +55,32 @@ def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Ten
         tolerance: Relative spread that is rounding, and no tail.
 
     Returns:
-        k-hat, (N,). Minus infinity where the largest weights are equal: they have no tail. Infinity below 30 samples,
-        of which no tail can be fitted, and where the weights are zero.
+        k-hat, (N,). Infinity where nothing can be fitted: below 30 samples, where the tail consists of a few values
+        that repeat, which tell nothing of what is rarer, and where the weights are zero.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
     """
     weights = np.sort(top.detach().double().cpu().numpy().T)
-    k = np.full(len(weights), -np.inf)
-    tail = tail_length(num_samples) if num_samples >= _FEWEST else num_samples
-    largest, smallest = weights[:, -1], weights[:, -tail]
-    with np.errstate(invalid="ignore"):
-        varied = ~(largest - smallest <= tolerance * np.maximum(1.0, np.abs(largest)))  # less is rounding, no tail
-    fitted = varied & np.isfinite(largest)
-    if num_samples < _FEWEST:
-        k[varied | (num_samples == 1)] = np.inf
-    elif fitted.any():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            k[fitted] = _psislw(weights[fitted], num_samples)[1]
-    k[(varied & ~fitted) | np.isnan(k)] = np.inf
-    return torch.from_numpy(k).to(top.device)
+    k = np.full(len(weights), np.inf)
+    if num_samples >= _FEWEST:
+        fitted = np.isfinite(weights[:, -1]) & ~_tied(weights[:, -tail_length(num_samples) :], tolerance)
+        if fitted.any():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                k[fitted] = _psislw(weights[fitted], num_samples)[1]
+    return torch.from_numpy(np.nan_to_num(k, nan=np.inf, posinf=np.inf, neginf=-np.inf)).to(top.device)
+
+
+def _tied(tail: np.ndarray, tolerance: float) -> np.ndarray:
+    """Whether ascending log weights (N, M) are few values that repeat, rather than many that are rounded."""
+    with np.errstate(invalid="ignore"):  # weights of zero
+        gaps, scale = np.diff(tail), np.maximum(1.0, np.abs(tail[:, -1:]))
+        spread = tail[:, -1] - tail[:, 0]
+        same = gaps <= 0.25 * tolerance * scale
+        rounded = np.where(same, gaps, 0.0).sum(-1) >= _ROUNDED * spread
+    few = same.sum(-1) > tail.shape[-1] / 2
+    return (spread <= tolerance * scale[:, 0]) | (few & ~rounded)
 
 
 def smooth_tail(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tensor:

@@ -79,10 +79,22 @@ class WeightSummary:
 
     @property
     def pareto_k(self) -> Estimate:
-        """Pareto k-hat, the tail shape of the weights, with its asymptotic s.e. (1 + k) / sqrt M over M tail draws."""
+        """Pareto k-hat, the tail shape of the weights, with its asymptotic s.e. (1 + k) / sqrt M over M tail draws.
+
+        Minus infinity where all weights are equal up to rounding, infinity where no tail can be fitted.
+        """
         k = fit_pareto_k(self.top, self.num_samples, self.tolerance)
+        k = torch.where(self._all_equal, -math.inf, k)
         error = (1 + k).clamp(min=0) / math.sqrt(tail_length(self.num_samples))
         return Estimate(k, error)
+
+    @property
+    def _all_equal(self) -> Tensor:
+        """Whether the weights differ by no more than rounding, (N,)."""
+        if self.num_samples == 1:
+            return torch.zeros_like(self.mean, dtype=torch.bool)
+        rounding = self.tolerance * self.mean.abs().clamp(min=1)
+        return self.mean.isfinite() & (self.squares <= self.num_samples * rounding.square())
 
 
 def summarise(chunks: Iterable[Tensor], num_samples: int) -> WeightSummary:

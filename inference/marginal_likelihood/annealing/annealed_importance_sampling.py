@@ -7,15 +7,22 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
+from inference.distributions.batched_gaussian import Gaussian
 from inference.marginal_likelihood.annealing.chains import Annealer
-from inference.marginal_likelihood.base.intervals import evidence_from_weights
+from inference.marginal_likelihood.base.intervals import agree, evidence_from_weights, without_upper_end
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import summarise
+
+# A two-sided interval needs the agreement of chains whose number of temperatures is divided by this.
+_SHORTER = 4
+
+_NO_VARIANCE = "the weights show no variance"
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,10 @@ class Annealed(Method):
 
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is Markov's. With a
-        hundred chains or more, whose k-hat shows a variance, it is two-sided and asymptotic. Chains that never visit a
-        mode of the posterior leave the value below log p(x) by the mode's share. In float32 the energies' rounding is
-        a bias: give the model and data in float64.
+        hundred chains or more, whose k-hat shows a variance, it is two-sided and asymptotic where chains of a quarter
+        of the length agree with them: k-hat alone does not see that chains stop short. Chains that never visit a mode
+        of the posterior, whatever their length, leave the value below log p(x) by the mode's share. In float32 the
+        energies' rounding is a bias: give the model and data in float64.
 
     References:
         Neal, "Annealed importance sampling", 1998, arXiv physics/9803008. Wu, Burda, Salakhutdinov, Grosse, "On the
@@ -65,7 +73,6 @@ class Annealed(Method):
         if not 0 < self.widening < math.inf:
             raise ValueError(f"expected a positive finite widening, got {self.widening}")
 
-    @torch.no_grad()
     def estimate(self, problem: Problem) -> Evidence:
         """The evidence of all data of the problem, (N,).
 
@@ -73,15 +80,42 @@ class Annealed(Method):
             ValueError: If the data are not finite or have the wrong shape, or model and guide are not a valid pair.
             FloatingPointError: If the joint density is NaN or infinite where a chain begins.
         """
-        annealer = self.prepare(problem)
-        summary = summarise(annealer.log_weights(self.num_chains), self.num_chains)
-        return replace(
-            evidence_from_weights(summary, problem.level, method=self.name), evaluations=annealer.evaluations
-        )
+        return self.estimate_rows(problem, torch.arange(problem.log_joint.num_data, device=problem.log_joint.device))
 
     @torch.no_grad()
-    def prepare(self, problem: Problem) -> Annealer:
+    def estimate_rows(self, problem: Problem, index: Tensor) -> Evidence:
+        """The evidence of chosen data points, (M,).
+
+        Args:
+            problem: The problem of all data points.
+            index: The chosen ones, (M,) integers.
+
+        Raises:
+            ValueError: If the data are not finite or have the wrong shape, or model and guide are not a valid pair.
+            FloatingPointError: If the joint density is NaN or infinite where a chain begins.
+        """
+        annealer = self.prepare(problem, index)
+        found = self._found(annealer, problem.level)
+        notes = (_NO_VARIANCE,) * len(found.value)
+        if bool((two_sided := found.upper.isfinite()).any()):
+            annealer.tune(max(1, self.num_temperatures // _SHORTER))
+            shorter = self._found(annealer, problem.level)
+            same = agree(found, shorter)
+            notes = tuple(_note(*row) for row in zip(two_sided.tolist(), same.tolist(), found.value, shorter.value))
+            found = without_upper_end(found, ~same)
+        return replace(found, notes=notes, evaluations=annealer.evaluations)
+
+    def _found(self, annealer: Annealer, level: float) -> Evidence:
+        summary = summarise(annealer.log_weights(self.num_chains), self.num_chains)
+        return evidence_from_weights(summary, level, method=self.name)
+
+    @torch.no_grad()
+    def prepare(self, problem: Problem, index: Tensor | None = None) -> Annealer:
         """The frozen path of each data point, from the start that the guide gives and pilot chains.
+
+        Args:
+            problem: The problem of all data points.
+            index: The chosen ones, (M,) integers; None for all.
 
         Raises:
             ValueError: If the data are not finite or have the wrong shape, or model and guide are not a valid pair.
@@ -90,6 +124,8 @@ class Annealed(Method):
         programs = problem.call.programs
         with refuse_batch_dependence(*programs):
             start = gaussian_of_draws(log_joint, problem.call.guide, self.widening)
+        if index is not None:
+            log_joint, start = log_joint.rows(index), Gaussian(*(part[index] for part in start))
         annealer = Annealer(log_joint, start, self.num_leapfrog, problem.progress)
         annealer.tune(self.num_temperatures)
         return annealer
@@ -97,3 +133,11 @@ class Annealed(Method):
     def refined(self) -> Annealed:
         """With four times the temperatures."""
         return replace(self, num_temperatures=4 * self.num_temperatures)
+
+
+def _note(two_sided: bool, same: bool, longer: Tensor, shorter: Tensor) -> str:
+    """What two lengths of chains said of a data point."""
+    if not two_sided:
+        return _NO_VARIANCE
+    verdict = "agree" if same else "disagree"
+    return f"chains of full and of a quarter of the length {verdict}: {float(longer):.3f} and {float(shorter):.3f} nats"

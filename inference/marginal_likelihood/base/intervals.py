@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference.core.estimates import normal_quantile
-from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC, Evidence
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC, Evidence, weakest
 from inference.weights.pareto_smoothing import tail_length
 from inference.weights.summary import WeightSummary
 
@@ -48,6 +50,18 @@ def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method
     )
 
 
+def without_upper_end(found: Evidence, where: Tensor) -> Evidence:
+    """Evidence that keeps Markov's lower bound alone for chosen data points.
+
+    Args:
+        found: With an unbiased estimate of p(x) in ``raw_lower``.
+        where: The chosen ones, (N,) bool.
+    """
+    kinds = (PROBABILISTIC if one else kind for one, kind in zip(where.tolist(), found.guarantee, strict=True))
+    lower = torch.where(where, torch.minimum(_raw_lower(found) + math.log(1 - found.level), found.value), found.lower)
+    return replace(found, lower=lower, upper=torch.where(where, math.inf, found.upper), guarantee=tuple(kinds))
+
+
 def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
     """Evidence from importance weights with its value replaced by a better estimate; unbiased bounds are kept.
 
@@ -70,3 +84,91 @@ def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, 
         standard_error=standard_error,
         method=method,
     )
+
+
+class Ends(NamedTuple):
+    """Several intervals of one number as one.
+
+    Attributes:
+        lower: (N,).
+        upper: (N,).
+        contradicted: Whether a lower end lay above an upper end, (N,); the interval is the hull of all there.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    contradicted: Tensor
+
+
+def combine_ends(lower: Tensor, upper: Tensor) -> Ends:
+    """Intervals of the same numbers as one: their intersection, or their hull where that is empty.
+
+    Args:
+        lower: Lower ends of m intervals, (m, N). For the result to hold at level 1 - alpha, each is at 1 - alpha / m.
+        upper: Upper ends, (m, N); infinite where there is none.
+
+    Example:
+        >>> combine_ends(torch.tensor([[0.0, 0.0], [1.0, 3.0]]), torch.tensor([[2.0, 2.0], [4.0, 4.0]]))
+        Ends(lower=tensor([1., 0.]), upper=tensor([2., 4.]), contradicted=tensor([False,  True]))
+    """
+    most, least = lower.amax(0), upper.amin(0)
+    contradicted = most > least
+    return Ends(
+        torch.where(contradicted, lower.amin(0), most), torch.where(contradicted, upper.amax(0), least), contradicted
+    )
+
+
+def combine(parts: Sequence[Evidence]) -> tuple[Evidence, Tensor]:
+    """Evidence of the same data points by several methods as one, and where the methods contradict each other, (N,).
+
+    Their ends are compared, each at its share of the risk, never their values. A contradiction gives the hull of all
+    intervals, and the weakest guarantee. The value is that of the narrowest two-sided interval, or the largest of
+    lower bounds.
+
+    Args:
+        parts: From importance weights, at one level.
+    """
+    level = parts[0].level
+    each = [_at_level(part, 1 - (1 - level) / len(parts)) for part in parts]
+    ends = combine_ends(torch.stack([e.lower for e in each]), torch.stack([e.upper for e in each]))
+    values, errors = torch.stack([e.value for e in each]), torch.stack([e.standard_error for e in each])
+    two_sided = torch.stack([e.upper.isfinite() for e in each])
+    chosen = torch.where(two_sided.any(0), torch.where(two_sided, -errors, -math.inf), values).argmax(0, keepdim=True)
+    hull = (ends.upper - ends.lower) / (2 * normal_quantile(level))
+    error = torch.where(ends.contradicted, hull, errors.gather(0, chosen)[0])
+    lowest = torch.stack([_raw_lower(e) for e in each]).logsumexp(0) - math.log(len(each))
+    combined = replace(
+        parts[0],
+        value=values.gather(0, chosen)[0].maximum(ends.lower).minimum(ends.upper),
+        lower=ends.lower,
+        upper=ends.upper,
+        standard_error=error,
+        guarantee=tuple(map(weakest, zip(*(e.guarantee for e in each)))),
+        method=" and ".join(e.method for e in each),
+        raw_lower=lowest,
+        spread=values.amax(0) - values.amin(0),
+        num_samples=max(e.num_samples for e in each),
+        evaluations=sum(e.evaluations for e in each),
+    )
+    return combined, ends.contradicted
+
+
+def _at_level(found: Evidence, level: float) -> Evidence:
+    """Evidence from importance weights, at another level."""
+    two_sided, width = found.upper.isfinite(), normal_quantile(level) * found.standard_error
+    markov = torch.minimum(_raw_lower(found) + math.log(1 - level), found.value)
+    lower = torch.where(two_sided, found.value - width, markov)
+    return replace(found, lower=lower, upper=torch.where(two_sided, found.value + width, found.upper), level=level)
+
+
+def _raw_lower(found: Evidence) -> Tensor:
+    """The log of an unbiased estimate of p(x), which evidence from importance weights has."""
+    assert found.raw_lower is not None
+    return found.raw_lower
+
+
+def agree(first: Evidence, second: Evidence) -> Tensor:
+    """Whether two independent estimates are two-sided and differ by no more than their errors at the level, (N,)."""
+    error = torch.hypot(first.standard_error, second.standard_error)
+    close = (first.value - second.value).abs() <= normal_quantile(first.level) * error
+    return close & first.upper.isfinite() & second.upper.isfinite()

@@ -3,7 +3,7 @@ r"""Result of an estimate of the evidence log p(x): its value, an interval, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,13 @@ EXACT = "exact"
 NUMERICAL = "numerical"
 PROBABILISTIC = "probabilistic"
 ASYMPTOTIC = "asymptotic"
+
+_STRONGEST_FIRST = (EXACT, NUMERICAL, PROBABILISTIC, ASYMPTOTIC)
+
+
+def weakest(kinds: Iterable[str]) -> str:
+    """The weakest of some kinds of guarantee."""
+    return max(kinds, key=_STRONGEST_FIRST.index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class Evidence:
         raw_upper: Minus the log of an unbiased estimate of 1 / p(x_n), (N,): an upper bound in expectation.
         spread: How far the estimates of several methods lie apart, (N,) in nats, where several were made: a lower bound
             of the uncertainty, even where the interval is narrower.
+        notes: What the guarantee rests on, one sentence for each data point, where the method says so: what was looked
+            at, what was tried and why it was chosen. Empty otherwise.
         num_samples: Samples per data point; 0 where there are none.
         evaluations: Evaluations of the joint density per data point, on average; gradients count like values.
         seconds: Wall time of the whole estimate.
@@ -65,6 +74,7 @@ class Evidence:
     raw_lower: Tensor | None = None
     raw_upper: Tensor | None = None
     spread: Tensor | None = None
+    notes: tuple[str, ...] = ()
     num_samples: int = 0
     evaluations: float = 0.0
     seconds: float = 0.0
@@ -88,7 +98,8 @@ class Evidence:
             upper = float(self.raw_upper.mean()) + price if bounded and self.raw_upper is not None else math.inf
             return Interval(value, float(lower.mean()) - price, upper, error)
         width = normal_quantile(self.level) * error
-        return Interval(value, value - width, value + width, error)
+        upper = value + width if bool(torch.isfinite(self.upper).all()) else math.inf
+        return Interval(value, value - width, upper, error)
 
     def __str__(self) -> str:
         """Two lines at most: the mean with its interval, and how far several methods disagree, if they do."""
@@ -102,6 +113,37 @@ class Evidence:
             text += "\nno upper end"
             text += f": not known to better than {float(unknown):.2g} nats" if self.spread is not None else ""
         return text
+
+
+def replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
+    """Evidence with that of chosen data points by another: each of the two is valid by itself.
+
+    Args:
+        whole: Of all data points.
+        index: The chosen ones, (M,) integers.
+        part: Of the chosen ones.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in vars(whole).items():
+        if isinstance(value, Tensor):
+            changed[name] = value.clone()
+            changed[name][index] = getattr(part, name)
+    for name in ("guarantee", "notes"):
+        texts = list(getattr(whole, name))
+        for i, text in zip(index.tolist(), getattr(part, name)):
+            texts[i] = text
+        changed[name] = tuple(texts)
+    evaluations = whole.evaluations + part.evaluations * len(index) / len(whole.value)
+    return replace(whole, evaluations=evaluations, num_samples=max(whole.num_samples, part.num_samples), **changed)
+
+
+def take_rows(whole: Evidence, index: Tensor) -> Evidence:
+    """The evidence of chosen data points, (M,) integers."""
+    changed: dict[str, Any] = {name: v[index] for name, v in vars(whole).items() if isinstance(v, Tensor)}
+    for name in ("guarantee", "notes"):
+        texts = getattr(whole, name)
+        changed[name] = tuple(texts[i] for i in index.tolist()) if texts else ()
+    return replace(whole, **changed)
 
 
 def concatenate(parts: Sequence[Evidence]) -> Evidence:
@@ -129,6 +171,7 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
     return replace(
         parts[0],
         guarantee=tuple(g for part in parts for g in part.guarantee),
+        notes=tuple(note for part in parts for note in part.notes),
         num_samples=max(part.num_samples for part in parts),
         evaluations=float((counts * costs).sum() / counts.sum()),
         seconds=sum(part.seconds for part in parts),

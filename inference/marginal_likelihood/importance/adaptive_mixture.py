@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import pyro
 import torch
@@ -21,21 +21,21 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
-from inference.distributions.student_t import Student, Students, concatenate, refit, temperatures
-from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
+from inference.distributions.student_t import Student, Students, concatenate, mixed, refit, temperatures
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate, without_upper_end
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
+from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.importance.mode_starts import ModeStarts, find_starts
 from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density, unvalidated_log_joint
 from inference.posterior.log_joint import LogJoint
-from inference.posterior.modes import Mode, find_modes, prior_scale
 from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import merge, stratified, summarise
 
 # Numbers held at once: coordinates of all draws of the data adapted together.
 _ELEMENTS = 2**21
 
-# Draws of the guide per data point from which modes are searched.
-_STARTS = 8
+# Share of the last draws that are those of the first round, so that no mode found is lost.
+_STARTS_SHARE = 0.1
 
 # Draws of a round: this many for each coordinate, at least.
 _DRAWS_PER_DIM = 100
@@ -48,6 +48,20 @@ _MOST = 3
 
 # Effective sample size that a normal distribution needs, at least.
 _FEWEST = 100
+
+
+class Adapted(NamedTuple):
+    """What was adapted to each data point.
+
+    Attributes:
+        proposal: The mixture to draw from.
+        within: Mean of its adapted distributions, with the mean of their covariances.
+        starts: The modes that it began from.
+    """
+
+    proposal: Proposal
+    within: Gaussian
+    starts: ModeStarts
 
 
 @dataclass(frozen=True)
@@ -113,9 +127,9 @@ class Adaptive(Method):
                 data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at one of the last draws.
         """
-        proposal = self.adapted(problem)
+        proposal, _, starts = self.adapted(problem)
         strata = [summarise(blocks, size) for blocks, size in proposal.log_weights(self.num_samples)]
-        plain = widen_where_ess_is_low(evidence_from_weights(reduce(merge, strata), problem.level))
+        plain = widened(evidence_from_weights(reduce(merge, strata), problem.level), starts)
         log_joint = problem.log_joint
         result = replace_estimate(plain, *stratified(*strata), method=self.name)
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
@@ -125,7 +139,7 @@ class Adaptive(Method):
         return replace(self, num_samples=4 * self.num_samples)
 
     @torch.no_grad()
-    def adapted(self, problem: Problem) -> Proposal:
+    def adapted(self, problem: Problem) -> Adapted:
         """The adapted mixture of each data point, with the guide in it where its density is known.
 
         Raises:
@@ -133,32 +147,31 @@ class Adaptive(Method):
                 data argument has a row for each data point.
         """
         log_joint = problem.log_joint
-        starts = self._starts(problem)
-        rows = at_once(_ELEMENTS, len(starts.components) * self._draws(log_joint.dim) * log_joint.dim)
+        starts, first = self._starts(problem)
+        rows = at_once(_ELEMENTS, len(first.components) * self._draws(log_joint.dim) * log_joint.dim)
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
-        mixture = concatenate([self._adapt(log_joint.rows(index), starts.rows(index)) for index in bar])
-        return Proposal(log_joint, mixture, *guide_with_density(problem))
+        mixture = concatenate([self._adapt(log_joint.rows(index), first.rows(index)) for index in bar])
+        proposal = Proposal(log_joint, mixed(mixture, first, _STARTS_SHARE), *guide_with_density(problem))
+        return Adapted(proposal, mixture.within, starts)
 
     def _draws(self, dim: int) -> int:
         return max(self.num_draws, _DRAWS_PER_DIM * dim)
 
-    def _starts(self, problem: Problem) -> Students:
+    def _starts(self, problem: Problem) -> tuple[ModeStarts, Students]:
+        """The modes found, and in equal parts the moments of guide or prior and the curvature at each mode."""
         log_joint, guide = problem.log_joint, problem.call.guide
-        programs = problem.call.programs
-        with refuse_batch_dependence(*programs), pyro.validation_enabled(False):
+        with refuse_batch_dependence(*problem.call.programs), pyro.validation_enabled(False):
             wide = gaussian_of_draws(log_joint, guide, 1.0)
-            draws = log_joint.sample_prior(_STARTS) if guide is None else log_joint.draw_guide(guide, _STARTS)
-            location, scale = prior_scale(log_joint)
-            modes = find_modes(log_joint, torch.cat([wide.loc.unsqueeze(0), draws]).to(location), location, scale)
+            starts = find_starts(log_joint, guide, wide.loc)
         components = [Student(wide, self.degrees)]
-        for at, value, hessian in zip(modes.location, modes.log_joint, modes.hessian):
-            narrow, found = Mode(at, value, hessian, scale).gaussian, value.isfinite()
+        there = starts.modes.log_joint.isfinite()
+        for narrow, found in zip(starts.gaussians, there):
             loc = torch.where(found.unsqueeze(-1), narrow.loc, wide.loc)
             factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
             components.append(Student(Gaussian(loc, factor), self.degrees))
-        there = torch.cat([torch.ones_like(modes.log_joint[:1]), modes.log_joint.isfinite()])
-        return Students(tuple(components), there.log().log_softmax(0))
+        there = torch.cat([torch.ones_like(there[:1]), there]).to(wide.loc)
+        return starts, Students(tuple(components), there.log().log_softmax(0))
 
     def _adapt(self, log_joint: LogJoint, mixture: Students) -> Students:
         for _ in range(self.num_rounds):
@@ -172,14 +185,12 @@ class Adaptive(Method):
         return mixture
 
 
-def widen_where_ess_is_low(found: Evidence) -> Evidence:
-    """Keep two-sided intervals only where the effective sample size is large enough for a normal approximation.
+def widened(plain: Evidence, starts: ModeStarts) -> Evidence:
+    """Keep two-sided intervals only where modes ceased to turn up, and the effective sample size is large enough.
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.
     """
-    size = found.effective_sample_size
+    size = plain.effective_sample_size
     assert size is not None
-    few = ~(size > max(_FEWEST, _ENOUGH * found.num_samples))
-    kinds = (PROBABILISTIC if f else kind for f, kind in zip(few.tolist(), found.guarantee, strict=True))
-    lower = torch.where(few, found.value + math.log(1 - found.level), found.lower)
-    return replace(found, lower=lower, upper=torch.where(few, math.inf, found.upper), guarantee=tuple(kinds))
+    few = ~(size > max(_FEWEST, _ENOUGH * plain.num_samples))
+    return replace(without_upper_end(plain, few | ~starts.settled), notes=starts.notes)

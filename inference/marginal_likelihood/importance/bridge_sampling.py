@@ -17,10 +17,11 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
+from inference.distributions.batched_gaussian import Gaussian
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, widen_where_ess_is_low
+from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, widened
 from inference.marginal_likelihood.importance.proposal import Proposal
 from inference.posterior.hmc import Chains, transition, tuned, whitened
 from inference.weights.summary import summarise
@@ -79,10 +80,11 @@ class Bridge(Method):
                 data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at a draw of the mixture.
         """
-        proposal = Adaptive(self.num_samples).adapted(problem)
+        proposal, within, starts = Adaptive(self.num_samples).adapted(problem)
         drawn = torch.cat([block for blocks, _ in proposal.log_weights(self.num_samples) for block in blocks])
-        plain = widen_where_ess_is_low(evidence_from_weights(summarise([drawn], self.num_samples), problem.level))
-        result = replace_estimate(plain, *bridge_estimate(self._chain_log_weights(proposal), drawn), method=self.name)
+        plain = widened(evidence_from_weights(summarise([drawn], self.num_samples), problem.level), starts)
+        ours = bridge_estimate(self._chain_log_weights(proposal, within), drawn)
+        result = replace_estimate(plain, *ours, method=self.name)
         log_joint = problem.log_joint
         gradients = self.num_chains * (self.num_warmup + self.num_steps) * self.num_leapfrog
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data + gradients)
@@ -91,9 +93,9 @@ class Bridge(Method):
         """With four times the draws on both sides."""
         return replace(self, num_samples=4 * self.num_samples, num_steps=4 * self.num_steps)
 
-    def _chain_log_weights(self, proposal: Proposal) -> Tensor:
+    def _chain_log_weights(self, proposal: Proposal, scale: Gaussian) -> Tensor:
         """Log joint density less that of the proposal, at draws of the posterior: (steps, chains, N) in nats."""
-        kept, scale = [], proposal.mixture.within
+        kept = []
         log_det = scale.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         with pyro.validation_enabled(False):
             target = whitened(proposal.log_joint, scale, self.num_chains)

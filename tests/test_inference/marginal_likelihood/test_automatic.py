@@ -12,14 +12,17 @@ import torch
 from registry import data_for
 
 from guides import Exact, FullRank, MeanField
-from inference import Annealed, Importance, evidence, gap
+from inference import Adaptive, Annealed, Importance, evidence, gap
 from inference.marginal_likelihood.automatic import Automatic
+from inference.marginal_likelihood.base.intervals import without_upper_end
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC
 from zoo import DeepGaussianVAE, LinearVAE
 
 COUNTS = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0], dtype=torch.float64)
-QUICK = Automatic(annealed=Annealed(num_temperatures=50, num_chains=8), num_samples=500)
+ADAPTED = Automatic(adaptive=Adaptive(2000))
+# So few samples show no tail, so that everything is annealed.
+ANNEALED = Automatic(adaptive=Adaptive(20), annealed=Annealed(num_temperatures=50, num_chains=8))
 
 
 def linear(latent_dim=2, sigma=0.5):
@@ -70,29 +73,63 @@ class Plain:
         return lambda x: model(x)
 
 
-def test_many_dimensions_are_annealed_with_the_guides_estimate_beside():
+@pytest.mark.parametrize("with_guide", [False, True])
+def test_many_dimensions_are_sampled_adaptively(with_guide):
     model = linear(5, sigma=0.3)
     x = model(n=12).detach()
-    guide = MeanField(5, 5, hidden=(8,)).double()
-    truth = model.log_evidence(x)
-    got = evidence(Plain(model), x, method=QUICK, guide=guide, seed=0, progress=False)
-    assert got.method == "annealed"
-    assert set(got.guarantee) <= {PROBABILISTIC, ASYMPTOTIC}
-    assert (got.lower < truth).all()
-    # the untrained guide alone is nats away, and the spread says so
-    alone = evidence(Plain(model), x, method=Importance(500), guide=guide, seed=0).value
-    assert got.value.mean() > alone.mean() + 0.5
-    assert got.spread.mean() > 0.5
-    assert "not known to better than" in str(got)
-    assert got.mean.lower < float(truth.mean())
+    guide = MeanField(5, 5, hidden=(8,)).double() if with_guide else None
+    got = evidence(Plain(model), x, method=ADAPTED, guide=guide, seed=0, progress=False)
+    assert got.method == "adaptive"
+    assert got.guarantee == (ASYMPTOTIC,) * 12
+    assert ((got.value - model.log_evidence(x)).abs() < 4 * got.standard_error).all()
+    assert all(note.startswith("adaptive: 1 modes found from ") for note in got.notes)
 
 
-def test_without_a_guide_the_prior_is_annealed():
-    model = linear(5)
+def test_what_adaptive_sampling_leaves_open_is_annealed_as_well():
+    model = linear(5, sigma=0.3)
+    x = model(n=12).detach()
+    got = evidence(Plain(model), x, method=ANNEALED, seed=0, progress=False)
+    assert got.method == "adaptive and annealed"
+    assert got.guarantee == (PROBABILISTIC,) * 12
+    assert (got.lower < model.log_evidence(x)).all()
+    assert got.mean.lower < float(model.log_evidence(x).mean())
+    # each of the two bears half of the risk
+    alone = evidence(Plain(model), x, method=ANNEALED.adaptive, seed=0, progress=False)
+    assert (got.lower >= alone.raw_lower - math.log(40) - 1e-12).all()
+    for note in got.notes:
+        assert note.startswith("adaptive without an upper end: 1 modes found")
+        assert note.endswith("annealed: the weights show no variance")
+    assert "no upper end" in str(got)
+
+
+def test_only_data_points_left_open_are_annealed(monkeypatch):
+    model = linear(5, sigma=0.3)
     x = model(n=4).detach()
-    got = evidence(Plain(model), x, method=QUICK, seed=0, progress=False)
-    assert got.spread is None
-    assert (got.value - model.log_evidence(x)).abs().max() < 1
+    original = Adaptive.estimate
+
+    def open_second(self, problem):
+        return without_upper_end(original(self, problem), torch.tensor([False, True, False, False]))
+
+    monkeypatch.setattr(Adaptive, "estimate", open_second)
+    method = Automatic(adaptive=Adaptive(2000), annealed=Annealed(50, 8))
+    got = evidence(Plain(model), x, method=method, seed=0, progress=False)
+    assert got.guarantee == (ASYMPTOTIC, PROBABILISTIC, ASYMPTOTIC, ASYMPTOTIC)
+    assert ["annealed" in note for note in got.notes] == [False, True, False, False]
+    assert (got.value - model.log_evidence(x)).abs().max() < 0.5
+
+
+def test_a_density_that_adaptive_sampling_cannot_take_is_annealed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 4), 1.0).to_event(1))
+            pyro.factor("far", torch.where(z[..., 0] > 5.0, math.nan, 0.0 * z[..., 0]))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    got = evidence(model, COUNTS, method=Automatic(annealed=Annealed(50, 8)), seed=0, progress=False)
+    assert got.method == "annealed"
+    assert all("adaptive sampling failed (" in note for note in got.notes)
+    truth = dist.Normal(0.0, math.sqrt(5.0)).log_prob(COUNTS)
+    assert (got.lower < truth).all()
 
 
 def test_a_function_with_one_global_latent_is_refused_by_name():
@@ -277,7 +314,7 @@ def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
 def test_a_two_sided_annealed_value_stays_in_its_own_interval():
     model = linear(5, sigma=0.5)
     x = model(n=6).detach()
-    method = Automatic(annealed=Annealed(num_temperatures=100, num_chains=200), num_samples=100)
+    method = Automatic(adaptive=Adaptive(20), annealed=Annealed(num_temperatures=100, num_chains=200))
     got = evidence(Plain(model), x, method=method, guide=Exact(model), seed=0, progress=False)
     assert got.upper.isfinite().any()
     assert ((got.lower <= got.value) & (got.value <= got.upper)).all()

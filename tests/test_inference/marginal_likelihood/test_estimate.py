@@ -170,6 +170,16 @@ def test_weights_that_are_partly_zero_are_no_reason_for_trust():
     assert got.guarantee == (PROBABILISTIC, ASYMPTOTIC)
 
 
+def test_a_state_that_no_draw_visits_leaves_no_upper_end():
+    log_joint = torch.tensor([0.6, 0.2, 0.2], dtype=torch.float64).log()
+    guide = torch.tensor([0.7, 0.3, 0.0], dtype=torch.float64)
+    state = torch.multinomial(guide, 1000, replacement=True)
+    got = evidence_from_weights(summarise([(log_joint - guide.log())[state].unsqueeze(1)], 1000))
+    assert got.guarantee == (PROBABILISTIC,)
+    assert float(got.upper) == math.inf
+    assert float(got.lower) < 0
+
+
 @pytest.mark.parametrize("num_samples", [1, 2, 29])
 def test_a_few_samples_give_a_lower_bound(num_samples):
     model = random_model()

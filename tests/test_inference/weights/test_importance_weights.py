@@ -167,6 +167,34 @@ def test_equal_weights_are_exact_and_have_no_tail(num_samples, offset):
     assert bool((summary.pareto_k.value == -math.inf).all())
 
 
+def drawn_states(num_states, num_samples=10_000):
+    """Weights of a discrete latent: one value for each of its states, (S, 3)."""
+    value = torch.randn(num_states, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return value[torch.randint(num_states, (num_samples, 3))]
+
+
+@pytest.mark.parametrize("num_states", [2, 5, 20])
+@pytest.mark.parametrize("offset", [0.0, -500.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tails_of_few_repeated_weights_are_not_fitted(num_states, offset, dtype):
+    matrix = (offset + drawn_states(num_states)).to(dtype)
+    assert bool((pareto_k(matrix).value == math.inf).all())
+
+
+def test_one_weight_of_another_size_breaks_equality():
+    matrix = torch.zeros(10_000, 2, dtype=torch.float64)
+    matrix[0, 1] = -3.0
+    assert pareto_k(matrix).value.tolist() == [-math.inf, math.inf]
+
+
+@pytest.mark.parametrize("sd", [1e-1, 1e-2, 1e-3])
+def test_weights_rounded_to_single_precision_are_no_ties(sd):
+    matrix = -500 + sd * torch.randn(10_000, 3, dtype=torch.float64)
+    exact, rounded = pareto_k(matrix), pareto_k(matrix.float())
+    assert bool(exact.value.isfinite().all())
+    assert bool(((rounded.value - exact.value).abs() < exact.standard_error).all())
+
+
 def test_one_sample_has_no_error():
     summary = summarise([torch.tensor([[-3.0, LOG_ZERO]], dtype=torch.float64)], 1)
     for estimate in (summary.elbo, summary.iwae):

@@ -34,7 +34,7 @@ from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.annealing.bidirectional import _Moments
 from inference.marginal_likelihood.annealing.chains import Annealer, schedule_of
-from inference.marginal_likelihood.base.result import PROBABILISTIC
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.posterior.hmc import Chains, traced, transition, whitened
 from inference.posterior.moments import gaussian_of_draws
 from zoo import LinearVAE
@@ -336,6 +336,19 @@ def test_a_sum_in_place_of_the_mean_breaks_markovs_bound():
     truth = scipy_evidence(model, x)
     above = (got.raw_lower.numpy() + math.log(100) - math.log(1 / 0.05) > truth).sum()
     assert scipy.stats.binom.sf(above - 1, 100, 0.05) < 1e-6
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "agree"), (-0.3, "disagree")])
+def test_two_sides_need_two_lengths_that_agree(shift, verdict, monkeypatch):
+    model = linear_model()
+    x = data_of(model, 3)
+    noise = torch.linspace(-0.2, 0.2, 400).double().unsqueeze(1).expand(400, 3)  # bounded: a variance for certain
+    answers = iter([noise, noise + shift])
+    monkeypatch.setattr(Annealer, "log_weights", lambda *_: iter([next(answers)]))
+    got = evidence(model, x, method=Annealed(40, num_chains=400), guide=Exact(model), seed=0, progress=False)
+    assert got.upper.isfinite().tolist() == [shift == 0] * 3
+    assert got.guarantee == (PROBABILISTIC if shift else ASYMPTOTIC,) * 3
+    assert all(note.startswith(f"chains of full and of a quarter of the length {verdict}") for note in got.notes)
 
 
 def test_the_method_by_name_is_one_sided_and_keeps_the_random_state():

@@ -27,8 +27,10 @@ from inference.core.call import Call
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, concatenate, moment_fit, refit, temperatures
 from inference.marginal_likelihood.base.method import Problem
-from inference.marginal_likelihood.base.result import ASYMPTOTIC
+from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
+from inference.marginal_likelihood.importance.mode_starts import find_starts
 from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density
+from inference.posterior.modes import Modes
 from inference.weights.summary import merge, summarise
 from zoo.benchmarks.ladder import banana, bimodal, fold, half_seen_fold, ring
 
@@ -126,8 +128,22 @@ def test_both_modes_of_a_guide_are_kept(make, sigma, method):
 
 
 @pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
-def test_a_guide_of_one_mode_does_not_cover(method):
+def test_a_mode_that_the_guide_misses_is_found(method):
+    torch.manual_seed(1)
+    two, held, _, _ = inside(half_seen_fold(1e-2, 100), method)
+    assert two >= 90
+    assert held >= scipy.stats.binom.ppf(0.001, two, 0.95)
+
+
+def highest_alone(*args):
+    found = find_starts(*args)
+    return found._replace(modes=Modes(*(part[:1] for part in found.modes)))
+
+
+@pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
+def test_one_mode_alone_does_not_cover(method, monkeypatch):
     """The twin."""
+    monkeypatch.setattr("inference.marginal_likelihood.importance.adaptive_mixture.find_starts", highest_alone)
     torch.manual_seed(1)
     two, held, _, _ = inside(half_seen_fold(1e-2, 100), method)
     assert held < scipy.stats.binom.ppf(0.001, two, 0.95)
@@ -195,21 +211,80 @@ def test_a_guide_that_knows_no_density_gives_starts():
     assert (np.abs(got.value.numpy() - square_evidence(SQUARES)) < 4 * got.standard_error.numpy()).all()
 
 
-# --- where it is blind -----------------------------------------------------------------------------
+# --- modes -----------------------------------------------------------------------------------------
 
 
-def test_a_mode_unseen_by_the_guide_is_missed_without_a_sign():
+@pytest.mark.parametrize("guide", [None, one_mode_guide])
+def test_mirrored_modes_are_found_whatever_the_guide(guide):
     truth = square_evidence(SQUARES)
-    got = adaptive(square_model, SQUARES, one_mode_guide)
+    got = adaptive(square_model, SQUARES, guide)
     assert got.guarantee == (ASYMPTOTIC,) * 3
-    assert (got.upper.numpy() < truth - 0.6).all()
-    assert (np.abs(got.value.numpy() + math.log(2) - truth) < 4 * got.standard_error.numpy()).all()
-
-
-def test_the_priors_draws_see_both_modes():
-    truth = square_evidence(SQUARES)
-    got = adaptive(square_model, SQUARES)
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
+
+
+def cubic(z):
+    return z**3 - 3 * z
+
+
+def sine(z):
+    return torch.sin(3 * z)
+
+
+@pytest.mark.parametrize(("curve", "sigma"), [(cubic, 0.5), (cubic, 0.01), (sine, 0.1)])
+@pytest.mark.parametrize("seen", [False, True], ids=["no guide", "one mode"])
+def test_curves_with_many_modes_are_covered(curve, sigma, seen):
+    z = torch.randn(100, dtype=torch.float64)
+    x = (curve(z) + sigma * torch.randn(100, dtype=torch.float64)).unsqueeze(1)
+    grid = torch.linspace(-9, 9, 900_001, dtype=torch.float64)
+    priors, means = dist.Normal(0.0, 1.0).log_prob(grid), curve(grid)
+    truth = torch.stack([(priors + dist.Normal(means, sigma).log_prob(one)).logsumexp(0) for one in x]) + math.log(2e-5)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(curve(z), sigma), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(z, 0.3 * sigma + 0.02))
+
+    got = adaptive(model, x, guide if seen else None)
+    two = got.upper.isfinite()
+    held = int(((got.lower <= truth) & (truth <= got.upper))[two].sum())
+    assert int(two.sum()) >= 75
+    assert held >= scipy.stats.binom.ppf(0.001, int(two.sum()), 0.95)
+    assert bool((got.lower <= truth)[~two].all())
+
+
+def squares(x):
+    """x_k = z_k^2 + noise: two modes a coordinate."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.square(), 0.1).to_event(1), obs=x)
+
+
+def squares_data(dim):
+    x = torch.linspace(0.5, 2.0, 2 * dim, dtype=torch.float64).reshape(2, dim)
+    return x, square_evidence(x.reshape(-1, 1)).reshape(2, dim).sum(-1)
+
+
+def test_sixteen_modes_are_found_without_a_grid():
+    x, truth = squares_data(4)
+    got = adaptive(squares, x)
+    assert got.guarantee == (ASYMPTOTIC,) * 2
+    assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
+    for note in got.notes:
+        assert note.startswith("16 modes found from ")
+        assert note.endswith("independent starts; the last look found none that matters")
+
+
+def test_more_modes_than_were_looked_for_leave_no_upper_end():
+    x, truth = squares_data(9)
+    got = adaptive(squares, x, method=Adaptive(2000, num_draws=200, num_rounds=2))
+    assert got.guarantee == (PROBABILISTIC,) * 2
+    assert got.upper.tolist() == [math.inf] * 2
+    assert (got.lower.numpy() < truth).all()
+    assert all(note.endswith("the last look still found one that matters") for note in got.notes)
 
 
 # --- parts -----------------------------------------------------------------------------------------

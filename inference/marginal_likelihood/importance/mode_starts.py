@@ -1,0 +1,108 @@
+"""Modes from which adaptive importance sampling begins, looked for until a further look finds none that matters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.core.run import Program
+from inference.distributions.batched_gaussian import Gaussian
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes
+
+# Draws from which modes are searched at first, of the prior and of the guide each; every further look takes as many of
+# the prior as all before it, and there are so many looks at most.
+_DRAWS, _LOOKS = 8, 5
+
+# Points per dimension of the grid from which modes are searched as well, up to three dimensions.
+_GRID = {1: 257, 2: 65, 3: 17}
+
+# Growth of the sum of the modes' Laplace approximations by a further look, in nats, that matters.
+_MATTERS = 0.005
+
+# More modes than these are not kept.
+_MOST = 128
+
+
+class ModeStarts(NamedTuple):
+    """The modes found of each data point, and how they were looked for.
+
+    Attributes:
+        modes: Up to J per data point, the highest first.
+        scale: Standard deviations of the prior, (N, d).
+        num_starts: Independent draws from which modes were looked for, (N,) integers.
+        settled: Whether the last look found no further mode that matters, and all are kept, (N,).
+    """
+
+    modes: Modes
+    scale: Tensor
+    num_starts: Tensor
+    settled: Tensor
+
+    @property
+    def gaussians(self) -> list[Gaussian]:
+        """The Gaussian of each mode's curvature, J of them."""
+        return [mode.gaussian for mode in _each(self.modes, self.scale)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How modes were looked for, a sentence for each data point."""
+        grid = " and a grid" if self.scale.shape[-1] in _GRID else ""
+        found = self.modes.log_joint.isfinite().sum(0)
+        texts = []
+        for modes, starts, settled in zip(found.tolist(), self.num_starts.tolist(), self.settled.tolist()):
+            last = "the last look found none that matters" if settled else "the last look still found one that matters"
+            texts.append(f"{modes} modes found from {starts} independent starts{grid}; {last}")
+        return tuple(texts)
+
+
+def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> ModeStarts:
+    """Modes from a centre, from draws of guide and prior, and from a grid up to three dimensions.
+
+    Then as many draws of the prior as before are looked from again, until the sum of the modes' Laplace approximations
+    stays the same.
+
+    Args:
+        log_joint: Of the model.
+        guide: Pyro guide, or None.
+        centre: Unconstrained coordinates, (N, d).
+    """
+    location, scale = prior_scale(log_joint)
+    draws = [centre.unsqueeze(0), log_joint.sample_prior(_DRAWS)]
+    draws += [] if guide is None else [log_joint.draw_guide(guide, _DRAWS)]
+    first = torch.cat(draws).to(location)
+    if grid := _GRID.get(log_joint.dim):
+        modes = search_modes(log_joint, [first], location, scale, grid=grid)
+    else:
+        modes = find_modes(log_joint, first, location, scale)
+    num_starts = torch.full_like(scale[:, 0], len(first) - 1, dtype=torch.long)
+    return _looked_again(log_joint, ModeStarts(modes, scale, num_starts, num_starts < 0), location)
+
+
+def _looked_again(log_joint: LogJoint, found: ModeStarts, location: Tensor) -> ModeStarts:
+    modes, scale, num_starts, settled = found
+    size = _DRAWS
+    for _ in range(_LOOKS):
+        fresh = torch.where(settled.unsqueeze(-1), torch.nan, log_joint.sample_prior(size).to(location))
+        known = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
+        more = find_modes(log_joint, torch.cat([known, fresh]), location, scale)
+        num_starts = num_starts + size * ~settled
+        growth = _log_laplace_sum(more, scale) - _log_laplace_sum(modes, scale)
+        settled = settled | ~(growth.nan_to_num(nan=0.0) > _MATTERS)  # nan: ridges alone, before and after
+        modes, size = more, 2 * size
+        if bool(settled.all()):
+            break
+    few = modes.log_joint[_MOST:].isneginf().all(0)
+    return ModeStarts(Modes(*(part[:_MOST] for part in modes)), scale, num_starts, settled & few)
+
+
+def _log_laplace_sum(modes: Modes, scale: Tensor) -> Tensor:
+    """Log of the sum of the Laplace approximations of all modes that are no ridges, up to a constant, (N,)."""
+    terms = [mode.log_joint - 0.5 * mode.log_det for mode in _each(modes, scale)]
+    return torch.where(modes.converged, torch.stack(terms), -torch.inf).nan_to_num(nan=-torch.inf).logsumexp(0)
+
+
+def _each(modes: Modes, scale: Tensor) -> list[Mode]:
+    return [Mode(*parts, scale) for parts in zip(modes.location, modes.log_joint, modes.hessian)]

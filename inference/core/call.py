@@ -13,14 +13,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.handlers import Site, isolated
 from inference.core.protocols import SupportsRows
-from inference.core.run import Program, check_pair, run_program
+from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.seeding import random_state
 
 
@@ -68,14 +68,14 @@ class Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
 
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
-        where a half is not a module, or all is float64 already.
+        where a half is neither a module nor a module's method, or all is float64 already.
         """
-        if not all(isinstance(p, nn.Module) for p in self.programs) or all(map(_is_double, self.programs)):
+        owned = all(modules_of(program) for program in self.programs)
+        if not owned or all(map(_is_double, modules_of(*self.programs))):
             return self
         model, guide = copy.deepcopy((self.model, self.guide))
-        for module in (model, guide):
-            if isinstance(module, nn.Module):
-                module.double()
+        for module in modules_of(model, guide):
+            module.double()
         return replace(self, model=model, guide=guide)._with_arguments(_convert)
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
@@ -115,7 +115,7 @@ class Call:
         depth = self._particle_depth() if num_samples > 1 else None
         with isolated(expose_params=expose_params):
             guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
-            latents = {name: site.value for name, site in guide_run.sites.items() if not site.is_observed}
+            latents = {name: site.value for name, site in guide_run.drawn.items()}
             given = given | latents | guide_run.subsamples
             model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
         layout = check_pair(model_run.sites, guide_run.sites, self.plate)
@@ -126,7 +126,7 @@ class Call:
         """Latent sites of one run of the guide alone, in trace order."""
         with isolated(expose_params=expose_params):
             run = run_program(self._guide(), self.args, self.kwargs, None, 1, None)
-        return {name: site for name, site in run.sites.items() if not site.is_observed}
+        return run.drawn
 
     def probe(self) -> Draw:
         """One run of one sample without gradient that leaves the random state as it was.

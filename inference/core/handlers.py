@@ -141,6 +141,7 @@ class RecordSites(Messenger):
     Attributes:
         sites: Sample sites in trace order.
         subsamples: The indices that each plate chose.
+        deterministic: Values that the program records by ``pyro.deterministic``, which have no density.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
@@ -148,6 +149,12 @@ class RecordSites(Messenger):
         self.values = {} if values is None else values
         self.sites: dict[str, Site] = {}
         self.subsamples: dict[str, Tensor] = {}
+        self.deterministic: dict[str, Tensor] = {}
+
+    @property
+    def drawn(self) -> dict[str, Site]:
+        """The sites whose values were not given by the program."""
+        return {name: site for name, site in self.sites.items() if not site.is_observed}
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and msg["name"] in self.values:
@@ -163,6 +170,9 @@ class RecordSites(Messenger):
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, _Subsample):
             self.subsamples[name] = msg["value"]
+            return
+        if msg["infer"].get("_deterministic"):
+            self.deterministic[name] = msg["value"]
             return
         if name in self.sites:
             raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")

@@ -164,7 +164,7 @@ def _divergences(
             assert log_evidence is not None
             return run.log_weights.double() - log_evidence
         (z,) = run.latents.values()
-        return (exact.log_prob(z) - run.total(run.guide_sites)).double()
+        return (exact.log_prob(z) - run.log_guide).double()
 
     if exact is None and log_evidence is None:
         return None, None

@@ -133,5 +133,5 @@ def _cross(draw: Draw, rows: slice) -> Tensor:
     assert guide is not None
     with isolated():
         run = run_program(guide, call.args, call.kwargs, values, size, draw.layout.depth)
-    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.sites.values()]
+    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.drawn.values()]
     return torch.stack(terms).sum(0).double()

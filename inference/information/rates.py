@@ -197,7 +197,7 @@ def _rates(draw: Draw) -> Tensor:
             return draw.term(q, apply_mask(kl_divergence(q.fn, p.fn), q.mask)).double()
         except NotImplementedError:
             pass
-    return (draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)).double()
+    return (draw.log_guide - draw.total(draw.model_sites, observed=False)).double()
 
 
 def _estimate(terms: Tensor) -> Estimate:

@@ -157,7 +157,7 @@ def reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
 
 def sampled_reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
     """The log-likelihood of a draw and log q(z | x) - log p(z), each (S, N) in nats with gradient."""
-    rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+    rate = draw.log_guide - draw.total(draw.model_sites, observed=False)
     return draw.total(draw.model_sites, observed=True), rate
 
 

@@ -41,7 +41,7 @@ def gradient_parts(draw: Draw) -> GradientParts:
             or a site carries a scale beyond the plate's.
     """
     fixed = at_fixed_latents(draw) if torch.is_grad_enabled() else draw
-    return GradientParts(draw.log_weights, fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites))
+    return GradientParts(draw.log_weights, fixed.log_joint, fixed.log_guide)
 
 
 def at_fixed_latents(draw: Draw) -> Draw:

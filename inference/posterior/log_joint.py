@@ -208,7 +208,7 @@ class LogJoint:
         for count in self._counts(num_samples):
             draw = self._draw_guide(guide, count)
             u, log_det = self.unconstrain(draw.latents, count)
-            parts.append((u, draw.total(draw.guide_sites) + log_det))
+            parts.append((u, draw.log_guide + log_det))
         return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.handlers import Site, isolated
+from inference.core.improper import check_angles, is_periodic
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.seeding import random_state
@@ -137,6 +138,22 @@ class Call:
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
             return self.run()
+
+    def probe_density(self) -> Draw:
+        """A probe of a pair whose log weights are wanted.
+
+        Raises:
+            ValueError: As :meth:`run`, if a site is scaled beyond the data plate, or the two densities of a latent are
+                not with respect to one measure.
+        """
+        draw = self.probe()
+        draw.refuse_scales()
+        draw.check_latents()
+        with random_state(None):
+            for name in draw.latents:
+                halves = draw.model_sites[name].fn, draw.guide_sites[name].fn
+                check_angles(name, *halves, *map(is_periodic, halves))
+        return draw
 
     def _guide(self) -> Program:
         if self.guide is None:

@@ -14,6 +14,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from inference.core.handlers import Site, masked_log_prob
+from inference.core.improper import check_latent, refuse_mask
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -142,9 +143,11 @@ class Draw:
         """log p(x, z) - log q(z | x), (S, N) in nats.
 
         Raises:
-            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight.
+            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight; or
+                the two densities of a latent are not with respect to one measure.
         """
         self.refuse_scales()
+        self.check_latents()
         return self.elbo_terms
 
     def refuse_scales(self) -> None:
@@ -160,6 +163,25 @@ class Draw:
                     f"expected site {name!r} to carry no scale but the plate's for a log-density, "
                     f"got poutine.scale or a subsampled inner plate with factor {self.extra_scale(site)}"
                 )
+
+    def check_latents(self) -> None:
+        """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
+
+        Raises:
+            ValueError: If they are not with respect to one measure; the message names the latent.
+        """
+        for name in self.latents:
+            check_latent(name, self.model_sites[name], self.guide_sites[name])
+
+    def refuse_masks(self) -> None:
+        """Refuse latents that are masked, in model or guide.
+
+        Raises:
+            ValueError: With the site's name.
+        """
+        for name in self.latents:
+            refuse_mask(name, self.model_sites[name])
+            refuse_mask(name, self.guide_sites[name])
 
     @property
     def latents(self) -> dict[str, Tensor]:

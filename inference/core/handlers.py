@@ -22,6 +22,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from inference.core.improper import refuse_improper
+
 
 class LocalParams(Messenger):
     """Answers every param statement that carries an ``nn.Parameter`` with that very parameter.
@@ -165,6 +167,8 @@ class RecordSites(Messenger):
                     f"guide's of shape {tuple(value.shape)}"
                 )
             msg["value"], msg["done"] = value, True
+        elif not msg["is_observed"]:
+            refuse_improper(msg["name"], msg["fn"])  # which cannot be drawn from
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inference.core.draw import _PARTICLES, DATA_PLATE, Layout, layout_of
 from inference.core.handlers import RecordSites, Site
+from inference.core.improper import layers
 
 Program = Callable[..., Any]
 
@@ -66,9 +67,7 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
 
 
 def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
+    return any(isinstance(layer, Delta) for layer in layers(fn))
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:

@@ -98,6 +98,7 @@ def posterior_error(
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
     with seeded(seed), refuse_batch_dependence(model, guide):
         first = call.probe()
+        first.check_latents()
         _check_reference(first, reference, log_evidence)
         exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
         distributions = _gaussian_guide(first), None if exact is None else as_full_normal(exact)

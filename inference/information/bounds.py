@@ -83,8 +83,8 @@ def information_bounds(
     call = Call(model, guide, args, kwargs, plate)
     call.check()
     with refuse_batch_dependence(model, guide):
-        first = call.probe()
-    first.refuse_scales()
+        first = call.probe_density()
+    first.refuse_masks()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
     with seeded(seed):

@@ -133,8 +133,7 @@ def rate_distortion(
     call = Call(model, guide, args, kwargs, plate)
     call.check()
     with refuse_batch_dependence(model, guide):
-        first = call.probe()
-    first.refuse_scales()
+        first = call.probe_density()
     if _is_exact(model, first):
         total = -AnalyticELBO().per_datum(model, guide, *args, **kwargs).double()
         rate = _rates(first)[0]

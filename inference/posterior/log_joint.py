@@ -23,6 +23,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
+from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
 
@@ -208,6 +209,7 @@ class LogJoint:
         for count in self._counts(num_samples):
             draw = self._draw_guide(guide, count)
             u, log_det = self.unconstrain(draw.latents, count)
+            draw.check_latents()
             parts.append((u, draw.log_guide + log_det))
         return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
 
@@ -304,8 +306,7 @@ def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
         raise ValueError("expected a model with a latent site, got only observed ones")
     places: list[_Place] = []
     for name, site in latents.items():
-        if site.mask is not None and site.mask is not True:
-            raise ValueError(f"expected no mask on latent site {name!r}, got one")
+        refuse_mask(name, site)
         batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
         raw = _transform(name, site.fn).inv(site.value)
         plates: list[int | None] = list(batch)
@@ -317,14 +318,21 @@ def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
 
 def _transform(name: str, fn: Distribution) -> Any:
     try:
-        support = fn.support
+        support = support_of(fn)
         if support is None or support.is_discrete:
             raise NotImplementedError
-        return biject_to(support)
+        transform = biject_to(support)
     except NotImplementedError:
         raise ValueError(
             f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__}"
         ) from None
+    refuse_improper(name, fn)
+    if not on_circle(fn) and is_periodic(fn):
+        raise ValueError(
+            f"expected a proper density on the support of latent site {name!r}, the real line, got a "
+            f"{type(fn).__name__} that does not fall off there"
+        )
+    return transform
 
 
 class _Coordinates(Messenger):
@@ -349,7 +357,7 @@ class _Coordinates(Messenger):
         if place is None or self._u is None:
             return
         raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
-        transform = biject_to(msg["fn"].support)
+        transform = biject_to(support_of(msg["fn"]))
         msg["value"], msg["done"] = transform(raw), True
         self._account(transform, raw, msg["value"], msg["fn"])
 
@@ -357,7 +365,7 @@ class _Coordinates(Messenger):
         place = None if msg["is_observed"] else self._places.get(msg["name"])
         if place is None or self._u is not None:
             return
-        transform = biject_to(msg["fn"].support)
+        transform = biject_to(support_of(msg["fn"]))
         raw = transform.inv(msg["value"])
         self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
         self._account(transform, raw, msg["value"], msg["fn"])

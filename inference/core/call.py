@@ -36,6 +36,8 @@ class Call:
         kwargs: Keyword arguments of both.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
+        row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
+            yet, see :func:`inference.core.rows.with_known_rows`.
     """
 
     model: Program
@@ -44,6 +46,7 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     plate: str | None = None
     broadcast: bool = True
+    row_arguments: frozenset[int | str] | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -80,20 +83,33 @@ class Call:
         return replace(self, model=model, guide=guide)._with_arguments(_convert)
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
-        """The call of chosen rows, which may repeat: of every argument with one row per data point, and of the guide.
+        """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
 
         Args:
             index: Integers from 0 to the number of rows less one, (M,).
-            num_rows: N; an argument that is a tensor of as many rows is data. The first argument's rows if None.
+            num_rows: N. The first argument's rows if None.
 
         Raises:
             ValueError: If no argument has one row per data point.
         """
+        names = self.candidates(num_rows) if self.row_arguments is None else self.row_arguments
+        args = tuple(value[index] if i in names else value for i, value in enumerate(self.args))
+        kwargs = {name: value[index] if name in names else value for name, value in self.kwargs.items()}
+        guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
+        return replace(self, guide=guide, args=args, kwargs=kwargs)
+
+    def candidates(self, num_rows: int | None = None) -> list[int | str]:
+        """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
+
+        Raises:
+            ValueError: If there is none.
+        """
         number = self.num_rows if num_rows is None else num_rows
-        if number is None or not any(_has_rows(a, number) for a in (*self.args, *self.kwargs.values())):
+        named = [*enumerate(self.args), *self.kwargs.items()]
+        found: list[int | str] = [name for name, value in named if number is not None and _has_rows(value, number)]
+        if not found:
             raise ValueError(f"expected an argument with one row for each of {number} data points, got none")
-        chosen = self._with_arguments(lambda value: value[index] if _has_rows(value, number) else value)
-        return replace(chosen, guide=self.guide.rows(index)) if isinstance(self.guide, SupportsRows) else chosen
+        return found
 
     def run(
         self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False

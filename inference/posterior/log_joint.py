@@ -24,6 +24,7 @@ from inference.core.checks import check_count
 from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
 from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
+from inference.core.rows import with_known_rows
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
 
@@ -186,6 +187,12 @@ class LogJoint:
         self._run_with(coordinates, self._subsamples, num_samples)
         return coordinates.concatenated()
 
+    @torch.no_grad()
+    def probe(self) -> Draw:
+        """One run of the model at latents of the prior, which leaves the random state as it was."""
+        with random_state(None):
+            return self._run_with(_Coordinates(self._places, self._layout, 1, None), self._subsamples, 1)
+
     def _counts(self, num_samples: int) -> list[int]:
         """Samples that are drawn side by side."""
         return [num_samples] if self._call.broadcast else [1] * num_samples
@@ -234,12 +241,15 @@ class LogJoint:
             index: Integers in 0..N-1, (M,).
 
         Raises:
-            ValueError: If the model subsamples its data, or no argument has one row per data point.
+            ValueError: If the model subsamples its data, or its density at chosen rows is not that of the whole run
+                whichever arguments are taken for data, see :func:`inference.core.rows.with_known_rows`.
         """
         if self._layout.plate_scale != 1:
             raise ValueError(
                 f"expected a model that takes all its data, got a subsampling plate {self._layout.plate!r}"
             )
+        if self._call.row_arguments is None:
+            self._call = with_known_rows(self._call, self.probe())
         chosen = copy.copy(self)
         chosen._call = self._call.rows(index, self.num_data)
         chosen._layout = replace(self._layout, num_data=len(index))
@@ -252,7 +262,15 @@ class LogJoint:
         samples = u.unsqueeze(0) if u.dim() == 2 else u
         self._cost[0] += len(samples) * self.num_data
         coordinates = _Coordinates(self._places, self._layout, len(samples), samples)
-        return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+        try:
+            return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+        except RuntimeError as error:
+            if samples.dtype == self.dtype:
+                raise
+            raise ValueError(
+                f"expected a model in {samples.dtype}, got one with latents of {self.dtype} that takes no other: call "
+                ".double() on its networks and data (a function's networks cannot be converted from outside)"
+            ) from error
 
     def _run_with(self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int) -> Draw:
         depth = self._layout.depth if num_samples > 1 else None

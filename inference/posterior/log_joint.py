@@ -83,7 +83,8 @@ class LogJoint:
         self._subsamples = run.subsamples
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
         latents = {name: site for name, site in run.sites.items() if not site.is_observed}
-        self._places = _places(latents, self._layout)
+        with random_state(None):
+            self._places = _places(latents, self._layout)
         self._draw({**run.sites}, 1).refuse_scales()
         like = next(iter(latents.values())).value
         self._like = like.new_empty(0, dtype=like.dtype)

@@ -168,7 +168,7 @@ def observed(x):
 
 REFUSED = {
     outside: "model site 'mu' in plates",
-    discrete: "continuous law with a known support at latent site 'k', got Bernoulli",
+    discrete: "continuous distribution with a known support at latent site 'k', got Bernoulli",
     scaled: "expected site 'z' to carry no scale",
     masked: "expected no mask on latent site 'z', got one",
     observed: "expected a model with a latent site, got only observed",

@@ -159,7 +159,9 @@ class RecordSites(Messenger):
         return {name: site for name, site in self.sites.items() if not site.is_observed}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
+        if msg["infer"].get("_deterministic") and not msg["is_observed"]:
+            msg["value"], msg["done"] = msg["infer"]["obs"], True  # what poutine.uncondition took away
+        elif not msg["is_observed"] and msg["name"] in self.values:
             value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
             if event and value.shape[value.dim() - len(event) :] != event:
                 raise ValueError(

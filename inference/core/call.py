@@ -78,7 +78,7 @@ class Call:
         if not owned or all(map(_is_double, modules_of(*self.programs))):
             return self
         model, guide = copy.deepcopy((self.model, self.guide))
-        for module in modules_of(model, guide):
+        for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
         return replace(self, model=model, guide=guide)._with_arguments(_convert)
 
@@ -105,8 +105,8 @@ class Call:
             ValueError: If there is none.
         """
         number = self.num_rows if num_rows is None else num_rows
-        named = [*enumerate(self.args), *self.kwargs.items()]
-        found: list[int | str] = [name for name, value in named if number is not None and _has_rows(value, number)]
+        named: dict[int | str, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        found = [name for name, value in named.items() if number is not None and _has_rows(value, number)]
         if not found:
             raise ValueError(f"expected an argument with one row for each of {number} data points, got none")
         return found

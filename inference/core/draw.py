@@ -14,7 +14,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from inference.core.handlers import Site, masked_log_prob
-from inference.core.improper import check_latent, refuse_mask
+from inference.core.improper import check_latent, is_delta, refuse_mask
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -186,7 +186,14 @@ class Draw:
     @property
     def latents(self) -> dict[str, Tensor]:
         """Values of the latent sites, in trace order of the guide."""
-        return {name: site.value for name, site in self.guide_sites.items() if not site.is_observed}
+        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        return {name: site.value for name, site in drawn.items() if not site.is_auxiliary}
+
+    @property
+    def guide_values(self) -> dict[str, Tensor]:
+        """The values at which the guide can be run again: of its latents, or of the auxiliary sites that make them."""
+        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
 
 
 def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:

@@ -22,7 +22,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from inference.core.improper import refuse_improper
+from inference.core.improper import is_delta, refuse_improper
 
 
 class LocalParams(Messenger):
@@ -124,6 +124,7 @@ class Site(NamedTuple):
         scale: Product of all scales, the plates' and ``poutine.scale``'s.
         mask: ``poutine.mask``'s, or None.
         is_observed: Whether the value was given.
+        is_auxiliary: Whether a guide drew it to make a latent of it, as AutoGuides do.
     """
 
     fn: Distribution
@@ -132,6 +133,7 @@ class Site(NamedTuple):
     scale: float | Tensor
     mask: bool | Tensor | None
     is_observed: bool
+    is_auxiliary: bool = False
 
 
 class RecordSites(Messenger):
@@ -162,6 +164,10 @@ class RecordSites(Messenger):
         if msg["infer"].get("_deterministic") and not msg["is_observed"]:
             msg["value"], msg["done"] = msg["infer"]["obs"], True  # what poutine.uncondition took away
         elif not msg["is_observed"] and msg["name"] in self.values:
+            if is_delta(msg["fn"]):
+                raise ValueError(
+                    f"expected a density at any value of site {msg['name']!r}, got a Delta at its own draw"
+                )
             value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
             if event and value.shape[value.dim() - len(event) :] != event:
                 raise ValueError(
@@ -182,8 +188,9 @@ class RecordSites(Messenger):
             return
         if name in self.sites:
             raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")
+        auxiliary, observed = bool(msg["infer"].get("is_auxiliary")), msg["is_observed"]
         self.sites[name] = Site(
-            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], msg["is_observed"]
+            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], observed, auxiliary
         )
 
 

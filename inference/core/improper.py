@@ -1,4 +1,4 @@
-"""Latents without a density on the support that they declare: masked ones, improper ones, and angles on the real line."""
+"""Latents without a density on the support that they declare: masked or improper ones, and angles as real numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import ImproperUniform, MaskedDistribution
+from pyro.distributions import Delta, ImproperUniform, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent, VonMises, constraints
@@ -26,6 +26,11 @@ def layers(fn: Any) -> Iterator[Any]:
     while fn is not None:
         yield fn
         fn = getattr(fn, "base_dist", None)
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether a distribution is a point mass."""
+    return any(isinstance(layer, Delta) for layer in layers(fn))
 
 
 def on_circle(fn: Any) -> bool:

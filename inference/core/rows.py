@@ -1,4 +1,4 @@
-"""Which arguments of a call are rows of data: found by evaluating some rows and comparing with the whole, not guessed."""
+"""Which arguments of a call are rows of data: found by comparing some rows with the whole run, not guessed."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
 
 def _cross(draw: Draw, rows: slice) -> Tensor:
     """log q(z_m | x_n) of the drawn latents m in ``rows`` under every data point n, (rows, N) in float64."""
-    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.latents.items()}
+    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.guide_values.items()}
     (size,) = {len(value) for value in values.values()}
     call, guide = draw.call, draw.call.guide
     assert guide is not None

@@ -34,8 +34,8 @@ class Objective(pyro.infer.ELBO):
 
     The loss is minus the *sum* of the bound over the data, times the plate's scale where the pair subsamples: the
     base applies the scale, whatever the subclass does, and subtracts what the guide observes or adds by
-    ``pyro.factor``: it trains, but is no part of the bound. A subclass gives :meth:`bound`, or :meth:`bound_at` where the
-    bound changes along training, or :meth:`terms` where it needs other runs of the pair than one draw.
+    ``pyro.factor``: it trains, but is no part of the bound. A subclass gives :meth:`bound`, or :meth:`bound_at` where
+    the bound changes along training, or :meth:`terms` where it needs other runs of the pair than one draw.
 
     Args:
         num_particles: Samples per data point, drawn side by side.

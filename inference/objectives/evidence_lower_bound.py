@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence
 
 from inference.core.draw import Draw, flatten
 from inference.core.handlers import Site, apply_mask
+from inference.core.improper import is_delta
 from inference.distributions.gaussian import coordinate_kl
 from inference.objectives.base import Objective, check_nonnegative, check_weight
 from inference.objectives.schedules import Schedule
@@ -195,10 +196,21 @@ def _latent(draw: Draw, name: str) -> tuple[Site, Site]:
 def _kl(draw: Draw, name: str) -> Tensor:
     q, p = _latent(draw, name)
     try:
-        divergence = kl_divergence(q.fn, p.fn)
+        divergence = closed_form_kl(q.fn, p.fn)
     except NotImplementedError as error:
         raise NotImplementedError(
             f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
             "use the objective ELBO"
         ) from error
     return draw.term(q, apply_mask(divergence, q.mask))
+
+
+def closed_form_kl(q: Any, p: Any) -> Tensor:
+    """KL(q || p) of the site's batch, in nats.
+
+    Raises:
+        NotImplementedError: If torch knows none, or q is a Delta, whose "divergence" leaves out the auxiliary sites.
+    """
+    if is_delta(q):
+        raise NotImplementedError
+    return kl_divergence(q, p)

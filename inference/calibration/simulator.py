@@ -22,6 +22,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw, flatten, labels
+from inference.core.improper import latent_mask
 from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -135,7 +136,7 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
-            if not site.is_observed and site.mask is not None and site.mask is not True:
+            if not site.is_observed and latent_mask(site) is not None:
                 raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
 
 

@@ -331,7 +331,7 @@ class _LocalProblem:
         # The same noise at each call, whoever draws it.
         with torch.enable_grad(), random_state(self.seed), self.noise:
             draw = self.call.run(self.num_samples)
-            loss = -draw.elbo_terms.mean(0)
+            loss = -draw.log_weights.mean(0)
             gradients = torch.autograd.grad(loss.sum(), self.parameters)
         gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], -1)
         value = torch.where(loss.detach().isnan(), math.inf, loss.detach())
@@ -362,7 +362,7 @@ def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
         draw = call.run(num_samples)
-    return draw.elbo_terms.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
+    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,14 +13,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.handlers import Site, isolated
+from inference.core.improper import check_angles, is_periodic
 from inference.core.protocols import SupportsRows
-from inference.core.run import Program, check_pair, run_program
+from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.seeding import random_state
 
 
@@ -35,6 +36,8 @@ class Call:
         kwargs: Keyword arguments of both.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
+        row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
+            yet, see :func:`inference.core.rows.with_known_rows`.
     """
 
     model: Program
@@ -43,6 +46,7 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     plate: str | None = None
     broadcast: bool = True
+    row_arguments: frozenset[int | str] | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -68,31 +72,44 @@ class Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
 
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
-        where a half is not a module, or all is float64 already.
+        where a half is neither a module nor a module's method, or all is float64 already.
         """
-        if not all(isinstance(p, nn.Module) for p in self.programs) or all(map(_is_double, self.programs)):
+        owned = all(modules_of(program) for program in self.programs)
+        if not owned or all(map(_is_double, modules_of(*self.programs))):
             return self
         model, guide = copy.deepcopy((self.model, self.guide))
-        for module in (model, guide):
-            if isinstance(module, nn.Module):
-                module.double()
+        for module in modules_of(*(program for program in (model, guide) if program is not None)):
+            module.double()
         return replace(self, model=model, guide=guide)._with_arguments(_convert)
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
-        """The call of chosen rows, which may repeat: of every argument with one row per data point, and of the guide.
+        """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
 
         Args:
             index: Integers from 0 to the number of rows less one, (M,).
-            num_rows: N; an argument that is a tensor of as many rows is data. The first argument's rows if None.
+            num_rows: N. The first argument's rows if None.
 
         Raises:
             ValueError: If no argument has one row per data point.
         """
+        names = self.candidates(num_rows) if self.row_arguments is None else self.row_arguments
+        args = tuple(value[index] if i in names else value for i, value in enumerate(self.args))
+        kwargs = {name: value[index] if name in names else value for name, value in self.kwargs.items()}
+        guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
+        return replace(self, guide=guide, args=args, kwargs=kwargs)
+
+    def candidates(self, num_rows: int | None = None) -> list[int | str]:
+        """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
+
+        Raises:
+            ValueError: If there is none.
+        """
         number = self.num_rows if num_rows is None else num_rows
-        if number is None or not any(_has_rows(a, number) for a in (*self.args, *self.kwargs.values())):
+        named: dict[int | str, Any] = {**dict(enumerate(self.args)), **self.kwargs}
+        found = [name for name, value in named.items() if number is not None and _has_rows(value, number)]
+        if not found:
             raise ValueError(f"expected an argument with one row for each of {number} data points, got none")
-        chosen = self._with_arguments(lambda value: value[index] if _has_rows(value, number) else value)
-        return replace(chosen, guide=self.guide.rows(index)) if isinstance(self.guide, SupportsRows) else chosen
+        return found
 
     def run(
         self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
@@ -115,7 +132,7 @@ class Call:
         depth = self._particle_depth() if num_samples > 1 else None
         with isolated(expose_params=expose_params):
             guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
-            latents = {name: site.value for name, site in guide_run.sites.items() if not site.is_observed}
+            latents = {name: site.value for name, site in guide_run.drawn.items()}
             given = given | latents | guide_run.subsamples
             model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
         layout = check_pair(model_run.sites, guide_run.sites, self.plate)
@@ -126,7 +143,7 @@ class Call:
         """Latent sites of one run of the guide alone, in trace order."""
         with isolated(expose_params=expose_params):
             run = run_program(self._guide(), self.args, self.kwargs, None, 1, None)
-        return {name: site for name, site in run.sites.items() if not site.is_observed}
+        return run.drawn
 
     def probe(self) -> Draw:
         """One run of one sample without gradient that leaves the random state as it was.
@@ -137,6 +154,22 @@ class Call:
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
             return self.run()
+
+    def probe_density(self) -> Draw:
+        """A probe of a pair whose log weights are wanted.
+
+        Raises:
+            ValueError: As :meth:`run`, if a site is scaled beyond the data plate, or the two densities of a latent are
+                not with respect to one measure.
+        """
+        draw = self.probe()
+        draw.refuse_scales()
+        draw.check_latents()
+        with random_state(None):
+            for name in draw.latents:
+                halves = draw.model_sites[name].fn, draw.guide_sites[name].fn
+                check_angles(name, *halves, *map(is_periodic, halves))
+        return draw
 
     def _guide(self) -> Program:
         if self.guide is None:

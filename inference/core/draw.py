@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from inference.core.handlers import Site, masked_log_prob
+from inference.core.improper import check_latent, is_delta, refuse_mask
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -112,18 +114,40 @@ class Draw:
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
     @property
+    def log_joint(self) -> Tensor:
+        """log p(x, z), (S, N) in nats, with every ``poutine.scale`` and mask honoured."""
+        return self.total(self.model_sites)
+
+    @property
+    def log_guide(self) -> Tensor:
+        """log q(z | x), (S, N) in nats: of what the guide draws alone, see :attr:`training_terms`."""
+        return self.total(self.guide_sites, observed=False)
+
+    @property
+    def training_terms(self) -> Tensor | None:
+        """What the guide observes or adds by ``pyro.factor``, (S, N); None where there is nothing.
+
+        A loss subtracts it as Pyro's do; it is no part of the density q.
+        """
+        if not any(site.is_observed for site in self.guide_sites.values()):
+            return None
+        return self.total(self.guide_sites, observed=True)
+
+    @property
     def elbo_terms(self) -> Tensor:
         """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats."""
-        return self.total(self.model_sites) - self.total(self.guide_sites)
+        return self.log_joint - self.log_guide
 
     @cached_property
     def log_weights(self) -> Tensor:
         """log p(x, z) - log q(z | x), (S, N) in nats.
 
         Raises:
-            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight.
+            ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight; or
+                the two densities of a latent are not with respect to one measure.
         """
         self.refuse_scales()
+        self.check_latents()
         return self.elbo_terms
 
     def refuse_scales(self) -> None:
@@ -132,17 +156,44 @@ class Draw:
         Raises:
             ValueError: With the site's name and factor.
         """
-        for name, site in [*self.model_sites.items(), *self.guide_sites.items()]:
+        drawn = [(name, site) for name, site in self.guide_sites.items() if not site.is_observed]
+        for name, site in [*self.model_sites.items(), *drawn]:
             if not _is_one(self.extra_scale(site)):
                 raise ValueError(
                     f"expected site {name!r} to carry no scale but the plate's for a log-density, "
                     f"got poutine.scale or a subsampled inner plate with factor {self.extra_scale(site)}"
                 )
 
+    def check_latents(self) -> None:
+        """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
+
+        Raises:
+            ValueError: If they are not with respect to one measure; the message names the latent.
+        """
+        for name in self.latents:
+            check_latent(name, self.model_sites[name], self.guide_sites[name])
+
+    def refuse_masks(self) -> None:
+        """Refuse latents that are masked, in model or guide.
+
+        Raises:
+            ValueError: With the site's name.
+        """
+        for name in self.latents:
+            refuse_mask(name, self.model_sites[name])
+            refuse_mask(name, self.guide_sites[name])
+
     @property
     def latents(self) -> dict[str, Tensor]:
         """Values of the latent sites, in trace order of the guide."""
-        return {name: site.value for name, site in self.guide_sites.items() if not site.is_observed}
+        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        return {name: site.value for name, site in drawn.items() if not site.is_auxiliary}
+
+    @property
+    def guide_values(self) -> dict[str, Tensor]:
+        """The values at which the guide can be run again: of its latents, or of the auxiliary sites that make them."""
+        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
 
 
 def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
@@ -157,16 +208,17 @@ def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) 
         for name, site in sites.items():
             frames = [f for f in site.frames if f.name != _PARTICLES]
             data = next((f for f in frames if f.name == plate), None)
-            if data is None or data.dim is None or data.size < 1:
+            if data is None or data.dim is None or data.size == 0:
                 raise ValueError(
                     f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
                     f"goes by plate=...), got {half} site {name!r} in plates {[f.name for f in frames]}"
                 )
-            full = data.size if data.full_size is None else data.full_size
-            found.add((data.dim, data.size, full / data.size))
+            size = _size(data, site)
+            full = data.full_size if data.size > 0 and data.full_size is not None else size
+            found.add((data.dim, size, full / size))
             depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
             particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
-            numel, num_data = max(numel, site.value.numel() // (data.size * particles)), data.size
+            numel, num_data = max(numel, site.value.numel() // (size * particles)), size
     if len(found) != 1:
         raise ValueError(
             f"expected plate {plate!r} to have one dimension and size in model and guide, got (dim, size, scale) "
@@ -176,6 +228,15 @@ def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) 
     assert dim is not None
     assert size == num_data
     return Layout(plate, dim, size, scale, depth, numel)
+
+
+def _size(frame: CondIndepStackFrame, site: Site) -> int:
+    """Size of a vectorised plate around a site; that of the site's batch where the plate was given none."""
+    if frame.size > 0:
+        return frame.size
+    assert frame.dim is not None
+    batch = site.fn.batch_shape
+    return batch[frame.dim] if len(batch) >= -frame.dim else 1
 
 
 def _is_one(scale: float | Tensor) -> bool:

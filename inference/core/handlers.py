@@ -22,6 +22,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from inference.core.improper import is_delta, refuse_improper
+
 
 class LocalParams(Messenger):
     """Answers every param statement that carries an ``nn.Parameter`` with that very parameter.
@@ -122,6 +124,7 @@ class Site(NamedTuple):
         scale: Product of all scales, the plates' and ``poutine.scale``'s.
         mask: ``poutine.mask``'s, or None.
         is_observed: Whether the value was given.
+        is_auxiliary: Whether a guide drew it to make a latent of it, as AutoGuides do.
     """
 
     fn: Distribution
@@ -130,6 +133,7 @@ class Site(NamedTuple):
     scale: float | Tensor
     mask: bool | Tensor | None
     is_observed: bool
+    is_auxiliary: bool = False
 
 
 class RecordSites(Messenger):
@@ -141,6 +145,7 @@ class RecordSites(Messenger):
     Attributes:
         sites: Sample sites in trace order.
         subsamples: The indices that each plate chose.
+        deterministic: Values that the program records by ``pyro.deterministic``, which have no density.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
@@ -148,9 +153,21 @@ class RecordSites(Messenger):
         self.values = {} if values is None else values
         self.sites: dict[str, Site] = {}
         self.subsamples: dict[str, Tensor] = {}
+        self.deterministic: dict[str, Tensor] = {}
+
+    @property
+    def drawn(self) -> dict[str, Site]:
+        """The sites whose values were not given by the program."""
+        return {name: site for name, site in self.sites.items() if not site.is_observed}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["name"] in self.values:
+        if msg["infer"].get("_deterministic") and not msg["is_observed"]:
+            msg["value"], msg["done"] = msg["infer"]["obs"], True  # what poutine.uncondition took away
+        elif not msg["is_observed"] and msg["name"] in self.values:
+            if is_delta(msg["fn"]):
+                raise ValueError(
+                    f"expected a density at any value of site {msg['name']!r}, got a Delta at its own draw"
+                )
             value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
             if event and value.shape[value.dim() - len(event) :] != event:
                 raise ValueError(
@@ -158,16 +175,22 @@ class RecordSites(Messenger):
                     f"guide's of shape {tuple(value.shape)}"
                 )
             msg["value"], msg["done"] = value, True
+        elif not msg["is_observed"]:
+            refuse_improper(msg["name"], msg["fn"])  # which cannot be drawn from
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
         if isinstance(fn, _Subsample):
             self.subsamples[name] = msg["value"]
             return
+        if msg["infer"].get("_deterministic"):
+            self.deterministic[name] = msg["value"]
+            return
         if name in self.sites:
             raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")
+        auxiliary, observed = bool(msg["infer"].get("is_auxiliary")), msg["is_observed"]
         self.sites[name] = Site(
-            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], msg["is_observed"]
+            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], observed, auxiliary
         )
 
 

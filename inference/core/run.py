@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
-from pyro.distributions import Delta
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from inference.core.draw import _PARTICLES, DATA_PLATE, Layout, layout_of
 from inference.core.handlers import RecordSites, Site
+from inference.core.improper import is_delta, support_of
 
 Program = Callable[..., Any]
 
@@ -50,25 +51,42 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
         ValueError: If model and guide are not a valid pair; the message names the site.
     """
     latents = [name for name, site in model.items() if not site.is_observed]
-    drawn = [name for name, site in guide.items() if not site.is_observed]
+    drawn = [name for name, site in guide.items() if not site.is_observed and not site.is_auxiliary]
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
     if set(latents) != set(drawn):
-        extra = [name for name in drawn if name not in latents]
-        cause = f" (an AutoGuide's auxiliary {extra}? train it by pyro.infer.SVI)" if extra else ""
         raise ValueError(
-            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}{cause}"
+            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}"
         )
-    for name in drawn:
-        if _is_delta(guide[name].fn):
-            raise ValueError(f"expected a density at guide site {name!r}, got a Delta")
+    _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
     return layout_of(model, guide, DATA_PLATE if plate is None else plate)
 
 
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
+def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: list[str]) -> None:
+    """Check that each point mass of a guide carries the Jacobian of auxiliary sites, as in AutoGuides.
+
+    The sum of the guide's terms is a density only if as many numbers are drawn as the latents have coordinates.
+
+    Raises:
+        ValueError: If not; the message names the sites.
+    """
+    auxiliary = [name for name, site in guide.items() if site.is_auxiliary and not site.is_observed]
+    drawn = sum(guide[name].value.numel() for name in auxiliary)
+    needed = sum(_coordinates(model[name].fn, guide[name].value) for name in deltas)
+    if not auxiliary and deltas:
+        raise ValueError(f"expected a density at guide site {deltas[0]!r}, got a Delta")
+    if drawn != needed:
+        raise ValueError(
+            f"expected the auxiliary guide sites {auxiliary} to have a number for each coordinate of the latents "
+            f"{deltas} that are Deltas, got {drawn} numbers for {needed} coordinates"
+        )
+
+
+def _coordinates(fn: Any, value: Tensor) -> int:
+    try:
+        return biject_to(support_of(fn)).inverse_shape(value.shape).numel()
+    except NotImplementedError:
+        return value.numel()
 
 
 def modules_of(*programs: Program) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from inference.core.run import run_program
 def simulated_values(
     call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1, layout: Layout | None = None
 ) -> dict[str, Tensor]:
-    """Values by site name of one run of the model in which nothing is observed.
+    """Values by site name of one run of the model in which nothing is observed, deterministic ones among them.
 
     Args:
         call: What to run; its guide plays no part.
@@ -29,7 +29,7 @@ def simulated_values(
     depth = layout.depth if layout is not None and num_samples > 1 else None
     with isolated():
         run = run_program(poutine.uncondition(call.model), call.args, call.kwargs, values, num_samples, depth)
-    return {name: site.value for name, site in run.sites.items()}
+    return {name: site.value for name, site in run.sites.items()} | run.deterministic
 
 
 def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> list[str]:

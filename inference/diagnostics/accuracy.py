@@ -98,6 +98,7 @@ def posterior_error(
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
     with seeded(seed), refuse_batch_dependence(model, guide):
         first = call.probe()
+        first.check_latents()
         _check_reference(first, reference, log_evidence)
         exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
         distributions = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
@@ -164,7 +165,7 @@ def _divergences(
             assert log_evidence is not None
             return run.log_weights.double() - log_evidence
         (z,) = run.latents.values()
-        return (exact.log_prob(z) - run.total(run.guide_sites)).double()
+        return (exact.log_prob(z) - run.log_guide).double()
 
     if exact is None and log_evidence is None:
         return None, None

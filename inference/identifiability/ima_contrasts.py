@@ -29,8 +29,8 @@ def column_contrast(jacobian: Tensor) -> Tensor:
     and scaling of columns; not under scaling of single outputs.
 
     Warning:
-        Precise to about 1e-16 times the squared condition number of the columns scaled to unit length. Dependent
-        columns give infinity; a column of zeros has no direction and gives NaN.
+        Precise to about 1e-16 times the condition number of the columns scaled to unit length. Columns that are
+        dependent within rounding give infinity; a column of zeros has no direction and gives NaN.
 
     References:
         Gresele, von Kügelgen, Stimper, Schölkopf, Besserve, "Independent mechanism analysis, a new concept?", 2021,
@@ -215,25 +215,28 @@ def _row_contrast(jacobian: Tensor) -> Tensor:
     rows = jacobian.double().mT
     check_tall(rows)
     unit = rows / column_norms(rows).unsqueeze(-2)
-    factor, info = _cholesky(unit)
+    factor, dependent = _triangle(unit)
     eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
-    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
-    value = column_norms(inverse).log().sum(-1) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return torch.where(info == 0, value, math.inf)
+    inverse = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=True)
+    value = inverse.norm(dim=-1).log().sum(-1) + factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return torch.where(dependent, math.inf, value)
 
 
 def _log_correlation(unit: Tensor) -> Tensor:
     """Minus half the log-determinant of the Gram matrix of unit columns."""
-    factor, info = _cholesky(unit)
-    value = -factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    undefined = unit.isnan().any(-1).any(-1)
-    return torch.where(undefined, math.nan, torch.where(info == 0, value, math.inf))
+    factor, dependent = _triangle(unit)
+    value = -factor.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return torch.where(unit.isnan().any(-1).any(-1), math.nan, torch.where(dependent, math.inf, value))
 
 
-def _cholesky(unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor of the Gram matrix, and a number that is not zero where there is none."""
-    result = torch.linalg.cholesky_ex(unit.mT @ unit)
-    return result.L, result.info
+def _triangle(unit: Tensor) -> tuple[Tensor, Tensor]:
+    """R of unit columns Q R, upper triangular, and whether the columns are dependent within rounding.
+
+    By an orthogonal factorisation: the Gram matrix would have the square of their condition number.
+    """
+    factor = torch.linalg.qr(unit).R
+    smallest = factor.diagonal(dim1=-2, dim2=-1).abs().amin(-1)
+    return factor, smallest <= unit.shape[-2] * torch.finfo(unit.dtype).eps
 
 
 def _in_float64(decode: Any, points: Tensor) -> tuple[Decode, Tensor]:

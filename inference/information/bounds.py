@@ -83,8 +83,8 @@ def information_bounds(
     call = Call(model, guide, args, kwargs, plate)
     call.check()
     with refuse_batch_dependence(model, guide):
-        first = call.probe()
-    first.refuse_scales()
+        first = call.probe_density()
+    first.refuse_masks()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
     with seeded(seed):
@@ -127,11 +127,11 @@ def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
 
 def _cross(draw: Draw, rows: slice) -> Tensor:
     """log q(z_m | x_n) of the drawn latents m in ``rows`` under every data point n, (rows, N) in float64."""
-    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.latents.items()}
+    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.guide_values.items()}
     (size,) = {len(value) for value in values.values()}
     call, guide = draw.call, draw.call.guide
     assert guide is not None
     with isolated():
         run = run_program(guide, call.args, call.kwargs, values, size, draw.layout.depth)
-    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.sites.values()]
+    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.drawn.values()]
     return torch.stack(terms).sum(0).double()

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
@@ -30,6 +29,7 @@ from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.distributions.gaussian import as_full_normal
 from inference.objectives.analytic import AnalyticELBO
+from inference.objectives.evidence_lower_bound import closed_form_kl
 from inference.weights.importance_weights import samples_at_once
 
 
@@ -133,8 +133,7 @@ def rate_distortion(
     call = Call(model, guide, args, kwargs, plate)
     call.check()
     with refuse_batch_dependence(model, guide):
-        first = call.probe()
-    first.refuse_scales()
+        first = call.probe_density()
     if _is_exact(model, first):
         total = -AnalyticELBO().per_datum(model, guide, *args, **kwargs).double()
         rate = _rates(first)[0]
@@ -194,10 +193,10 @@ def _rates(draw: Draw) -> Tensor:
     q, p = draw.guide_sites[names[0]], draw.model_sites[names[0]]
     if len(names) == 1 and q.mask is p.mask:
         try:
-            return draw.term(q, apply_mask(kl_divergence(q.fn, p.fn), q.mask)).double()
+            return draw.term(q, apply_mask(closed_form_kl(q.fn, p.fn), q.mask)).double()
         except NotImplementedError:
             pass
-    return (draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)).double()
+    return (draw.log_guide - draw.total(draw.model_sites, observed=False)).double()
 
 
 def _estimate(terms: Tensor) -> Estimate:

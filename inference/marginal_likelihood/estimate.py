@@ -178,7 +178,7 @@ def _select(problem: Problem, index: Tensor) -> Problem:
     """
     if problem.call.num_rows is None or not _takes_all_rows(problem):
         raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")
-    return replace(problem, call=problem.call.rows(index))
+    return replace(problem, call=problem.call_of_rows.rows(index))
 
 
 def _takes_all_rows(problem: Problem) -> bool:

@@ -13,6 +13,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.run import Program
+from inference.objectives.gradients import at_fixed_latents
 from inference.objectives.schedules import Schedule
 
 
@@ -32,8 +33,9 @@ class Objective(pyro.infer.ELBO):
     """Base of all objectives: a subclass gives a bound of a draw, this class makes losses and gradients of it.
 
     The loss is minus the *sum* of the bound over the data, times the plate's scale where the pair subsamples: the
-    base applies the scale, whatever the subclass does. A subclass gives :meth:`bound`, or :meth:`bound_at` where the
-    bound changes along training, or :meth:`terms` where it needs other runs of the pair than one draw.
+    base applies the scale, whatever the subclass does, and subtracts what the guide observes or adds by
+    ``pyro.factor``: it trains, but is no part of the bound. A subclass gives :meth:`bound`, or :meth:`bound_at` where
+    the bound changes along training, or :meth:`terms` where it needs other runs of the pair than one draw.
 
     Args:
         num_particles: Samples per data point, drawn side by side.
@@ -77,7 +79,13 @@ class Objective(pyro.infer.ELBO):
                 latent is not reparameterised.
         """
         draw = self._draw(call)
-        return Terms(self.bound_at(draw, step), draw.layout.plate_scale)
+        bound, extra = self.bound_at(draw, step), draw.training_terms
+        if extra is None:
+            return Terms(bound, draw.layout.plate_scale)
+        if not self.reparameterised:  # then the draw has no gradient
+            extra = at_fixed_latents(draw).training_terms
+        assert extra is not None
+        return Terms(bound - extra.mean(0), draw.layout.plate_scale)
 
     def _draw(self, call: Call) -> Draw:
         if not self.reparameterised:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
 from inference.core.call import Call
 from inference.core.checks import ChecksData, check_arguments, check_count
@@ -28,6 +28,7 @@ from inference.core.seeding import random_state
 from inference.distributions.floating import FloatingNormal, second_moments
 from inference.distributions.gaussian import DiagNormal
 from inference.objectives.base import Objective
+from inference.objectives.evidence_lower_bound import closed_form_kl
 
 _BATCH = 1024
 
@@ -158,7 +159,7 @@ class BILBO(Objective):
         bound = draw.total(draw.model_sites, observed=True).mean(0)
         for name in draw.latents:
             site = draw.guide_sites[name]
-            divergence = kl_divergence(site.fn, FloatingNormal(site.value.new_zeros(site.fn.event_shape)))
+            divergence = closed_form_kl(site.fn, FloatingNormal(site.value.new_zeros(site.fn.event_shape)))
             bound = bound - draw.term(site, apply_mask(divergence, site.mask)).mean(0)
         return bound
 

@@ -6,12 +6,15 @@ They serve in ``pyro.infer.SVI``, as ``objective(model, guide)(x)`` with any tor
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.core.draw import Draw
-from inference.core.handlers import apply_mask
+from inference.core.draw import Draw, flatten
+from inference.core.handlers import Site, apply_mask
+from inference.core.improper import is_delta
 from inference.distributions.gaussian import coordinate_kl
 from inference.objectives.base import Objective, check_nonnegative, check_weight
 from inference.objectives.schedules import Schedule
@@ -104,6 +107,8 @@ class FreeBitsELBO(Objective):
 
     .. math:: E_q[\log p(x_n \mid z)] - \sum_k \max\left(\lambda, \frac1N \sum_m KL(q(z_k \mid x_m) \| p(z_k))\right)
 
+    Masks and scales of a latent apply to its KL; a latent in further plates has a coordinate for each place in them.
+
     Warning:
         The maximum is taken of the batch's mean, so this is an objective but not a bound per data point. Report
         :class:`ELBO`.
@@ -130,11 +135,11 @@ class FreeBitsELBO(Objective):
 
         Raises:
             TypeError: If a latent is not Gaussian with independent coordinates in guide and model.
+            ValueError: If a latent stands under another mask or scale in the guide than in the model.
         """
         bound = draw.total(draw.model_sites, observed=True).mean(0)
         for name in draw.latents:
-            rates = coordinate_kl(draw.guide_sites[name].fn, draw.model_sites[name].fn)
-            bound = bound - rates.flatten(0, -2).mean(0).clamp(min=self.free_nats).sum()
+            bound = bound - _coordinate_rates(draw, name).mean((0, 1)).clamp(min=self.free_nats).sum()
         return bound
 
 
@@ -157,22 +162,55 @@ def reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
 
 def sampled_reconstruction_and_rate(draw: Draw) -> tuple[Tensor, Tensor]:
     """The log-likelihood of a draw and log q(z | x) - log p(z), each (S, N) in nats with gradient."""
-    rate = draw.total(draw.guide_sites) - draw.total(draw.model_sites, observed=False)
+    rate = draw.log_guide - draw.total(draw.model_sites, observed=False)
     return draw.total(draw.model_sites, observed=True), rate
 
 
-def _kl(draw: Draw, name: str) -> Tensor:
+def _coordinate_rates(draw: Draw, name: str) -> Tensor:
+    """KL of each coordinate of a latent, (S, N, coordinates) in nats, with its mask and scale."""
+    q, p = _latent(draw, name)
+    mask, scale = (_per_coordinate(v) for v in (q.mask, draw.extra_scale(q)))
+    rates = apply_mask(coordinate_kl(q.fn, p.fn), mask) * scale
+    return flatten(draw.layout, q._replace(value=rates), draw.num_samples)
+
+
+def _per_coordinate(value: Any) -> Any:
+    return value.unsqueeze(-1) if isinstance(value, Tensor) else value
+
+
+def _latent(draw: Draw, name: str) -> tuple[Site, Site]:
+    """A latent's site in guide and model.
+
+    Raises:
+        ValueError: If they stand under different masks or scales.
+    """
     q, p = draw.guide_sites[name], draw.model_sites[name]
     if q.mask is not p.mask or (q.scale is not p.scale and q.scale != p.scale):
         raise ValueError(
             f"expected site {name!r} under the same mask and scale in model and guide for a closed-form KL, "
             f"got mask {p.mask} and scale {p.scale} in the model, {q.mask} and {q.scale} in the guide"
         )
+    return q, p
+
+
+def _kl(draw: Draw, name: str) -> Tensor:
+    q, p = _latent(draw, name)
     try:
-        divergence = kl_divergence(q.fn, p.fn)
+        divergence = closed_form_kl(q.fn, p.fn)
     except NotImplementedError as error:
         raise NotImplementedError(
             f"no closed-form KL at site {name!r} between {type(q.fn).__name__} and {type(p.fn).__name__}: "
             "use the objective ELBO"
         ) from error
     return draw.term(q, apply_mask(divergence, q.mask))
+
+
+def closed_form_kl(q: Any, p: Any) -> Tensor:
+    """KL(q || p) of the site's batch, in nats.
+
+    Raises:
+        NotImplementedError: If torch knows none, or q is a Delta, whose "divergence" leaves out the auxiliary sites.
+    """
+    if is_delta(q):
+        raise NotImplementedError
+    return kl_divergence(q, p)

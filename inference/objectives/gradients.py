@@ -41,7 +41,7 @@ def gradient_parts(draw: Draw) -> GradientParts:
             or a site carries a scale beyond the plate's.
     """
     fixed = at_fixed_latents(draw) if torch.is_grad_enabled() else draw
-    return GradientParts(draw.log_weights, fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites))
+    return GradientParts(draw.log_weights, fixed.log_joint, fixed.log_guide)
 
 
 def at_fixed_latents(draw: Draw) -> Draw:
@@ -50,7 +50,7 @@ def at_fixed_latents(draw: Draw) -> Draw:
     Raises:
         ValueError: If a module's output is not determined by its input: batch normalisation or dropout in train mode.
     """
-    values = dict(draw.subsamples) | {name: z.detach() for name, z in draw.latents.items()}
+    values = dict(draw.subsamples) | {name: z.detach() for name, z in draw.guide_values.items()}
     with refuse_batch_dependence(*draw.call.programs):
         return draw.call.run(draw.num_samples, values=values, expose_params=True)
 

@@ -129,6 +129,6 @@ class CUBO(Objective):
                 :func:`inference.objectives.gradients.at_fixed_latents`.
         """
         fixed = at_fixed_latents(draw)
-        score = normalised(self.order * draw.log_weights) * fixed.total(fixed.guide_sites)
+        score = normalised(self.order * draw.log_weights) * fixed.log_guide
         value = -renyi_bound(draw.log_weights, 1 - self.order)
         return with_gradient_of(value, (1 - 1 / self.order) * score.sum(0))

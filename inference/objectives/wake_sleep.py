@@ -99,7 +99,7 @@ class WakeSleep(Objective):
 def _scores(draw: Draw) -> tuple[Tensor, Tensor]:
     """log p(x, z) and log q(z | x) at the latents of a draw, with gradient, (S, N)."""
     fixed = at_fixed_latents(draw)
-    log_joint, log_guide = fixed.total(fixed.model_sites), fixed.total(fixed.guide_sites)
+    log_joint, log_guide = fixed.log_joint, fixed.log_guide
     _refuse_shared(draw.call, log_joint, log_guide)
     return log_joint, log_guide
 
@@ -114,7 +114,7 @@ def _sleep_score(draw: Draw) -> Tensor:
     values = dict(draw.subsamples) | {name: dream[name] for name in draw.latents}
     with isolated(expose_params=True):
         run = run_program(guide, dreamt.args, dreamt.kwargs, values, 1, None)
-    return torch.stack([draw.layout.per_datum(masked_log_prob(site), 1) for site in run.sites.values()]).sum((0, 1))
+    return torch.stack([draw.layout.per_datum(masked_log_prob(site), 1) for site in run.drawn.values()]).sum((0, 1))
 
 
 def _refuse_shared(call: Call, log_joint: Tensor, log_guide: Tensor) -> None:

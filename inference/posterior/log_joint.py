@@ -23,6 +23,8 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
+from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
+from inference.core.rows import with_known_rows
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
 from inference.posterior.coordinates import coordinates_of, unrounded
@@ -82,7 +84,8 @@ class LogJoint:
         self._subsamples = run.subsamples
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
         latents = {name: site for name, site in run.sites.items() if not site.is_observed}
-        self._places = _places(latents, self._layout)
+        with random_state(None):
+            self._places = _places(latents, self._layout)
         self._draw({**run.sites}, 1).refuse_scales()
         like = next(iter(latents.values())).value
         self._like = like.new_empty(0, dtype=like.dtype)
@@ -186,6 +189,12 @@ class LogJoint:
         self._run_with(coordinates, self._subsamples, num_samples)
         return coordinates.concatenated()
 
+    @torch.no_grad()
+    def probe(self) -> Draw:
+        """One run of the model at latents of the prior, which leaves the random state as it was."""
+        with random_state(None):
+            return self._run_with(_Coordinates(self._places, self._layout, 1, None), self._subsamples, 1)
+
     def _counts(self, num_samples: int) -> list[int]:
         """Samples that are drawn side by side."""
         return [num_samples] if self._call.broadcast else [1] * num_samples
@@ -209,7 +218,8 @@ class LogJoint:
         for count in self._counts(num_samples):
             draw = self._draw_guide(guide, count)
             u, log_det = self.unconstrain(draw.latents, count)
-            parts.append((u, draw.total(draw.guide_sites) + log_det))
+            draw.check_latents()
+            parts.append((u, draw.log_guide + log_det))
         return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
 
     @torch.no_grad()
@@ -233,12 +243,15 @@ class LogJoint:
             index: Integers in 0..N-1, (M,).
 
         Raises:
-            ValueError: If the model subsamples its data, or no argument has one row per data point.
+            ValueError: If the model subsamples its data, or its density at chosen rows is not that of the whole run
+                whichever arguments are taken for data, see :func:`inference.core.rows.with_known_rows`.
         """
         if self._layout.plate_scale != 1:
             raise ValueError(
                 f"expected a model that takes all its data, got a subsampling plate {self._layout.plate!r}"
             )
+        if self._call.row_arguments is None:
+            self._call = with_known_rows(self._call, self.probe())
         chosen = copy.copy(self)
         chosen._call = self._call.rows(index, self.num_data)
         chosen._layout = replace(self._layout, num_data=len(index))
@@ -251,7 +264,15 @@ class LogJoint:
         samples = u.unsqueeze(0) if u.dim() == 2 else u
         self._cost[0] += len(samples) * self.num_data
         coordinates = _Coordinates(self._places, self._layout, len(samples), samples)
-        return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+        try:
+            return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+        except RuntimeError as error:
+            if samples.dtype == self.dtype:
+                raise
+            raise ValueError(
+                f"expected a model in {samples.dtype}, got one with latents of {self.dtype} that takes no other: call "
+                ".double() on its networks and data (a function's networks cannot be converted from outside)"
+            ) from error
 
     def _run_with(self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int) -> Draw:
         depth = self._layout.depth if num_samples > 1 else None
@@ -305,8 +326,7 @@ def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
         raise ValueError("expected a model with a latent site, got only observed ones")
     places: list[_Place] = []
     for name, site in latents.items():
-        if site.mask is not None and site.mask is not True:
-            raise ValueError(f"expected no mask on latent site {name!r}, got one")
+        refuse_mask(name, site)
         batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
         raw = _transform(name, site.fn).inv(site.value)
         plates: list[int | None] = list(batch)
@@ -318,14 +338,21 @@ def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
 
 def _transform(name: str, fn: Distribution) -> Any:
     try:
-        support = fn.support
+        support = support_of(fn)
         if support is None or support.is_discrete:
             raise NotImplementedError
-        return coordinates_of(support)
+        transform = coordinates_of(support)
     except NotImplementedError:
         raise ValueError(
             f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__}"
         ) from None
+    refuse_improper(name, fn)
+    if not on_circle(fn) and is_periodic(fn):
+        raise ValueError(
+            f"expected a proper density on the support of latent site {name!r}, the real line, got a "
+            f"{type(fn).__name__} that does not fall off there"
+        )
+    return transform
 
 
 class _Coordinates(Messenger):
@@ -350,7 +377,7 @@ class _Coordinates(Messenger):
         if place is None or self._u is None:
             return
         raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
-        transform = coordinates_of(msg["fn"].support)
+        transform = coordinates_of(support_of(msg["fn"]))
         msg["value"], msg["done"] = transform(raw), True
         self._account(transform, raw, msg["value"], msg["fn"])
 
@@ -358,7 +385,7 @@ class _Coordinates(Messenger):
         place = None if msg["is_observed"] else self._places.get(msg["name"])
         if place is None or self._u is not None:
             return
-        transform = coordinates_of(msg["fn"].support)
+        transform = coordinates_of(support_of(msg["fn"]))
         raw = transform.inv(msg["value"])
         self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
         self._account(transform, raw, msg["value"], msg["fn"])

@@ -70,7 +70,7 @@ def iter_log_weights(
 @torch.no_grad()
 def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStream, progress: bool) -> Iterator[Tensor]:
     with refuse_batch_dependence(*call.programs):
-        first = call.probe()
+        first = call.probe_density()
     chunk = samples_at_once(first) if chunk is None else chunk
     starts = range(0, num_samples, chunk)
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):

@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import ClassVar
 
 from inference.core.call import Call
+from inference.core.protocols import SupportsLogEvidence
+from inference.core.rows import with_known_rows
 from inference.core.run import Program
 from inference.marginal_likelihood.base.result import Evidence
 from inference.posterior.log_joint import LogJoint
@@ -32,6 +34,17 @@ class Problem:
         """The model's log joint density of these data."""
         call = self.call
         return LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
+
+    @cached_property
+    def call_of_rows(self) -> Call:
+        """The call, of which chosen rows may be taken.
+
+        Raises:
+            ValueError: See :func:`inference.core.rows.with_known_rows`.
+        """
+        if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
+            return self.call
+        return with_known_rows(self.call, self.log_joint.probe() if self.call.guide is None else self.call.probe())
 
     def require_guide(self, method: str) -> Program:
         """The guide.

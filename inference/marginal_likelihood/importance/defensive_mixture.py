@@ -132,7 +132,7 @@ def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:
     if sizes != expected:
         raise ValueError(f"expected a guide with the model's unconstrained sites {expected}, got {sizes}")
     order = [i for name in own.coordinates for i in range(ours[name].start, ours[name].stop)]
-    return lambda u: own(u[..., order])
+    return lambda u: own.terms(u[..., order]).prior  # what a guide observes is no part of its density
 
 
 def check_same(drawn: Tensor, evaluated: Tensor) -> None:

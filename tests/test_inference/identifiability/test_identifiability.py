@@ -130,6 +130,17 @@ def test_unit_columns_at_an_angle_have_minus_log_sine(degrees):
         assert float(column_contrast(columns)) == pytest.approx(0.1438410362, abs=5e-11)
 
 
+@pytest.mark.parametrize("angle", [1e-4, 1e-8, 1e-12])
+def test_the_contrast_of_nearly_parallel_columns_is_not_squared(angle):
+    columns = torch.tensor([[1.0, math.cos(angle)], [0.0, math.sin(angle)]], dtype=F64)
+    columns = torch.linalg.qr(torch.randn(6, 2, dtype=F64)).Q @ columns
+    expected, rounding = -math.log(math.sin(angle)), 1e-15 / angle
+    assert float(column_contrast(columns)) == pytest.approx(expected, abs=10 * rounding)
+    unmix = torch.linalg.pinv(columns, rtol=1e-15)
+    of_inverse = local_ima_contrast_of_inverse(lambda x: x @ unmix.T, torch.zeros(1, 6, dtype=F64))
+    assert float(of_inverse) == pytest.approx(expected, abs=100 * rounding)
+
+
 def test_the_contrast_of_the_worked_example():
     c = column_contrast(torch.tensor([[1.0, 0.8], [0.0, 0.6]], dtype=F64))
     assert float(c) == pytest.approx(0.510825624, abs=5e-10)

@@ -3,8 +3,10 @@
 import math
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 from guides import FullRank, Linear, MeanField
 from inference import (
@@ -176,3 +178,45 @@ def test_annealing_ends_at_the_optimum_of_the_elbo():
     )
     best = LinearVAE.optimum(X, 2).log_evidence(X).mean()
     assert 0 <= (best - AnalyticELBO().per_datum(model, guide, X).mean()).item() < 0.02
+
+
+def nested(half, scale=1.0):
+    """Latents in a further plate, masked at some data points and scaled, in model and guide alike."""
+
+    def program(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("parts", 3, dim=-2):
+            with poutine.mask(mask=MASK), poutine.scale(scale=scale):
+                mean = x[:, :2] if half == "guide" else 0 * x[:, :2]
+                z = pyro.sample("z", dist.Normal(mean, 0.5 if half == "guide" else 1.0).to_event(1))
+            if half == "model":
+                pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, 0].expand(3, -1))
+
+    return program
+
+
+MASK = torch.arange(len(X)) % 3 > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize("num_particles", [1, 4])
+def test_free_bits_honour_masks_scales_and_further_plates(scale, num_particles):
+    pair = nested("model", scale), nested("guide", scale)
+    values = []
+    for objective in (AnalyticKLELBO(num_particles), FreeBitsELBO(0.0, num_particles)):
+        torch.manual_seed(0)
+        values.append(objective.per_datum(*pair, X).mean())
+    torch.testing.assert_close(*values)
+    torch.manual_seed(0)
+    much = FreeBitsELBO(1000.0, num_particles).per_datum(*pair, X).mean()
+    each = scale * coordinate_kl(dist.Normal(X[:, :2], 0.5).to_event(1), dist.Normal(0 * X[:, :2], 1.0).to_event(1))
+    rate = 3 * (each.sum(-1) * MASK).mean()
+    torch.testing.assert_close(much, values[0] + rate - 6 * 1000.0)
+
+
+def test_free_bits_refuse_masks_that_differ():
+    def unmasked(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("parts", 3, dim=-2):
+            pyro.sample("z", dist.Normal(x[:, :2], 0.5).to_event(1))
+
+    with pytest.raises(ValueError, match="expected site 'z' under the same mask and scale in model and guide"):
+        FreeBitsELBO(0.1).loss(nested("model"), unmasked, X)

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.comparison.gap_decomposition import refit_call
 from inference.comparison.paired_differences import principal_map
 from inference.comparison.pooled_weights import Pooled, pooled_weights
+from inference.comparison.refitting import refit_call
 from inference.comparison.resources import Cost, cost
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count, check_finite
@@ -107,7 +107,8 @@ def compare(
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
         point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and
         ``ess``, and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
-        ``mean_evidence`` with its own interval, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
+        ``mean_evidence`` with its own interval, ``bounded_evidence`` likewise over the ``num_bounded`` data points that
+        have an upper end, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
         ELBO of one block takes; per data point ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
         :func:`inference.table` prints it, :func:`inference.save_comparison` writes netCDF.
 
@@ -225,6 +226,9 @@ def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     own = [truths[id(entry.own.model)] for entry in entries.values()]
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
+    for i, end in enumerate(("", "_lower", "_upper")):
+        variables[f"bounded_evidence{end}"] = (("guide",), [truth.bounded_mean[i] for truth in own])
+    variables["num_bounded"] = (("guide",), [int(truth.bounded.sum()) for truth in own])
     variables["method"] = (("guide",), [truth.method for truth in own])
     num_data = len(own[0].value)
     return xr.Dataset(variables, {"guide": list(entries), "datum": np.arange(num_data)})
@@ -316,4 +320,5 @@ def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
 
 def _with_data(dataset: xr.Dataset, data: Tensor, offsets: Tensor) -> xr.Dataset:
     place = principal_map(data).cpu().numpy()
+    dataset = dataset.assign_attrs(dtype=str(data.dtype).removeprefix("torch."))
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))

@@ -13,16 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
+from inference.comparison.guide_density import guide_log_prob
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_log_weights
 from inference.core.draw import Draw
-from inference.core.handlers import Site, isolated
-from inference.core.run import run_program
 from inference.core.seeding import random_state
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.result import Evidence
@@ -71,6 +69,8 @@ class Pooled(NamedTuple):
 def pooled_weights(calls: Mapping[str, Call], num_samples: int, chunk: int | None) -> Pooled:
     """Draw from each guide of one model, and weight each draw by that guide and by the mixture of all.
 
+    A guide that is given under several names is one guide: it is measured once, and counts once in the mixture.
+
     Args:
         calls: Guide's name to its call; the model and the arguments are the same in all.
         num_samples: S, samples per data point and guide.
@@ -80,6 +80,14 @@ def pooled_weights(calls: Mapping[str, Call], num_samples: int, chunk: int | Non
         ValueError: If model and guide are not a valid pair.
         FloatingPointError: If a weight is NaN or plus infinity.
     """
+    names = {id(call.guide): name for name, call in reversed(calls.items())}
+    distinct = {name: call for name, call in calls.items() if names[id(call.guide)] == name}
+    found = _of_distinct(distinct, num_samples, chunk)
+    return found._replace(own={name: found.own[names[id(call.guide)]] for name, call in calls.items()})
+
+
+def _of_distinct(calls: Mapping[str, Call], num_samples: int, chunk: int | None) -> Pooled:
+    """:func:`pooled_weights` of guides of which no two are the same object."""
     with refuse_batch_dependence(*(program for call in calls.values() for program in call.programs)):
         first = {name: call.probe() for name, call in calls.items()}
     mixed = _mixable(calls, first) if len(calls) > 1 else {}
@@ -118,30 +126,8 @@ def _has_density(call: Call, first: Draw) -> bool:
 
 
 def _log_density(call: Call, draw: Draw) -> Tensor:
-    """Log-density of a call's guide at the latents of a draw, (S, N) in nats; of zero density outside its support."""
-    assert call.guide is not None
-    values = {**draw.latents, **draw.subsamples}
-    depth = draw.layout.depth if draw.num_samples > 1 else None
-    with isolated(), pyro.validation_enabled(False), random_state(None):
-        run = run_program(call.guide, call.args, call.kwargs, values, draw.num_samples, depth)
-    scored = replace(draw, guide_sites=run.sites, model_sites={}, call=call)
-    scored.refuse_scales()
-    density = scored.total(run.sites, observed=False).nan_to_num(nan=-math.inf)
-    for site in run.sites.values():
-        if not site.is_observed:
-            density = torch.where(draw.layout.per_datum(_outside(site), draw.num_samples) > 0, -math.inf, density)
-    return density
-
-
-def _outside(site: Site) -> Tensor:
-    """One where a value lies outside the support that its distribution declares, zero elsewhere; the batch's shape."""
-    try:
-        inside = site.fn.support.check(site.value)
-    except NotImplementedError:
-        inside = site.value.new_ones(()).bool()
-    outside = (~inside).to(site.value)
-    extra = outside.dim() - (site.value.dim() - len(site.fn.event_shape))
-    return outside.flatten(-extra).sum(-1) if extra > 0 else outside
+    """Log-density of a call's guide at the latents of a draw, (S, N) in nats."""
+    return guide_log_prob(call, draw.layout, {**draw.latents, **draw.subsamples}, draw.num_samples)
 
 
 def _columns(call: Call, first: Draw, mixed: list[Call], num_samples: int, chunk: int | None) -> Iterator[Tensor]:

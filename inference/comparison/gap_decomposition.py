@@ -9,16 +9,19 @@ with q the guide and q* the best of its family for data point n.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.comparison.local_problem import check_takes_all
-from inference.comparison.refitting import evaluations, mean_and_error, refit_call
+from inference.comparison.refitting import EVALUATIONS, evaluations, mean_and_error, refit_call
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
-from inference.core.protocols import SupportsLocal
+from inference.core.estimates import Interval
+from inference.core.protocols import SupportsLocal, SupportsRows
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -31,17 +34,27 @@ from inference.marginal_likelihood.estimate import as_method, evidence
 class Gap:
     """Gap between evidence and ELBO of a guide, split per data point; all (N,) in nats.
 
+    Of the three numbers the total alone is known from both sides, where log p is. The refit is a member of the family,
+    not surely its best one: what it wins is at least lost by the encoder, and what it leaves is at most due to the
+    family. For a guide of local parameters, which has no encoder, amortisation means what its own optimiser has left.
+
     Attributes:
         evidence: log p(x), with its interval and guarantee.
         elbo: The guide's ELBO.
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        approximation: Approximation gap, that of the family's best member; None where the guide cannot be freed for
-            each data point.
-        amortisation: Amortisation gap, the encoder's loss beyond that; None likewise.
+        total_lower: Lower end of its interval at the evidence's level; never negative.
+        total_upper: Upper end; infinite where nothing bounds the evidence from above.
+        approximation: Approximation gap as far as the refit is the family's best; None where the guide cannot be freed
+            for each data point. Its lower end is zero.
+        approximation_error: Standard error of the refit's ELBO in it.
+        approximation_upper: Upper end of its interval: that of log p less the refit's lower end; None likewise.
+        amortisation: Amortisation gap, what the refit wins; None likewise. Its upper end is the total's.
         amortisation_error: Its standard error.
-        gradient_norm: Of the refitted guide's ELBO, which certifies the optimum.
+        amortisation_lower: Lower end of its interval; never negative.
+        gradient_norm: Of the refitted guide's ELBO: near zero where the refit is stationary.
+        second: Name of the second part: amortisation, or optimisation of a guide without an encoder.
     """
 
     evidence: Evidence
@@ -49,19 +62,64 @@ class Gap:
     elbo_error: Tensor
     total: Tensor
     total_error: Tensor
+    total_lower: Tensor
+    total_upper: Tensor
     approximation: Tensor | None
+    approximation_error: Tensor | None
+    approximation_upper: Tensor | None
     amortisation: Tensor | None
     amortisation_error: Tensor | None
+    amortisation_lower: Tensor | None
     gradient_norm: Tensor | None
+    second: str = "amortisation"
+
+    @property
+    def mean(self) -> dict[str, Interval]:
+        """The data set's mean of total, approximation and second part by name, with an interval of its own each."""
+        truth, width = self.evidence.mean, _half_width(self.evidence.level)
+        below, above = truth.lower - truth.value, truth.upper - truth.value
+        value, error = float(self.total.mean()), _of_mean(self.elbo_error)
+        lower, upper = max(0.0, value + below - width * error), value + above + width * error
+        total = Interval(value, lower, upper, math.hypot(error, truth.standard_error))
+        if self.approximation is None or self.amortisation is None:
+            return {"gap": total}
+        assert self.approximation_error is not None
+        assert self.amortisation_error is not None
+        left, left_error = float(self.approximation.mean()), _of_mean(self.approximation_error)
+        most = max(0.0, left + above + width * left_error)
+        won, won_error = float(self.amortisation.mean()), _of_mean(self.amortisation_error)
+        return {
+            "gap": total,
+            "approximation": Interval(left, 0.0, most, math.hypot(left_error, truth.standard_error)),
+            self.second: Interval(won, max(0.0, won - width * won_error), upper, won_error),
+        }
 
     def __str__(self) -> str:
-        """One line: the data set's mean of each part."""
-        if self.approximation is None or self.amortisation is None:
-            return f"gap {self.total.mean():.4f} nats, approximation: unknown, amortisation: unknown"
-        return (
-            f"gap {self.total.mean():.4f} nats = approximation {self.approximation.mean():.4f} "
-            f"+ amortisation {self.amortisation.mean():.4f}"
-        )
+        """One line: the data set's mean of each part with its interval."""
+        parts = [f"{name} {_bracket(part)}" for name, part in self.mean.items()]
+        if len(parts) == 1:
+            return f"{parts[0]} nats, approximation: unknown, amortisation: unknown"
+        return f"{parts[0]} nats = {parts[1]} + {parts[2]}"
+
+    def __repr__(self) -> str:
+        """The line of :meth:`__str__`, and what it is of."""
+        return f"<Gap of {len(self.elbo)} data points: {self}>"
+
+
+def _bracket(part: Interval) -> str:
+    if math.isinf(part.upper):
+        return f">= {part.lower:.4f}"
+    return f"{part.value:.4f} [{part.lower:.4f}, {part.upper:.4f}]"
+
+
+def _of_mean(errors: Tensor) -> float:
+    """Standard error of the mean of data points with independent errors (N,)."""
+    return float(errors.square().sum().sqrt()) / len(errors)
+
+
+def _half_width(level: float) -> float:
+    """Half-width in standard errors of an interval for the mean of the few evaluations of an ELBO."""
+    return float(student_t.ppf((1 + level) / 2, EVALUATIONS - 1))
 
 
 def gap(
@@ -86,8 +144,9 @@ def gap(
     by itself, as a whole. Of others the gap is known, but not its parts.
 
     Warning:
-        Where the evidence is a lower bound, so are gap and approximation. Amortisation is what the optimiser found:
-        a better optimum moves nats from approximation to amortisation.
+        Where nothing bounds the evidence from above, nothing bounds gap and approximation. Amortisation is what the
+        optimiser found: a better optimum moves nats from approximation to amortisation, so that only the sum is known
+        from both sides.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, arXiv 1801.03558.
@@ -120,7 +179,8 @@ def gap(
         known = _evidence(call, as_method(method), level, seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
-    parts: dict[str, Tensor | None]
+    width = _half_width(known.level)
+    parts: dict[str, Any]
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
@@ -128,21 +188,36 @@ def gap(
         elbo, error = found.own_elbo, found.own_standard_error
         parts = {
             "approximation": known.value - found.elbo,
+            "approximation_error": found.standard_error,
+            "approximation_upper": (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
             "amortisation": found.improvement,
             "amortisation_error": found.improvement_error,
+            "amortisation_lower": (found.improvement - width * found.improvement_error).clamp(min=0),
             "gradient_norm": found.gradient_norm,
+            "second": "optimisation" if isinstance(call.guide, SupportsRows) else "amortisation",
         }
     else:
         with refuse_batch_dependence(*call.programs), seeded(seed):
             elbo, error = mean_and_error(evaluations(call, num_samples))
-        parts = dict.fromkeys(("approximation", "amortisation", "amortisation_error", "gradient_norm"))
-    total_error = (known.standard_error.square() + error.square()).sqrt()
+        parts = dict.fromkeys(
+            (
+                "approximation",
+                "approximation_error",
+                "approximation_upper",
+                "amortisation",
+                "amortisation_error",
+                "amortisation_lower",
+                "gradient_norm",
+            )
+        )
     return Gap(
         evidence=known,
         elbo=elbo,
         elbo_error=error,
         total=known.value - elbo,
-        total_error=total_error,
+        total_error=(known.standard_error.square() + error.square()).sqrt(),
+        total_lower=(known.lower - elbo - width * error).clamp(min=0),
+        total_upper=known.upper - elbo + width * error,
         **parts,
     )
 

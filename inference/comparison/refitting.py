@@ -165,18 +165,22 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     for candidate in candidates:
         problem.set(candidate)
         values.append(evaluations(problem.call, problem.num_samples, fresh))
-    return candidates[_chosen(torch.stack(values), lowest), torch.arange(len(lowest), device=lowest.device)]
+    taken = _chosen(torch.stack(values), lowest, len(found))
+    return candidates[taken, torch.arange(len(lowest), device=lowest.device)]
 
 
-def _chosen(values: Tensor, lowest: Tensor) -> Tensor:
+def _chosen(values: Tensor, lowest: Tensor, num_found: int) -> Tensor:
     """Which candidate to take, (N,), by values (C, E, N) on common noise; of equal ones the optimiser's lowest.
 
     The one whose ELBO is surely highest, by its own error, unless another is clearly better by the error of their
-    paired difference.
+    paired difference. The starts, which come after what was found from them and are not stationary, must be surely
+    higher than halfway between the best found and its own lower end.
     """
     columns = torch.arange(len(lowest), device=lowest.device)
     sure = _surely(values)
     sure[lowest, columns] += _TIE
+    reached, best = sure[:num_found].max(0)
+    sure[num_found:] -= (values.mean(1)[best, columns] - reached).clamp(min=0) / 2
     safe = sure.argmax(0)
     gain, other = _surely(values - values[safe, :, columns].mT).max(0)
     return torch.where(gain > _TIE, other, safe)

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from sklearn.decomposition import PCA
 
 from guides import Exact, Guide, Linear, MeanField, TiedMeanField
-from inference import AnalyticELBO, evidence, fit, log_weights
+from inference import AnalyticELBO, Importance, evidence, fit, log_weights
 from inference.comparison.guide_comparison import compare
 from inference.comparison.paired_differences import (
     bits_per_dim,
@@ -223,27 +223,85 @@ def test_differences_are_paired_per_datum(reference, quantity, tree):
 
 
 def test_paired_errors_hold_the_monte_carlo_error():
-    """Of two runs of one guide the difference is noise: its z-score over 40 seeds is standard normal."""
+    """Of two copies of one guide the difference is noise: its z-score over 40 seeds is standard normal."""
     model = make_model()
-    x, guide = data(model, 40, 3), mean_field()
+    x, guide, copy = data(model, 40, 3), mean_field(), mean_field()
     z = []
     for seed in range(40):
-        one = differences(measure(model, {"a": guide, "b": guide}, x, num_samples=50, seed=seed)).sel(guide="b")
+        one = differences(measure(model, {"a": guide, "b": copy}, x, num_samples=50, seed=seed)).sel(guide="b")
         z.append(float(one["difference"].squeeze()) / float(one["standard_error"].squeeze()))
     lower, upper = scipy.stats.chi2.ppf([5e-5, 1 - 5e-5], 40)
     assert lower < np.sum(np.square(z)) < upper
 
 
-def test_p_values_are_those_of_the_normal_law_adjusted_by_holm(tree):
+def test_p_values_are_students_adjusted_by_holm(tree):
     got = differences(tree).isel(seed=0).sel(split="train")
     raw = {}
     for name in ("tied", "untrained"):
         one = got.sel(guide=name)
-        raw[name] = 2 * scipy.stats.norm.sf(abs(float(one["difference"] / one["standard_error"])))
+        raw[name] = 2 * scipy.stats.t.sf(abs(float(one["difference"] / one["standard_error"])), 29)
     small, large = sorted(raw, key=raw.__getitem__)
     assert float(got["p_value"].sel(guide=small)) == pytest.approx(min(1, 2 * raw[small]))
     assert float(got["p_value"].sel(guide=large)) == pytest.approx(min(1, max(2 * raw[small], raw[large])))
     assert math.isnan(float(got["p_value"].sel(guide="exact")))
+
+
+def test_errors_count_the_rows_that_are_there():
+    model = make_model()
+    guides = {"mean field": mean_field(), "tied": TiedMeanField(model)}
+    tree = measure(model, guides, data(model, 60, 1), split=12, seed=0)
+    values = tree["train"]["amortisation"].values[0]
+    paired = (values[1] - values[0])[:12]
+    one = differences(tree, quantity="amortisation").sel(guide="tied").squeeze()
+    assert_close(one["standard_error"], scipy.stats.sem(paired))
+    assert_close(one["p_value"], scipy.stats.ttest_1samp(paired, 0.0).pvalue)
+
+
+def test_a_guide_under_two_names_is_measured_once_and_tested_never(case):
+    model, guides, splits, _ = case
+    pair = {"exact": guides["exact"], "untrained": guides["untrained"]}
+    alone, beside = (
+        differences(measure(model, chosen, splits["train"], seed=0))
+        for chosen in (pair, pair | {"same": pair["exact"]})
+    )
+    assert not beside["difference"].sel(guide="same").any()
+    assert bool(beside["p_value"].sel(guide="same").isnull().all())
+    assert_close(beside["p_value"].sel(guide="untrained"), alone["p_value"].sel(guide="untrained"))
+
+
+def test_rounding_is_no_significance(tree):
+    dataset = tree["train"].to_dataset()
+    shifted = dataset["elbo"].sel(guide="exact") + 1e-14 * (1 + np.arange(30) % 2)
+    changed = dataset.copy(deep=True)
+    changed["elbo"].loc[{"guide": "tied"}] = shifted
+    other = xr.DataTree.from_dict({"train": changed})
+    other.attrs = tree.attrs
+    assert bool(differences(other)["p_value"].sel(guide="tied").isnull().all())
+
+
+def test_guides_of_different_models_are_not_subtracted(case):
+    model, guides, splits, _ = case
+    other = make_model(1)
+    pairs = {"a": (model, guides["tied"]), "b": (other, TiedMeanField(other)), "c": (model, guides["exact"])}
+    tree = measure(None, pairs, splits["train"])
+    got = differences(tree)
+    assert bool(got["p_value"].sel(guide=["a", "b"]).isnull().all())
+    assert float(got["difference"].sel(guide="b").squeeze()) == 0
+    assert bool(got["p_value"].sel(guide="c").notnull().all())
+    assert bool(differences(tree, "a")["difference"].sel(guide="b").isnull().all())
+    lines = table(tree).splitlines()
+    assert [line for line in lines if "minus" in line] == [
+        "ELBO minus that of 'a', paired per data point, ± the standard error over the data"
+    ]
+    start = next(i for i, line in enumerate(lines) if "minus" in line)
+    assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["guide", "c"]
+
+
+@pytest.mark.parametrize("door", [table, differences, lambda t: gap_histogram(t), lambda t: save_comparison(t, "x.nc")])
+def test_a_part_of_a_comparison_is_refused_by_name(door, tree):
+    for part in (tree["train"], tree["train"].to_dataset(), {"train": tree["train"]}):
+        with pytest.raises(TypeError, match="expected the whole tree that compare returned"):
+            door(part)
 
 
 # --- the parts of the gap, coverage and cost -------------------------------------------------------
@@ -280,6 +338,49 @@ def test_a_lower_bound_of_the_evidence_bounds_the_approximation_gap():
     rows = table(tree).splitlines()
     head = next(i for i, row in enumerate(rows) if "approximation" in row)
     assert next(row for row in rows[head:] if row.startswith("a ")).split()[1] == ">="
+
+
+def test_without_an_upper_end_the_table_prints_bounds():
+    model = make_model()
+    x = data(model, 6, 1)
+    tree = measure(lambda x: model(x), {"a": mean_field()}, x, method=Importance(50), seed=0)
+    one = tree["train"].to_dataset().isel(seed=0, guide=0)
+    assert math.isinf(float(one["mean_evidence_upper"]))
+    text = table(tree)
+    error = {key: math.sqrt(float((one[f"{key}_se"] ** 2).sum())) / 6 for key in ("elbo", "iwae")}
+    lower, quantile = float(one["mean_evidence_lower"]), scipy.stats.norm.ppf(0.975)
+    for key in ("elbo", "iwae"):
+        assert f">= {max(0.0, lower - float(one[key].mean()) - quantile * error[key]):.4f}" in text
+    assert f"<= {-lower / (5 * math.log(2)):.4f}" in text
+    assert ">=, <=: nothing bounds log p from above; these are bounds from its lower end at 95%." in text
+    truth = float(model.log_evidence(x).mean())
+    assert lower - float(one["elbo"].mean()) < truth - float(one["elbo"].mean())
+
+
+def test_an_evidence_that_is_the_iwae_is_not_compared_with_it():
+    model = make_model()
+    x, guides = data(model, 6, 1), {"a": mean_field()}
+    assert "log p - IWAE" not in table(measure(lambda x: model(x), guides, x))
+    assert "log p - IWAE" in table(measure(model, guides, x))
+
+
+def test_rows_with_an_upper_end_are_summed_up_beside_the_rest():
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).unsqueeze(-1)
+
+    def guide(x):  # the first data point's is far too narrow
+        sigma = torch.full((6,), 0.12).double()
+        sigma[0] = 0.01
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 1.01, sigma))
+
+    tree = measure(normal_model, {"a": guide}, x, num_samples=4000, seed=0)
+    one = tree["train"].to_dataset().isel(seed=0, guide=0)
+    assert np.isfinite(one["evidence_upper"]).values.tolist() == [False] + [True] * 5
+    assert math.isinf(float(one["mean_evidence_upper"]))
+    truth = scipy.stats.norm.logpdf(x[1:, 0].numpy(), 0.0, 1.01**0.5).mean()
+    assert float(one["bounded_evidence_lower"]) < truth < float(one["bounded_evidence_upper"])
+    expected = f"train, a: 5 of 6 log p have an upper end, mean {float(one['bounded_evidence']):.4f} ["
+    assert expected in table(tree)
 
 
 def test_coverage_is_nominal_and_less_for_a_narrow_guide():
@@ -760,6 +861,20 @@ def test_the_map_shows_every_datum_in_the_colour_of_its_k(split, tree):
     assert len(figure.axes) == 4  # with the colour bar
 
 
+def test_figures_mark_what_has_no_upper_end():
+    model = make_model()
+    x = data(model, 6, 1)
+    tree = measure(lambda x: model(x), {"a": mean_field()}, x, method=Importance(50), seed=0)
+    unbounded = np.isinf(tree["train"]["evidence_upper"].values[0, 0])
+    assert unbounded.any()
+    (ax,) = panels(gap_histogram(tree), 1)
+    assert ax.get_legend().get_texts()[0].get_text().startswith("mean ≥ ")
+    (ax,) = panels(elbo_against_evidence(tree), 1)
+    (arrows,) = (artist for artist in ax.collections if isinstance(artist, PathCollection))
+    assert len(arrows.get_offsets()) == unbounded.sum()
+    assert "right of" in arrows.get_label()
+
+
 @pytest.mark.parametrize("draw", [gap_histogram, elbo_against_evidence, pareto_k_map])
 def test_many_guides_fill_several_rows(draw, case, tmp_path):
     model, guides, splits, _ = case
@@ -785,7 +900,7 @@ REFUSED = {
     "no guides": ({"guides": {}}, ValueError, "with at least one entry, got {}"),
     "a list of guides": ({"guides": [mean_field()]}, ValueError, "expected guides as a mapping from names"),
     "no callable": ({"guides": {"a": 3}}, TypeError, "expected 'a' to be a guide of the given model, or .* got 3"),
-    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, r"expected 'a' to be a guide beside .*got \(1, 2, 3\)"),
+    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, r"expected 'a' to be a guide of .*got \(1, 2, 3\)"),
     "no model": ({"model": None}, TypeError, "expected 'a' to be a guide of the given model, or"),
     "one sample": ({"num_samples": 1}, ValueError, "expected num_samples to be at least 2, got 1"),
     "no seeds": ({"seeds": []}, ValueError, "expected at least one seed, got none"),

@@ -24,8 +24,9 @@ class C2ST(NamedTuple):
 
     Attributes:
         accuracy: Share of held-out samples that are classified correctly: 1/2 where the classifier finds no difference.
-        standard_error: Of the accuracy, binomial.
-        p_value: One-sided, of an accuracy so far above 1/2, by the normal approximation.
+        standard_error: Of the accuracy, with the dependence of the folds.
+        p_value: One-sided, of an accuracy so far above 1/2, by the normal approximation with that dependence: rather
+            too large than too small.
     """
 
     accuracy: Tensor
@@ -58,10 +59,12 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
 
     Warning:
         An accuracy of 1/2 means that this classifier finds no difference, not that there is none. The samples must be
-        independent of each other: thin a Markov chain. The error takes held-out answers as independent; those of
-        different folds share training data.
+        independent of each other: thin a Markov chain. Classifiers of different folds share training data, so that
+        their answers are not independent: the binomial variance is multiplied by 1 + F / (F - 1) for F folds (Nadeau,
+        Bengio). For logistic regression that is rather more than needed: 2.25 where 1.7 was measured for five folds.
 
     References:
+        Nadeau, Bengio, "Inference for the Generalization Error", 2003, Machine Learning 52.
         Lopez-Paz, Oquab, "Revisiting Classifier Two-Sample Tests", 2017, arXiv 1610.06545.
 
     Args:
@@ -93,8 +96,9 @@ def c2st(first: Tensor, second: Tensor, *, classifier: Any = None, num_folds: in
         check_finite(samples, name)
     right = _held_out(first, second, classifier, num_folds, _fresh(seed))
     accuracy, num = float(right.mean()), len(right)
-    error = math.sqrt(accuracy * (1 - accuracy) / num)
-    p_value = float(scipy.stats.norm.sf((accuracy - 0.5) * 2 * math.sqrt(num)))
+    dependence = math.sqrt(1 + num_folds / (num_folds - 1))
+    error = dependence * math.sqrt(accuracy * (1 - accuracy) / num)
+    p_value = float(scipy.stats.norm.sf((accuracy - 0.5) * 2 * math.sqrt(num) / dependence))
     return C2ST(*(torch.tensor(v, dtype=torch.float64) for v in (accuracy, error, p_value)))
 
 

@@ -135,6 +135,7 @@ class Coverage:
         lower: Lower binomial limit of the true coverage (Clopper-Pearson), (A, Q).
         upper: Upper limit, (A, Q).
         level: Confidence level of each pair of limits by itself.
+        num_data: N.
     """
 
     names: tuple[str, ...]
@@ -143,11 +144,23 @@ class Coverage:
     lower: Tensor
     upper: Tensor
     level: float
+    num_data: int
 
     @property
     def consistent(self) -> Tensor:
-        """Where the nominal level lies within the limits, (A, Q)."""
-        return (self.lower <= self.levels[:, None]) & (self.levels[:, None] <= self.upper)
+        """Where the nominal level lies within limits that hold all together at ``level``, by Bonferroni, (A, Q)."""
+        hits = (self.value * self.num_data).round().cpu().numpy()
+        low, high = _limits(hits, self.num_data, 1 - (1 - self.level) / hits.size)
+        nominal = self.levels[:, None].cpu().numpy()
+        return torch.from_numpy((low <= nominal) & (nominal <= high)).to(self.levels.device)
+
+
+def _limits(hits: np.ndarray, num_data: int, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Binomial limits of a share by Clopper and Pearson."""
+    tail = (1 - level) / 2
+    lower = np.where(hits == 0, 0.0, scipy.stats.beta.ppf(tail, hits, num_data - hits + 1))
+    upper = np.where(hits == num_data, 1.0, scipy.stats.beta.ppf(1 - tail, hits + 1, num_data - hits))
+    return lower, upper
 
 
 @renamed_keywords(confidence="level")
@@ -177,12 +190,16 @@ def coverage(result: SBC, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99),
         raise ValueError("expected at least one level, got none")
     nominal = result.uniform.new_tensor(list(levels))
     hits = ((result.uniform - 0.5).abs() <= nominal[:, None, None] / 2).sum(1)
-    num_data, k, tail = len(result.uniform), hits.cpu().numpy(), (1 - level) / 2
-    lower = np.where(k == 0, 0.0, scipy.stats.beta.ppf(tail, k, num_data - k + 1))
-    upper = np.where(k == num_data, 1.0, scipy.stats.beta.ppf(1 - tail, k + 1, num_data - k))
-    low, high = (torch.from_numpy(bound).to(nominal) for bound in (lower, upper))
+    num_data = len(result.uniform)
+    low, high = (torch.from_numpy(bound).to(nominal) for bound in _limits(hits.cpu().numpy(), num_data, level))
     return Coverage(
-        names=result.names, levels=nominal, value=hits.double() / num_data, lower=low, upper=high, level=level
+        names=result.names,
+        levels=nominal,
+        value=hits.double() / num_data,
+        lower=low,
+        upper=high,
+        level=level,
+        num_data=num_data,
     )
 
 

@@ -10,59 +10,33 @@ with q the guide and q* the best of its family for data point n.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from scipy.stats import t as student_t
+from torch import Tensor
 
+from inference.comparison.local_problem import check_takes_all
+from inference.comparison.refitting import EVALUATIONS, evaluations, mean_and_error, refit_call
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
-from inference.core.checks import check_count
-from inference.core.draw import Layout
-from inference.core.protocols import SupportsLocal
+from inference.core.estimates import Interval
+from inference.core.protocols import SupportsLocal, SupportsRows
 from inference.core.run import Program
-from inference.core.seeding import random_state, seeded
+from inference.core.seeding import seeded
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method, evidence
-from inference.numerics.lbfgs import minimise
-from inference.numerics.whitened_noise import WhitenedNoise
-
-_EVALUATIONS = 8
-_RESTART_SPREAD = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refit:
-    """Refit of a guide: the best member of its family for each data point, as far as it was found.
-
-    Attributes:
-        elbo: Its ELBO, (N,) in nats; never below the guide's own on the same noise.
-        standard_error: Of that, (N,).
-        own_elbo: The guide's ELBO on the same noise, (N,).
-        own_standard_error: Of that, (N,).
-        improvement: ``elbo - own_elbo``, (N,).
-        improvement_error: Its standard error over common noise, (N,).
-        gradient_norm: Of the ELBO at the optimum, in nats per natural unit of the parameters, (N,).
-        guide: The guide of these data that was refitted, a module.
-    """
-
-    elbo: Tensor
-    standard_error: Tensor
-    own_elbo: Tensor
-    own_standard_error: Tensor
-    improvement: Tensor
-    improvement_error: Tensor
-    gradient_norm: Tensor
-    guide: nn.Module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
     """Gap between evidence and ELBO of a guide, split per data point; all (N,) in nats.
+
+    Of the three numbers the total alone is known from both sides, where log p is. The refit is a member of the family,
+    not surely its best one: what it wins is at least lost by the encoder, and what it leaves is at most due to the
+    family. For a guide of local parameters, which has no encoder, amortisation means what its own optimiser has left.
 
     Attributes:
         evidence: log p(x), with its interval and guarantee.
@@ -70,11 +44,17 @@ class Gap:
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        approximation: Approximation gap, that of the family's best member; None where the guide cannot be freed for
-            each data point.
-        amortisation: Amortisation gap, the encoder's loss beyond that; None likewise.
+        total_lower: Lower end of its interval at the evidence's level; never negative.
+        total_upper: Upper end; infinite where nothing bounds the evidence from above.
+        approximation: Approximation gap as far as the refit is the family's best; None where the guide cannot be freed
+            for each data point. Its lower end is zero.
+        approximation_error: Standard error of the refit's ELBO in it.
+        approximation_upper: Upper end of its interval: that of log p less the refit's lower end; None likewise.
+        amortisation: Amortisation gap, what the refit wins; None likewise. Its upper end is the total's.
         amortisation_error: Its standard error.
-        gradient_norm: Of the refitted guide's ELBO, which certifies the optimum.
+        amortisation_lower: Lower end of its interval; never negative.
+        gradient_norm: Of the refitted guide's ELBO: near zero where the refit is stationary.
+        second: Name of the second part: amortisation, or optimisation of a guide without an encoder.
     """
 
     evidence: Evidence
@@ -82,19 +62,64 @@ class Gap:
     elbo_error: Tensor
     total: Tensor
     total_error: Tensor
+    total_lower: Tensor
+    total_upper: Tensor
     approximation: Tensor | None
+    approximation_error: Tensor | None
+    approximation_upper: Tensor | None
     amortisation: Tensor | None
     amortisation_error: Tensor | None
+    amortisation_lower: Tensor | None
     gradient_norm: Tensor | None
+    second: str = "amortisation"
+
+    @property
+    def mean(self) -> dict[str, Interval]:
+        """The data set's mean of total, approximation and second part by name, with an interval of its own each."""
+        truth, width = self.evidence.mean, _half_width(self.evidence.level)
+        below, above = truth.lower - truth.value, truth.upper - truth.value
+        value, error = float(self.total.mean()), _of_mean(self.elbo_error)
+        lower, upper = max(0.0, value + below - width * error), value + above + width * error
+        total = Interval(value, lower, upper, math.hypot(error, truth.standard_error))
+        if self.approximation is None or self.amortisation is None:
+            return {"gap": total}
+        assert self.approximation_error is not None
+        assert self.amortisation_error is not None
+        left, left_error = float(self.approximation.mean()), _of_mean(self.approximation_error)
+        most = max(0.0, left + above + width * left_error)
+        won, won_error = float(self.amortisation.mean()), _of_mean(self.amortisation_error)
+        return {
+            "gap": total,
+            "approximation": Interval(left, 0.0, most, math.hypot(left_error, truth.standard_error)),
+            self.second: Interval(won, max(0.0, won - width * won_error), upper, won_error),
+        }
 
     def __str__(self) -> str:
-        """One line: the data set's mean of each part."""
-        if self.approximation is None or self.amortisation is None:
-            return f"gap {self.total.mean():.4f} nats, approximation: unknown, amortisation: unknown"
-        return (
-            f"gap {self.total.mean():.4f} nats = approximation {self.approximation.mean():.4f} "
-            f"+ amortisation {self.amortisation.mean():.4f}"
-        )
+        """One line: the data set's mean of each part with its interval."""
+        parts = [f"{name} {_bracket(part)}" for name, part in self.mean.items()]
+        if len(parts) == 1:
+            return f"{parts[0]} nats, approximation: unknown, amortisation: unknown"
+        return f"{parts[0]} nats = {parts[1]} + {parts[2]}"
+
+    def __repr__(self) -> str:
+        """The line of :meth:`__str__`, and what it is of."""
+        return f"<Gap of {len(self.elbo)} data points: {self}>"
+
+
+def _bracket(part: Interval) -> str:
+    if math.isinf(part.upper):
+        return f">= {part.lower:.4f}"
+    return f"{part.value:.4f} [{part.lower:.4f}, {part.upper:.4f}]"
+
+
+def _of_mean(errors: Tensor) -> float:
+    """Standard error of the mean of data points with independent errors (N,)."""
+    return float(errors.square().sum().sqrt()) / len(errors)
+
+
+def _half_width(level: float) -> float:
+    """Half-width in standard errors of an interval for the mean of the few evaluations of an ELBO."""
+    return float(student_t.ppf((1 + level) / 2, EVALUATIONS - 1))
 
 
 def gap(
@@ -119,8 +144,9 @@ def gap(
     by itself, as a whole. Of others the gap is known, but not its parts.
 
     Warning:
-        Where the evidence is a lower bound, so are gap and approximation. Amortisation is what the optimiser found:
-        a better optimum moves nats from approximation to amortisation.
+        Where nothing bounds the evidence from above, nothing bounds gap and approximation. Amortisation is what the
+        optimiser found: a better optimum moves nats from approximation to amortisation, so that only the sum is known
+        from both sides.
 
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, arXiv 1801.03558.
@@ -133,7 +159,7 @@ def gap(
         method: How to estimate the evidence, see :func:`inference.evidence`.
         known: The evidence, where it is known already.
         num_samples: Samples per data point of the refit, and of each of its eight evaluations.
-        restarts: Further starts per data point, one unit around the guide's own output.
+        restarts: Random starts per data point besides the others, see :func:`inference.refit`.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
         level: Confidence level of the evidence's intervals.
@@ -148,12 +174,13 @@ def gap(
     call = Call(model, guide, (x, *args), kwargs, plate).double()
     call.check()
     layout = call.probe().layout
-    _check_takes_all(layout)
+    check_takes_all(layout)
     if known is None:
         known = _evidence(call, as_method(method), level, seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
-    parts: dict[str, Tensor | None]
+    width = _half_width(known.level)
+    parts: dict[str, Any]
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
@@ -161,21 +188,36 @@ def gap(
         elbo, error = found.own_elbo, found.own_standard_error
         parts = {
             "approximation": known.value - found.elbo,
+            "approximation_error": found.standard_error,
+            "approximation_upper": (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
             "amortisation": found.improvement,
             "amortisation_error": found.improvement_error,
+            "amortisation_lower": (found.improvement - width * found.improvement_error).clamp(min=0),
             "gradient_norm": found.gradient_norm,
+            "second": "optimisation" if isinstance(call.guide, SupportsRows) else "amortisation",
         }
     else:
         with refuse_batch_dependence(*call.programs), seeded(seed):
-            elbo, error = _mean_and_error(_evaluations(call, num_samples))
-        parts = dict.fromkeys(("approximation", "amortisation", "amortisation_error", "gradient_norm"))
-    total_error = (known.standard_error.square() + error.square()).sqrt()
+            elbo, error = mean_and_error(evaluations(call, num_samples))
+        parts = dict.fromkeys(
+            (
+                "approximation",
+                "approximation_error",
+                "approximation_upper",
+                "amortisation",
+                "amortisation_error",
+                "amortisation_lower",
+                "gradient_norm",
+            )
+        )
     return Gap(
         evidence=known,
         elbo=elbo,
         elbo_error=error,
         total=known.value - elbo,
-        total_error=total_error,
+        total_error=(known.standard_error.square() + error.square()).sqrt(),
+        total_lower=(known.lower - elbo - width * error).clamp(min=0),
+        total_upper=known.upper - elbo + width * error,
         **parts,
     )
 
@@ -193,177 +235,3 @@ def _evidence(call: Call, method: Method, level: float, seed: int | None, progre
         progress=progress,
         **call.kwargs,
     )
-
-
-def refit(
-    model: Program,
-    guide: Program,
-    *args: Any,
-    num_samples: int = 128,
-    restarts: int = 2,
-    max_steps: int = 200,
-    tolerance: float = 1e-6,
-    plate: str | None = None,
-    seed: int | None = None,
-    progress: bool = True,
-    **kwargs: Any,
-) -> Refit:
-    """Refit a guide: find the best member of its family for each data point.
-
-    All data side by side, by L-BFGS on whitened antithetic noise that stays the same; then evaluated on
-    fresh noise of the same kind.
-
-    Args:
-        model: Pyro model.
-        guide: Guide that can be freed for each data point.
-        *args: Arguments of both.
-        num_samples: Samples per data point.
-        restarts: Starts in addition to the guide's own output.
-        max_steps: Steps of the optimiser.
-        tolerance: Gradient norm at which it stops, in nats per natural unit.
-        plate: Name of the plate over the data, ``"data"`` if None.
-        seed: Seed of all noise.
-        progress: Show a progress bar over the starts.
-        **kwargs: Keyword arguments of both.
-
-    Raises:
-        TypeError: If the guide cannot be freed for each data point.
-        ValueError: If model and guide are not a valid pair, or a parameter of the freed guide has not one row for each
-            data point.
-    """
-    return refit_call(
-        Call(model, guide, args, kwargs, plate).double(),
-        num_samples=num_samples,
-        restarts=restarts,
-        max_steps=max_steps,
-        tolerance=tolerance,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def refit_call(
-    own: Call,
-    *,
-    num_samples: int = 128,
-    restarts: int = 2,
-    max_steps: int = 200,
-    tolerance: float = 1e-6,
-    seed: int | None = None,
-    progress: bool = True,
-) -> Refit:
-    """:func:`refit` of a call that is in float64 already."""
-    if not isinstance(own.guide, SupportsLocal):
-        raise TypeError(f"expected a guide with local(x), got {type(own.guide).__name__}")
-    check_count(num_samples, "num_samples", 2)
-    check_count(restarts, "restarts", 0)
-    own.check()
-    with refuse_batch_dependence(*own.programs), seeded(seed):
-        local = own.guide.local(*own.args, **own.kwargs)
-        freed = replace(own, guide=local)
-        problem = _LocalProblem(freed, local, num_samples)
-        best = minimise(problem.evaluate, problem.start, max_steps=max_steps, tolerance=tolerance)
-        point, value, norm = best.point, best.value, best.gradient_norm
-        for _ in tqdm(range(restarts), disable=not progress or not restarts, desc="refit", unit="start"):
-            noise = _RESTART_SPREAD * torch.randn_like(problem.start)
-            other = minimise(problem.evaluate, problem.start + noise, max_steps=max_steps, tolerance=tolerance)
-            better = other.value < value
-            point = torch.where(better.unsqueeze(-1), other.point, point)
-            value, norm = torch.minimum(value, other.value), torch.where(better, other.gradient_norm, norm)
-        problem.set(point)
-        fresh = int(torch.randint(2**31, ()))
-        ours, refitted = (_evaluations(call, num_samples, fresh) for call in (own, freed))
-    worse = refitted.mean(0) < ours.mean(0)
-    problem.set(torch.where(worse.unsqueeze(-1), problem.start, point))
-    refitted = torch.where(worse, ours, refitted)
-    elbo, error = _mean_and_error(refitted)
-    own_elbo, own_error = _mean_and_error(ours)
-    improvement, improvement_error = _mean_and_error(refitted - ours)
-    return Refit(
-        elbo=elbo,
-        standard_error=error,
-        own_elbo=own_elbo,
-        own_standard_error=own_error,
-        improvement=improvement,
-        improvement_error=improvement_error,
-        gradient_norm=norm,
-        guide=local,
-    )
-
-
-class _LocalProblem:
-    """Minus the ELBO of each data point as a function of its own free parameters."""
-
-    def __init__(self, call: Call, local: nn.Module, num_samples: int) -> None:
-        self.parameters = [p for p in local.parameters() if p.requires_grad]
-        self.call, self.num_samples = call, num_samples
-        self.noise, self.seed = WhitenedNoise(), int(torch.randint(2**31, ()))
-        sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"expected the freed guide's parameters to have one row for each data point, got shapes "
-                f"{[tuple(p.shape) for p in self.parameters]}"
-            )
-        self.start = torch.cat([p.detach().reshape(len(p), -1) for p in self.parameters], -1).double()
-        with torch.no_grad():
-            layout = call.run(num_samples).layout  # which finds the depth of the plates, outside the noise
-            _check_takes_all(layout)
-            if len(self.start) != layout.num_data:
-                raise ValueError(
-                    f"expected the freed guide's parameters to have one row for each of {layout.num_data} data points, "
-                    f"got {len(self.start)}"
-                )
-            with random_state(self.seed), self.noise:  # drawn once here, so that each evaluation finds it drawn
-                call.run(num_samples)
-
-    def set(self, point: Tensor) -> None:
-        """Write free parameters (N, P) into the guide."""
-        pieces = point.split([p[0].numel() for p in self.parameters], -1)
-        with torch.no_grad():
-            for parameter, piece in zip(self.parameters, pieces, strict=True):
-                parameter.copy_(piece.reshape(parameter.shape))
-
-    def evaluate(self, point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Minus the ELBO, and its gradient, of chosen data points at given values; the others are run along."""
-        whole = self.start.clone()
-        whole[index] = point.to(whole)
-        self.set(whole)
-        # The same noise at each call, whoever draws it.
-        with torch.enable_grad(), random_state(self.seed), self.noise:
-            draw = self.call.run(self.num_samples)
-            loss = -draw.log_weights.mean(0)
-            gradients = torch.autograd.grad(loss.sum(), self.parameters)
-        gradient = torch.cat([g.reshape(len(g), -1) for g in gradients], -1)
-        value = torch.where(loss.detach().isnan(), math.inf, loss.detach())
-        return value[index].double(), gradient[index].double()
-
-
-def _check_takes_all(layout: Layout) -> None:
-    if layout.plate_scale != 1:
-        raise ValueError(f"expected a pair that takes all its data, got a subsampling plate {layout.plate!r}")
-
-
-@torch.no_grad()
-def _evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor:
-    """The ELBO on several independent sets of whitened noise, (8, N).
-
-    Whitened noise is normal up to second moments only: terms of the log joint beyond a quadratic have a bias in 1 / S.
-    A second set of half the size estimates that bias, which is subtracted; other noise has no such bias.
-    """
-    values = []
-    with seeded(seed):
-        for _ in range(_EVALUATIONS):
-            value, white = _evaluate(call, num_samples)
-            values.append(2 * value - _evaluate(call, num_samples // 2)[0] if white else value)
-    return torch.stack(values)
-
-
-def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
-    """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
-    with WhitenedNoise() as noise:
-        draw = call.run(num_samples)
-    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
-
-
-def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
-    return values.mean(0), values.std(0) / math.sqrt(len(values))

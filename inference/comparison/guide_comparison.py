@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.comparison.gap_decomposition import refit_call
 from inference.comparison.paired_differences import principal_map
+from inference.comparison.pooled_weights import Pooled, pooled_weights
+from inference.comparison.refitting import refit_call
 from inference.comparison.resources import Cost, cost
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count, check_finite
@@ -26,12 +27,10 @@ from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
 from inference.marginal_likelihood.analytic.exact import Exact
-from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.estimate import as_method
-from inference.weights.importance_weights import iter_log_weights
-from inference.weights.summary import WeightSummary, merge, summarise
+from inference.weights.summary import WeightSummary
 
 
 class Entry(NamedTuple):
@@ -75,8 +74,10 @@ def compare(
 ) -> xr.DataTree:
     """Compare guides: how far the ELBO of each lies below the evidence of its model, per data point.
 
-    Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or from the
-    importance weights of all guides of that model together.
+    Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or by importance
+    sampling from the mixture of all guides of that model in equal shares (the balance heuristic), so that a bad guide
+    beside a good one costs precision and nothing else. A guide whose density is known at its own draws alone is left
+    out of the mixture, and ``method`` in the result names it.
 
     Args:
         model: Pyro model that the guides share; None where every entry of ``guides`` has its own.
@@ -89,8 +90,8 @@ def compare(
             of the original data.
         held_out_log_det: Likewise of ``held_out``; both are given, or none.
         seeds: Training seeds, to show the spread over them.
-        method: How to estimate an evidence that has no closed form, see :func:`inference.evidence`;
-            None pools the importance weights of the guides. The guide that it is given is the model's first.
+        method: How to estimate an evidence that has no closed form, see :func:`inference.evidence`; None weights the
+            draws of the guides as draws of their mixture. The guide that a method is given is the model's best by ELBO.
         split: Rows of each data set, from its start, whose gap is split into approximation and amortisation gap, see
             :func:`inference.gap`. That refits the guides; 0 leaves it.
         simulated: Data simulated from the model, at least 100, on which the coverage of a guide's central 90 %
@@ -106,7 +107,8 @@ def compare(
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
         point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and
         ``ess``, and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
-        ``mean_evidence`` with its own interval, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
+        ``mean_evidence`` with its own interval, ``bounded_evidence`` likewise over the ``num_bounded`` data points that
+        have an upper end, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
         ELBO of one block takes; per data point ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
         :func:`inference.table` prints it, :func:`inference.save_comparison` writes netCDF.
 
@@ -202,21 +204,15 @@ def _measure(
     bar: Any,
 ) -> Block:
     """Everything per data point of a block: columns by the guide's name, evidence by the model's identity."""
-    weights, by_model = {}, dict[int, dict[str, Entry]]()
+    by_model = dict[int, dict[str, Entry]]()
     for name, entry in entries.items():
-        model, guide, plate = entry.own.model, entry.own.guide, entry.own.plate
-        assert guide is not None
-        chunks = iter_log_weights(
-            model, guide, block, num_samples=num_samples, chunk=chunk, plate=plate, progress=False
-        )
-        weights[name] = summarise(chunks, num_samples)
-        by_model.setdefault(id(model), {})[name] = entry.on(block)
-        bar.update()
+        by_model.setdefault(id(entry.own.model), {})[name] = entry.on(block)
     truths, columns = dict[int, Evidence](), dict[str, dict[str, Tensor]]()
     for model_id, group in by_model.items():
-        shared = [weights[name] for name in group]
-        truths[model_id] = _reference(next(iter(group.values())), shared, method, level)
-        columns |= {name: _per_datum(weights[name], truths[model_id]) for name in group}
+        pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
+        truths[model_id] = _reference(group[pooled.best], pooled, method, level)
+        columns |= {name: _per_datum(weights, truths[model_id]) for name, weights in pooled.own.items()}
+        bar.update(len(group))
     return columns, truths
 
 
@@ -230,20 +226,20 @@ def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     own = [truths[id(entry.own.model)] for entry in entries.values()]
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
+    for i, end in enumerate(("", "_lower", "_upper")):
+        variables[f"bounded_evidence{end}"] = (("guide",), [truth.bounded_mean[i] for truth in own])
+    variables["num_bounded"] = (("guide",), [int(truth.bounded.sum()) for truth in own])
     variables["method"] = (("guide",), [truth.method for truth in own])
     num_data = len(own[0].value)
     return xr.Dataset(variables, {"guide": list(entries), "datum": np.arange(num_data)})
 
 
-def _reference(entry: Entry, weights: Sequence[WeightSummary], method: Method | None, level: float) -> Evidence:
+def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float) -> Evidence:
     if isinstance(entry.own.model, SupportsLogEvidence):
         return Exact().estimate(Problem(entry.own, level, progress=False))
     if method is not None:
         return method.estimate(Problem(entry.double, level, progress=False))
-    pooled = weights[0]
-    for other in weights[1:]:
-        pooled = merge(pooled, other)
-    return evidence_from_weights(pooled, level)
+    return pooled.evidence(level)
 
 
 def _of_guides(
@@ -324,4 +320,5 @@ def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
 
 def _with_data(dataset: xr.Dataset, data: Tensor, offsets: Tensor) -> xr.Dataset:
     place = principal_map(data).cpu().numpy()
+    dataset = dataset.assign_attrs(dtype=str(data.dtype).removeprefix("torch."))
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))

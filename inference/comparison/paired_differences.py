@@ -8,58 +8,100 @@ import os
 import numpy as np
 import torch
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.core.storage import atomic_path
 from inference.numerics.multiple_testing import holm
 
+# Rounding of the difference of two values, in units of the data's dtype and of their size.
+_ROUNDING = 256
+
+
+def splits_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
+    """The data sets of a comparison by name.
+
+    Raises:
+        TypeError: If it is not a whole comparison.
+    """
+    if not isinstance(tree, xr.DataTree) or not tree.children or "data_dim" not in tree.attrs:
+        raise TypeError(
+            "expected the whole tree that compare returned, whose groups are the data sets (tree, not tree['train']), "
+            f"got {type(tree).__name__} with groups {list(getattr(tree, 'children', ()))}"
+        )
+    return {str(name): group.to_dataset() for name, group in tree.children.items()}
+
+
+def models_of(dataset: xr.Dataset) -> list[list[str]]:
+    """Names of the guides, grouped by model: guides of one model share its evidence."""
+    groups: list[list[str]] = []
+    for name in map(str, dataset["guide"].values):
+        own = dataset["evidence"].sel(guide=name).values
+        same = (g for g in groups if np.array_equal(dataset["evidence"].sel(guide=g[0]).values, own, equal_nan=True))
+        group = next(same, None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return groups
+
 
 def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: str = "elbo") -> xr.Dataset:
-    """Paired differences of a quantity's data mean to that of one guide.
+    """Paired differences of a quantity's data mean to that of one guide of the same model.
 
     Args:
         tree: What :func:`compare` returned.
-        reference: Guide to compare with; the first by default.
+        reference: Guide to compare with; by default the first of each model.
         quantity: Any variable per guide and data point.
 
     Returns:
-        ``difference`` and ``standard_error`` in nats per data point, over split, seed and guide. The error is that of
-        the mean of paired differences over the data, which holds the Monte Carlo error, too. ``p_value`` is that of a
-        difference of zero, two-sided and by the normal distribution of means, adjusted by Holm for the number of
-        further guides.
+        ``difference`` and ``standard_error`` in nats per data point, over split, seed and guide; NaN for guides of
+        another model than the reference's, whose ELBOs are bounds of something else. The error is that of the mean of
+        paired differences over the data points that have the quantity, which holds the Monte Carlo error, too.
+        ``p_value`` is that of a difference of zero, two-sided and by Student's distribution of means, adjusted by Holm
+        for the number of differences that can be tested; NaN where there is none beyond rounding.
 
     Raises:
+        TypeError: If ``tree`` is not a whole comparison.
         ValueError: If there is no such guide or quantity.
     """
-    splits = []
-    for group in tree.children.values():
-        dataset = group.to_dataset()
-        names = [str(name) for name in dataset["guide"].values]
-        reference = names[0] if reference is None else reference
-        if reference not in names:
-            raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
-        if quantity not in dataset or dataset[quantity].dims != ("seed", "guide", "datum"):
-            raise ValueError(f"expected a quantity per guide and data point, got {quantity!r}")
-        paired = dataset[quantity] - dataset[quantity].sel(guide=reference, drop=True)
-        error = (
-            paired.std("datum", ddof=1) / math.sqrt(paired.sizes["datum"])
-            if paired.sizes["datum"] > 1
-            else paired.mean("datum") * math.nan
-        )
-        result = xr.Dataset({"difference": paired.mean("datum"), "standard_error": error})
-        splits.append(result.assign(p_value=_p_values(result, reference)))
-    return xr.concat(splits, xr.Variable("split", list(tree.children)))
+    splits = splits_of(tree)
+    results = [_differences(dataset, reference, quantity) for dataset in splits.values()]
+    return xr.concat(results, xr.Variable("split", list(splits)))
 
 
-def _p_values(result: xr.Dataset, reference: str) -> xr.DataArray:
-    """Two-sided p-values of the differences, adjusted by Holm over the guides of each seed; NaN at the reference."""
-    z = (result["difference"] / result["standard_error"]).transpose("seed", "guide")
-    adjusted = np.full(z.shape, math.nan)
-    others = (result["guide"] != reference).values
-    for row, values in zip(adjusted, 2 * norm.sf(np.abs(z.values[:, others])), strict=True):
-        row[others] = holm(torch.from_numpy(values)).numpy()
-    return xr.DataArray(adjusted, z.coords, z.dims)
+def _differences(dataset: xr.Dataset, reference: str | None, quantity: str) -> xr.Dataset:
+    """Differences of one data set."""
+    names = [str(name) for name in dataset["guide"].values]
+    if reference is not None and reference not in names:
+        raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
+    if quantity not in dataset or dataset[quantity].dims != ("seed", "guide", "datum"):
+        raise ValueError(f"expected a quantity per guide and data point, got {quantity!r}")
+    values = dataset[quantity]
+    paired = xr.full_like(values, math.nan)
+    for group in models_of(dataset):
+        first = group[0] if reference is None else reference
+        if first in group:
+            paired.loc[{"guide": group}] = values.sel(guide=group) - values.sel(guide=first, drop=True)
+    count = paired.notnull().sum("datum")
+    error = paired.std("datum", ddof=1).where(count > 1) / np.sqrt(count)
+    result = xr.Dataset({"difference": paired.mean("datum"), "standard_error": error})
+    epsilon = torch.finfo(getattr(torch, dataset.attrs["dtype"])).eps
+    rounding = _ROUNDING * epsilon * np.abs(values).mean("datum")
+    return result.assign(p_value=_p_values(result, count, rounding))
+
+
+def _p_values(result: xr.Dataset, count: xr.DataArray, rounding: xr.DataArray) -> xr.DataArray:
+    """Two-sided p-values of the differences, adjusted by Holm over the guides of each seed; NaN where undefined."""
+    difference, error = np.abs(result["difference"]), result["standard_error"]
+    tested = (difference > rounding) | (error > rounding)
+    statistic = difference / np.maximum(error, rounding)
+    raw = xr.apply_ufunc(lambda t, n: 2 * student_t.sf(t, np.maximum(n - 1, 1)), statistic, count).where(tested)
+    raw = raw.transpose("seed", "guide")
+    for row in raw.values:
+        defined = ~np.isnan(row)
+        row[defined] = holm(torch.from_numpy(row[defined])).numpy()
+    return raw
 
 
 def bits_per_dim(dataset: xr.Dataset, data_dim: int) -> xr.DataArray:
@@ -74,7 +116,11 @@ def save_comparison(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
     Args:
         tree: What :func:`compare` returned.
         path: File to replace; its suffix is usually ``.nc``.
+
+    Raises:
+        TypeError: If ``tree`` is not a whole comparison.
     """
+    splits_of(tree)
     with atomic_path(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf")
 

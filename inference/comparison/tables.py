@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from inference.comparison.paired_differences import bits_per_dim, differences
+from inference.comparison.paired_differences import bits_per_dim, differences, models_of, splits_of
+from inference.core.estimates import normal_quantile
 
 # Above this k-hat an importance-weighted estimate is not reliable (Vehtari et al. 2015).
 _HEAVY = 0.7
@@ -18,23 +19,27 @@ def table(tree: xr.DataTree) -> str:
     """The comparison as text: one line per guide, training and held-out columns side by side, nats per data point.
 
     With several seeds each cell is their mean, with the standard deviation over them; else the gap carries the Monte
-    Carlo standard error. Below come the paired differences to the first guide.
+    Carlo standard error. Where log p has a lower end alone, what depends on it is printed as the bound that it is.
+    Below come the paired differences to the first guide of each model.
 
     Args:
         tree: What :func:`compare` returned.
+
+    Raises:
+        TypeError: If ``tree`` is not a whole comparison.
     """
-    splits = {str(name): group.to_dataset() for name, group in tree.children.items()}
+    splits = splits_of(tree)
     guides = [str(name) for name in next(iter(splits.values()))["guide"].values]
-    data_dim = int(tree.attrs["data_dim"])
+    data_dim, width = int(tree.attrs["data_dim"]), normal_quantile(float(tree.attrs["level"]))
     blocks = [
-        _block(guides, {split: _gap_cells(dataset) for split, dataset in splits.items()}),
-        _block(guides, {split: _weight_cells(dataset, data_dim) for split, dataset in splits.items()}),
+        _block(guides, {split: _gap_cells(dataset, width) for split, dataset in splits.items()}),
+        _block(guides, {split: _weight_cells(dataset, width, data_dim) for split, dataset in splits.items()}),
     ]
     lines = [*blocks[0], "", *blocks[1]]
     parts = {split: _part_cells(dataset) for split, dataset in splits.items()}
     if any(parts.values()):
         lines += ["", *_block(guides, parts)]
-    lines += [*_difference_lines(tree, guides), "", *_notes(tree, splits)]
+    lines += [*_difference_lines(tree, splits), "", *_notes(tree, splits)]
     return "\n".join(lines)
 
 
@@ -47,27 +52,48 @@ def _block(guides: Sequence[str], cells: Mapping[str, Mapping[str, list[str]]]) 
     return _align(columns)
 
 
-def _gap_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
-    error = np.sqrt((dataset["elbo_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
-    gap = dataset["mean_evidence"] - dataset["elbo"].mean("datum")
+def _gap_cells(dataset: xr.Dataset, width: float) -> dict[str, list[str]]:
     return {
         "ELBO": _cells(dataset["elbo"].mean("datum")),
         "log p": _bracket(dataset),
-        "gap": _cells(gap, np.hypot(error, dataset["mean_evidence_se"])),
+        "gap": _below_evidence(dataset, "elbo", width, dataset["mean_evidence_se"]),
     }
 
 
-def _weight_cells(dataset: xr.Dataset, data_dim: int) -> dict[str, list[str]]:
-    error = np.sqrt((dataset["iwae_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
-    gap = dataset["mean_evidence"] - dataset["iwae"].mean("datum")
+def _weight_cells(dataset: xr.Dataset, width: float, data_dim: int) -> dict[str, list[str]]:
     heavy = (dataset["pareto_k"] > _HEAVY).mean("datum") * 100
-    return {
+    cells = {
         "IWAE": _cells(dataset["iwae"].mean("datum")),
-        "log p - IWAE": _cells(gap, error),
+        "log p - IWAE": _below_evidence(dataset, "iwae", width),
         "ESS": [f"{v:.0f}" for v in dataset["ess"].mean(("datum", "seed")).values],
         f"k>{_HEAVY}": [f"{v:.1f}%" for v in heavy.mean("seed").values],
-        "bits/dim": [f"{v:.4f}" for v in bits_per_dim(dataset, data_dim).mean("seed").values],
+        "bits/dim": _bits(dataset, data_dim),
     }
+    # Where log p is estimated by this very IWAE, their difference is zero and says nothing.
+    same = (dataset["evidence"] == dataset["iwae"]).all(("seed", "datum")).values
+    cells["log p - IWAE"] = ["" if s else cell for s, cell in zip(same, cells["log p - IWAE"], strict=True)]
+    return {head: column for head, column in cells.items() if any(column)}
+
+
+def _below_evidence(dataset: xr.Dataset, name: str, width: float, other: xr.DataArray | float = 0.0) -> list[str]:
+    """How far the mean of a bound lies below the evidence: at least so far where that has a lower end alone."""
+    mean = dataset[name].mean("datum")
+    error = np.sqrt((dataset[f"{name}_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
+    least = (dataset["mean_evidence_lower"] - mean - width * error).clip(min=0.0).mean("seed").values
+    cells = _cells(dataset["mean_evidence"] - mean, np.hypot(error, other))
+    return [f">= {_number(v)}" if o else cell for o, v, cell in zip(_open(dataset), least, cells, strict=True)]
+
+
+def _bits(dataset: xr.Dataset, data_dim: int) -> list[str]:
+    """Bits per dimension: at most so many where log p has a lower end alone."""
+    most = bits_per_dim(dataset.assign(mean_evidence=dataset["mean_evidence_lower"]), data_dim).mean("seed").values
+    values = bits_per_dim(dataset, data_dim).mean("seed").values
+    return [f"<= {m:.4f}" if o else f"{v:.4f}" for o, m, v in zip(_open(dataset), most, values, strict=True)]
+
+
+def _open(dataset: xr.Dataset) -> list[bool]:
+    """Of which guides nothing bounds the mean evidence from above, at some seed."""
+    return [bool(o) for o in np.isinf(dataset["mean_evidence_upper"]).any("seed").values]
 
 
 def _part_cells(dataset: xr.Dataset) -> dict[str, list[str]]:
@@ -138,24 +164,41 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
     first = next(iter(splits.values()))
     num_seeds, samples = first.sizes["seed"], tree.attrs["num_samples"]
     spread = f"the standard deviation over {num_seeds} seeds" if num_seeds > 1 else "the Monte Carlo standard error"
-    methods = ", ".join(sorted({str(m) for m in first["method"].values.ravel()}))
-    return [
+    methods = ", ".join(sorted({str(m) for dataset in splits.values() for m in dataset["method"].values.ravel()}))
+    lines = [
         f"Nats per data point, means over the data ({sizes}); ± is {spread}.",
         f"log p: {methods}; gap = log p - ELBO; IWAE and ESS of {samples} samples;",
         f"k>{_HEAVY}: share of data whose importance weights are not to be trusted.",
     ]
+    if any(any(_open(dataset)) for dataset in splits.values()):
+        level = float(tree.attrs["level"])
+        lines.append(f">=, <=: nothing bounds log p from above; these are bounds from its lower end at {level:.0%}.")
+    return lines + [line for split, dataset in splits.items() for line in _bounded_lines(split, dataset)]
 
 
-def _difference_lines(tree: xr.DataTree, guides: Sequence[str]) -> list[str]:
-    if len(guides) < 2:
-        return []
-    result = differences(tree)
-    columns = [["", "guide", *guides[1:]]]
-    for split in result["split"].values:
-        chosen = result.sel(split=split, guide=list(guides[1:]))
-        columns.append([str(split), "difference", *_cells(chosen["difference"], chosen["standard_error"])])
-    return [
-        "",
-        f"ELBO minus that of {guides[0]!r}, paired per data point, ± the standard error over the data",
-        *_align(columns),
-    ]
+def _bounded_lines(split: str, dataset: xr.Dataset) -> list[str]:
+    """The mean evidence over the data points that have an upper end, of each model where only some have."""
+    lines, num_data = [], dataset.sizes["datum"]
+    for names in models_of(dataset):
+        one = dataset.sel(guide=names[0]).isel(seed=0)
+        count = int(one["num_bounded"])
+        if 0 < count < num_data:
+            value, lower, upper = (float(one[f"bounded_evidence{end}"]) for end in ("", "_lower", "_upper"))
+            mean = f"{value:.4f} [{lower:.4f}, {upper:.4f}]"
+            lines.append(f"{split}, {', '.join(names)}: {count} of {num_data} log p have an upper end, mean {mean}.")
+    return lines
+
+
+def _difference_lines(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
+    """ELBO differences of the guides of each model; those of different models bound different numbers."""
+    result, lines = differences(tree), list[str]()
+    for names in models_of(next(iter(splits.values()))):
+        if len(names) < 2:
+            continue
+        columns = [["", "guide", *names[1:]]]
+        for split in splits:
+            chosen = result.sel(split=split, guide=names[1:])
+            columns.append([split, "difference", *_cells(chosen["difference"], chosen["standard_error"])])
+        title = f"ELBO minus that of {names[0]!r}, paired per data point, ± the standard error over the data"
+        lines += ["", title, *_align(columns)]
+    return lines

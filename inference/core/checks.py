@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral
@@ -104,15 +105,29 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
         kwargs: Keyword arguments of the pair.
 
     Raises:
-        TypeError: As :func:`check_layout`.
+        TypeError: As :func:`check_layout`, or if a second tensor lands where a number of data points is expected.
         ValueError: As :func:`check_layout` and :func:`check_finite`.
     """
     for program in programs:
         if isinstance(program, ChecksData):
             program.check_data(args[0] if args else kwargs.get("x"))
+            _check_number(program, args, kwargs)
     for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
         if isinstance(value, Tensor) and value.is_floating_point():
             check_finite(value, name)
+
+
+def _check_number(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a tensor as ``n``, the number of data points of a program that is called without data."""
+    try:
+        n = inspect.signature(getattr(program, "forward", program)).bind_partial(*args, **kwargs).arguments.get("n")
+    except TypeError:  # the call itself will say what does not fit
+        return
+    if isinstance(n, Tensor):
+        raise TypeError(
+            f"expected one tensor of data for {type(program).__name__}, got a second one of shape {tuple(n.shape)}, "
+            "which it has no use for"
+        )
 
 
 class MatrixDataMixin:

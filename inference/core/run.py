@@ -52,6 +52,10 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
     """
     latents = [name for name, site in model.items() if not site.is_observed]
     drawn = [name for name, site in guide.items() if not site.is_observed and not site.is_auxiliary]
+    if not any(site.is_observed for site in model.values()):
+        seen = [name for name, site in guide.items() if site.is_observed]
+        hint = f", while the guide observes {seen}: are model and guide swapped?" if seen else ""
+        raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
     if set(latents) != set(drawn):

@@ -12,7 +12,7 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from inference.comparison.paired_differences import principal_map
+from inference.comparison.paired_differences import principal_map, splits_of
 from inference.core.storage import atomic_path
 from inference.plots.calibration import _check
 
@@ -44,6 +44,8 @@ def _panels(
 def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
     """Histogram over the data of the gap, evidence minus ELBO, one panel per guide; guides of one evidence share axes.
 
+    Where nothing bounds the mean evidence from above, the mean gap is called a lower bound.
+
     Args:
         tree: What :func:`inference.compare` returned.
         split: ``"train"`` or ``"held_out"``.
@@ -59,9 +61,9 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
         return list(np.linspace(ends.min() - margin, ends.max() + margin, 61))
 
     def draw(ax: Axes, one: xr.Dataset) -> None:
-        gap = one["gap"].values
+        gap, least = one["gap"].values, "≥ " if np.isinf(one["mean_evidence_upper"]) else ""
         ax.hist(gap, bins=bins_of(one), color="tab:blue", alpha=0.8)
-        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {gap.mean() + 0.0:.4f}")
+        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {least}{gap.mean() + 0.0:.4f}")
         ax.set_xlabel("gap, log p - ELBO (nats)")
         ax.set_ylabel("data")
         ax.legend(fontsize=8, frameon=False)
@@ -71,6 +73,8 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
 
 def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
     """ELBO against evidence of each data point, one panel per guide; the inset shows the distance to the diagonal.
+
+    An arrow points to the right where nothing bounds the evidence from above.
 
     Args:
         tree: What :func:`inference.compare` returned.
@@ -82,6 +86,10 @@ def elbo_against_evidence(tree: xr.DataTree, split: str = "train") -> Figure:
         ends = [min(evidence.min(), elbo.min()), max(evidence.max(), elbo.max())]
         ax.plot(ends, ends, color="black", linewidth=0.8, label="ELBO = log p")
         ax.plot(evidence, elbo, ".", markersize=2.5, alpha=0.5, color="tab:blue")
+        unbounded = np.isinf(one["evidence_upper"].values)
+        if unbounded.any():
+            label = "log p lies right of it"
+            ax.scatter(evidence[unbounded], elbo[unbounded], s=12, marker=">", color="tab:red", label=label)
         inset = ax.inset_axes((0.5, 0.12, 0.46, 0.34))
         inset.axhline(0.0, color="black", linewidth=0.8)
         inset.plot(evidence, elbo - evidence, ".", markersize=1.5, alpha=0.5, color="tab:blue")
@@ -102,7 +110,10 @@ def pareto_k_map(tree: xr.DataTree, split: str = "train") -> Figure:
         tree: What :func:`inference.compare` returned.
         split: ``"train"`` or ``"held_out"``.
     """
-    dataset = _split(tree, split)
+    return _k_map(_split(tree, split), split)
+
+
+def _k_map(dataset: xr.Dataset, split: str) -> Figure:
     place = dataset["map"].values
     drawn = []
 
@@ -131,9 +142,10 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def _split(tree: xr.DataTree, split: str) -> xr.Dataset:
-    if split not in tree.children:
-        raise ValueError(f"expected split to be one of {list(tree.children)}, got {split!r}")
-    return tree[split].to_dataset()
+    splits = splits_of(tree)
+    if split not in splits:
+        raise ValueError(f"expected split to be one of {list(splits)}, got {split!r}")
+    return splits[split]
 
 
 def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
@@ -159,4 +171,4 @@ def pareto_k_figure(x: Tensor, pareto_k: Mapping[str, Tensor]) -> Figure:
         },
         coords={"guide": list(pareto_k)},
     )
-    return pareto_k_map(xr.DataTree.from_dict({"data": dataset}), split="data")
+    return _k_map(dataset, "data")

@@ -83,12 +83,19 @@ class Evidence:
     def mean(self) -> Interval:
         r"""The data set's mean log-evidence, in nats per data point, with an interval of its own.
 
-        The errors of the data are independent. Markov's inequality holds for the product of all unbiased estimates
-        too, so that it costs the mean log(1 / delta) / N nats only. Where one data point has no upper end, neither has
-        the mean.
+        The errors of the data are independent, so the mean's is small; what each logarithm is low by is not, and at
+        second order is half its variance. Standard error and asymptotic interval hold that bias, too.
+
+        .. math:: \log p - E \log \hat p \approx \tfrac12 \operatorname{Var} \log \hat p
+
+        Markov's inequality holds for the product of all unbiased estimates too, so that it costs the mean
+        log(1 / delta) / N nats only. Where one data point has no upper end, neither has the mean: see
+        :attr:`bounded_mean`.
         """
         num_data, value = len(self.value), float(self.value.mean())
-        error = float(self.standard_error.square().sum().sqrt()) / num_data
+        spread = float(self.standard_error.square().sum().sqrt()) / num_data
+        bias = 0.5 * float(self.standard_error.square().mean())
+        error = math.hypot(spread, bias)
         if all(g in (EXACT, NUMERICAL) for g in self.guarantee):
             return Interval(value, float(self.lower.mean()), float(self.upper.mean()), 0.0)
         if PROBABILISTIC in self.guarantee:
@@ -97,9 +104,28 @@ class Evidence:
             lower = self.value if self.raw_lower is None else self.raw_lower
             upper = float(self.raw_upper.mean()) + price if bounded and self.raw_upper is not None else math.inf
             return Interval(value, float(lower.mean()) - price, upper, error)
-        width = normal_quantile(self.level) * error
+        width = normal_quantile(self.level) * spread + bias
         upper = value + width if bool(torch.isfinite(self.upper).all()) else math.inf
         return Interval(value, value - width, upper, error)
+
+    @property
+    def bounded(self) -> Tensor:
+        """Which data points have an upper end, (N,)."""
+        return self.upper.isfinite()
+
+    @property
+    def bounded_mean(self) -> Interval:
+        """The mean over the data points that have an upper end alone; NaN where none has.
+
+        It is not the data set's: those that have none are left out, which are the hard ones.
+        """
+        return self._rows(self.bounded).mean if bool(self.bounded.any()) else Interval(*[math.nan] * 4)
+
+    def _rows(self, chosen: Tensor) -> Evidence:
+        """The evidence of some of the data points, (N,) booleans."""
+        tensors = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kinds = tuple(kind for kind, keep in zip(self.guarantee, chosen.tolist(), strict=True) if keep)
+        return replace(self, guarantee=kinds, **tensors)
 
     def __str__(self) -> str:
         """Two lines at most: the mean with its interval, and how far several methods disagree, if they do."""
@@ -112,6 +138,10 @@ class Evidence:
         if float(unknown) > mean.upper - mean.lower or math.isinf(mean.upper):
             text += "\nno upper end"
             text += f": not known to better than {float(unknown):.2g} nats" if self.spread is not None else ""
+        if bool(self.bounded.any()) and not bool(self.bounded.all()):
+            part = self.bounded_mean
+            text += f"; the {int(self.bounded.sum())} data points that have one: mean {part.value:.4f}"
+            text += f", [{part.lower:.4f}, {part.upper:.4f}]"
         return text
 
 

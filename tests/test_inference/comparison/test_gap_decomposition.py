@@ -18,11 +18,13 @@ from guides import (
     Linear,
     LowRank,
     MeanField,
+    Mixture,
     TiedMeanField,
     WrappedEncoder,
     local_gauss_newton,
 )
-from inference import elbo, evidence, gap, log_weights, refit
+from inference import Importance, elbo, evidence, gap, log_weights, refit
+from inference.comparison.refitting import _chosen
 from inference.core.module import Module
 from inference.distributions.gaussian import DiagNormal
 from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
@@ -263,6 +265,107 @@ def test_a_bounded_prior_keeps_its_support():
     best = refit(model, guide, x, restarts=0, progress=False)
     assert (best.guide.posterior(x).sample((50,)).abs() < 0.5).all()
     assert (best.improvement >= 0).all()
+
+
+# --- which point is taken --------------------------------------------------------------------------
+
+
+def cubic_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), x.new_ones(1)).to_event(1))[..., 0]
+        pyro.sample("x", dist.Normal(z**3 - 3 * z, x.new_tensor(0.5)), obs=x[:, 0])
+
+
+def cubic_truth(x, sigma=0.5):
+    """log p(x) by a grid, and the best Gaussian's ELBO, in which the polynomial of degree six is integrated exactly."""
+    grid = np.linspace(-8, 8, 400_001)
+    log_f = scipy.stats.norm.logpdf(grid) + scipy.stats.norm.logpdf(x, grid**3 - 3 * grid, sigma)
+    log_p = log_f.max() + np.log(np.trapezoid(np.exp(log_f - log_f.max()), grid))
+    m, s = np.meshgrid(np.linspace(-2.5, 2.5, 1001), np.geomspace(0.01, 2, 400))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(12)
+    z = [m + s * node for node in nodes]
+    square = sum(w * ((x - t**3 + 3 * t) / sigma) ** 2 for t, w in zip(z, weights / weights.sum(), strict=True))
+    elbo = -0.5 * (square + m**2 + s**2 - 1) + np.log(s / sigma) - 0.5 * np.log(2 * np.pi)
+    return log_p, elbo.max()
+
+
+def test_on_a_fold_the_refit_is_the_best_gaussian_and_never_above():
+    log_p, best = cubic_truth(-0.114)
+    guide = MeanField(1, 1, hidden=(8,)).double()
+    x = torch.full((20, 1), -0.114, dtype=torch.float64)
+    found = refit(cubic_model, guide, x, restarts=0, seed=0, progress=False)
+    assert (found.elbo < log_p + 4 * found.standard_error).all()
+    assert ((found.elbo - best).abs() < 5 * found.standard_error + 1e-3).all()
+
+
+def test_a_mixture_is_found_no_worse_than_the_mean_field_in_it():
+    model = linear_model(latent_dim=2)
+    x = torch.randn(3, 6).double()
+    for seed in range(2):
+        torch.manual_seed(seed)
+        guide = Mixture(6, 2, hidden=(4,)).double()
+        left = model.log_evidence(x) - refit(model, guide, x, restarts=0, seed=seed, progress=False).elbo
+        assert (left < family_gap(model) + 1e-3).all()
+
+
+def test_the_gradient_is_that_of_the_point_returned():
+    model = DeepGaussianVAE(5, 2, hidden=(8,)).double().requires_grad_(False)
+    guide, x = MeanField(5, 2, hidden=(8,)).double(), data_for(model)
+    rough = refit(model, guide, x, restarts=0, max_steps=1, seed=0, progress=False)
+    fine = refit(model, guide, x, restarts=0, seed=0, progress=False)
+    assert (rough.gradient_norm > 1e-3).any()
+    assert fine.gradient_norm.max() < 1e-4
+
+
+def test_a_tie_goes_to_the_optimiser_and_a_clear_winner_does_not():
+    noise = torch.tensor([-1.0, 1.0] * 4).double().unsqueeze(-1)
+    level = torch.tensor([0.0, 0.01, 0.0]).double()  # two points of the optimiser and a start
+    tied = level.reshape(3, 1, 1) + torch.stack([noise, -noise, noise])
+    assert int(_chosen(tied, torch.tensor([0]), 2)) == 0
+    paired = level.reshape(3, 1, 1) + torch.stack([noise, noise, noise])
+    assert int(_chosen(paired, torch.tensor([0]), 2)) == 1
+    same = torch.zeros(3, 8, 1).double()
+    assert int(_chosen(same, torch.tensor([1]), 2)) == 1
+
+
+# --- intervals -------------------------------------------------------------------------------------
+
+
+def test_the_intervals_hold_the_closed_forms():
+    model = linear_model()
+    x = model(n=20).detach()
+    guide = MeanField(6, 3, hidden=(8,)).double()
+    got = gap(model, guide, x, restarts=0, seed=0, progress=False)
+    truth = torch.distributions.kl_divergence(guide.posterior(x), model.posterior(x)).detach()
+    best = family_gap(model)
+    assert (got.total_lower - 1e-6 <= truth).all()
+    assert (truth <= got.total_upper + 1e-6).all()
+    assert (got.approximation_upper + 1e-6 >= best).all()
+    assert (got.amortisation_lower - 1e-6 <= truth - best).all()
+    for part, expected in zip(got.mean.values(), (truth.mean(), best, truth.mean() - best), strict=True):
+        assert part.lower - 1e-6 <= float(expected) <= part.upper + 1e-6
+    assert got.mean["approximation"].lower == 0
+    assert str(got) in repr(got)
+
+
+def test_without_an_upper_end_of_log_p_the_text_says_at_least():
+    model = linear_model()
+    x = model(n=4).detach()
+    guide = MeanField(6, 3, hidden=(8,)).double()
+    got = gap(model, guide, x, method=Importance(50), restarts=0, seed=0, progress=False)
+    assert math.isinf(got.mean["gap"].upper)
+    assert math.isinf(got.mean["approximation"].upper)
+    truth = float(torch.distributions.kl_divergence(guide.posterior(x), model.posterior(x)).mean())
+    assert str(got).startswith(f"gap >= {got.mean['gap'].lower:.4f} nats = approximation >= 0.0000 + amortisation >= ")
+    assert got.mean["gap"].lower < truth
+
+
+def test_a_guide_of_local_parameters_has_an_optimisation_gap():
+    model = linear_model()
+    x = model(n=4).detach()
+    got = gap(model, MeanField(6, 3, hidden=(8,)).double().local(x), x, restarts=0, seed=0, progress=False)
+    assert list(got.mean) == ["gap", "approximation", "optimisation"]
+    assert " + optimisation " in str(got)
 
 
 # --- guides of a user, and what is refused ---------------------------------------------------------

@@ -16,7 +16,7 @@ from scipy.special import logsumexp
 from sklearn.decomposition import PCA
 
 from guides import Exact, Guide, Linear, MeanField, TiedMeanField
-from inference import AnalyticELBO, evidence, fit, log_weights
+from inference import AnalyticELBO, Importance, evidence, fit, log_weights
 from inference.comparison.guide_comparison import compare
 from inference.comparison.paired_differences import (
     bits_per_dim,
@@ -223,27 +223,85 @@ def test_differences_are_paired_per_datum(reference, quantity, tree):
 
 
 def test_paired_errors_hold_the_monte_carlo_error():
-    """Of two runs of one guide the difference is noise: its z-score over 40 seeds is standard normal."""
+    """Of two copies of one guide the difference is noise: its z-score over 40 seeds is standard normal."""
     model = make_model()
-    x, guide = data(model, 40, 3), mean_field()
+    x, guide, copy = data(model, 40, 3), mean_field(), mean_field()
     z = []
     for seed in range(40):
-        one = differences(measure(model, {"a": guide, "b": guide}, x, num_samples=50, seed=seed)).sel(guide="b")
+        one = differences(measure(model, {"a": guide, "b": copy}, x, num_samples=50, seed=seed)).sel(guide="b")
         z.append(float(one["difference"].squeeze()) / float(one["standard_error"].squeeze()))
     lower, upper = scipy.stats.chi2.ppf([5e-5, 1 - 5e-5], 40)
     assert lower < np.sum(np.square(z)) < upper
 
 
-def test_p_values_are_normal_ones_adjusted_by_holm(tree):
+def test_p_values_are_students_adjusted_by_holm(tree):
     got = differences(tree).isel(seed=0).sel(split="train")
     raw = {}
     for name in ("tied", "untrained"):
         one = got.sel(guide=name)
-        raw[name] = 2 * scipy.stats.norm.sf(abs(float(one["difference"] / one["standard_error"])))
+        raw[name] = 2 * scipy.stats.t.sf(abs(float(one["difference"] / one["standard_error"])), 29)
     small, large = sorted(raw, key=raw.__getitem__)
     assert float(got["p_value"].sel(guide=small)) == pytest.approx(min(1, 2 * raw[small]))
     assert float(got["p_value"].sel(guide=large)) == pytest.approx(min(1, max(2 * raw[small], raw[large])))
     assert math.isnan(float(got["p_value"].sel(guide="exact")))
+
+
+def test_errors_count_the_rows_that_are_there():
+    model = make_model()
+    guides = {"mean field": mean_field(), "tied": TiedMeanField(model)}
+    tree = measure(model, guides, data(model, 60, 1), split=12, seed=0)
+    values = tree["train"]["amortisation"].values[0]
+    paired = (values[1] - values[0])[:12]
+    one = differences(tree, quantity="amortisation").sel(guide="tied").squeeze()
+    assert_close(one["standard_error"], scipy.stats.sem(paired))
+    assert_close(one["p_value"], scipy.stats.ttest_1samp(paired, 0.0).pvalue)
+
+
+def test_a_guide_under_two_names_is_measured_once_and_tested_never(case):
+    model, guides, splits, _ = case
+    pair = {"exact": guides["exact"], "untrained": guides["untrained"]}
+    alone, beside = (
+        differences(measure(model, chosen, splits["train"], seed=0))
+        for chosen in (pair, pair | {"same": pair["exact"]})
+    )
+    assert not beside["difference"].sel(guide="same").any()
+    assert bool(beside["p_value"].sel(guide="same").isnull().all())
+    assert_close(beside["p_value"].sel(guide="untrained"), alone["p_value"].sel(guide="untrained"))
+
+
+def test_rounding_is_no_significance(tree):
+    dataset = tree["train"].to_dataset()
+    shifted = dataset["elbo"].sel(guide="exact") + 1e-14 * (1 + np.arange(30) % 2)
+    changed = dataset.copy(deep=True)
+    changed["elbo"].loc[{"guide": "tied"}] = shifted
+    other = xr.DataTree.from_dict({"train": changed})
+    other.attrs = tree.attrs
+    assert bool(differences(other)["p_value"].sel(guide="tied").isnull().all())
+
+
+def test_guides_of_different_models_are_not_subtracted(case):
+    model, guides, splits, _ = case
+    other = make_model(1)
+    pairs = {"a": (model, guides["tied"]), "b": (other, TiedMeanField(other)), "c": (model, guides["exact"])}
+    tree = measure(None, pairs, splits["train"])
+    got = differences(tree)
+    assert bool(got["p_value"].sel(guide=["a", "b"]).isnull().all())
+    assert float(got["difference"].sel(guide="b").squeeze()) == 0
+    assert bool(got["p_value"].sel(guide="c").notnull().all())
+    assert bool(differences(tree, "a")["difference"].sel(guide="b").isnull().all())
+    lines = table(tree).splitlines()
+    assert [line for line in lines if "minus" in line] == [
+        "ELBO minus that of 'a', paired per data point, ± the standard error over the data"
+    ]
+    start = next(i for i, line in enumerate(lines) if "minus" in line)
+    assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["guide", "c"]
+
+
+@pytest.mark.parametrize("door", [table, differences, lambda t: gap_histogram(t), lambda t: save_comparison(t, "x.nc")])
+def test_a_part_of_a_comparison_is_refused_by_name(door, tree):
+    for part in (tree["train"], tree["train"].to_dataset(), {"train": tree["train"]}):
+        with pytest.raises(TypeError, match="expected the whole tree that compare returned"):
+            door(part)
 
 
 # --- the parts of the gap, coverage and cost -------------------------------------------------------
@@ -280,6 +338,49 @@ def test_a_lower_bound_of_the_evidence_bounds_the_approximation_gap():
     rows = table(tree).splitlines()
     head = next(i for i, row in enumerate(rows) if "approximation" in row)
     assert next(row for row in rows[head:] if row.startswith("a ")).split()[1] == ">="
+
+
+def test_without_an_upper_end_the_table_prints_bounds():
+    model = make_model()
+    x = data(model, 6, 1)
+    tree = measure(lambda x: model(x), {"a": mean_field()}, x, method=Importance(50), seed=0)
+    one = tree["train"].to_dataset().isel(seed=0, guide=0)
+    assert math.isinf(float(one["mean_evidence_upper"]))
+    text = table(tree)
+    error = {key: math.sqrt(float((one[f"{key}_se"] ** 2).sum())) / 6 for key in ("elbo", "iwae")}
+    lower, quantile = float(one["mean_evidence_lower"]), scipy.stats.norm.ppf(0.975)
+    for key in ("elbo", "iwae"):
+        assert f">= {max(0.0, lower - float(one[key].mean()) - quantile * error[key]):.4f}" in text
+    assert f"<= {-lower / (5 * math.log(2)):.4f}" in text
+    assert ">=, <=: nothing bounds log p from above; these are bounds from its lower end at 95%." in text
+    truth = float(model.log_evidence(x).mean())
+    assert lower - float(one["elbo"].mean()) < truth - float(one["elbo"].mean())
+
+
+def test_an_evidence_that_is_the_iwae_is_not_compared_with_it():
+    model = make_model()
+    x, guides = data(model, 6, 1), {"a": mean_field()}
+    assert "log p - IWAE" not in table(measure(lambda x: model(x), guides, x))
+    assert "log p - IWAE" in table(measure(model, guides, x))
+
+
+def test_rows_with_an_upper_end_are_summed_up_beside_the_rest():
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64).unsqueeze(-1)
+
+    def guide(x):  # the first data point's is far too narrow
+        sigma = torch.full((6,), 0.12).double()
+        sigma[0] = 0.01
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 1.01, sigma))
+
+    tree = measure(normal_model, {"a": guide}, x, num_samples=4000, seed=0)
+    one = tree["train"].to_dataset().isel(seed=0, guide=0)
+    assert np.isfinite(one["evidence_upper"]).values.tolist() == [False] + [True] * 5
+    assert math.isinf(float(one["mean_evidence_upper"]))
+    truth = scipy.stats.norm.logpdf(x[1:, 0].numpy(), 0.0, 1.01**0.5).mean()
+    assert float(one["bounded_evidence_lower"]) < truth < float(one["bounded_evidence_upper"])
+    expected = f"train, a: 5 of 6 log p have an upper end, mean {float(one['bounded_evidence']):.4f} ["
+    assert expected in table(tree)
 
 
 def test_coverage_is_nominal_and_less_for_a_narrow_guide():
@@ -531,23 +632,105 @@ def pooled():
     return guides, x, measure(nonlinear_model, guides, x, num_samples=4000, seed=1)
 
 
-def test_evidence_without_closed_form_pools_the_weights_of_all_guides(pooled):
+def draws_again(guide, x, num):
+    with pyro.poutine.trace() as traced, pyro.plate("samples", num, dim=-2):
+        guide(x)
+    return traced.trace.nodes["z"]["value"].numpy()
+
+
+def test_evidence_without_closed_form_is_by_the_balance_heuristic(pooled):
     guides, x, tree = pooled
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        weights = [log_weights(nonlinear_model, g, x, num_samples=4000).numpy() for g in guides.values()]
-    together = np.concatenate(weights)
-    expected = logsumexp(together, axis=0) - math.log(8000)
+        draws = [draws_again(guide, x, 4000) for guide in guides.values()]
+    normal = scipy.stats.norm.logpdf
+    first, second = x.numpy().T
+    forms = ((0.5, 1.0), (0.0, 1.5))
+    weights, total = [], []
+    for (slope, sigma), z in zip(forms, draws, strict=True):
+        joint = normal(z) + normal(first, np.tanh(2 * z), 0.5) + normal(second, z**2, 0.5)
+        weights.append(joint - normal(z, slope * first, sigma))
+        mixture = logsumexp([normal(z, a * first, s) for a, s in forms], axis=0) - math.log(2)
+        total.append(joint - mixture)
+    expected = logsumexp(np.concatenate(total), axis=0) - math.log(8000)
+    variance = sum(np.exp(part - expected).var(0, ddof=1) for part in total) / 2  # within each guide's draws
+    error = np.sqrt(variance / 8000)
     dataset = tree["train"].to_dataset().isel(seed=0)
     for i, w in enumerate(weights):
         one = dataset.isel(guide=i)
         assert_close(one["evidence"], expected, 1e-10)
         assert_close(one["iwae"], logsumexp(w, axis=0) - math.log(4000), 1e-10)
         assert_close(one["gap"], expected - w.mean(0), 1e-10)
-        error = np.exp(together - expected).std(0, ddof=1) / math.sqrt(8000)
         assert_close(one["evidence_se"], error, 1e-8)
-        assert_close(one["mean_evidence_se"], math.sqrt((error**2).sum()) / 12, 1e-8)
-        assert str(one["method"].values) == "importance"
+        assert str(one["method"].values) == "balance heuristic"
+
+
+def normal_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, x.new_tensor(0.1)), obs=x[:, 0])
+
+
+def normal_guide(shift, scale):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 1.01 + shift, x.new_tensor(scale / 101**0.5)))
+
+    return guide
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(2.0, 1.0), (0.5, 1.0), (0.0, 0.25), (0.0, 1.0)])
+def test_a_bad_guide_beside_the_posterior_moves_no_evidence(shift, scale):
+    x = 1.01**0.5 * torch.randn(20, 1, generator=torch.Generator().manual_seed(0)).double()
+    truth = scipy.stats.norm.logpdf(x[:, 0].numpy(), 0.0, 1.01**0.5)
+    guides = {"posterior": normal_guide(0.0, 1.0), "bad": normal_guide(shift, scale)}
+    one = measure(normal_model, guides, x, num_samples=1000, seed=0)["train"].to_dataset().isel(seed=0, guide=0)
+    assert (np.abs(one["evidence"] - truth) < 4 * one["evidence_se"] + 1e-9).all()
+    assert float(one["mean_evidence_lower"]) - 1e-9 <= truth.mean() <= float(one["mean_evidence_upper"]) + 1e-9
+    assert float(one["mean_evidence_upper"]) > float(one["elbo"].mean())
+
+
+def half_line_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def half_line_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Exponential(x.new_ones(())))
+
+
+def whole_line_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(0.8 * x, 0.6))
+
+
+def test_a_guide_has_no_density_outside_its_support():
+    x = torch.tensor([-0.5, 0.1, 0.7], dtype=torch.float64)
+    truth = scipy.stats.norm.logpdf(x.numpy(), 0.0, 1.25**0.5)
+    guides = {"half": half_line_guide, "whole": whole_line_guide}
+    one = measure(half_line_model, guides, x, num_samples=4000, seed=0)["train"].to_dataset().isel(seed=0, guide=0)
+    assert (np.abs(one["evidence"] - truth) < 4 * one["evidence_se"]).all()
+
+
+def random_guide(x):
+    """Random beyond its sites: its density is known at its own draws alone."""
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x[:, 0] + 0.05 * torch.randn(()), x.new_tensor(0.1)))
+
+
+def test_a_guide_whose_density_is_not_known_elsewhere_is_left_out_by_name():
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)
+    truth = scipy.stats.norm.logpdf(x[:, 0].numpy(), 0.0, 1.01**0.5)
+    guides = {"posterior": normal_guide(0.0, 1.0), "wide": normal_guide(0.0, 3.0), "random": random_guide}
+    one = measure(normal_model, guides, x, seed=0)["train"].to_dataset().isel(seed=0)
+    assert set(one["method"].values) == {"balance heuristic without 'random'"}
+    assert (np.abs(one["evidence"].isel(guide=0) - truth) < 4 * one["evidence_se"].isel(guide=0)).all()
+    del guides["wide"]
+    one = measure(normal_model, guides, x, seed=0)["train"].to_dataset().isel(seed=0)
+    assert set(one["method"].values) == {"importance from 'posterior'"}
+    assert_close(one["evidence"].isel(guide=1), truth, 1e-9)
 
 
 def test_pooled_evidence_is_that_of_quadrature(pooled):
@@ -565,7 +748,7 @@ def test_the_table_prints_the_interval_of_an_estimated_evidence(pooled):
     one = tree["train"].to_dataset().isel(seed=0, guide=0)
     keys = ["mean_evidence", "mean_evidence_lower", "mean_evidence_upper"]
     assert_printed(parse(table(tree))["wide"]["log p"][0], [float(one[key]) for key in keys])
-    assert "log p: importance" in table(tree)
+    assert "log p: balance heuristic" in table(tree)
 
 
 def test_an_interval_without_upper_end_is_printed_as_infinite(pooled):
@@ -676,6 +859,20 @@ def test_the_map_shows_every_datum_in_the_colour_of_its_k(split, tree):
         assert_close(points.get_offsets(), dataset["map"].values)
         assert_close(points.get_array(), dataset["pareto_k"].sel(guide=name).values.clip(-1.0, 1.5))
     assert len(figure.axes) == 4  # with the colour bar
+
+
+def test_figures_mark_what_has_no_upper_end():
+    model = make_model()
+    x = data(model, 6, 1)
+    tree = measure(lambda x: model(x), {"a": mean_field()}, x, method=Importance(50), seed=0)
+    unbounded = np.isinf(tree["train"]["evidence_upper"].values[0, 0])
+    assert unbounded.any()
+    (ax,) = panels(gap_histogram(tree), 1)
+    assert ax.get_legend().get_texts()[0].get_text().startswith("mean ≥ ")
+    (ax,) = panels(elbo_against_evidence(tree), 1)
+    (arrows,) = (artist for artist in ax.collections if isinstance(artist, PathCollection))
+    assert len(arrows.get_offsets()) == unbounded.sum()
+    assert "right of" in arrows.get_label()
 
 
 @pytest.mark.parametrize("draw", [gap_histogram, elbo_against_evidence, pareto_k_map])

@@ -1,0 +1,123 @@
+"""Where a refit starts: members of the guide's family like the Gaussians that the posterior's modes suggest.
+
+At each mode those are Laplace's approximation and the best Gaussian with independent coordinates. A family that
+contains such a Gaussian thus starts at it, and is found no worse than the simpler family.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+from torch import Tensor
+
+from inference.comparison.guide_density import guide_log_prob
+from inference.comparison.local_problem import LocalProblem
+from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.gaussian import LOG_2PI
+from inference.numerics.lbfgs import minimise
+from inference.numerics.whitened_noise import WhitenedNoise
+from inference.posterior.log_joint import LogJoint
+from inference.posterior.modes import Mode, find_modes, prior_scale, search_modes
+
+# Draws of prior and guide each from which modes are searched, and modes from which a refit starts, at most.
+_DRAWS, _MODES = 8, 3
+
+# Latent coordinates up to which a grid is searched for modes, too.
+_MAX_GRID_DIM = 2
+
+# Squared difference of two log-densities below which they are of one distribution.
+_SAME = 1e-8
+
+
+def starts_at_modes(problem: LocalProblem, max_steps: int, tolerance: float) -> list[Tensor]:
+    """Free parameters (N, P) of the guide that is most like each Gaussian at a mode; none where there is no density.
+
+    Args:
+        problem: The refit.
+        max_steps: Steps of each search at most.
+        tolerance: Gradient norm at which one stops.
+    """
+    call = problem.call
+    try:
+        log_joint = LogJoint(call.model, *call.args, plate=call.plate, **call.kwargs)
+        laplace = _at_modes(log_joint, problem)
+        targets = [
+            g for mode in laplace for g in (mode, _best_diagonal(log_joint, mode, problem.num_samples, max_steps))
+        ]
+        return [_imitated(problem, log_joint, target, max_steps, tolerance) for target in targets]
+    except (ValueError, NotImplementedError):  # latents without unconstrained coordinates, or a guide without a density
+        return []
+
+
+@torch.no_grad()
+def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> list[Gaussian]:
+    """Laplace's approximation at each of the highest modes; the best again where a data point has fewer."""
+    guide = problem.call.guide
+    assert guide is not None
+    with pyro.validation_enabled(False):
+        location, scale = prior_scale(log_joint)
+        draws = [log_joint.sample_prior(_DRAWS).to(location), log_joint.draw_guide(guide, _DRAWS).to(location)]
+        if log_joint.dim <= _MAX_GRID_DIM:
+            modes = search_modes(log_joint, draws, location, scale)
+        else:
+            modes = find_modes(log_joint, torch.cat(draws), location, scale)
+    found = zip(modes.location[:_MODES], modes.log_joint, modes.hessian)
+    return [Mode(at, value, hessian, scale).gaussian for at, value, hessian in found]
+
+
+@torch.no_grad()
+def _best_diagonal(log_joint: LogJoint, start: Gaussian, num_samples: int, max_steps: int) -> Gaussian:
+    """The Gaussian with independent coordinates of the highest ELBO, found from the one next to a start."""
+    eye = torch.eye(log_joint.dim).to(start.factor)
+    inverse = torch.linalg.solve_triangular(start.factor, eye.expand_as(start.factor), upper=False)
+    unit = inverse.square().sum(-2).rsqrt()
+    noise = _whitened(num_samples, start.loc)
+
+    def gaussian(point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = point.chunk(2, -1)
+        return start.loc[index] + unit[index] * shift, unit[index] * log_scale.exp()
+
+    def evaluate(point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            point = point.detach().requires_grad_()
+            loc, sigma = gaussian(point, index)
+            value = -log_joint.rows(index)(loc + sigma * noise[:, index]).mean(0) - sigma.log().sum(-1)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
+        return value.detach().nan_to_num(nan=math.inf), gradient
+
+    zero = torch.zeros_like(torch.cat([start.loc, start.loc], -1))
+    found = minimise(evaluate, zero, max_steps=max_steps)
+    loc, sigma = gaussian(found.point, torch.arange(len(zero), device=zero.device))
+    return Gaussian(loc, torch.diag_embed(sigma))
+
+
+@torch.no_grad()
+def _imitated(problem: LocalProblem, log_joint: LogJoint, target: Gaussian, max_steps: int, tolerance: float) -> Tensor:
+    """Free parameters of the member of the family that is most like a Gaussian: the very same where there is one.
+
+    First the highest likelihood of the Gaussian's draws, which leads from afar; then the least squares of the
+    difference of the log-densities, which are zero where the family contains it.
+    """
+    num_samples = problem.num_samples
+    noise = _whitened(num_samples, target.loc)
+    u = target.colour(noise)
+    log_det = target.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    values = log_joint.constrain(u)
+    expected = -0.5 * (noise.square() + LOG_2PI).sum(-1) - log_det - log_joint.unconstrain(values, num_samples)[1]
+
+    def log_prob() -> Tensor:
+        return guide_log_prob(problem.call, problem.layout, values, num_samples)
+
+    options = {"max_steps": max_steps, "tolerance": tolerance}
+    likely = minimise(problem.objective(lambda: -log_prob().mean(0)), problem.start, **options)
+    squares = problem.objective(lambda: (log_prob() - expected).square().mean(0))
+    same = minimise(squares, likely.point, **options)
+    return torch.where((same.value < _SAME).unsqueeze(-1), same.point, likely.point)
+
+
+def _whitened(num_samples: int, like: Tensor) -> Tensor:
+    """Standard noise (S, N, d) whose mean is zero and whose covariance is the identity where the samples suffice."""
+    with WhitenedNoise():
+        return torch.randn((num_samples, *like.shape), dtype=like.dtype, device=like.device)

@@ -87,8 +87,8 @@ def search_modes(
     active = torch.arange(len(location), device=location.device)
     for look in range(1, _LOOKS + 1):
         before = laplace_mass(modes, scale)
-        starts = _further_starts(log_joint, active, location, scale, grid, look)
-        modes = _together(log_joint, modes, find_modes(log_joint, starts, location, scale), location, scale)
+        further = _further_starts(log_joint, active, location, scale, grid, look)
+        modes = _together(log_joint, modes, find_modes(log_joint, further, location, scale), location, scale)
         active = (~(laplace_mass(modes, scale) - before <= _NOTHING)).nonzero()[:, 0]
         if len(active) == 0:
             break

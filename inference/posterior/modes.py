@@ -87,8 +87,8 @@ def search_modes(
     active = torch.arange(len(location), device=location.device)
     for look in range(1, _LOOKS + 1):
         before = laplace_mass(modes, scale)
-        starts = _further_starts(log_joint, active, location, scale, grid, look)
-        modes = _together(log_joint, modes, find_modes(log_joint, starts, location, scale), location, scale)
+        further = _further_starts(log_joint, active, location, scale, grid, look)
+        modes = _together(log_joint, modes, find_modes(log_joint, further, location, scale), location, scale)
         active = (~(laplace_mass(modes, scale) - before <= _NOTHING)).nonzero()[:, 0]
         if len(active) == 0:
             break
@@ -294,13 +294,15 @@ def distinct(points: Tensor, value: Tensor, hessian: Tensor) -> Tensor:
     saddle = curvature[..., 0] < -1e-6 * curvature[..., -1].abs() - LEAST_CURVATURE
     saddle &= ~saddle.all(0)
     value = torch.where(saddle, -torch.inf, value)
-    order = value.argsort(0, descending=True)
-    keep = torch.zeros_like(saddle)
+    keep, remaining = torch.zeros_like(saddle), value.isfinite()
     data = torch.arange(value.shape[1], device=value.device)
     metric = axes.mT * curvature.clamp(min=LEAST_CURVATURE).sqrt().unsqueeze(-1)
-    for best in order:
-        apart = (metric @ (points - points[best, data]).unsqueeze(-1)).squeeze(-1).norm(dim=-1)
-        keep[best, data] = ~(keep & (apart < _SAME)).any(0) & value[best, data].isfinite()
+    while bool(remaining.any()):
+        best, exists = torch.where(remaining, value, -torch.inf).argmax(0), remaining.any(0)
+        keep[best, data] |= exists
+        apart = (metric[best, data] @ (points - points[best, data]).unsqueeze(-1)).squeeze(-1).norm(dim=-1)
+        remaining &= ~(apart < _SAME)
+        remaining[best, data] = False
     return keep
 
 

@@ -54,8 +54,7 @@ class Peaks(NamedTuple):
 def find_peaks(slices: Slices) -> Peaks:
     """The peaks of all slices that matter, along the first free coordinate."""
     if slices.num_free == 1:
-        *peaks, unsettled = _line_peaks(slices)
-        return _merged(*peaks, unsettled)
+        return _merged(*_line_peaks(slices))
     if slices.fixed.shape[-1] == 0:
         density = slices.density
         found, row = density.found[:, slices.datum].nonzero().unbind(-1)

@@ -44,7 +44,7 @@ def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
 
     model = Wrong(5, 2, sigma=0.5).double().requires_grad_(False)
     with pytest.raises(ValueError, match=r"expected log_evidence of Wrong to agree with log p\(x, z\) - log p\(z \| x"):
-        evidence(model, data_for(model))
+        evidence(model, data_for(linear()))
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 100.0])
@@ -176,7 +176,7 @@ def test_an_interrupted_estimate_goes_on_to_the_same_numbers(tmp_path, monkeypat
     original = Importance.estimate
 
     def counted(self, problem):
-        calls.append(len(problem.args[0]))
+        calls.append(len(problem.call.args[0]))
         if len(calls) == 4:
             raise Interrupt
         return original(self, problem)
@@ -203,7 +203,7 @@ def test_a_tolerance_refines_the_data_that_need_it_and_no_others(monkeypatch):
     original = Importance.estimate
 
     def counted(self, problem):
-        rows.append((self.num_samples, len(problem.args[0])))
+        rows.append((self.num_samples, len(problem.call.args[0])))
         return original(self, problem)
 
     monkeypatch.setattr(Importance, "estimate", counted)

@@ -139,5 +139,5 @@ def _note(two_sided: bool, same: bool, longer: Tensor, shorter: Tensor) -> str:
     """What two lengths of chains said of a data point."""
     if not two_sided:
         return _NO_VARIANCE
-    verdict = "agree" if same else "disagree"
+    verdict = "agree" if same else "give no two intervals that agree"
     return f"chains of full and of a quarter of the length {verdict}: {float(longer):.3f} and {float(shorter):.3f} nats"

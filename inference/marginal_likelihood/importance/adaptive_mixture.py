@@ -69,22 +69,23 @@ class Adaptive(Method):
     r"""Adaptive importance sampling (population Monte Carlo) from a mixture of Student-t distributions and the guide.
 
     The first round draws in equal parts from distributions with the moments of the guide's draws (the prior's where
-    there is no guide), and with the curvature at each mode that Newton's method finds from their mean and some of
-    them. Each round refits the mixture to its weighted draws by a step of expectation-maximisation (EM). Weights are
-    raised to a power below one as long as few of them would dominate. Nothing is adapted to the last draws, from which
-    alone estimate and interval come. A fifth of them are the guide's, where its density is known, so that what the
-    guide covers is not lost; each is weighted as a draw of the whole mixture.
+    there is no guide), and with the curvature at each mode found: from draws of guide and prior by Newton's method, up
+    to three dimensions from a grid and across folds as well, and then from as many draws of the prior again, until a
+    further look finds no mode that matters. Each round refits the mixture to its weighted draws by a step of
+    expectation-maximisation (EM). Weights are raised to a power below one as long as few of them would dominate.
+    Nothing is adapted to the last draws, from which alone estimate and interval come. A tenth of them are the first
+    round's, so that no mode found is lost, and a fifth of all are the guide's, where its density is known; each is
+    weighted as a draw of the whole mixture.
 
     Warning:
-        The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is two-sided and
-        asymptotic where k-hat shows that the weights have a variance and the last draws are worth a quarter of their
-        number, Markov's elsewhere. A mode of the posterior that neither the guide, the first draws nor Newton's method
-        visit is not in the value, and neither k-hat nor the interval shows it: a guide that sees one of two equal modes
-        gives log 2 too little, with a narrow interval. Thin bent ridges (a banana or ring of a hundredth of its length)
-        get few two-sided intervals, and of these some miss the ridge's far end.
+        The mean weight is unbiased for p(x), and its log a lower bound in expectation. The interval is two-sided and
+        asymptotic where modes ceased to turn up, k-hat shows that the weights have a variance and the last draws are
+        worth a quarter of their number, Markov's elsewhere. A mode that no start leads to, as a narrow bump on a flat
+        ground in many dimensions, is not in the value, and neither k-hat nor the interval shows it: ``notes`` say from
+        how many independent starts modes were looked for. Thin bent ridges (a banana or ring of a hundredth of its
+        length) get few two-sided intervals, and of these some miss the ridge's far end.
 
-        A guide without a density in the model's coordinates (further latents, other supports) gives starts alone. Then
-        modes are kept only as far as those few draws lead to them.
+        A guide without a density in the model's coordinates (further latents, other supports) gives starts alone.
 
     References:
         Cappé, Guillin, Marin, Robert, "Population Monte Carlo", 2004. Cappé, Douc, Guillin, Marin, Robert, "Adaptive

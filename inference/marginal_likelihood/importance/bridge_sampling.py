@@ -42,9 +42,9 @@ class Bridge(Method):
         Asymptotic only, in the number of draws and the length of the chains; the estimate is not a bound, not even in
         expectation. Two-sided where k-hat of the fresh draws shows a variance, though every term of the estimate is
         bounded, and they are worth a quarter of their number; elsewhere the interval is Markov's, of the plain mean
-        weight. A mode of the posterior that the mixture does not reach is seen by neither half: the value then is
-        log p(x) less the log of the mode's share, with a narrow interval. So it is, more rarely, at the far ends of
-        thin bent ridges.
+        weight. Modes are looked for as :class:`inference.Adaptive` does, with its notes; one that the mixture does not
+        reach is seen by neither half: the value then is log p(x) less the log of the mode's share, with a narrow
+        interval. So it is, more rarely, at the far ends of thin bent ridges.
 
     References:
         Meng, Wong, "Simulating ratios of normalizing constants via a simple identity", 1996. Gronau et al., "A tutorial

@@ -44,7 +44,7 @@ def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
 
     model = Wrong(5, 2, sigma=0.5).double().requires_grad_(False)
     with pytest.raises(ValueError, match=r"expected log_evidence of Wrong to agree with log p\(x, z\) - log p\(z \| x"):
-        evidence(model, data_for(model))
+        evidence(model, data_for(linear()))
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 100.0])

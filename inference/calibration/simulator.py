@@ -132,7 +132,10 @@ def _check_sites(first: Draw) -> None:
         raise ValueError(
             f"expected every observed site to have an argument of its own, got one for several of {observed}"
         )
-    for half, sites in (("model", first.model_sites), ("guide", first.guide_sites)):
+    for half, sites in (
+        ("model", first.model_sites),
+        ("guide", {name: first.guide_sites[name] for name in first.latents}),
+    ):
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")

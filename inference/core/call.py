@@ -105,8 +105,8 @@ class Call:
             ValueError: If there is none.
         """
         number = self.num_rows if num_rows is None else num_rows
-        named: dict[int | str, Any] = {**dict(enumerate(self.args)), **self.kwargs}
-        found = [name for name, value in named.items() if number is not None and _has_rows(value, number)]
+        named: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        found = [name for name, value in named if number is not None and _has_rows(value, number)]
         if not found:
             raise ValueError(f"expected an argument with one row for each of {number} data points, got none")
         return found

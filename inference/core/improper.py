@@ -105,9 +105,9 @@ def check_angles(name: str, model: Any, guide: Any, model_is_angle: bool, guide_
     if model_is_angle != guide_is_angle and is_real(guide if model_is_angle else model):
         angle, line = ("model", "guide") if model_is_angle else ("guide", "model")
         raise ValueError(
-            f"expected latent site {name!r} on one support in model and guide, got the periodic "
-            f"{type(model if model_is_angle else guide).__name__} in the {angle}, a density over one period alone, and "
-            f"{type(guide if model_is_angle else model).__name__} on the real line in the {line}"
+            f"expected latent site {name!r} on one support in model and guide, got "
+            f"{type(model if model_is_angle else guide).__name__} in the {angle}, which does not fall off on the real "
+            f"line as angles do not, and {type(guide if model_is_angle else model).__name__}, which does, in the {line}"
         )
 
 

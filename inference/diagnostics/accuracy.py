@@ -145,8 +145,8 @@ def _check_reference(first: Draw, reference: Mapping[str, Tensor] | None, log_ev
 
 def _gaussian_guide(first: Draw) -> MultivariateNormal | None:
     """The guide's distribution where it has one site and that is Gaussian, batch (N,) and event (K,)."""
-    site = next(iter(first.guide_sites.values()))
-    plain = len(first.guide_sites) == 1 and site.fn.batch_shape == (first.layout.num_data,)
+    site = first.guide_sites[next(iter(first.latents))]
+    plain = len(first.latents) == 1 and site.fn.batch_shape == (first.layout.num_data,)
     return as_full_normal(site.fn) if plain and len(site.fn.event_shape) == 1 else None
 
 

@@ -178,7 +178,7 @@ def empirical_entropy(x: Tensor) -> float:
 
 
 def _is_exact(model: Program, draw: Draw) -> bool:
-    distributions = [site.fn for site in draw.guide_sites.values()]
+    distributions = [draw.guide_sites[name].fn for name in draw.latents]
     return (
         isinstance(model, SupportsExpectedLogLikelihood)
         and len(distributions) == 1

@@ -58,7 +58,7 @@ def log_q(guide, name, support, value, event):
     return td.TransformedDistribution(td.Independent(base, event), td.biject_to(support)).log_prob(value)
 
 
-def test_weights_of_an_autonormal_are_those_of_its_transformed_normals(guide):
+def test_weights_of_an_autonormal_are_of_its_transformed_normals(guide):
     draw = Call(model, guide, (X,)).run(7)
     expected = log_q(guide, "z", td.constraints.real, draw.latents["z"], 0)
     expected = expected + log_q(guide, "rate", td.constraints.positive, draw.latents["rate"], 0)

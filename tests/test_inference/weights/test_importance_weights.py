@@ -534,7 +534,8 @@ class _Constant(dist.Normal):
 def test_a_density_that_breaks_down_names_the_datum(value):
     def model(_):
         with pyro.plate("data", 3):
-            pyro.sample("z", _Constant(value))
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", _Constant(value), obs=torch.zeros(3))
 
     def guide(_):
         with pyro.plate("data", 3):

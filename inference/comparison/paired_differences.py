@@ -87,7 +87,7 @@ def _differences(dataset: xr.Dataset, reference: str | None, quantity: str) -> x
     error = paired.std("datum", ddof=1).where(count > 1) / np.sqrt(count)
     result = xr.Dataset({"difference": paired.mean("datum"), "standard_error": error})
     epsilon = torch.finfo(getattr(torch, dataset.attrs["dtype"])).eps
-    rounding = _ROUNDING * epsilon * np.abs(values).mean("datum")
+    rounding = _ROUNDING * epsilon * abs(values).mean("datum")
     return result.assign(p_value=_p_values(result, count, rounding))
 
 

@@ -80,7 +80,7 @@ def pooled_weights(calls: Mapping[str, Call], num_samples: int, chunk: int | Non
         ValueError: If model and guide are not a valid pair.
         FloatingPointError: If a weight is NaN or plus infinity.
     """
-    names = {id(call.guide): name for name, call in reversed(calls.items())}
+    names = {id(call.guide): name for name, call in reversed(list(calls.items()))}
     distinct = {name: call for name, call in calls.items() if names[id(call.guide)] == name}
     found = _of_distinct(distinct, num_samples, chunk)
     return found._replace(own={name: found.own[names[id(call.guide)]] for name, call in calls.items()})

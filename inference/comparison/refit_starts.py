@@ -27,26 +27,23 @@ _DRAWS, _MODES = 8, 3
 # Latent coordinates up to which a grid is searched for modes, too.
 _MAX_GRID_DIM = 2
 
-# Squared difference of two log-densities below which they are of one distribution.
-_SAME = 1e-8
+# Steps of the search for a member of the family like a Gaussian: few by likelihood, of which a mixture has no highest.
+_NEAR_STEPS, _SAME_STEPS = 10, 300
 
 
-def starts_at_modes(problem: LocalProblem, max_steps: int, tolerance: float) -> list[Tensor]:
+def starts_at_modes(problem: LocalProblem, max_steps: int) -> list[Tensor]:
     """Free parameters (N, P) of the guide that is most like each Gaussian at a mode; none where there is no density.
 
     Args:
         problem: The refit.
-        max_steps: Steps of each search at most.
-        tolerance: Gradient norm at which one stops.
+        max_steps: Steps of the search for the best Gaussian with independent coordinates, at most.
     """
     call = problem.call
     try:
         log_joint = LogJoint(call.model, *call.args, plate=call.plate, **call.kwargs)
         laplace = _at_modes(log_joint, problem)
-        targets = [
-            g for mode in laplace for g in (mode, _best_diagonal(log_joint, mode, problem.num_samples, max_steps))
-        ]
-        return [_imitated(problem, log_joint, target, max_steps, tolerance) for target in targets]
+        diagonal = [_best_diagonal(log_joint, mode, problem.num_samples, max_steps) for mode in laplace]
+        return [_imitated(problem, log_joint, target) for target in (*laplace, *diagonal)]
     except (ValueError, NotImplementedError):  # latents without unconstrained coordinates, or a guide without a density
         return []
 
@@ -94,11 +91,11 @@ def _best_diagonal(log_joint: LogJoint, start: Gaussian, num_samples: int, max_s
 
 
 @torch.no_grad()
-def _imitated(problem: LocalProblem, log_joint: LogJoint, target: Gaussian, max_steps: int, tolerance: float) -> Tensor:
+def _imitated(problem: LocalProblem, log_joint: LogJoint, target: Gaussian) -> Tensor:
     """Free parameters of the member of the family that is most like a Gaussian: the very same where there is one.
 
-    First the highest likelihood of the Gaussian's draws, which leads from afar; then the least squares of the
-    difference of the log-densities, which are zero where the family contains it.
+    First some steps towards the highest likelihood of the Gaussian's draws, which lead from afar; then to the least
+    squares of the difference of the log-densities, which are zero where the family contains it.
     """
     num_samples = problem.num_samples
     noise = _whitened(num_samples, target.loc)
@@ -110,11 +107,10 @@ def _imitated(problem: LocalProblem, log_joint: LogJoint, target: Gaussian, max_
     def log_prob() -> Tensor:
         return guide_log_prob(problem.call, problem.layout, values, num_samples)
 
-    options = {"max_steps": max_steps, "tolerance": tolerance}
-    likely = minimise(problem.objective(lambda: -log_prob().mean(0)), problem.start, **options)
+    likelihood = problem.objective(lambda: -log_prob().mean(0))
     squares = problem.objective(lambda: (log_prob() - expected).square().mean(0))
-    same = minimise(squares, likely.point, **options)
-    return torch.where((same.value < _SAME).unsqueeze(-1), same.point, likely.point)
+    near = minimise(likelihood, problem.start, max_steps=_NEAR_STEPS)
+    return minimise(squares, near.point, max_steps=_SAME_STEPS).point
 
 
 def _whitened(num_samples: int, like: Tensor) -> Tensor:

@@ -40,8 +40,8 @@ class Refit:
         own_standard_error: Of that, (N,).
         improvement: ``elbo - own_elbo``, (N,).
         improvement_error: Its standard error over common noise, (N,).
-        gradient_norm: Of the ELBO at the point returned, in nats per natural unit of the parameters, (N,). Near zero
-            it says that the point is stationary, not that it is the best.
+        gradient_norm: Of the ELBO at the point returned, on the optimiser's noise, in nats per natural unit of the
+            parameters, (N,). Near zero it says that the point is stationary, not that it is the best.
         guide: The guide of these data that was refitted, a module.
     """
 
@@ -154,7 +154,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
 
     The noise on which points were optimised flatters those that use its accidents, so it decides ties alone.
     """
-    similar = starts_at_modes(problem, max_steps, tolerance)
+    similar = starts_at_modes(problem, max_steps)
     around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
     starts = [problem.start, *similar, *around]
     bar = tqdm(starts, disable=not progress, desc="refit", unit="start")
@@ -165,22 +165,19 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     for candidate in candidates:
         problem.set(candidate)
         values.append(evaluations(problem.call, problem.num_samples, fresh))
-    taken = _chosen(torch.stack(values), lowest, len(found))
+    taken = _chosen(torch.stack(values), lowest)
     return candidates[taken, torch.arange(len(lowest), device=lowest.device)]
 
 
-def _chosen(values: Tensor, lowest: Tensor, num_found: int) -> Tensor:
-    """Which candidate to take, (N,), by values (C, E, N) on common noise; of equal ones the optimiser's lowest.
+def _chosen(values: Tensor, lowest: Tensor) -> Tensor:
+    """Which candidate to take, (N,), by values (C, E, N) on common noise: the optimiser's lowest in case of a tie.
 
-    The one whose ELBO is surely highest, by its own error, unless another is clearly better by the error of their
-    paired difference. The starts, which come after what was found from them and are not stationary, must be surely
-    higher than halfway between the best found and its own lower end.
+    Another is taken if it is surely higher than halfway between the lowest's value and its lower end, which is so where
+    that is uncertain, or if it is clearly better by the error of the paired difference.
     """
     columns = torch.arange(len(lowest), device=lowest.device)
     sure = _surely(values)
-    sure[lowest, columns] += _TIE
-    reached, best = sure[:num_found].max(0)
-    sure[num_found:] -= (values.mean(1)[best, columns] - reached).clamp(min=0) / 2
+    sure[lowest, columns] = (sure + values.mean(1))[lowest, columns] / 2 + _TIE
     safe = sure.argmax(0)
     gain, other = _surely(values - values[safe, :, columns].mT).max(0)
     return torch.where(gain > _TIE, other, safe)

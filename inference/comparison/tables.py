@@ -93,7 +93,7 @@ def _bits(dataset: xr.Dataset, data_dim: int) -> list[str]:
 
 def _open(dataset: xr.Dataset) -> list[bool]:
     """Of which guides nothing bounds the mean evidence from above, at some seed."""
-    return [bool(o) for o in np.isinf(dataset["mean_evidence_upper"]).any("seed").values]
+    return [bool(o) for o in (dataset["mean_evidence_upper"] == math.inf).any("seed").values]
 
 
 def _part_cells(dataset: xr.Dataset) -> dict[str, list[str]]:

@@ -123,7 +123,9 @@ class Evidence:
 
     def _rows(self, chosen: Tensor) -> Evidence:
         """The evidence of some of the data points, (N,) booleans."""
-        tensors = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         kinds = tuple(kind for kind, keep in zip(self.guarantee, chosen.tolist(), strict=True) if keep)
         return replace(self, guarantee=kinds, **tensors)
 

@@ -24,7 +24,9 @@ from guides import (
     local_gauss_newton,
 )
 from inference import Importance, elbo, evidence, gap, log_weights, refit
+from inference.comparison.local_problem import LocalProblem
 from inference.comparison.refitting import _chosen
+from inference.core.call import Call
 from inference.core.module import Module
 from inference.distributions.gaussian import DiagNormal
 from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
@@ -300,12 +302,9 @@ def test_on_a_fold_the_refit_is_the_best_gaussian_and_never_above():
 
 def test_a_mixture_is_found_no_worse_than_the_mean_field_in_it():
     model = linear_model(latent_dim=2)
-    x = torch.randn(3, 6).double()
-    for seed in range(2):
-        torch.manual_seed(seed)
-        guide = Mixture(6, 2, hidden=(4,)).double()
-        left = model.log_evidence(x) - refit(model, guide, x, restarts=0, seed=seed, progress=False).elbo
-        assert (left < family_gap(model) + 1e-3).all()
+    x, guide = torch.randn(2, 6).double(), Mixture(6, 2, hidden=(4,)).double()
+    left = model.log_evidence(x) - refit(model, guide, x, restarts=0, max_steps=100, seed=0, progress=False).elbo
+    assert (left < family_gap(model) + 1e-3).all()
 
 
 def test_the_gradient_is_that_of_the_point_returned():
@@ -319,13 +318,11 @@ def test_the_gradient_is_that_of_the_point_returned():
 
 def test_a_tie_goes_to_the_optimiser_and_a_clear_winner_does_not():
     noise = torch.tensor([-1.0, 1.0] * 4).double().unsqueeze(-1)
-    level = torch.tensor([0.0, 0.01, 0.0]).double()  # two points of the optimiser and a start
-    tied = level.reshape(3, 1, 1) + torch.stack([noise, -noise, noise])
-    assert int(_chosen(tied, torch.tensor([0]), 2)) == 0
-    paired = level.reshape(3, 1, 1) + torch.stack([noise, noise, noise])
-    assert int(_chosen(paired, torch.tensor([0]), 2)) == 1
-    same = torch.zeros(3, 8, 1).double()
-    assert int(_chosen(same, torch.tensor([1]), 2)) == 1
+    level, first = torch.tensor([0.0, 0.01]).double().reshape(2, 1, 1), torch.tensor([0])
+    assert int(_chosen(level + torch.stack([noise, -noise]), first)) == 0
+    assert int(_chosen(level + torch.stack([noise, noise]), first)) == 1  # clear in pairs
+    assert int(_chosen(-level + torch.stack([noise, 0 * noise]), first)) == 1  # as high, and certain
+    assert int(_chosen(torch.zeros(3, 8, 1).double(), torch.tensor([1]))) == 1
 
 
 # --- intervals -------------------------------------------------------------------------------------
@@ -355,7 +352,7 @@ def test_without_an_upper_end_of_log_p_the_text_says_at_least():
     got = gap(model, guide, x, method=Importance(50), restarts=0, seed=0, progress=False)
     assert math.isinf(got.mean["gap"].upper)
     assert math.isinf(got.mean["approximation"].upper)
-    truth = float(torch.distributions.kl_divergence(guide.posterior(x), model.posterior(x)).mean())
+    truth = float(torch.distributions.kl_divergence(guide.posterior(x), model.posterior(x)).detach().mean())
     assert str(got).startswith(f"gap >= {got.mean['gap'].lower:.4f} nats = approximation >= 0.0000 + amortisation >= ")
     assert got.mean["gap"].lower < truth
 
@@ -506,8 +503,14 @@ def test_the_elbo_is_right_where_the_log_joint_is_far_from_quadratic():
 
 def test_evaluations_see_the_same_noise_whoever_draws_it():
     """Pyro's Normal draws by torch.normal, which is not whitened: it must still be the same at every evaluation."""
-    best = refit(two_sites, TwoSiteGuide(), COUNTS, restarts=0, progress=False)
-    assert best.gradient_norm.max() < 1e-3
+    local = TwoSiteGuide(len(COUNTS))
+    problem = LocalProblem(Call(two_sites, local, (COUNTS,)), local, 128)
+    found, index = minimise(problem.minus_elbo, problem.start), torch.arange(len(COUNTS))
+    assert found.gradient_norm.max() < 1e-3
+    for first, second in zip(
+        problem.minus_elbo(found.point, index), problem.minus_elbo(found.point, index), strict=True
+    ):
+        assert torch.equal(first, second)
 
 
 def test_a_nested_plate_and_single_precision_run():

@@ -505,15 +505,27 @@ def test_chunk_one_serves_a_model_that_cannot_broadcast():
 @dataclasses.dataclass
 class UnhashableModel:
     sigma: float
+    observes: bool = False
 
     def __call__(self, x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x.new_zeros(()), self.sigma))
+            if self.observes:
+                pyro.sample("x", dist.Normal(x.new_zeros(()), 1.0), obs=x)
 
 
 def test_a_dataclass_is_a_model_though_it_has_no_hash():
-    model = UnhashableModel(2.0)
-    assert bool((log_weights(model, UnhashableModel(2.0), torch.zeros(3), num_samples=5) == 0).all())
+    x = torch.tensor([0.0, 1.0, 2.0])
+    got = log_weights(UnhashableModel(2.0, observes=True), UnhashableModel(2.0), x, num_samples=5)
+    torch.testing.assert_close(got, dist.Normal(0.0, 1.0).log_prob(x).expand(5, 3))
+
+
+def test_swapped_halves_and_a_second_tensor_are_refused():
+    model, guide, x = LinearVAE(5, 2), MeanField(5, 2, hidden=(4,)), torch.zeros(4, 5)
+    with pytest.raises(ValueError, match=r"expected a model that observes data, .* while the guide observes \['x'\]"):
+        log_weights(guide, model, x, num_samples=2)
+    with pytest.raises(TypeError, match=r"expected one tensor of data for LinearVAE, got a second one of shape \(4,\)"):
+        log_weights(model, guide, x, torch.zeros(4), num_samples=2)
 
 
 class _Constant(dist.Normal):

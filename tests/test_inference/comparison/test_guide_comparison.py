@@ -720,7 +720,7 @@ def random_guide(x):
         pyro.sample("z", dist.Normal(x[:, 0] + 0.05 * torch.randn(()), x.new_tensor(0.1)))
 
 
-def test_a_guide_whose_density_is_not_known_elsewhere_is_left_out_by_name():
+def test_a_guide_without_a_density_elsewhere_is_left_out_by_name():
     x = torch.linspace(-1, 1, 8, dtype=torch.float64).unsqueeze(-1)
     truth = scipy.stats.norm.logpdf(x[:, 0].numpy(), 0.0, 1.01**0.5)
     guides = {"posterior": normal_guide(0.0, 1.0), "wide": normal_guide(0.0, 3.0), "random": random_guide}

@@ -221,7 +221,7 @@ def test_compare_guides_splits_the_gap_of_every_guide_with_a_density(run, tmp_pa
                 assert all(math.isnan(v) for v in (elbo, gap, approximation, amortisation, k_hat))
             else:
                 assert gap == pytest.approx(approximation + amortisation, abs=1e-9)
-                assert amortisation >= 0
+                assert amortisation >= -1e-9  # the rounding of two equal ELBOs
         assert table["mean field + 5 steps"][3] < table["mean field + 1 step"][3] < table["mean field"][3]
     linear = tables["linear VAE"]
     assert abs(linear["exact"][1]) < 1e-9

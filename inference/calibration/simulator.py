@@ -126,8 +126,6 @@ def simulate(
 def _check_sites(first: Draw) -> None:
     """Check that the pair can be simulated: observed data are arguments, no term is scaled, no latent is masked."""
     observed = observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
-    if not observed:
-        raise ValueError(f"expected a model that observes something, got only latent sites {list(first.model_sites)}")
     if len({id(first.model_sites[name].value) for name in observed}) != len(observed):
         raise ValueError(
             f"expected every observed site to have an argument of its own, got one for several of {observed}"

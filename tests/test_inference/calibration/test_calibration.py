@@ -646,7 +646,11 @@ def masked(program):
     [
         (observed_only, scalar_guide, "a latent site, got only observed sites .*'x'"),
         (global_model, global_guide, "inside one vectorised plate 'data'.* site 'slope'"),
-        (functools.partial(scalar_model, observe=False), scalar_guide, "observes something, got only latent.*'z'"),
+        (
+            functools.partial(scalar_model, observe=False),
+            scalar_guide,
+            "observes data, got one of latent sites alone.*'z'",
+        ),
         (functools.partial(scalar_model, copied=True), scalar_guide, "at site 'x' that is not an argument"),
         (functools.partial(scalar_model, scale=0.5), scalar_guide, "model site 'z' under no scale.*got 0.5"),
         (twice_model, scalar_guide, "an argument of its own, got one for several of .'x', 'again'"),

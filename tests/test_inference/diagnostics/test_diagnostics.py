@@ -726,13 +726,17 @@ def test_masked_scaled_and_scalar_sites_are_refused(door, pair, message):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_pairs_of_several_latents_are_refused(door):
-    def model(x):
+    def guide(x):
         with pyro.plate("data", len(x), dim=-1):
-            for name in ("a", "b"):
-                pyro.sample(name, dist.Normal(0 * x, 1.0).to_event(1))
+            return sum(pyro.sample(name, dist.Normal(0 * x, 1.0).to_event(1)) for name in ("a", "b"))
+
+    def model(x):
+        mean = guide(x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match=r"one latent site, got \['a', 'b'\]"):
-        door(model, model, torch.zeros(4, 2))
+        door(model, guide, torch.zeros(4, 2))
 
 
 @pytest.mark.parametrize("door", DOORS)

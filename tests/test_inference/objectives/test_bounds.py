@@ -350,14 +350,17 @@ def test_elbo_is_below_the_evidence(name, model, guides, x):
     assert_consistent(*gap_to(numpy_evidence(model, x), bound), sign=1)
 
 
-@pytest.mark.parametrize(
-    ("defect", "sigma"), [("sign", 0.02), ("factor 2", 0.5), ("no log-determinant", 2.0), ("no half", 0.5)]
-)
+@pytest.mark.parametrize(("defect", "sigma"), [("factor 2", 0.5), ("no log-determinant", 2.0), ("no half", 0.5)])
 def test_a_defect_in_log_q_lifts_the_elbo_above_the_evidence(defect, sigma, x):
     # Each at a noise at which it does not happen to lower the bound: by sharp posteriors, say, log q is positive.
     model = make_model(sigma=sigma)
     bound = elbo(weights_of((model, BrokenGuide(TiedMeanField(model), DEFECTS[defect])), x))
     assert_refuted(*gap_to(numpy_evidence(model, x), bound), sign=1)
+
+
+def test_a_density_of_the_wrong_sign_is_refused(model, x):
+    with pytest.raises(ValueError, match="got Broken in the guide, which does not fall off"):
+        weights_of((model, BrokenGuide(TiedMeanField(model), DEFECTS["sign"])), x)
 
 
 @pytest.mark.parametrize("num_particles", [2, 10, 100])
@@ -433,7 +436,7 @@ def test_monte_carlo_elbo_is_the_analytic_one(name, model, guides, x):
     assert_consistent(*gap_to(numpy_elbo(model, guides[name], x), bound))
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize("defect", [defect for defect in DEFECTS if defect != "sign"])
 @pytest.mark.parametrize("name", ["TiedMeanField", "MeanField, trained", "FullRank, trained"])
 def test_a_defect_in_log_q_is_not_the_analytic_elbo(name, defect, model, guides, x):
     bound = elbo(weights_of((model, BrokenGuide(guides[name], DEFECTS[defect])), x))
@@ -441,7 +444,7 @@ def test_a_defect_in_log_q_is_not_the_analytic_elbo(name, defect, model, guides,
 
 
 @pytest.mark.parametrize("half", ["prior", "likelihood"])
-@pytest.mark.parametrize("defect", ["sign", "factor 2", "no half"])
+@pytest.mark.parametrize("defect", ["factor 2", "no half"])
 def test_a_defect_in_log_p_is_not_the_analytic_elbo(half, defect, model, guides, x):
     guide = guides["TiedMeanField"]
     bound = elbo(weights_of((BrokenModel(model, **{half: DEFECTS[defect]}), guide), x))

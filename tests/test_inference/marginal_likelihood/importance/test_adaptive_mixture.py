@@ -149,7 +149,7 @@ def test_one_mode_alone_does_not_cover(method, monkeypatch):
     assert held < scipy.stats.binom.ppf(0.001, two, 0.95)
 
 
-@pytest.mark.parametrize("make", [banana, ring])
+@pytest.mark.parametrize("make", [banana, pytest.param(ring, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
 def test_thin_bent_ridges_get_bounds_that_hold(make, method):
     torch.manual_seed(1)

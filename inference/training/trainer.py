@@ -24,6 +24,7 @@ from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state
 from inference.core.storage import load_tree, save_tree, tensor_digest
 from inference.objectives.base import Objective
+from inference.training.losses import PairLoss
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
@@ -71,14 +72,16 @@ def trainable_parameters(
     """
     found: list[Tensor] = []
     if not (isinstance(model, Module) and isinstance(guide, Module)):
-        with LocalParams() as handler, random_state(None), torch.no_grad():
-            objective.differentiable_loss(model, guide, *batch)
+        with LocalParams() as handler, random_state(None):
+            PairLoss(objective, model, guide).find_parameters(batch)
         found += handler.seen
     for module in modules_of(model, guide):
         found += module.parameters()
     parameters = list({id(p): p for p in found if p.requires_grad}.values())
     if not parameters:
         raise ValueError("expected a pair with at least one trainable parameter, got none")
+    for parameter in parameters:
+        parameter.grad = None
     return parameters
 
 
@@ -96,6 +99,7 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
         self.data, self.validation = data, validation
+        self.loss = PairLoss(objective, model, guide)
         self.modules = modules_of(model, guide)
         self.history = History()
         self.order_seed = int(torch.randint(2**31, ()))
@@ -169,15 +173,10 @@ class Trainer:
             at = step % per_epoch * self.batch_size
             yield step, tuple(part[order[at : at + self.batch_size]] for part in self.data)
 
-    def _loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        return self.objective.differentiable_loss(self.model, self.guide, *batch) / len(batch[0])
-
     def _step(self, batch: tuple[Tensor, ...]) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = self._loss(batch)
-            loss.backward()
-            return loss
+            return self.loss.backward(batch, self.parameters)
 
         loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
         if isinstance(self.objective, Objective):
@@ -206,7 +205,7 @@ class Trainer:
         total, num_data = 0.0, len(self.validation[0])
         with random_state(_VALIDATION_SEED):
             for batch in zip(*(part.split(at_once(_VALIDATION_BATCH)) for part in self.validation), strict=True):
-                total += float(self._loss(batch)) * len(batch[0]) / num_data
+                total += self.loss.value(batch) * len(batch[0]) / num_data
         self._train_mode(True)
         history = self.history
         history.validation.append((history.steps, total))

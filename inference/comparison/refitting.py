@@ -207,8 +207,8 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
 def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
-        draw = call.run(num_samples)
-    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
+        draw = call.run(num_samples, enumerate_guide=True)
+    return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

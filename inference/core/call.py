@@ -7,7 +7,7 @@ both halves stands in one common vectorised plate over the data.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,8 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
-from inference.core.handlers import Site, isolated
+from inference.core.enumeration import Enumeration, is_summable
+from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import check_angles, is_periodic
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
@@ -112,9 +113,14 @@ class Call:
         return found
 
     def run(
-        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+        self,
+        num_samples: int = 1,
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        expose_params: bool = False,
+        enumerate_guide: bool = False,
     ) -> Draw:
-        """Draw latents from the guide and replay the model on them.
+        """Draw latents from the guide and replay the model on them; discrete latents that it leaves out are summed out.
 
         One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
 
@@ -123,18 +129,52 @@ class Call:
             values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
                 guide then scores instead of drawing its own.
             expose_params: Let param statements through to an enclosing handler.
+            enumerate_guide: Take all values of the sites that the guide marks by ``infer={"enumerate": "parallel"}``;
+                False draws them.
 
         Raises:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
+        known = self._known() if num_samples > 1 else self._remembered()
+        if known is None:
+            draw = self._run(1, values, expose_params, None)
+            if not _form_of(draw).enumerates(enumerate_guide):
+                return draw
+            known = self._known()
+        if known.enumerates(enumerate_guide):
+            return self._run_enumerated(num_samples, values, expose_params, known, enumerate_guide)
+        return self._run(num_samples, values, expose_params, known.depth if num_samples > 1 else None)
+
+    def _run(
+        self, num_samples: int, values: Mapping[str, Tensor] | None, expose_params: bool, depth: int | None
+    ) -> Draw:
         guide, given = self._guide(), dict(values or {})
-        depth = self._particle_depth() if num_samples > 1 else None
         with isolated(expose_params=expose_params):
             guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
-            latents = {name: site.value for name, site in guide_run.drawn.items()}
-            given = given | latents | guide_run.subsamples
+            given = given | _latents(guide_run) | guide_run.subsamples
             model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _run_enumerated(
+        self,
+        num_samples: int,
+        values: Mapping[str, Tensor] | None,
+        expose_params: bool,
+        known: _Form,
+        enumerate_guide: bool,
+    ) -> Draw:
+        guide, given = self._guide(), dict(values or {})
+        depth = known.depth if num_samples > 1 else None
+        first = Enumeration(known.marked if enumerate_guide else frozenset(), -known.depth - 2)
+        with isolated(expose_params=expose_params):
+            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth, first)
+            given = given | _latents(guide_run) | guide_run.subsamples
+            second = Enumeration(known.left_out, None, guide_run.sites)
+            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth, second)
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
         layout = check_pair(model_run.sites, guide_run.sites, self.plate)
         subsamples = guide_run.subsamples | model_run.subsamples
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
@@ -180,22 +220,60 @@ class Call:
         kwargs = {name: change(value) for name, value in self.kwargs.items()}
         return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
 
-    def _particle_depth(self) -> int:
-        """Batch dimensions of the pair: a property of the programs and the form of their arguments, found once."""
+    def _remembered(self) -> _Form | None:
+        """What an earlier run of these programs found."""
+        return self._kept()[0]
+
+    def _known(self) -> _Form:
+        """Batch dimensions and discrete sites of the pair: found once for the programs and their arguments' form."""
+        found, keep = self._kept()
+        if found is None:
+            with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
+                found = _form_of(self._run(1, None, False, None))
+            keep(found)
+        return found
+
+    def _kept(self) -> tuple[_Form | None, Callable[[_Form], Any]]:
         try:
             arguments = (*map(_form, self.args), *((name, _form(value)) for name, value in self.kwargs.items()))
             form = (self.plate, *arguments)
-            known = _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
-            if form in known:
-                return known[form]
+            known = _forms.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
+            return known.get(form), lambda found: known.__setitem__(form, found)
         except TypeError:  # no weak references to it, or no hash: then it is found each time
-            form, known = None, {}
-        known[form] = self.probe().layout.depth
-        return known[form]
+            return None, lambda _: None
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What holds for every run of a pair: its batch dimensions, and its discrete sites that may be summed over.
+
+    Attributes:
+        depth: Batch dimensions.
+        left_out: Sites that the guide leaves out.
+        marked: Sites that the guide marks to be enumerated.
+    """
+
+    depth: int
+    left_out: frozenset[str]
+    marked: frozenset[str]
+
+    def enumerates(self, guide: bool) -> bool:
+        return bool(self.left_out or (guide and self.marked))
+
+
+def _form_of(draw: Draw) -> _Form:
+    sites = draw.model_sites.items()
+    left_out = {name for name, site in sites if not site.is_observed and name not in draw.guide_sites}
+    marked = {name for name, site in draw.guide_sites.items() if site.is_marked and is_summable(site)}
+    return _Form(draw.layout.depth, frozenset(left_out), frozenset(marked))
+
+
+def _latents(run: RecordSites) -> dict[str, Tensor]:
+    return {name: site.value for name, site in run.drawn.items()}
 
 
 # Kept while both programs live.
-_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
+_forms: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, _Form]]] = WeakKeyDictionary()
 
 
 def _form(value: Any) -> Any:

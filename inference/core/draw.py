@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from inference.core.enumeration import expected, summed_out
 from inference.core.handlers import Site, masked_log_prob
 from inference.core.improper import check_latent, is_delta, refuse_mask
 
@@ -95,10 +96,7 @@ class Draw:
 
     def term(self, site: Site, value: Tensor) -> Tensor:
         """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""
-        scale = self.extra_scale(site)
-        if isinstance(scale, Tensor) or scale != 1.0:
-            value = value * scale
-        return self.layout.per_datum(value, self.num_samples)
+        return self.layout.per_datum(self._scaled(site, value), self.num_samples)
 
     def extra_scale(self, site: Site) -> float | Tensor:
         """The site's scale beyond the data plate's."""
@@ -106,12 +104,37 @@ class Draw:
 
     def total(self, sites: Mapping[str, Site], *, observed: bool | None = None) -> Tensor:
         """Sum of the log-probabilities of sites, (S, N) in nats: all of them, the observed or the latent ones."""
+        self._refuse_enumerated_guide()
         chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
+        if any(site.enumerated for site in chosen):
+            return summed_out(self.layout, self.num_samples, self._factors(chosen))
         terms = [self.term(site, masked_log_prob(site)) for site in chosen]
-        if not terms:
-            like = next(iter(sites.values())).value
-            return like.new_zeros(self.num_samples, self.layout.num_data)
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else self._zeros()
+
+    def _zeros(self) -> Tensor:
+        values = [site.value for half in (self.model_sites, self.guide_sites) for site in half.values()]
+        like = next((value for value in values if value.is_floating_point()), torch.zeros(()))
+        return like.new_zeros(self.num_samples, self.layout.num_data)
+
+    def _factors(self, sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
+        """Sites with the log-probability of each, times its own scale."""
+        return [(site, self._scaled(site, masked_log_prob(site))) for site in sites]
+
+    def _scaled(self, site: Site, value: Tensor) -> Tensor:
+        scale = self.extra_scale(site)
+        return value * scale if isinstance(scale, Tensor) or scale != 1.0 else value
+
+    @property
+    def summed_by_guide(self) -> list[str]:
+        """The sites that the guide enumerates, of each of whose values it draws the other latents."""
+        return [name for name, site in self.guide_sites.items() if site.is_summed]
+
+    def _refuse_enumerated_guide(self) -> None:
+        if self.summed_by_guide:
+            raise ValueError(
+                f"expected a guide that draws its sites, got {self.summed_by_guide} enumerated: their model's density "
+                "and their guide's are known together alone, as by ELBO, IWELBO and log_weights"
+            )
 
     @property
     def log_joint(self) -> Tensor:
@@ -129,26 +152,58 @@ class Draw:
 
         A loss subtracts it as Pyro's do; it is no part of the density q.
         """
-        if not any(site.is_observed for site in self.guide_sites.values()):
+        observed = [site for site in self.guide_sites.values() if site.is_observed]
+        if not observed:
             return None
-        return self.total(self.guide_sites, observed=True)
+        return self._expected(self._factors(observed)) if self.summed_by_guide else self.total(
+            self.guide_sites, observed=True
+        )
 
     @property
     def elbo_terms(self) -> Tensor:
-        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats."""
+        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats.
+
+        Of sites that the guide enumerates, the expectation under their probabilities.
+        """
+        if self.summed_by_guide:
+            return self._expected(self._ratio([site for site in self.guide_sites.values() if not site.is_observed]))
         return self.log_joint - self.log_guide
+
+    def _ratio(self, guide_sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
+        """The factors of the model's density over those of the guide's."""
+        return self._factors(self.model_sites.values()) + [(site, -q) for site, q in self._factors(guide_sites)]
+
+    def _expected(self, factors: list[tuple[Site, Tensor]]) -> Tensor:
+        weights = [(site, masked_log_prob(site)) for site in self.guide_sites.values() if site.is_summed]
+        return expected(self.layout, self.num_samples, factors, weights)
+
+    @property
+    def trained_elbo(self) -> Tensor:
+        """The terms whose mean is the ELBO that training maximises, (S, N) in nats: a bound, as no site is scaled.
+
+        Raises:
+            ValueError: As :attr:`log_weights`.
+        """
+        self.refuse_scales()
+        self.check_latents()
+        return self.elbo_terms
 
     @cached_property
     def log_weights(self) -> Tensor:
         """log p(x, z) - log q(z | x), (S, N) in nats.
 
+        Of sites c that the guide enumerates, log sum_c p(x, z_c, c) / q(z_c | x, c): tighter than what it trains.
+
         Raises:
             ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight; or
                 the two densities of a latent are not with respect to one measure.
         """
+        if not self.summed_by_guide:
+            return self.trained_elbo
         self.refuse_scales()
         self.check_latents()
-        return self.elbo_terms
+        drawn = [site for site in self.guide_sites.values() if not site.is_observed and not site.is_summed]
+        return summed_out(self.layout, self.num_samples, self._ratio(drawn))
 
     def refuse_scales(self) -> None:
         """Refuse sites that are scaled beyond the data plate.
@@ -186,12 +241,13 @@ class Draw:
     @property
     def latents(self) -> dict[str, Tensor]:
         """Values of the latent sites, in trace order of the guide."""
-        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        drawn = {name: site for name, site in self.guide_sites.items() if not (site.is_observed or site.is_summed)}
         return {name: site.value for name, site in drawn.items() if not site.is_auxiliary}
 
     @property
     def guide_values(self) -> dict[str, Tensor]:
         """The values at which the guide can be run again: of its latents, or of the auxiliary sites that make them."""
+        self._refuse_enumerated_guide()
         drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
         return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
 

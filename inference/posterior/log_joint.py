@@ -22,6 +22,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
+from inference.core.enumeration import Enumeration, is_summable
 from inference.core.handlers import Site, isolated
 from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
 from inference.core.rows import with_known_rows
@@ -64,7 +65,7 @@ class LogJoint:
     Raises:
         TypeError: If data are of the wrong type.
         ValueError: If the data are not finite or have the wrong shape, a site stands outside the plate, carries a
-            scale, is masked though latent, or is discrete; the message names the site.
+            scale, is masked though latent, or is discrete of infinite support; the message names the site.
 
     Example:
         >>> from zoo import PPCA
@@ -84,11 +85,15 @@ class LogJoint:
         self._subsamples = run.subsamples
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
         latents = {name: site for name, site in run.sites.items() if not site.is_observed}
+        if not latents:
+            raise ValueError("expected a model with a latent site, got only observed ones")
+        self._summed = frozenset(name for name, site in latents.items() if is_summable(site))
+        kept = {name: site for name, site in latents.items() if name not in self._summed}
         with random_state(None):
-            self._places = _places(latents, self._layout)
+            self._places = _places(kept, self._layout)
         self._draw({**run.sites}, 1).refuse_scales()
-        like = next(iter(latents.values())).value
-        self._like = like.new_empty(0, dtype=like.dtype)
+        values = [site.value for site in [*kept.values(), *run.sites.values()] if site.value.is_floating_point()]
+        self._like = next(iter(values), torch.zeros(())).new_empty(0)
 
     @property
     def dim(self) -> int:
@@ -155,12 +160,16 @@ class LogJoint:
             each = [self.terms(sample) for sample in u]
             return LogDensity(*(torch.stack([getattr(part, name) for part in each]) for name in LogDensity._fields))
         draw, coordinates = self._run(u)
-        latent = draw.total(draw.model_sites, observed=False) + coordinates.log_det
-        parts = (latent, draw.total(draw.model_sites, observed=True))
+        prior = draw.total(draw.model_sites, observed=False)
+        likelihood = draw.log_joint - prior if self._summed else draw.total(draw.model_sites, observed=True)
+        parts = (prior + coordinates.log_det, likelihood)
         return LogDensity(*((part[0] if u.dim() == 2 else part) for part in parts))
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
-        """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them."""
+        """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them.
+
+        Discrete sites, which are summed out, have none.
+        """
         draw, _ = self._run(u)
         return {place.name: draw.model_sites[place.name].value for place in self._places}
 
@@ -265,7 +274,7 @@ class LogJoint:
         self._cost[0] += len(samples) * self.num_data
         coordinates = _Coordinates(self._places, self._layout, len(samples), samples)
         try:
-            return self._run_with(coordinates, self._subsamples, len(samples)), coordinates
+            return self._run_with(coordinates, self._subsamples, len(samples), summed=True), coordinates
         except RuntimeError as error:
             if samples.dtype == self.dtype:
                 raise
@@ -274,10 +283,14 @@ class LogJoint:
                 ".double() on its networks and data (a function's networks cannot be converted from outside)"
             ) from error
 
-    def _run_with(self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int) -> Draw:
-        depth = self._layout.depth if num_samples > 1 else None
+    def _run_with(
+        self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int, *, summed: bool = False
+    ) -> Draw:
+        """A run of the model, with its discrete sites summed out, or drawn where coordinates are recorded."""
+        depth, call = self._layout.depth if num_samples > 1 else None, self._call
+        enumeration = Enumeration(self._summed, -self._layout.depth - 2) if summed and self._summed else None
         with isolated(), coordinates:
-            run = run_program(self._call.model, self._call.args, self._call.kwargs, values, num_samples, depth)
+            run = run_program(call.model, call.args, call.kwargs, values, num_samples, depth, enumeration)
         return self._draw(run.sites, num_samples)
 
     def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
@@ -322,8 +335,6 @@ class _Place:
 
 
 def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
-    if not latents:
-        raise ValueError("expected a model with a latent site, got only observed ones")
     places: list[_Place] = []
     for name, site in latents.items():
         refuse_mask(name, site)
@@ -370,6 +381,8 @@ class _Coordinates(Messenger):
 
     def concatenated(self) -> Tensor:
         """The recorded coordinates, (S, N, d)."""
+        if not self._places:
+            return torch.zeros(self._num_samples, self._layout.num_data, 0)
         return torch.cat([self._pieces[name] for name in self._places], dim=-1)
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -379,7 +392,7 @@ class _Coordinates(Messenger):
         raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
         transform = coordinates_of(support_of(msg["fn"]))
         msg["value"], msg["done"] = transform(raw), True
-        self._account(transform, raw, msg["value"], msg["fn"])
+        self._account(place.name, transform, raw, msg["value"], msg["fn"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
         place = None if msg["is_observed"] else self._places.get(msg["name"])
@@ -388,14 +401,17 @@ class _Coordinates(Messenger):
         transform = coordinates_of(support_of(msg["fn"]))
         raw = transform.inv(msg["value"])
         self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
-        self._account(transform, raw, msg["value"], msg["fn"])
+        self._account(place.name, transform, raw, msg["value"], msg["fn"])
 
-    def _account(self, transform: Any, raw: Tensor, value: Tensor, fn: Any) -> None:
-        self._add(transform.log_abs_det_jacobian(raw, value), value.dim() - len(fn.event_shape))
+    def _account(self, name: str, transform: Any, raw: Tensor, value: Tensor, fn: Any) -> None:
+        batch = value.dim() - len(fn.event_shape)
+        self._add(name, transform.log_abs_det_jacobian(raw, value), batch)
         lacking = None if self._u is None else unrounded(fn, raw, value)
         if lacking is not None:
-            self._add(lacking, value.dim() - len(fn.event_shape))
+            self._add(name, lacking, batch)
 
-    def _add(self, term: Tensor, batch_dim: int) -> None:
+    def _add(self, name: str, term: Tensor, batch_dim: int) -> None:
         summed = term.flatten(batch_dim).sum(-1) if term.dim() > batch_dim else term
+        if summed.dim() > self._layout.depth + 1:
+            raise ValueError(f"expected a support of latent site {name!r} that depends on no discrete site, got one")
         self.log_det = self.log_det + self._layout.per_datum(summed, self._num_samples)

@@ -186,14 +186,18 @@ class Call:
         return run.drawn
 
     def probe(self) -> Draw:
-        """One run of one sample without gradient that leaves the random state as it was.
+        """One run of one sample without gradient that leaves the random state as it was, its discrete sites drawn.
 
         Raises:
             ValueError: As :meth:`run`.
         """
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
-            return self.run()
+            draw = self._run(1, None, False, None)
+            if not _form_of(draw).enumerates(True):
+                return draw
+            numel = self.run(enumerate_guide=True).layout.numel
+            return replace(draw, layout=replace(draw.layout, numel=numel))
 
     def probe_density(self) -> Draw:
         """A probe of a pair whose log weights are wanted.

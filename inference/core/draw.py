@@ -107,7 +107,7 @@ class Draw:
         self._refuse_enumerated_guide()
         chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
         if any(site.enumerated for site in chosen):
-            return summed_out(self.layout, self.num_samples, self._factors(chosen))
+            return summed_out(self.layout, self.num_samples, self.factors(chosen))
         terms = [self.term(site, masked_log_prob(site)) for site in chosen]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else self._zeros()
 
@@ -116,7 +116,7 @@ class Draw:
         like = next((value for value in values if value.is_floating_point()), torch.zeros(()))
         return like.new_zeros(self.num_samples, self.layout.num_data)
 
-    def _factors(self, sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
+    def factors(self, sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
         """Sites with the log-probability of each, times its own scale."""
         return [(site, self._scaled(site, masked_log_prob(site))) for site in sites]
 
@@ -155,8 +155,10 @@ class Draw:
         observed = [site for site in self.guide_sites.values() if site.is_observed]
         if not observed:
             return None
-        return self._expected(self._factors(observed)) if self.summed_by_guide else self.total(
-            self.guide_sites, observed=True
+        return (
+            self._expected(self.factors(observed))
+            if self.summed_by_guide
+            else self.total(self.guide_sites, observed=True)
         )
 
     @property
@@ -171,7 +173,7 @@ class Draw:
 
     def _ratio(self, guide_sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
         """The factors of the model's density over those of the guide's."""
-        return self._factors(self.model_sites.values()) + [(site, -q) for site, q in self._factors(guide_sites)]
+        return self.factors(self.model_sites.values()) + [(site, -q) for site, q in self.factors(guide_sites)]
 
     def _expected(self, factors: list[tuple[Site, Tensor]]) -> Tensor:
         weights = [(site, masked_log_prob(site)) for site in self.guide_sites.values() if site.is_summed]
@@ -274,7 +276,7 @@ def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) 
             found.add((data.dim, size, full / size))
             depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
             particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
-            numel, num_data = max(numel, site.value.numel() // (size * particles)), size
+            numel, num_data = max(numel, _numel(site) // (size * particles)), size
     if len(found) != 1:
         raise ValueError(
             f"expected plate {plate!r} to have one dimension and size in model and guide, got (dim, size, scale) "
@@ -284,6 +286,15 @@ def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) 
     assert dim is not None
     assert size == num_data
     return Layout(plate, dim, size, scale, depth, numel)
+
+
+def _numel(site: Site) -> int:
+    """Elements of a site, those of discrete sites that it depends on among them."""
+    if not site.enumerated:
+        return site.value.numel()
+    event = len(site.fn.event_shape)
+    batch = torch.broadcast_shapes(site.fn.batch_shape, site.value.shape[: site.value.dim() - event])
+    return batch.numel() * site.fn.event_shape.numel()
 
 
 def _size(frame: CondIndepStackFrame, site: Site) -> int:

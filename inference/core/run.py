@@ -66,7 +66,7 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
     needed = {name for name in latents if name in drawn or not is_summable(model[name])}
     if needed != set(drawn):
         raise ValueError(
-            f"expected the guide to sample the model's latent sites {sorted(needed)} (discrete ones with finite support "
+            f"expected the guide to sample the model's latent sites {sorted(needed)} (discrete ones of finite support "
             f"may be left out), got {sorted(drawn)}"
         )
     _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])

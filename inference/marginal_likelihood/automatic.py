@@ -58,7 +58,7 @@ class Automatic(Method):
             result = Exact().estimate(problem)
             _check_closed_form(problem, result)
             return result
-        if problem.log_joint.dim == 0:  # all latents are discrete
+        if problem.density.dim == 0:  # all latents are discrete
             return Exact().estimate(problem)
         if problem.log_joint.dim <= _MAX_QUADRATURE_DIM:
             return Quadrature().estimate(problem)

@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from pyro.poutine.messenger import Messenger
-from torch import Size, Tensor
-from torch.distributions import Distribution
+from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import DATA_PLATE, Draw, Layout, layout_of
-from inference.core.enumeration import Enumeration, is_summable
-from inference.core.handlers import Site, isolated
-from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
+from inference.core.draw import DATA_PLATE, Draw, layout_of
+from inference.core.enumeration import Enumeration, is_summable, summed_out
+from inference.core.handlers import Site, isolated, masked_log_prob
+from inference.core.improper import latent_mask
 from inference.core.rows import with_known_rows
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
-from inference.posterior.coordinates import coordinates_of, unrounded
+from inference.posterior.placing import Coordinates, places_of
 
 
 class LogDensity(NamedTuple):
@@ -65,7 +63,7 @@ class LogJoint:
     Raises:
         TypeError: If data are of the wrong type.
         ValueError: If the data are not finite or have the wrong shape, a site stands outside the plate, carries a
-            scale, is masked though latent, or is discrete of infinite support; the message names the site.
+            scale, depends on a masked latent, or is discrete of infinite support; the message names the site.
 
     Example:
         >>> from zoo import PPCA
@@ -90,10 +88,12 @@ class LogJoint:
         self._summed = frozenset(name for name, site in latents.items() if is_summable(site))
         kept = {name: site for name, site in latents.items() if name not in self._summed}
         with random_state(None):
-            self._places = _places(kept, self._layout)
+            self._places = places_of(kept, self._layout)
         self._draw({**run.sites}, 1).refuse_scales()
         values = [site.value for site in [*kept.values(), *run.sites.values()] if site.value.is_floating_point()]
         self._like = next(iter(values), torch.zeros(())).new_empty(0)
+        if any(site.mask is not None or latent_mask(site.fn, site.mask) is not None for site in kept.values()):
+            self._check_masked()
 
     @property
     def dim(self) -> int:
@@ -160,10 +160,20 @@ class LogJoint:
             each = [self.terms(sample) for sample in u]
             return LogDensity(*(torch.stack([getattr(part, name) for part in each]) for name in LogDensity._fields))
         draw, coordinates = self._run(u)
-        prior = draw.total(draw.model_sites, observed=False)
-        likelihood = draw.log_joint - prior if self._summed else draw.total(draw.model_sites, observed=True)
-        parts = (prior + coordinates.log_det, likelihood)
+        parts = self._parts(draw, coordinates)
         return LogDensity(*((part[0] if u.dim() == 2 else part) for part in parts))
+
+    def _parts(self, draw: Draw, coordinates: Coordinates) -> tuple[Tensor, Tensor]:
+        """The prior in coordinates, and the likelihood."""
+        if not self._summed:
+            prior = draw.total(draw.model_sites, observed=False) + coordinates.log_det
+            return prior, draw.total(draw.model_sites, observed=True)
+        sites = draw.model_sites
+        terms = [(sites[name], term) for name, term in coordinates.terms.items()]
+        latent = terms + draw.factors(site for site in sites.values() if not site.is_observed)
+        every = terms + draw.factors(sites.values())
+        prior, joint = (summed_out(self._layout, draw.num_samples, factors) for factors in (latent, every))
+        return prior, joint - prior
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them.
@@ -183,7 +193,7 @@ class LogJoint:
         Returns:
             u (S, N, d), and log |det T'(u)| (S, N) in nats.
         """
-        coordinates = _Coordinates(self._places, self._layout, num_samples, None)
+        coordinates = Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, {**self._subsamples, **values}, num_samples)
         return coordinates.concatenated(), coordinates.log_det
 
@@ -193,8 +203,35 @@ class LogJoint:
         check_count(num_samples, "num_samples")
         return torch.cat([self._draw_prior(count) for count in self._counts(num_samples)])
 
+    @torch.no_grad()
+    def _check_masked(self) -> None:
+        """Check that nothing depends on what is masked, by trial at draws of the prior.
+
+        Raises:
+            ValueError: If the density of a site changes with latents that are masked.
+        """
+        with random_state(None):
+            first, second = (Coordinates(self._places, self._layout, 1, None) for _ in range(2))
+            for coordinates in (first, second):
+                self._run_with(coordinates, self._subsamples, 1)
+            masked = first.masked()
+            if masked is None:
+                return
+            u = first.concatenated()
+            draws = [self._at(at) for at in (u, torch.where(masked, second.concatenated(), u))]
+        for name, site in draws[0].items():
+            if not torch.allclose(site, draws[1][name], equal_nan=True):
+                raise ValueError(
+                    f"expected no site that depends on a masked latent, got a density of {name!r} that changes with one"
+                )
+
+    def _at(self, u: Tensor) -> dict[str, Tensor]:
+        with random_state(0):  # discrete sites are drawn, and drawn the same
+            draw = self._run_with(Coordinates(self._places, self._layout, 1, u), self._subsamples, 1)
+        return {name: masked_log_prob(site) for name, site in draw.model_sites.items()}
+
     def _draw_prior(self, num_samples: int) -> Tensor:
-        coordinates = _Coordinates(self._places, self._layout, num_samples, None)
+        coordinates = Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, self._subsamples, num_samples)
         return coordinates.concatenated()
 
@@ -202,7 +239,7 @@ class LogJoint:
     def probe(self) -> Draw:
         """One run of the model at latents of the prior, which leaves the random state as it was."""
         with random_state(None):
-            return self._run_with(_Coordinates(self._places, self._layout, 1, None), self._subsamples, 1)
+            return self._run_with(Coordinates(self._places, self._layout, 1, None), self._subsamples, 1)
 
     def _counts(self, num_samples: int) -> list[int]:
         """Samples that are drawn side by side."""
@@ -267,12 +304,12 @@ class LogJoint:
         chosen._subsamples = {name: i for name, i in self._subsamples.items() if name != self._layout.plate}
         return chosen
 
-    def _run(self, u: Tensor) -> tuple[Draw, _Coordinates]:
+    def _run(self, u: Tensor) -> tuple[Draw, Coordinates]:
         if u.dim() not in (2, 3) or u.shape[-2:] != (self.num_data, self.dim):
             raise ValueError(f"expected u of shape (S, {self.num_data}, {self.dim}), got {tuple(u.shape)}")
         samples = u.unsqueeze(0) if u.dim() == 2 else u
         self._cost[0] += len(samples) * self.num_data
-        coordinates = _Coordinates(self._places, self._layout, len(samples), samples)
+        coordinates = Coordinates(self._places, self._layout, len(samples), samples)
         try:
             return self._run_with(coordinates, self._subsamples, len(samples), summed=True), coordinates
         except RuntimeError as error:
@@ -284,7 +321,7 @@ class LogJoint:
             ) from error
 
     def _run_with(
-        self, coordinates: _Coordinates, values: Mapping[str, Tensor], num_samples: int, *, summed: bool = False
+        self, coordinates: Coordinates, values: Mapping[str, Tensor], num_samples: int, *, summed: bool = False
     ) -> Draw:
         """A run of the model, with its discrete sites summed out, or drawn where coordinates are recorded."""
         depth, call = self._layout.depth if num_samples > 1 else None, self._call
@@ -295,123 +332,3 @@ class LogJoint:
 
     def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
         return Draw(self._layout, num_samples, sites, {}, self._subsamples, self._call)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The place of a latent site in a data point's vector, and the shape of its value.
-
-    Attributes:
-        name: The site.
-        start: First coordinate.
-        plates: Sizes of the plates around it from the outside in, the data plate as None.
-        event: Shape of one unconstrained value.
-    """
-
-    name: str
-    start: int
-    plates: tuple[int | None, ...]
-    event: Size
-
-    @property
-    def numel(self) -> int:
-        return Size(p for p in self.plates if p is not None).numel() * self.event.numel()
-
-    def unpack(self, u: Tensor, layout: Layout) -> Tensor:
-        """A piece (S, N, numel) as the site's batch + event; without the sample dimension where S = 1."""
-        others = [p for p in self.plates if p is not None]
-        value = u.reshape(*u.shape[:2], *others, *self.event)
-        value = value.movedim(1, 1 + self.plates.index(None))
-        if len(u) == 1:
-            return value[0]
-        missing = layout.depth - len(self.plates)
-        return value.reshape(len(u), *(1,) * missing, *value.shape[1:])
-
-    def pack(self, value: Tensor, layout: Layout, num_samples: int) -> Tensor:
-        """The inverse of :meth:`unpack`, for values that may lack plates on the left."""
-        shape = [layout.num_data if p is None else p for p in self.plates]
-        value = value.reshape(-1, *shape, *self.event).expand(num_samples, *shape, *self.event)
-        return value.movedim(1 + self.plates.index(None), 1).reshape(num_samples, layout.num_data, self.numel)
-
-
-def _places(latents: Mapping[str, Site], layout: Layout) -> list[_Place]:
-    places: list[_Place] = []
-    for name, site in latents.items():
-        refuse_mask(name, site)
-        batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
-        raw = _transform(name, site.fn).inv(site.value)
-        plates: list[int | None] = list(batch)
-        plates[layout.dim] = None
-        start = places[-1].start + places[-1].numel if places else 0
-        places.append(_Place(name, start, tuple(plates), raw.shape[len(batch) :]))
-    return places
-
-
-def _transform(name: str, fn: Distribution) -> Any:
-    try:
-        support = support_of(fn)
-        if support is None or support.is_discrete:
-            raise NotImplementedError
-        transform = coordinates_of(support)
-    except NotImplementedError:
-        raise ValueError(
-            f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__}"
-        ) from None
-    refuse_improper(name, fn)
-    if not on_circle(fn) and is_periodic(fn):
-        raise ValueError(
-            f"expected a proper density on the support of latent site {name!r}, the real line, got a "
-            f"{type(fn).__name__} that does not fall off there"
-        )
-    return transform
-
-
-class _Coordinates(Messenger):
-    """Sets latents from pieces of u, or records the coordinates of those that a run has; sums log-determinants.
-
-    Entered outside the particle plate, where a site's distribution is expanded already.
-    """
-
-    def __init__(self, places: list[_Place], layout: Layout, num_samples: int, u: Tensor | None) -> None:
-        super().__init__()
-        self._places, self._layout, self._num_samples = {p.name: p for p in places}, layout, num_samples
-        self._u = u
-        self._pieces: dict[str, Tensor] = {}
-        self.log_det: Any = 0.0
-
-    def concatenated(self) -> Tensor:
-        """The recorded coordinates, (S, N, d)."""
-        if not self._places:
-            return torch.zeros(self._num_samples, self._layout.num_data, 0)
-        return torch.cat([self._pieces[name] for name in self._places], dim=-1)
-
-    def _pyro_sample(self, msg: Any) -> None:
-        place = None if msg["is_observed"] else self._places.get(msg["name"])
-        if place is None or self._u is None:
-            return
-        raw = place.unpack(self._u[..., place.start : place.start + place.numel], self._layout)
-        transform = coordinates_of(support_of(msg["fn"]))
-        msg["value"], msg["done"] = transform(raw), True
-        self._account(place.name, transform, raw, msg["value"], msg["fn"])
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        place = None if msg["is_observed"] else self._places.get(msg["name"])
-        if place is None or self._u is not None:
-            return
-        transform = coordinates_of(support_of(msg["fn"]))
-        raw = transform.inv(msg["value"])
-        self._pieces[place.name] = place.pack(raw, self._layout, self._num_samples)
-        self._account(place.name, transform, raw, msg["value"], msg["fn"])
-
-    def _account(self, name: str, transform: Any, raw: Tensor, value: Tensor, fn: Any) -> None:
-        batch = value.dim() - len(fn.event_shape)
-        self._add(name, transform.log_abs_det_jacobian(raw, value), batch)
-        lacking = None if self._u is None else unrounded(fn, raw, value)
-        if lacking is not None:
-            self._add(name, lacking, batch)
-
-    def _add(self, name: str, term: Tensor, batch_dim: int) -> None:
-        summed = term.flatten(batch_dim).sum(-1) if term.dim() > batch_dim else term
-        if summed.dim() > self._layout.depth + 1:
-            raise ValueError(f"expected a support of latent site {name!r} that depends on no discrete site, got one")
-        self.log_det = self.log_det + self._layout.per_datum(summed, self._num_samples)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
 from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
+from inference.core.draw import Draw
+from inference.core.handlers import isolated
 from inference.core.protocols import SupportsDecoder
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -54,7 +59,8 @@ def predictive(
         **kwargs: Keyword arguments of both.
 
     Returns:
-        Values by site name, (S, N, ...), latents and observations.
+        Values by site name, (S, N, ...), latents and observations. Discrete latents that the guide leaves out are drawn
+        from their posterior given the others.
 
     Raises:
         ValueError: If the data are not finite or model and guide are not a valid pair.
@@ -64,7 +70,9 @@ def predictive(
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples, draw.layout)
+        latents = {**draw.latents, **draw.subsamples}
+        latents |= _discrete_latents(draw)
+        values = simulated_values(call, latents, num_samples, draw.layout)
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
 
 
@@ -107,3 +115,22 @@ def reconstruct(
     (z,) = draw.latents.values()
     mean = model.decode(z)
     return mean if num_samples == 1 else mean.mean(0)
+
+
+def _discrete_latents(draw: Draw) -> dict[str, Tensor]:
+    """Posterior draws of the discrete latents that a guide leaves out, given those that it drew."""
+    names = [name for name, site in draw.model_sites.items() if site.is_summed]
+    if not names:
+        return {}
+    call, layout = draw.call, draw.layout
+    given = poutine.condition(call.model, data={**draw.latents})
+    marked = poutine.infer_config(given, lambda msg: {"enumerate": "parallel"} if msg["name"] in names else {})
+
+    def particles(*args: Any, **kwargs: Any) -> None:
+        with layout.particles(draw.num_samples) if draw.num_samples > 1 else nullcontext():
+            marked(*args, **kwargs)
+
+    with isolated():
+        sampled = infer_discrete(particles, first_available_dim=-layout.depth - 2)
+        nodes = poutine.trace(sampled).get_trace(*call.args, **call.kwargs).nodes
+    return {name: nodes[name]["value"] for name in names}

@@ -39,7 +39,7 @@ class Exact(Method):
 
     def _summed(self, problem: Problem) -> Evidence:
         try:
-            log_joint = problem.log_joint
+            log_joint = problem.density
         except ValueError as error:
             raise self._refusal(problem) from error
         if log_joint.dim > 0:

@@ -24,6 +24,7 @@ from inference.core.improper import check_angles, is_periodic
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.seeding import random_state
+from inference.core.unobserved import unobserved, without_children
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Call:
         known = self._known() if num_samples > 1 else self._remembered()
         if known is None:
             draw = self._run(1, values, expose_params, None)
-            if not _form_of(draw).enumerates(enumerate_guide):
+            if not (draw.left_out or (enumerate_guide and draw.marked)):
                 return draw
             known = self._known()
         if known.enumerates(enumerate_guide):
@@ -170,8 +171,10 @@ class Call:
         with isolated(expose_params=expose_params):
             guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth, first)
             given = given | _latents(guide_run) | guide_run.subsamples
-            second = Enumeration(known.left_out, None, guide_run.sites)
+            second = Enumeration(known.summed, None, guide_run.sites)
             model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth, second)
+        for name in known.dropped:
+            del model_run.sites[name]
         return self._as_draw(model_run, guide_run, num_samples)
 
     def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
@@ -194,7 +197,7 @@ class Call:
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
             draw = self._run(1, None, False, None)
-            if not _form_of(draw).enumerates(True):
+            if not (draw.left_out or draw.marked):
                 return draw
             numel = self.run(enumerate_guide=True).layout.numel
             return replace(draw, layout=replace(draw.layout, numel=numel))
@@ -233,9 +236,22 @@ class Call:
         found, keep = self._kept()
         if found is None:
             with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
-                found = _form_of(self._run(1, None, False, None))
+                found = self._find()
             keep(found)
         return found
+
+    def _find(self) -> _Form:
+        draw = self._run(1, None, False, None)
+        sites, left_out = draw.model_sites, draw.left_out
+        dropped = without_children(unobserved(sites) & left_out, sites, lambda values: self._model_sites(values, draw))
+        if rest := {name for name in left_out - dropped if not is_summable(sites[name])}:
+            raise ValueError(f"expected the guide to sample {sorted(rest)}, on which other sites of the model depend")
+        return _Form(draw.layout.depth, left_out - dropped, draw.marked, dropped)
+
+    def _model_sites(self, values: Mapping[str, Tensor], draw: Draw) -> Mapping[str, Site]:
+        with isolated():
+            run = run_program(self.model, self.args, self.kwargs, {**draw.subsamples, **values}, 1, None)
+        return run.sites
 
     def _kept(self) -> tuple[_Form | None, Callable[[_Form], Any]]:
         try:
@@ -253,23 +269,19 @@ class _Form:
 
     Attributes:
         depth: Batch dimensions.
-        left_out: Sites that the guide leaves out.
+        summed: Sites that the guide leaves out, to be summed over.
         marked: Sites that the guide marks to be enumerated.
+        dropped: Observations that were not made and of which nothing depends.
     """
 
     depth: int
-    left_out: frozenset[str]
+    summed: frozenset[str]
     marked: frozenset[str]
+    dropped: frozenset[str]
 
     def enumerates(self, guide: bool) -> bool:
-        return bool(self.left_out or (guide and self.marked))
-
-
-def _form_of(draw: Draw) -> _Form:
-    sites = draw.model_sites.items()
-    left_out = {name for name, site in sites if not site.is_observed and name not in draw.guide_sites}
-    marked = {name for name, site in draw.guide_sites.items() if site.is_marked and is_summable(site)}
-    return _Form(draw.layout.depth, frozenset(left_out), frozenset(marked))
+        """Whether a run differs from one in which every site is drawn and counted."""
+        return bool(self.summed or self.dropped or (guide and self.marked))
 
 
 def _latents(run: RecordSites) -> dict[str, Tensor]:

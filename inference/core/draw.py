@@ -13,7 +13,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from inference.core.enumeration import expected, summed_out
+from inference.core.enumeration import expected, is_summable, summed_out
 from inference.core.handlers import Site, masked_log_prob
 from inference.core.improper import check_latent, is_delta, refuse_mask
 
@@ -123,6 +123,18 @@ class Draw:
     def _scaled(self, site: Site, value: Tensor) -> Tensor:
         scale = self.extra_scale(site)
         return value * scale if isinstance(scale, Tensor) or scale != 1.0 else value
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Latent sites of the model that the guide leaves out."""
+        sites = self.model_sites.items()
+        return frozenset(name for name, site in sites if not site.is_observed and name not in self.guide_sites)
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """Sites that the guide asks to be enumerated, and that can be."""
+        sites = self.guide_sites.items()
+        return frozenset(name for name, site in sites if site.is_marked and is_summable(site))
 
     @property
     def summed_by_guide(self) -> list[str]:

@@ -14,6 +14,7 @@ from inference.core.draw import _PARTICLES, DATA_PLATE, Layout, layout_of
 from inference.core.enumeration import Enumeration, is_summable
 from inference.core.handlers import RecordSites, Site
 from inference.core.improper import is_delta, support_of
+from inference.core.unobserved import unobserved
 
 Program = Callable[..., Any]
 
@@ -63,7 +64,8 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
         raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
-    needed = {name for name in latents if name in drawn or not is_summable(model[name])}
+    free = {name for name in latents if is_summable(model[name])} | unobserved(model)
+    needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
         raise ValueError(
             f"expected the guide to sample the model's latent sites {sorted(needed)} (discrete ones of finite support "

@@ -26,6 +26,7 @@ from inference.core.improper import latent_mask
 from inference.core.rows import with_known_rows
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
+from inference.core.unobserved import unobserved, without_children
 from inference.posterior.placing import Coordinates, places_of
 
 
@@ -80,11 +81,15 @@ class LogJoint:
         self._cost = [0]
         with refuse_batch_dependence(model), isolated(), random_state(None), torch.no_grad():
             run = run_program(model, args, kwargs, None, 1, None)
+            self._dropped = without_children(
+                unobserved(run.sites), run.sites, lambda values: run_program(model, args, kwargs, values, 1, None).sites
+            )
         self._subsamples = run.subsamples
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
         latents = {name: site for name, site in run.sites.items() if not site.is_observed}
         if not latents:
             raise ValueError("expected a model with a latent site, got only observed ones")
+        latents = {name: site for name, site in latents.items() if name not in self._dropped}
         self._summed = frozenset(name for name, site in latents.items() if is_summable(site))
         kept = {name: site for name, site in latents.items() if name not in self._summed}
         with random_state(None):
@@ -331,4 +336,5 @@ class LogJoint:
         return self._draw(run.sites, num_samples)
 
     def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
-        return Draw(self._layout, num_samples, sites, {}, self._subsamples, self._call)
+        kept = {name: site for name, site in sites.items() if name not in self._dropped}
+        return Draw(self._layout, num_samples, kept, {}, self._subsamples, self._call)

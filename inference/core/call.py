@@ -1,7 +1,8 @@
 """A call of a model/guide pair: the two programs with what both are called with, as one immutable value.
 
-A pair is a Pyro model and a Pyro guide, functions or modules of one call signature, in which every sample site of
-both halves stands in one common vectorised plate over the data.
+A pair is a Pyro model and a Pyro guide, functions or modules of one call signature. A call knows how its data are laid
+out, as the rows of one common vectorised plate or as one data point, and how several samples are evaluated: side by
+side, as further rows, or one by one. Every door of the library gets both from here.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.handlers import Site, isolated
 from inference.core.improper import check_angles, is_periodic
+from inference.core.manners import manner_of
 from inference.core.protocols import SupportsRows
-from inference.core.run import Program, check_pair, modules_of, run_program
+from inference.core.run import Program, check_pair, modules_of
+from inference.core.samples import Manner, Single
 from inference.core.seeding import random_state
 
 
@@ -35,7 +38,10 @@ class Call:
         args: Positional arguments of both, data first.
         kwargs: Keyword arguments of both.
         plate: Name of the plate over the data, ``"data"`` if None.
-        broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
+        broadcast: Evaluate samples side by side where the pair can, see :mod:`inference.core.manners`; False evaluates
+            them one by one.
+        whole: Take all data as one data point, whatever the plates: for latents that all data share.
+        missing: NaN in the data stands for a missing value that the model itself masks.
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
             yet, see :func:`inference.core.rows.with_known_rows`.
     """
@@ -46,6 +52,8 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     plate: str | None = None
     broadcast: bool = True
+    whole: bool = False
+    missing: bool = False
     row_arguments: frozenset[int | str] | None = None
 
     @property
@@ -55,18 +63,20 @@ class Call:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of the first argument; None where it is not a tensor with rows."""
-        first = next(iter(self.args), None)
-        return len(first) if isinstance(first, Tensor) and first.dim() > 0 else None
+        """Rows of the first tensor among the arguments; None where it has no rows."""
+        first = next((leaf for leaf in tree_leaves(self.args) if isinstance(leaf, Tensor)), None)
+        return len(first) if first is not None and first.dim() > 0 else None
 
     def check(self) -> None:
-        """Check the arguments, see :func:`inference.core.checks.check_arguments`.
+        """Check the arguments, see :func:`inference.core.checks.check_arguments`, and that options go together.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is not finite, or does not have the shape that a program declares.
         """
-        check_arguments(self.programs, self.args, self.kwargs)
+        if self.whole and self.plate is not None:
+            raise ValueError(f"expected whole=True or a plate over the data, got both, plate={self.plate!r}")
+        check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
 
     def double(self) -> Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
@@ -93,10 +103,25 @@ class Call:
             ValueError: If no argument has one row per data point.
         """
         names = self.candidates(num_rows) if self.row_arguments is None else self.row_arguments
-        args = tuple(value[index] if i in names else value for i, value in enumerate(self.args))
-        kwargs = {name: value[index] if name in names else value for name, value in self.kwargs.items()}
+        number = self.num_rows if num_rows is None else num_rows
+
+        def chosen(value: Any) -> Any:
+            return value[index.to(value.device)] if _is_rows(value, number) else value
+
+        args = tuple(tree_map(chosen, value) if i in names else value for i, value in enumerate(self.args))
+        kwargs = {name: tree_map(chosen, value) if name in names else value for name, value in self.kwargs.items()}
         guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
         return replace(self, guide=guide, args=args, kwargs=kwargs)
+
+    def with_rows(self, row_arguments: frozenset[int | str]) -> Call:
+        """The call with the names of the arguments that are rows of data."""
+        return replace(self, row_arguments=row_arguments)
+
+    def count_rows(self, row_arguments: frozenset[int | str]) -> int:
+        """N, the rows of the arguments that are rows of data."""
+        named = {**dict(enumerate(self.args)), **self.kwargs}
+        leaves = tree_leaves([value for name, value in named.items() if name in row_arguments])
+        return len(next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
         """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
@@ -112,37 +137,47 @@ class Call:
         return found
 
     def run(
-        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+        self,
+        num_samples: int = 1,
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        expose_params: bool = False,
+        manner: Manner | None = None,
     ) -> Draw:
         """Draw latents from the guide and replay the model on them.
 
         One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
 
         Args:
-            num_samples: S, samples per data point, drawn side by side.
+            num_samples: S, samples per data point.
             values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
                 guide then scores instead of drawing its own.
             expose_params: Let param statements through to an enclosing handler.
+            manner: How to run several samples; None takes the fastest that suits the pair.
 
         Raises:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
         guide, given = self._guide(), dict(values or {})
-        depth = self._particle_depth() if num_samples > 1 else None
+        manner = self.manner(num_samples) if manner is None else manner
         with isolated(expose_params=expose_params):
-            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
+            guide_run = manner.run(self, guide, given, num_samples)
             latents = {name: site.value for name, site in guide_run.drawn.items()}
             given = given | latents | guide_run.subsamples
-            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
-        layout = check_pair(model_run.sites, guide_run.sites, self.plate)
+            model_run = manner.run(self, self.model, given, num_samples)
+        layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)
         subsamples = guide_run.subsamples | model_run.subsamples
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
+
+    def manner(self, num_samples: int) -> Manner:
+        """How one half is run on so many samples, see :func:`inference.core.manners.manner_of`."""
+        return Single() if num_samples == 1 else manner_of(self)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""
         with isolated(expose_params=expose_params):
-            run = run_program(self._guide(), self.args, self.kwargs, None, 1, None)
+            run = Single().run(self, self._guide(), None, 1)
         return run.drawn
 
     def probe(self) -> Draw:
@@ -177,32 +212,15 @@ class Call:
         return self.guide
 
     def _with_arguments(self, change: Any) -> Call:
-        kwargs = {name: change(value) for name, value in self.kwargs.items()}
-        return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
-
-    def _particle_depth(self) -> int:
-        """Batch dimensions of the pair: a property of the programs and the form of their arguments, found once."""
-        try:
-            arguments = (*map(_form, self.args), *((name, _form(value)) for name, value in self.kwargs.items()))
-            form = (self.plate, *arguments)
-            known = _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
-            if form in known:
-                return known[form]
-        except TypeError:  # no weak references to it, or no hash: then it is found each time
-            form, known = None, {}
-        known[form] = self.probe().layout.depth
-        return known[form]
-
-
-# Kept while both programs live.
-_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
-
-
-def _form(value: Any) -> Any:
-    return (value.dim(),) if isinstance(value, Tensor) else (type(value), value)
+        args, kwargs = tree_map(change, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
 
 
 def _has_rows(value: Any, number: int) -> bool:
+    return any(_is_rows(leaf, number) for leaf in tree_leaves(value))
+
+
+def _is_rows(value: Any, number: int | None) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == number
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.draw import Draw
 from inference.core.simulated import replay
+
+if TYPE_CHECKING:
+    from inference.core.call import Call
 
 # Rows that are tried, and choices of arguments.
 _ROWS, _CHOICES = 5, 32

@@ -64,7 +64,7 @@ def predictive(
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples, draw.layout)
+        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples)
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
 
 

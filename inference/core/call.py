@@ -21,10 +21,10 @@ from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.handlers import Site, isolated
 from inference.core.improper import check_angles, is_periodic
-from inference.core.manners import manner_of
+from inference.core.manners import Manners, manners_of
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of
-from inference.core.samples import Manner, Single
+from inference.core.samples import Single
 from inference.core.seeding import random_state
 
 
@@ -56,6 +56,10 @@ class Call:
     missing: bool = False
     row_arguments: frozenset[int | str] | None = None
 
+    def __post_init__(self) -> None:
+        if self.whole and self.plate is not None:
+            raise ValueError(f"expected whole=True or a plate over the data, got both, plate={self.plate!r}")
+
     @property
     def programs(self) -> tuple[Program, ...]:
         """Model and, where there is one, guide."""
@@ -68,14 +72,12 @@ class Call:
         return len(first) if first is not None and first.dim() > 0 else None
 
     def check(self) -> None:
-        """Check the arguments, see :func:`inference.core.checks.check_arguments`, and that options go together.
+        """Check the arguments, see :func:`inference.core.checks.check_arguments`.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is not finite, or does not have the shape that a program declares.
         """
-        if self.whole and self.plate is not None:
-            raise ValueError(f"expected whole=True or a plate over the data, got both, plate={self.plate!r}")
         check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
 
     def double(self) -> Call:
@@ -142,7 +144,6 @@ class Call:
         *,
         values: Mapping[str, Tensor] | None = None,
         expose_params: bool = False,
-        manner: Manner | None = None,
     ) -> Draw:
         """Draw latents from the guide and replay the model on them.
 
@@ -153,26 +154,25 @@ class Call:
             values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
                 guide then scores instead of drawing its own.
             expose_params: Let param statements through to an enclosing handler.
-            manner: How to run several samples; None takes the fastest that suits the pair.
 
         Raises:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
         guide, given = self._guide(), dict(values or {})
-        manner = self.manner(num_samples) if manner is None else manner
+        manners = self.manners(num_samples)
         with isolated(expose_params=expose_params):
-            guide_run = manner.run(self, guide, given, num_samples)
+            guide_run = manners.guide.run(self, guide, given, num_samples)
             latents = {name: site.value for name, site in guide_run.drawn.items()}
             given = given | latents | guide_run.subsamples
-            model_run = manner.run(self, self.model, given, num_samples)
+            model_run = manners.model.run(self, self.model, given, num_samples)
         layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)
         subsamples = guide_run.subsamples | model_run.subsamples
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
 
-    def manner(self, num_samples: int) -> Manner:
-        """How one half is run on so many samples, see :func:`inference.core.manners.manner_of`."""
-        return Single() if num_samples == 1 else manner_of(self)
+    def manners(self, num_samples: int) -> Manners:
+        """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
+        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""

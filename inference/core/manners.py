@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -16,8 +16,11 @@ from torch.utils._pytree import tree_flatten
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.draw import Draw
+from inference.core.handlers import RecordSites, isolated
+from inference.core.improper import is_delta
 from inference.core.rows import with_known_rows
-from inference.core.samples import AsRows, Manner, OneByOne, SideBySide
+from inference.core.run import Program
+from inference.core.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.core.seeding import random_state
 
 if TYPE_CHECKING:
@@ -27,11 +30,18 @@ if TYPE_CHECKING:
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
 
 # Kept while both programs live.
-_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Manner]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Manners]]] = WeakKeyDictionary()
 _warned: WeakSet[Any] = WeakSet()
 
 
-def manner_of(call: Call) -> Manner:
+class Manners(NamedTuple):
+    """How each half of a pair is run on several samples."""
+
+    guide: Manner
+    model: Manner
+
+
+def manners_of(call: Call) -> Manners:
     """How a pair is run on several samples: a property of the programs and the form of their arguments, found once."""
     owners = _owner(call.model), _owner(call.guide)
     try:
@@ -56,66 +66,85 @@ def warn_once(program: Any, error: Exception | None, manner: str) -> None:
         pass
     reason = "" if error is None else f" ({str(error).splitlines()[0][:200]})"
     warnings.warn(
-        f"the pair does not run on several samples side by side{reason}: they are evaluated {manner}, which is slower. "
-        "A decoder that reshapes by view(-1, ...) or mixes batch dimensions can be written for any leading dimensions",
+        f"{getattr(program, '__qualname__', type(program).__name__)} does not run on several samples side by side"
+        f"{reason}: they are evaluated {manner}, which is slower; a program written for any leading dimensions is not",
         stacklevel=2,
     )
 
 
-def _found(call: Call) -> Manner:
-    error: Exception | None = None
+def _found(call: Call) -> Manners:
     # A trial is no part of the computation, so it must not enter the graph of a make_fx trace either.
     with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
         first = call.run()
-        for manner, told in _candidates(call, first):
-            try:
-                _try(manner, call, first)
-            except FAILURES as failure:
-                error = error or failure
-                continue
-            if told and call.broadcast:
-                warn_once(call.model, error, told)
-            return manner
+        assert call.guide is not None
+        guide, drawn = _fastest(call, call.guide, first, dict(first.subsamples))
+        latents = {name: site.value for name, site in drawn.drawn.items()}
+        model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples))
+        return Manners(guide, model)
+
+
+def _fastest(call: Call, program: Program, first: Draw, values: dict[str, Tensor]) -> tuple[Manner, RecordSites]:
+    """The fastest manner that suits one half, with a run of two samples in it."""
+    error: Exception | None = None
+    for manner, told in candidates(call, first):
+        try:
+            with isolated():
+                run = manner.run(call, program, values, 2)
+                _compare(call, program, first, run, values)
+        except FAILURES as failure:
+            error = error or failure
+            continue
+        if told and call.broadcast:
+            warn_once(call.model, error, told)
+        return manner, run
     assert error is not None
     raise error
 
 
-def _candidates(call: Call, first: Draw) -> Iterator[tuple[Manner, str]]:
+def candidates(call: Call, first: Draw) -> Iterator[tuple[Manner, str]]:
     """The manners from the fastest to the safest, each with how it is told of."""
     depth, plates = first.layout.depth, frozenset(first.subsamples)
     if call.broadcast:
         yield SideBySide(depth), ""
-        if not call.whole:
-            try:
-                rows = with_known_rows(call, first).row_arguments
-            except FAILURES:
-                rows = None
-            if rows is not None:
-                yield AsRows(depth, first.layout.dim, rows, plates), "as further rows of the data"
+        rows = None if call.whole else _row_arguments(call, first)
+        if rows is not None:
+            yield AsRows(depth, first.layout.dim, rows, plates), "as further rows of the data"
+        yield Mapped(depth, plates), "by torch.func.vmap, or one by one where they are drawn"
     yield OneByOne(depth, plates), "one by one"
 
 
-def _try(manner: Manner, call: Call, first: Draw) -> None:
-    """Run two samples, and where that is determined compare each with a run by itself.
+def _row_arguments(call: Call, first: Draw) -> frozenset[int | str] | None:
+    try:
+        return with_known_rows(call, first).row_arguments
+    except FAILURES:
+        return None
+
+
+def _compare(call: Call, program: Program, first: Draw, run: RecordSites, values: dict[str, Tensor]) -> None:
+    """Compare two samples with a run of each by itself, where that is determined.
 
     Raises:
-        ValueError: If they differ; or what the programs raise.
+        ValueError: If they differ.
     """
-    pair = call.run(2, values=first.subsamples, manner=manner)
-    if isinstance(manner, OneByOne) or is_batchedtensor(pair.elbo_terms):
+    together = _total(first, run, 2)
+    if is_batchedtensor(together):
         return
+    drawn = {name: site.value for name, site in run.drawn.items() if not is_delta(site.fn)}
+    given = {n: v for n, v in values.items() if n in first.subsamples} | run.subsamples
     try:
         with refuse_batch_dependence(*call.programs):
-            single = [_alone(call, pair, s) for s in range(2)]
+            alone = [
+                Single().run(call, program, given | {name: value[s] for name, value in drawn.items()}, 1)
+                for s in range(2)
+            ]
     except ValueError:  # in training a batch, or dropout, decides
         return
-    check_equal(pair.log_joint, torch.cat([run.log_joint for run in single]))
-    check_equal(pair.log_guide, torch.cat([run.log_guide for run in single]))
+    check_equal(together, torch.cat([_total(first, single, 1) for single in alone]))
 
 
-def _alone(call: Call, pair: Draw, sample: int) -> Draw:
-    values = {name: value[sample] for name, value in pair.guide_values.items()}
-    return call.run(values=values | dict(pair.subsamples))
+def _total(first: Draw, run: RecordSites, num_samples: int) -> Tensor:
+    """The sum of all terms of a half, (S, N)."""
+    return Draw(first.layout, num_samples, run.sites, {}, run.subsamples, first.call).log_joint
 
 
 def check_equal(together: Tensor, alone: Tensor) -> None:

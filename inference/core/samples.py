@@ -1,4 +1,4 @@
-"""How a program is run on several samples at once: side by side, as further rows of the data, or one by one.
+"""How a program is run on several samples at once: side by side, as further rows, mapped over them, or one by one.
 
 Whatever the manner, the recorded sites look as if samples had been drawn side by side: values, distributions, masks
 and scales have the samples left of all plates. So nothing that reads a run needs to know how it came about.
@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import MaskedDistribution, TorchDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from inference.core.draw import PARTICLES
-from inference.core.handlers import RecordSites, Site, stripped
+from inference.core.handlers import RecordSites, Site, masked_log_prob, stripped
+from inference.core.improper import layers
 from inference.core.run import Program, run_program
 
 if TYPE_CHECKING:
@@ -124,6 +126,56 @@ class AsRows:
 
 
 @dataclass(frozen=True)
+class Mapped:
+    """One run mapped over the samples by ``torch.func.vmap``: the program sees one sample, at given values alone.
+
+    What has to be drawn is drawn one by one.
+
+    Attributes:
+        depth: Batch dimensions of the pair.
+        plates: Names of the plates, whose values are indices.
+    """
+
+    depth: int
+    plates: frozenset[str]
+
+    def run(self, call: Call, program: Program, values: Values | None, num_samples: int) -> RecordSites:
+        """See :class:`Manner`."""
+        latents = {n: v for n, v in (values or {}).items() if n not in self.plates}
+        given = {n: v for n, v in (values or {}).items() if n in self.plates}
+        runs: list[RecordSites] = []
+
+        def one(sample: dict[str, Tensor]) -> Any:
+            runs.append(run := run_program(program, call.args, call.kwargs, given | sample, 1, None))
+            terms = {n: (s.value, masked_log_prob(s), torch.as_tensor(s.scale)) for n, s in run.sites.items()}
+            return terms, run.deterministic
+
+        try:
+            with pyro.validation_enabled(False):  # which reads values
+                terms, deterministic = torch.func.vmap(one)(latents)
+        except (RuntimeError, ValueError):  # something has to be drawn, or read
+            return OneByOne(self.depth, self.plates).run(call, program, values, num_samples)
+        result, frame = RecordSites(), _particle_frame(self.depth, num_samples)
+        for name, (value, log_prob, scale) in terms.items():
+            result.sites[name] = self._site(runs[0].sites[name], value, log_prob, scale, frame)
+        result.subsamples.update(runs[0].subsamples)
+        result.deterministic.update(deterministic)
+        return result
+
+    def _site(
+        self, site: Site, value: Tensor, log_prob: Tensor, scale: Tensor, particles: CondIndepStackFrame
+    ) -> Site:
+        def padded(term: Tensor, event: int = 0) -> Tensor:
+            missing = self.depth + 1 + event - term.dim()
+            return term.reshape(term.shape[:1] + (1,) * missing + term.shape[1:])
+
+        value = padded(value, len(site.fn.event_shape))
+        scale = padded(scale) if isinstance(site.scale, Tensor) else site.scale
+        fn = _Recorded(site.fn, value, padded(log_prob))
+        return site._replace(fn=fn, value=value, frames=(particles, *site.frames), scale=scale, mask=None)
+
+
+@dataclass(frozen=True)
 class OneByOne:
     """A run for each sample: for programs that do as their author called them and no more.
 
@@ -213,6 +265,34 @@ class _Rearranged(TorchDistribution):
         event = len(self.event_shape)
         parts = zip(self.parts, self.take(value), strict=True)
         return self.show([fn.log_prob(stripped(v, len(fn.batch_shape) + event)) for fn, v in parts])
+
+
+class _Recorded(TorchDistribution):
+    """A distribution of which the log-density of one value is kept, masked, and nothing else.
+
+    Args:
+        fn: The distribution inside the mapped run, whose tensors are gone.
+        value: The value.
+        log_prob: Its log-density.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, fn: Any, value: Tensor, log_prob: Tensor) -> None:
+        self.base_dist = next(layer for layer in layers(fn) if not isinstance(layer, MaskedDistribution))
+        self.value, self.kept, self.has_rsample = value, log_prob, fn.has_rsample
+        super().__init__(log_prob.shape, fn.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        """The support, where it is no tensor's."""
+        return self.base_dist.support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of the value that is kept."""
+        if value is not self.value:
+            raise NotImplementedError("expected the value at which a mapped run was made, got another")
+        return self.kept
 
 
 @register_kl(_Rearranged, _Rearranged)

@@ -28,7 +28,7 @@ def simulated_values(
         values: Values to keep by name, latents and indices of subsampling plates.
         num_samples: S; above one the call must have a guide.
     """
-    manner = call.manner(num_samples)
+    manner = call.manners(num_samples).model
     with isolated():
         run = manner.run(call, poutine.uncondition(call.model), values, num_samples)
     return {name: site.value for name, site in run.sites.items()} | run.deterministic
@@ -118,7 +118,8 @@ def replay(call: Call, layout: Layout, values: Mapping[str, Tensor], num_samples
         values: Latents by name, with S to the left of the pair's batch where S is above one.
         num_samples: S.
     """
-    manner = call.manner(num_samples)
+    manners = call.manners(num_samples)
     with isolated():
-        runs = [manner.run(call, program, values, num_samples) for program in call.programs]
-    return Draw(layout, num_samples, runs[0].sites, runs[1].sites if len(runs) > 1 else {}, {}, call)
+        model = manners.model.run(call, call.model, values, num_samples).sites
+        guide = {} if call.guide is None else manners.guide.run(call, call.guide, values, num_samples).sites
+    return Draw(layout, num_samples, model, guide, {}, call)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Size, Tensor
@@ -24,12 +25,17 @@ from inference.core.checks import check_count
 from inference.core.draw import Draw, Layout, layout_of
 from inference.core.handlers import Site, isolated
 from inference.core.improper import is_periodic, on_circle, refuse_improper, refuse_mask, support_of
-from inference.core.manners import FAILURES, check_equal, warn_once
-from inference.core.rows import with_known_rows
+from inference.core.manners import FAILURES, candidates, check_equal, warn_once
+from inference.core.memory import at_once
+from inference.core.rows import RowsNotFollowed, with_known_rows
 from inference.core.run import Program
-from inference.core.samples import AsRows, Manner, OneByOne, SideBySide, Single
+from inference.core.samples import AsRows, Manner, Mapped, SideBySide, Single
 from inference.core.seeding import random_state
 from inference.posterior.coordinates import coordinates_of, unrounded
+
+
+# Elements of the largest site in one mapped run: 16 MB in float64.
+_MAPPED = 2**21
 
 
 class LogDensity(NamedTuple):
@@ -190,15 +196,26 @@ class LogJoint:
 
     def _terms(self, u: Tensor) -> LogDensity:
         """The terms of all data points (S, N) at u (S, N, d)."""
-        if len(u) == 1 or isinstance(self._manner, SideBySide):
+        return self._terms_by(Single() if len(u) == 1 else self._manner, u)
+
+    def _terms_by(self, manner: Manner, u: Tensor) -> LogDensity:
+        if isinstance(manner, Single | SideBySide):
             draw, coordinates = self._run(u)
             latent = draw.total(draw.model_sites, observed=False) + coordinates.log_det
             return LogDensity(latent, draw.total(draw.model_sites, observed=True))
-        if isinstance(self._manner, AsRows):
+        if isinstance(manner, AsRows):
             terms = self._repeated(len(u))._terms(u.flatten(0, 1).unsqueeze(0))
             return LogDensity(*(part.view(len(u), -1) for part in terms))
+        if isinstance(manner, Mapped):
+            with pyro.validation_enabled(False):  # which reads values
+                return LogDensity(*torch.func.vmap(self._of_one, chunk_size=at_once(_MAPPED, self._layout.numel))(u))
         each = [self._terms(sample) for sample in u.split(1)]
         return LogDensity(*(torch.cat(parts) for parts in zip(*each, strict=True)))
+
+    def _of_one(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The terms of one sample (N, d), (N,)."""
+        prior, likelihood = self._terms_by(Single(), u.unsqueeze(0))
+        return prior[0], likelihood[0]
 
     @property
     def _manner(self) -> Manner:
@@ -207,28 +224,33 @@ class LogJoint:
             self._known_manner = self._tried()
         return self._known_manner
 
+    @torch.no_grad()
     def _tried(self) -> Manner:
         """The fastest manner at which two samples have the densities that they have by themselves."""
-        depth, plates = self._layout.depth, frozenset(self._subsamples)
-        if not self._call.broadcast:
-            return OneByOne(depth, plates)
-        with torch.no_grad(), random_state(None):
-            u = torch.cat([self._prior_of_all(1) for _ in range(2)])
-            alone = [self._run(sample)[0].log_joint for sample in u.split(1)]
-            try:
-                check_equal(self._run(u)[0].log_joint, torch.cat(alone))
-            except FAILURES as error:
-                rows = None if self._layout.whole else self._row_arguments()
-                told = "one by one" if rows is None else "as further rows of the data"
-                warn_once(self._call.model, error, told)
-                return OneByOne(depth, plates) if rows is None else AsRows(depth, self._layout.dim, rows, plates)
-        return SideBySide(depth)
+        spent, error = self._cost[0], None
+        with random_state(None):
+            u = torch.cat([self._draw_prior(1) for _ in range(2)])
+            alone = torch.cat([sum(self._terms_by(Single(), sample)) for sample in u.split(1)])
+            for manner, told in candidates(self._call, self.probe()):
+                try:
+                    check_equal(sum(self._terms_by(manner, u)), alone)
+                    break
+                except FAILURES as failure:
+                    error = error or failure
+        if told and self._call.broadcast:
+            warn_once(self._call.model, error, told)
+        self._cost[0] = spent
+        return manner
 
     def _row_arguments(self) -> frozenset[int | str] | None:
-        """The arguments that are rows of data; None where the data points cannot be run by themselves."""
+        """The arguments that are rows of data; None where the data points cannot be run by themselves.
+
+        Raises:
+            ValueError: If they can, to another density: it depends on the rest of the batch.
+        """
         try:
             return with_known_rows(self._call, self.probe()).row_arguments
-        except ValueError:
+        except RowsNotFollowed:
             return None
 
     def _repeated(self, times: int) -> LogJoint:
@@ -315,7 +337,7 @@ class LogJoint:
     def _guide_draws(self, guide: Program, num_samples: int) -> Iterator[Draw]:
         """Draws of the guide: samples at once where model and guide take them, else one by one."""
         call = replace(self._call, guide=guide)
-        together = num_samples > 1 and all(isinstance(m, SideBySide) for m in (self._manner, call.manner(num_samples)))
+        together = num_samples == 1 or isinstance(self._manner, SideBySide)
         for count in [num_samples] if together else [1] * num_samples:
             yield call.run(count, values=self._subsamples)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyro
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from inference.core.call import Call
 
 DATA_PLATE = "data"
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
 
 
 def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
@@ -50,6 +49,7 @@ class Layout:
         plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
         depth: Number of batch dimensions that the pair uses.
         numel: Elements per data point of the largest site: what one more particle costs.
+        whole: Whether all data are one data point: the plate is then thought of, left of all others, and of size one.
     """
 
     plate: str
@@ -58,10 +58,7 @@ class Layout:
     plate_scale: float
     depth: int
     numel: int
-
-    def particles(self, num_samples: int) -> Any:
-        """The plate that draws samples side by side, left of all of the pair's own."""
-        return pyro.plate(_PARTICLES, num_samples, dim=-self.depth - 1)
+    whole: bool = False
 
     def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
         """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
@@ -266,28 +263,39 @@ class Draw:
         return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
 
 
-def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+def layout_of(
+    model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None = None, *, whole: bool = False
+) -> Layout:
     """The layout of the recorded sites of a pair, or of a model alone where the guide has none.
+
+    Args:
+        model: Sites of the model.
+        guide: Sites of the guide.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Whether all data are one data point, whatever the plates.
 
     Raises:
         ValueError: If a site stands outside the data plate, or the plate differs between sites.
     """
+    if whole:
+        return _layout_of_whole([*model.values(), *guide.values()])
+    plate = DATA_PLATE if plate is None else plate
     found: set[tuple[int | None, int, float]] = set()
     depth, numel, num_data = 0, 1, 1
     for half, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
-            frames = [f for f in site.frames if f.name != _PARTICLES]
+            frames = [f for f in site.frames if f.name != PARTICLES]
             data = next((f for f in frames if f.name == plate), None)
             if data is None or data.dim is None or data.size == 0:
                 raise ValueError(
                     f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
-                    f"goes by plate=...), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates {[f.name for f in frames]}"
                 )
             size = _size(data, site)
             full = data.full_size if data.size > 0 and data.full_size is not None else size
             found.add((data.dim, size, full / size))
             depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
-            particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
+            particles = math.prod(f.size for f in site.frames if f.name == PARTICLES)
             numel, num_data = max(numel, _numel(site) // (size * particles)), size
     if len(found) != 1:
         raise ValueError(
@@ -307,6 +315,21 @@ def _numel(site: Site) -> int:
     event = len(site.fn.event_shape)
     batch = torch.broadcast_shapes(site.fn.batch_shape, site.value.shape[: site.value.dim() - event])
     return batch.numel() * site.fn.event_shape.numel()
+
+
+def _layout_of_whole(sites: Sequence[Site]) -> Layout:
+    """The layout of all data as one data point, in a plate of size one that no program sees."""
+    particles = next((f for site in sites for f in site.frames if f.name == PARTICLES), None)
+    enumerated = [dim for site in sites for dim in site.enumerated]
+    if particles is None and enumerated:  # which begin two left of the plates, where samples would be
+        depth = -max(enumerated) - 2
+    elif particles is None:
+        depth = 1 + max(len(site.fn.batch_shape) for site in sites)
+    else:
+        assert particles.dim is not None
+        depth = -particles.dim - 1
+    numel = max(site.value.numel() for site in sites) // (1 if particles is None else particles.size)
+    return Layout("the whole data set", -depth, 1, 1.0, depth, max(numel, 1), whole=True)
 
 
 def _size(frame: CondIndepStackFrame, site: Site) -> int:

@@ -179,6 +179,7 @@ class RecordSites(Messenger):
                     f"expected a density at any value of site {msg['name']!r}, got a Delta at its own draw"
                 )
             value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
+            value = stripped(value, len(getattr(msg["fn"], "batch_shape", value.shape)) + len(event))
             if event and value.shape[value.dim() - len(event) :] != event:
                 raise ValueError(
                     f"expected a value of event shape {tuple(event)} at the model's site {msg['name']!r}, got the "
@@ -214,6 +215,12 @@ class RecordSites(Messenger):
             summed,
             infer.get("enumerate") == "parallel",
         )
+
+
+def stripped(value: Tensor, dims: int) -> Tensor:
+    """A value of so many dimensions: without those of size one on the left by which it has more."""
+    excess = value.dim() - dims
+    return value.reshape(value.shape[excess:]) if excess > 0 and value.shape[:excess].numel() == 1 else value
 
 
 def masked_log_prob(site: Site) -> Tensor:

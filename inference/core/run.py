@@ -10,7 +10,7 @@ import pyro
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from inference.core.draw import _PARTICLES, DATA_PLATE, Layout, layout_of
+from inference.core.draw import PARTICLES, Layout, layout_of
 from inference.core.enumeration import Enumeration, is_summable
 from inference.core.handlers import RecordSites, Site
 from inference.core.improper import is_delta, support_of
@@ -44,13 +44,15 @@ def run_program(
         if depth is None:
             program(*args, **kwargs)
         else:
-            with pyro.plate(_PARTICLES, num_samples, dim=-depth - 1):
+            with pyro.plate(PARTICLES, num_samples, dim=-depth - 1):
                 program(*args, **kwargs)
-    run.subsamples.pop(_PARTICLES, None)
+    run.subsamples.pop(PARTICLES, None)
     return run
 
 
-def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None) -> Layout:
+def check_pair(
+    model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None = None, *, whole: bool = False
+) -> Layout:
     """The layout of the recorded sites of a pair.
 
     Raises:
@@ -72,7 +74,7 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
             f"may be left out), got {sorted(drawn)}"
         )
     _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
-    return layout_of(model, guide, DATA_PLATE if plate is None else plate)
+    return layout_of(model, guide, plate, whole=whole)
 
 
 def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: list[str]) -> None:

@@ -26,7 +26,8 @@ class Place:
     Attributes:
         name: The site.
         start: First coordinate.
-        plates: Sizes of the plates around it from the outside in, the data plate as None.
+        plates: Sizes of the plates around it from the outside in, the data plate as None: the first where all data are
+            one data point.
         event: Shape of one unconstrained value.
     """
 
@@ -46,7 +47,7 @@ class Place:
         value = u.reshape(*u.shape[:2], *others, *self.event)
         value = value.movedim(1, 1 + self.plates.index(None))
         if len(u) == 1:
-            return value[0]
+            return value[0, 0] if layout.whole else value[0]
         missing = layout.depth - len(self.plates)
         return value.reshape(len(u), *(1,) * missing, *value.shape[1:])
 
@@ -68,7 +69,10 @@ def places_of(latents: Mapping[str, Site], layout: Layout) -> list[Place]:
         batch = site.value.shape[: site.value.dim() - len(site.fn.event_shape)]
         raw = _transform(name, site.fn).inv(site.value)
         plates: list[int | None] = list(batch)
-        plates[layout.dim] = None
+        if layout.whole:
+            plates.insert(0, None)
+        else:
+            plates[layout.dim] = None
         start = places[-1].start + places[-1].numel if places else 0
         places.append(Place(name, start, tuple(plates), raw.shape[len(batch) :]))
     return places

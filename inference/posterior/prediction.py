@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw
+from inference.core.draw import PARTICLES, Draw
 from inference.core.handlers import isolated
 from inference.core.protocols import SupportsDecoder
 from inference.core.run import Program
@@ -70,9 +71,8 @@ def predictive(
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        latents = {**draw.latents, **draw.subsamples}
-        latents |= _discrete_latents(draw)
-        values = simulated_values(call, latents, num_samples, draw.layout)
+        latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
+        values = simulated_values(call, latents, num_samples)
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
 
 
@@ -127,7 +127,8 @@ def _discrete_latents(draw: Draw) -> dict[str, Tensor]:
     marked = poutine.infer_config(given, lambda msg: {"enumerate": "parallel"} if msg["name"] in names else {})
 
     def particles(*args: Any, **kwargs: Any) -> None:
-        with layout.particles(draw.num_samples) if draw.num_samples > 1 else nullcontext():
+        plate = pyro.plate(PARTICLES, draw.num_samples, dim=-layout.depth - 1)
+        with plate if draw.num_samples > 1 else nullcontext():
             marked(*args, **kwargs)
 
     with isolated():

@@ -43,8 +43,7 @@ class Problem:
     @cached_property
     def density(self) -> LogJoint:
         """The model's log joint density of these data; without coordinates where all latents are discrete."""
-        call = self.call
-        return LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
+        return LogJoint.of(self.call)
 
     @cached_property
     def call_of_rows(self) -> Call:

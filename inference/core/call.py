@@ -172,7 +172,7 @@ class Call:
 
     def manners(self, num_samples: int) -> Manners:
         """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
-        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self)
+        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self, num_samples)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""

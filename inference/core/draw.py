@@ -219,7 +219,8 @@ def layout_of(
             if data is None or data.dim is None or data.size == 0:
                 raise ValueError(
                     f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
-                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates "
+                    f"{[f.name for f in frames]}"
                 )
             size = _size(data, site)
             full = data.full_size if data.size > 0 and data.full_size is not None else size

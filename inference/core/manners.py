@@ -174,5 +174,3 @@ def _form(call: Call) -> Hashable:
     functions = [getattr(program, "__func__", None) for program in call.programs]
     options = (call.plate, call.whole, call.broadcast, *functions)
     return (options, str(spec), *((leaf.dim(),) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves))
-
-

@@ -16,6 +16,7 @@ from inference.core.simulated import replay
 if TYPE_CHECKING:
     from inference.core.call import Call
 
+
 class RowsNotFollowed(ValueError):
     """No program can be run on some of its data points alone; what each run says of them all may be right."""
 

@@ -162,9 +162,7 @@ class Mapped:
         result.deterministic.update(deterministic)
         return result
 
-    def _site(
-        self, site: Site, value: Tensor, log_prob: Tensor, scale: Tensor, particles: CondIndepStackFrame
-    ) -> Site:
+    def _site(self, site: Site, value: Tensor, log_prob: Tensor, scale: Tensor, particles: CondIndepStackFrame) -> Site:
         def padded(term: Tensor, event: int = 0) -> Tensor:
             missing = self.depth + 1 + event - term.dim()
             return term.reshape(term.shape[:1] + (1,) * missing + term.shape[1:])

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from inference.core.call import Call
 
 
-def simulated_values(
-    call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1
-) -> dict[str, Tensor]:
+def simulated_values(call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1) -> dict[str, Tensor]:
     """Values by site name of one run of the model in which nothing is observed, deterministic ones among them.
 
     Args:
@@ -40,7 +38,10 @@ def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> l
     Raises:
         ValueError: If one does not, or two observe the same memory; the message names them.
     """
-    observed, given = {name: site.value for name, site in sites.items() if site.is_observed}, tree_leaves(list(arguments))
+    observed, given = (
+        {name: site.value for name, site in sites.items() if site.is_observed},
+        tree_leaves(list(arguments)),
+    )
     for name, value in observed.items():
         if not any(_is_part(value, argument) for argument in given):
             raise ValueError(

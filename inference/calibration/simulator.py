@@ -137,7 +137,7 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
-            if not site.is_observed and latent_mask(site) is not None:
+            if not site.is_observed and latent_mask(site.fn, site.mask) is not None:
                 raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
 
 

@@ -95,7 +95,7 @@ class LocalProblem:
 
     def _minus_elbo(self) -> Tensor:
         with random_state(self.seed), self.noise:
-            return -self.call.run(self.num_samples).log_weights.mean(0)
+            return -self.call.run(self.num_samples, enumerate_guide=True).trained_elbo.mean(0)
 
 
 def check_takes_all(layout: Layout) -> None:

@@ -128,15 +128,15 @@ def refit_call(
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
-    if not (amortised := isinstance(own.guide, SupportsLocal)) and not has_global_parameters(own):
+    if not isinstance(own.guide, SupportsLocal) and not has_global_parameters(own):
         raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
     own.check()
     with refuse_batch_dependence(*own.programs), seeded(seed):
-        local = own.guide.local(*own.args, **own.kwargs) if amortised else copy.deepcopy(own.guide)
+        local, shared = _freed(own)
         freed = replace(own, guide=local)
-        problem = LocalProblem(freed, local, num_samples, shared=not amortised)
+        problem = LocalProblem(freed, local, num_samples, shared=shared)
         point = _best_point(problem, restarts, max_steps, tolerance, progress)
         norm = problem.minus_elbo(point, torch.arange(len(point), device=point.device))[1].norm(dim=-1)
         problem.set(point)
@@ -155,6 +155,14 @@ def refit_call(
         gradient_norm=norm.expand_as(elbo),
         guide=local,
     )
+
+
+def _freed(own: Call) -> tuple[nn.Module, bool]:
+    """A guide with free parameters, and whether all data share them."""
+    if isinstance(own.guide, SupportsLocal):
+        return own.guide.local(*own.args, **own.kwargs), False
+    assert isinstance(own.guide, nn.Module)
+    return copy.deepcopy(own.guide), True
 
 
 def has_global_parameters(call: Call) -> bool:
@@ -220,8 +228,8 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
 def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
-        draw = call.run(num_samples)
-    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
+        draw = call.run(num_samples, enumerate_guide=True)
+    return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
-from inference.core.handlers import Site, isolated
+from inference.core.enumeration import Enumeration
+from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import check_angles, is_periodic
-from inference.core.manners import Manners, manners_of
+from inference.core.manners import Manners, manners_of, remembered
 from inference.core.protocols import SupportsRows
-from inference.core.run import Program, check_pair, modules_of
+from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.samples import Single
 from inference.core.seeding import random_state
 
@@ -121,8 +122,8 @@ class Call:
 
     def count_rows(self, row_arguments: frozenset[int | str]) -> int:
         """N, the rows of the arguments that are rows of data."""
-        named = {**dict(enumerate(self.args)), **self.kwargs}
-        leaves = tree_leaves([value for name, value in named.items() if name in row_arguments])
+        named: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        leaves = tree_leaves([value for name, value in named if name in row_arguments])
         return len(next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
@@ -144,8 +145,9 @@ class Call:
         *,
         values: Mapping[str, Tensor] | None = None,
         expose_params: bool = False,
+        enumerate_guide: bool = False,
     ) -> Draw:
-        """Draw latents from the guide and replay the model on them.
+        """Draw latents from the guide and replay the model on them; discrete latents that it leaves out are summed out.
 
         One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
 
@@ -154,18 +156,56 @@ class Call:
             values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
                 guide then scores instead of drawing its own.
             expose_params: Let param statements through to an enclosing handler.
+            enumerate_guide: Take all values of the sites that the guide marks by ``infer={"enumerate": "parallel"}``;
+                False draws them.
 
         Raises:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
+        known = manners_of(self, num_samples) if num_samples > 1 else remembered(self)
+        if known is None:
+            draw = self.run_drawn(1, values=values, expose_params=expose_params)
+            if not (draw.left_out or (enumerate_guide and draw.marked)):
+                return draw
+            known = manners_of(self)
+        if not known.enumerates(enumerate_guide):
+            return self.run_drawn(num_samples, values=values, expose_params=expose_params)
+        return self._run_enumerated(known, num_samples, values, expose_params, enumerate_guide)
+
+    def run_drawn(
+        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+    ) -> Draw:
+        """:meth:`run` with every discrete site drawn: in the model, where the guide leaves it out."""
         guide, given = self._guide(), dict(values or {})
         manners = self.manners(num_samples)
         with isolated(expose_params=expose_params):
             guide_run = manners.guide.run(self, guide, given, num_samples)
-            latents = {name: site.value for name, site in guide_run.drawn.items()}
-            given = given | latents | guide_run.subsamples
+            given = given | _latents(guide_run) | guide_run.subsamples
             model_run = manners.model.run(self, self.model, given, num_samples)
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _run_enumerated(
+        self,
+        known: Manners,
+        num_samples: int,
+        values: Mapping[str, Tensor] | None,
+        expose_params: bool,
+        enumerate_guide: bool,
+    ) -> Draw:
+        guide, given, depth = self._guide(), dict(values or {}), known.enumerated_depth(num_samples)
+        first = Enumeration(known.marked if enumerate_guide else frozenset(), -depth - 2)
+        plates = depth if num_samples > 1 else None
+        with isolated(expose_params=expose_params):
+            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, plates, first)
+            given = given | _latents(guide_run) | guide_run.subsamples
+            second = Enumeration(known.summed, None, guide_run.sites)
+            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, plates, second)
+        for name in known.dropped:
+            del model_run.sites[name]
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
         layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)
         subsamples = guide_run.subsamples | model_run.subsamples
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
@@ -181,14 +221,18 @@ class Call:
         return run.drawn
 
     def probe(self) -> Draw:
-        """One run of one sample without gradient that leaves the random state as it was.
+        """One run of one sample without gradient that leaves the random state as it was, its discrete sites drawn.
 
         Raises:
             ValueError: As :meth:`run`.
         """
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
-            return self.run()
+            draw = self.run_drawn()
+            if not (draw.left_out or draw.marked):
+                return draw
+            numel = self.run(enumerate_guide=True).layout.numel
+            return replace(draw, layout=replace(draw.layout, numel=numel))
 
     def probe_density(self) -> Draw:
         """A probe of a pair whose log weights are wanted.
@@ -214,6 +258,10 @@ class Call:
     def _with_arguments(self, change: Any) -> Call:
         args, kwargs = tree_map(change, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
+
+
+def _latents(run: RecordSites) -> dict[str, Tensor]:
+    return {name: site.value for name, site in run.drawn.items()}
 
 
 def _has_rows(value: Any, number: int) -> bool:

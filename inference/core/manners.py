@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -16,12 +16,14 @@ from torch.utils._pytree import tree_flatten
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.draw import Draw
-from inference.core.handlers import RecordSites, isolated
+from inference.core.enumeration import is_summable
+from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import is_delta
 from inference.core.rows import with_known_rows
 from inference.core.run import Program
 from inference.core.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.core.seeding import random_state
+from inference.core.unobserved import unobserved, without_children
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -38,24 +40,63 @@ _warned: WeakSet[Any] = WeakSet()
 
 
 class Manners(NamedTuple):
-    """How each half of a pair is run on several samples."""
+    """How each half of a pair is run on several samples, and what is known of its discrete sites.
+
+    Attributes:
+        guide: How the guide is run.
+        model: How the model is run.
+        summed: Sites that the guide leaves out, to be summed over.
+        marked: Sites that the guide marks to be enumerated.
+        dropped: Observations that were not made and of which nothing depends.
+    """
 
     guide: Manner
     model: Manner
+    summed: frozenset[str] = frozenset()
+    marked: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
+
+    def enumerates(self, guide: bool) -> bool:
+        """Whether a run differs from one in which every site is drawn and counted."""
+        return bool(self.summed or self.dropped or (guide and self.marked))
+
+    def enumerated_depth(self, num_samples: int) -> int:
+        """Batch dimensions of the pair, left of which samples and the values of discrete sites go.
+
+        Raises:
+            ValueError: If several samples are wanted of a pair that does not run on them side by side.
+        """
+        if num_samples > 1 and not all(isinstance(manner, SideBySide) for manner in (self.guide, self.model)):
+            sites = sorted(self.summed | self.marked | self.dropped)
+            raise ValueError(
+                f"expected a pair that runs on several samples side by side, as discrete sites {sites} are summed out, "
+                "got one that does not: ask for one sample at a time, chunk=1"
+            )
+        return self.model.depth
 
 
-def manners_of(call: Call, num_samples: int) -> Manners:
+def manners_of(call: Call, num_samples: int = 2) -> Manners:
     """How a pair is run on several samples: a property of the programs and the form of their arguments, found once."""
+    kept, form = _kept(call)
+    if form not in kept:
+        kept[form] = _found(call, num_samples if num_samples <= _FEW else 2)
+    return kept[form]
+
+
+def remembered(call: Call) -> Manners | None:
+    """How a pair is run on several samples, where that has been found before."""
+    kept, form = _kept(call)
+    return kept.get(form)
+
+
+def _kept(call: Call) -> tuple[dict[Hashable, Manners], Hashable]:
     owners = _owner(call.model), _owner(call.guide)
     try:
         form = _form(call)
-        known = _known.setdefault(owners[0], WeakKeyDictionary()).setdefault(owners[1], {})
-        if form in known:
-            return known[form]
+        hash(form)
+        return _known.setdefault(owners[0], WeakKeyDictionary()).setdefault(owners[1], {}), form
     except TypeError:  # no weak references to it, or no hash: then it is found each time
-        form, known = None, {}
-    known[form] = _found(call, num_samples if num_samples <= _FEW else 2)
-    return known[form]
+        return {}, None
 
 
 def warn_once(program: Any, error: Exception | None, manner: str) -> None:
@@ -78,12 +119,31 @@ def warn_once(program: Any, error: Exception | None, manner: str) -> None:
 def _found(call: Call, num_samples: int) -> Manners:
     # A trial is no part of the computation, so it must not enter the graph of a make_fx trace either.
     with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
-        first = call.run()
+        first = call.run_drawn()
         assert call.guide is not None
         guide, drawn = _fastest(call, call.guide, first, dict(first.subsamples), num_samples)
         latents = {name: site.value for name, site in drawn.drawn.items()}
         model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples), num_samples)
-        return Manners(guide, model)
+        dropped = _dropped(call, first)
+        return Manners(guide, model, first.left_out - dropped, first.marked, dropped)
+
+
+def _dropped(call: Call, first: Draw) -> frozenset[str]:
+    """The observations that were not made and of which nothing depends.
+
+    Raises:
+        ValueError: If something depends on one that the guide leaves out.
+    """
+    sites, left_out = first.model_sites, first.left_out
+
+    def again(values: Mapping[str, Tensor]) -> Mapping[str, Site]:
+        with isolated():
+            return Single().run(call, call.model, {**first.subsamples, **values}, 1).sites
+
+    dropped = without_children(unobserved(sites) & left_out, sites, again)
+    if rest := {name for name in left_out - dropped if not is_summable(sites[name])}:
+        raise ValueError(f"expected the guide to sample {sorted(rest)}, on which other sites of the model depend")
+    return dropped
 
 
 def _fastest(

@@ -87,6 +87,7 @@ def _difference(part: Call, whole: Draw, index: Tensor) -> str | None:
     values = {name: _rows_of(whole, name, index) for name in whole.model_sites if _is_drawn(whole, name)}
     subsamples = {name: i for name, i in whole.subsamples.items() if name != whole.layout.plate}
     draw = replay(part, replace(whole.layout, num_data=len(index)), values | subsamples)
+    draw = replace(draw, model_sites={name: draw.model_sites[name] for name in whole.model_sites})
     pairs = [("log joint density", draw.log_joint, whole.log_joint)]
     if part.guide is not None and whole.guide_sites:
         pairs.append(("guide's log-density", draw.log_guide, whole.log_guide))

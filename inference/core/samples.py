@@ -31,6 +31,11 @@ Values = Mapping[str, Tensor]
 class Manner(Protocol):
     """A way of running one half of a call on several samples; called inside ``isolated``."""
 
+    @property
+    def depth(self) -> int:
+        """Batch dimensions of the pair, of which one sample alone need not know."""
+        ...
+
     def run(self, call: Call, program: Program, values: Values | None, num_samples: int) -> RecordSites:
         """The sites of one half, with samples left of all plates where there are several."""
         ...
@@ -39,6 +44,8 @@ class Manner(Protocol):
 @dataclass(frozen=True)
 class Single:
     """One sample, without a plate for it: the program sees what its author saw."""
+
+    depth: int = 0
 
     def run(self, call: Call, program: Program, values: Values | None, num_samples: int) -> RecordSites:
         """See :class:`Manner`."""
@@ -168,9 +175,9 @@ class Mapped:
             return term.reshape(term.shape[:1] + (1,) * missing + term.shape[1:])
 
         value = padded(value, len(site.fn.event_shape))
-        scale = padded(scale) if isinstance(site.scale, Tensor) else site.scale
+        factor = padded(scale) if isinstance(site.scale, Tensor) else site.scale
         fn = _Recorded(site.fn, value, padded(log_prob))
-        return site._replace(fn=fn, value=value, frames=(particles, *site.frames), scale=scale, mask=None)
+        return site._replace(fn=fn, value=value, frames=(particles, *site.frames), scale=factor, mask=None)
 
 
 @dataclass(frozen=True)
@@ -249,12 +256,12 @@ class _Rearranged(TorchDistribution):
         super().__init__(batch, self.base_dist.event_shape, validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Whether the parts' samples have a gradient."""
         return self.base_dist.has_rsample
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The support of the first part."""
         return self.base_dist.support
 
@@ -282,7 +289,7 @@ class _Recorded(TorchDistribution):
         super().__init__(log_prob.shape, fn.event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The support, where it is no tensor's."""
         return self.base_dist.support
 

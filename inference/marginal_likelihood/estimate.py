@@ -191,7 +191,7 @@ def _takes_all_rows(problem: Problem) -> bool:
     """Whether the plate over the data has one place for each row; closed forms take rows by definition."""
     if isinstance(problem.call.model, SupportsLogEvidence):
         return True
-    return problem.log_joint.num_data == problem.call.num_rows and not problem.log_joint.subsamples_data
+    return problem.density.num_data == problem.call.num_rows and not problem.density.subsamples_data
 
 
 def _block_seed(seed: int | None, index: int) -> int | None:

@@ -91,8 +91,8 @@ class Objective(pyro.infer.ELBO):
     def _draw(self, call: Call) -> Draw:
         if not self.reparameterised:
             with torch.no_grad():
-                return call.run(self.num_samples)
-        draw = call.run(self.num_samples, expose_params=True)
+                return call.run(self.num_samples, enumerate_guide=True)
+        draw = call.run(self.num_samples, expose_params=True, enumerate_guide=True)
         for name in draw.latents:
             if not draw.guide_sites[name].fn.has_rsample:
                 raise ValueError(

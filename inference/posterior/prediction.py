@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
 from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw
+from inference.core.draw import PARTICLES, Draw
+from inference.core.handlers import isolated
 from inference.core.protocols import SupportsDecoder
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -60,7 +65,8 @@ def predictive(
 
     Returns:
         Values by site name, (S, N, ...), latents and observations; with samples left of the sites' own dimensions where
-        all data are taken as a whole.
+        all data are taken as a whole. Discrete latents that the guide leaves out are drawn from their posterior given
+        the others.
 
     Raises:
         ValueError: If the data are not finite or model and guide are not a valid pair.
@@ -70,7 +76,8 @@ def predictive(
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples)
+        latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
+        values = simulated_values(call, latents, num_samples)
     values = {name: _without_thought_of(value, draw) for name, value in values.items()} if whole else values
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
 
@@ -122,3 +129,23 @@ def reconstruct(
     (z,) = draw.latents.values()
     mean = model.decode(z)
     return mean if num_samples == 1 else mean.mean(0)
+
+
+def _discrete_latents(draw: Draw) -> dict[str, Tensor]:
+    """Posterior draws of the discrete latents that a guide leaves out, given those that it drew."""
+    names = [name for name, site in draw.model_sites.items() if site.is_summed]
+    if not names:
+        return {}
+    call, layout = draw.call, draw.layout
+    given = poutine.condition(call.model, data={**draw.latents})
+    marked = poutine.infer_config(given, lambda msg: {"enumerate": "parallel"} if msg["name"] in names else {})
+
+    def particles(*args: Any, **kwargs: Any) -> None:
+        plate = pyro.plate(PARTICLES, draw.num_samples, dim=-layout.depth - 1)
+        with plate if draw.num_samples > 1 else nullcontext():
+            marked(*args, **kwargs)
+
+    with isolated():
+        sampled = infer_discrete(particles, first_available_dim=-layout.depth - 2)
+        nodes = poutine.trace(sampled).get_trace(*call.args, **call.kwargs).nodes
+    return {name: nodes[name]["value"] for name in names}

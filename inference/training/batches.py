@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import pyro.infer
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.call import Call
 from inference.core.rows import with_known_rows
@@ -24,7 +23,7 @@ def laid_out(objective: pyro.infer.ELBO, plate: str | None, whole: bool) -> Iter
         yield
         return
     if plate is not None and objective.plate not in (None, plate):
-        raise ValueError(f"expected one plate over the data, got plate={plate!r} and the objective's {objective.plate!r}")
+        raise ValueError(f"expected one plate over the data, got {plate!r} and the objective's {objective.plate!r}")
     before = objective.plate, objective.whole
     objective.plate, objective.whole = plate or objective.plate, whole
     try:
@@ -33,28 +32,51 @@ def laid_out(objective: pyro.infer.ELBO, plate: str | None, whole: bool) -> Iter
         objective.plate, objective.whole = before
 
 
-def num_rows(call: Call) -> int:
-    """Data points of a call: the rows of its first tensor, or one."""
-    return 1 if call.whole else call.num_rows or 1
+@dataclass(frozen=True)
+class Batches:
+    """Which positional arguments of a pair are rows of data.
 
-
-def rows_of(call: Call) -> frozenset[int | str]:
-    """The arguments that are rows of data, see :func:`inference.core.rows.with_known_rows`.
-
-    Where that cannot be checked, as in batch-dependent training, all with as many rows as the first are.
+    Attributes:
+        rows: Their positions.
+        whole: Whether all data are one data point, of which there are no rows.
     """
-    with torch.no_grad():
-        try:
-            known = with_known_rows(call, call.probe()).row_arguments
-        except (ValueError, RuntimeError):
-            known = None
-    return frozenset(call.candidates()) if known is None else known
+
+    rows: frozenset[int | str]
+    whole: bool = False
+
+    @classmethod
+    def of(cls, call: Call, *, partly: bool) -> Batches:
+        """The rows of a call, checked where only some are taken, see :func:`inference.core.rows.with_known_rows`.
+
+        Where that cannot be checked, as in batch-dependent training, all with as many rows as the first are.
+        """
+        if call.whole:
+            return cls(frozenset(), whole=True)
+        rows = None
+        if partly and len(call.args) > 1:
+            with torch.no_grad(), suppress(ValueError, RuntimeError):
+                rows = with_known_rows(call, call.probe()).row_arguments
+        return cls(frozenset(call.candidates()) if rows is None else rows)
+
+    def count(self, batch: tuple[Any, ...]) -> int:
+        """Data points of a batch."""
+        return 1 if self.whole else _call(batch).count_rows(self.rows)
+
+    def take(self, batch: tuple[Any, ...], index: Tensor) -> tuple[Any, ...]:
+        """The arguments of chosen data points."""
+        return _call(batch).with_rows(self.rows).rows(index, self.count(batch)).args
+
+    def split(self, batch: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
+        """The arguments in parts of so many data points."""
+        if self.whole:
+            yield batch
+            return
+        for index in torch.arange(self.count(batch)).split(size):
+            yield self.take(batch, index)
 
 
-def rows(batch: tuple[Any, ...], index: Any, positions: frozenset[int | str]) -> tuple[Any, ...]:
-    """The arguments of chosen data points."""
-    call = replace(Call(_no_program, None, batch), row_arguments=positions)
-    return call.rows(index).args
+def _call(batch: tuple[Any, ...]) -> Call:
+    return Call(_no_program, None, batch)
 
 
 def _no_program() -> None:

@@ -20,7 +20,7 @@ from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
 from inference.objectives.evidence_lower_bound import ELBO
-from inference.training.batches import laid_out, num_rows, rows_of
+from inference.training.batches import Batches, laid_out
 from inference.training.trainer import History, Trainer
 
 
@@ -105,9 +105,10 @@ def fit(
     objective = ELBO() if objective is None else objective
     with seeded(seed), local_params(), laid_out(objective, plate, whole):
         call = Call(model, guide, data, {}, getattr(objective, "plate", plate), whole=whole)
-        batch_size = _check_batch_size(batch_size, num_rows(call))
-        rows = rows_of(call) if batch_size < num_rows(call) else frozenset(range(len(data)))
-        trainer = Trainer(model, guide, data, validation, objective, seed, rows=rows, whole=whole)
+        num_data = 1 if whole else call.num_rows or 1
+        batch_size = _check_batch_size(batch_size, num_data)
+        batches = Batches.of(call, partly=batch_size < num_data or validation is not None)
+        trainer = Trainer(model, guide, data, validation, objective, seed, layout=batches)
         trainer.prepare(optimizer, scheduler, batch_size)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
@@ -119,7 +120,8 @@ def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Any, ...]:
     batch = data if isinstance(data, tuple) else (data,)
     first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
     if first is None:
-        raise TypeError(f"expected data as a tensor or a tuple with tensors, got {[type(part).__name__ for part in batch]}")
+        kinds = [type(part).__name__ for part in batch]
+        raise TypeError(f"expected data as a tensor or a tuple with tensors, got {kinds}")
     if first.dim() == 0 or len(first) == 0:
         raise ValueError(f"expected data of N >= 1 rows in the first tensor, got shape {tuple(first.shape)}")
     if device is None:

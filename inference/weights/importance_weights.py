@@ -86,7 +86,8 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
             # The indices of a subsampling plate, once drawn, hold for all chunks.
-            draw = call.run(min(chunk, num_samples - start), values=first.subsamples)
+            count = min(chunk, num_samples - start)
+            draw = call.run(count, values=first.subsamples, enumerate_guide=True)
         check_log_weights(draw.log_weights)
         yield draw.log_weights
 

@@ -234,8 +234,15 @@ class Draw:
         """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
 
         Raises:
-            ValueError: If they are not with respect to one measure; the message names the latent.
+            ValueError: If they are not with respect to one measure, or an auxiliary site that makes latents is a point
+                mass, as an AutoLaplaceApproximation's is in training; the message names the site.
         """
+        for name, site in self.guide_sites.items():
+            if site.is_auxiliary and is_delta(site.fn):
+                raise ValueError(
+                    f"expected a density at guide site {name!r}, got a Delta: of an AutoLaplaceApproximation use what its "
+                    ".laplace_approximation(...) returns"
+                )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])
 

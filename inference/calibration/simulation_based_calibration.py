@@ -34,7 +34,7 @@ class SBC:
         ks: p-value of the Kolmogorov-Smirnov test of ``uniform``, (Q,).
         chi2: p-value of the chi-squared test of the rank histogram, (Q,).
         symmetry: p-value of Wilcoxon's signed-rank test that ``uniform`` is symmetric about one half, (Q,): the test of
-            variational SBC (VSBC). A guide that is only too narrow or too wide passes it; one whose centre is off does not.
+            variational SBC (VSBC). A guide that is only too narrow or too wide passes; one whose centre is off fails.
         ks_adjusted: ``ks`` adjusted by Holm for the Q tests, (Q,): one below alpha is false with probability alpha.
         chi2_adjusted: ``chi2`` likewise.
     """

@@ -44,8 +44,9 @@ class Entry(NamedTuple):
     def on(self, data: Call) -> Entry:
         """The pair called with the arguments of another call."""
         own = replace(self.own, args=data.args, kwargs=data.kwargs)
-        same = self.double is self.own
-        return Entry(own, own if same else replace(own.double(), model=self.double.model, guide=self.double.guide))
+        if self.double is self.own:
+            return Entry(own, own)
+        return Entry(own, replace(own.with_double_arguments(), model=self.double.model, guide=self.double.guide))
 
 
 Entries = Mapping[str, Entry]
@@ -137,8 +138,8 @@ def compare(
     named = {TRAIN: (*x, *args) if isinstance(x, tuple) else (x, *args)}
     if held_out is not None:
         named[HELD_OUT] = held_out if isinstance(held_out, tuple) else (held_out,)
-    options = {"plate": plate, "whole": whole, "missing": missing}
-    data = {name: Call(model or _no_program, None, part, kwargs, **options) for name, part in named.items()}
+    layout = Call(model or _no_program, None, (), kwargs, plate, whole=whole, missing=missing)
+    data = {name: replace(layout, args=part) for name, part in named.items()}
     for call in data.values():
         check_arguments(() if model is None else (model,), call.args, kwargs, missing=missing)
     shape = _first(data[TRAIN]).shape[1:]
@@ -151,7 +152,7 @@ def compare(
     offsets = {TRAIN: _offsets(log_det, _num_data(data[TRAIN]), "log_det")}
     if held_out is not None:
         offsets[HELD_OUT] = _offsets(held_out_log_det, _num_data(data[HELD_OUT]), "held_out_log_det")
-    by_seed = _entries(model, guides, None if seeds is None else list(seeds), options)
+    by_seed = _entries(model, guides, None if seeds is None else list(seeds), layout)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
         for part in data.values():
             entry.on(part).own.check()
@@ -179,7 +180,7 @@ def compare(
 
 
 def _entries(
-    model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, options: Mapping[str, Any]
+    model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, layout: Call
 ) -> dict[int, Entries]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
@@ -191,18 +192,18 @@ def _entries(
             raise TypeError(f"expected {name!r} to be a function of a seed, with seeds=, got {type(entry).__name__}")
     return {
         seed: {
-            name: _as_entry(name, model, entry if seeds is None else entry(seed), options)
+            name: _as_entry(name, model, entry if seeds is None else entry(seed), layout)
             for name, entry in guides.items()
         }
         for seed in ([0] if seeds is None else seeds)
     }
 
 
-def _as_entry(name: str, model: Program | None, entry: Any, options: Mapping[str, Any]) -> Entry:
+def _as_entry(name: str, model: Program | None, entry: Any, layout: Call) -> Entry:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
         raise TypeError(f"expected {name!r} to be a guide of the given model, or (model, guide), got {entry!r}")
-    call = Call(*pair, **options)
+    call = replace(layout, model=pair[0], guide=pair[1])
     return Entry(call, call.double())
 
 
@@ -331,9 +332,9 @@ def _cost_of(call: Call) -> Cost:
 
 
 def _coverage(call: Call, simulated: int) -> float:
-    assert call.guide is not None
     if not call.whole and (call.row_arguments is not None or len(call.args) + len(call.kwargs) == 1):
         call = call.rows(torch.arange(simulated) % _num_data(call))
+    assert call.guide is not None
     simulation = simulate(
         call.model,
         call.guide,

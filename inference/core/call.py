@@ -93,7 +93,7 @@ class Call:
         model, guide = copy.deepcopy((self.model, self.guide))
         for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
-        return replace(self, model=model, guide=guide)._with_arguments(_convert)
+        return replace(self, model=model, guide=guide).with_double_arguments()
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
         """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
@@ -255,8 +255,9 @@ class Call:
             raise ValueError("expected a guide, got none")
         return self.guide
 
-    def _with_arguments(self, change: Any) -> Call:
-        args, kwargs = tree_map(change, (self.args, dict(self.kwargs)))
+    def with_double_arguments(self) -> Call:
+        """The call with its data in float64."""
+        args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
 
 

@@ -240,8 +240,8 @@ class Draw:
         for name, site in self.guide_sites.items():
             if site.is_auxiliary and is_delta(site.fn):
                 raise ValueError(
-                    f"expected a density at guide site {name!r}, got a Delta: of an AutoLaplaceApproximation use what its "
-                    ".laplace_approximation(...) returns"
+                    f"expected a density at guide site {name!r}, got a Delta: of an AutoLaplaceApproximation use "
+                    "what its .laplace_approximation(...) returns"
                 )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])

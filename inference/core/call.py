@@ -93,7 +93,7 @@ class Call:
         model, guide = copy.deepcopy((self.model, self.guide))
         for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
-        return replace(self, model=model, guide=guide)._with_arguments(_convert)
+        return replace(self, model=model, guide=guide).with_double_arguments()
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
         """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
@@ -122,8 +122,8 @@ class Call:
 
     def count_rows(self, row_arguments: frozenset[int | str]) -> int:
         """N, the rows of the arguments that are rows of data."""
-        named = {**dict(enumerate(self.args)), **self.kwargs}
-        leaves = tree_leaves([value for name, value in named.items() if name in row_arguments])
+        named: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        leaves = tree_leaves([value for name, value in named if name in row_arguments])
         return len(next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
@@ -163,7 +163,7 @@ class Call:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
-        known = manners_of(self) if num_samples > 1 else remembered(self)
+        known = manners_of(self, num_samples) if num_samples > 1 else remembered(self)
         if known is None:
             draw = self.run_drawn(1, values=values, expose_params=expose_params)
             if not (draw.left_out or (enumerate_guide and draw.marked)):
@@ -212,7 +212,7 @@ class Call:
 
     def manners(self, num_samples: int) -> Manners:
         """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
-        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self)
+        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self, num_samples)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""
@@ -255,8 +255,9 @@ class Call:
             raise ValueError("expected a guide, got none")
         return self.guide
 
-    def _with_arguments(self, change: Any) -> Call:
-        args, kwargs = tree_map(change, (self.args, dict(self.kwargs)))
+    def with_double_arguments(self) -> Call:
+        """The call with its data in float64."""
+        args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
 
 

@@ -234,8 +234,15 @@ class Draw:
         """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
 
         Raises:
-            ValueError: If they are not with respect to one measure; the message names the latent.
+            ValueError: If they are not with respect to one measure, or an auxiliary site that makes latents is a point
+                mass, as an AutoLaplaceApproximation's is in training; the message names the site.
         """
+        for name, site in self.guide_sites.items():
+            if site.is_auxiliary and is_delta(site.fn):
+                raise ValueError(
+                    f"expected a density at guide site {name!r}, got a Delta: of an AutoLaplaceApproximation use "
+                    "what its .laplace_approximation(...) returns"
+                )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])
 
@@ -289,7 +296,8 @@ def layout_of(
             if data is None or data.dim is None or data.size == 0:
                 raise ValueError(
                     f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
-                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates "
+                    f"{[f.name for f in frames]}"
                 )
             size = _size(data, site)
             full = data.full_size if data.size > 0 and data.full_size is not None else size

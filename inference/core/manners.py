@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
+from torch._C._functorch import maybe_current_level
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_flatten
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 # What a program may raise on samples that it cannot take.
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+
+# Samples up to which a trial is of as many as are asked for; else of two.
+_FEW = 8
 
 # Kept while both programs live.
 _known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Manners]]] = WeakKeyDictionary()
@@ -72,11 +75,11 @@ class Manners(NamedTuple):
         return self.model.depth
 
 
-def manners_of(call: Call) -> Manners:
+def manners_of(call: Call, num_samples: int = 2) -> Manners:
     """How a pair is run on several samples: a property of the programs and the form of their arguments, found once."""
     kept, form = _kept(call)
     if form not in kept:
-        kept[form] = _found(call)
+        kept[form] = _found(call, num_samples if num_samples <= _FEW else 2)
     return kept[form]
 
 
@@ -113,14 +116,14 @@ def warn_once(program: Any, error: Exception | None, manner: str) -> None:
     )
 
 
-def _found(call: Call) -> Manners:
+def _found(call: Call, num_samples: int) -> Manners:
     # A trial is no part of the computation, so it must not enter the graph of a make_fx trace either.
     with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
         first = call.run_drawn()
         assert call.guide is not None
-        guide, drawn = _fastest(call, call.guide, first, dict(first.subsamples))
+        guide, drawn = _fastest(call, call.guide, first, dict(first.subsamples), num_samples)
         latents = {name: site.value for name, site in drawn.drawn.items()}
-        model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples))
+        model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples), num_samples)
         dropped = _dropped(call, first)
         return Manners(guide, model, first.left_out - dropped, first.marked, dropped)
 
@@ -143,14 +146,16 @@ def _dropped(call: Call, first: Draw) -> frozenset[str]:
     return dropped
 
 
-def _fastest(call: Call, program: Program, first: Draw, values: dict[str, Tensor]) -> tuple[Manner, RecordSites]:
-    """The fastest manner that suits one half, with a run of two samples in it."""
+def _fastest(
+    call: Call, program: Program, first: Draw, values: dict[str, Tensor], num_samples: int
+) -> tuple[Manner, RecordSites]:
+    """The fastest manner that suits one half, with a run in it."""
     error: Exception | None = None
     for manner, told in candidates(call, first):
         try:
             with isolated():
-                run = manner.run(call, program, values, 2)
-                _compare(call, program, first, run, values)
+                run = manner.run(call, program, values, num_samples)
+                _compare(call, program, first, run, values, num_samples)
         except FAILURES as failure:
             error = error or failure
             continue
@@ -180,14 +185,15 @@ def _row_arguments(call: Call, first: Draw) -> frozenset[int | str] | None:
         return None
 
 
-def _compare(call: Call, program: Program, first: Draw, run: RecordSites, values: dict[str, Tensor]) -> None:
-    """Compare two samples with a run of each by itself, where that is determined.
+def _compare(
+    call: Call, program: Program, first: Draw, run: RecordSites, values: dict[str, Tensor], num_samples: int
+) -> None:
+    """Compare samples with a run of each by itself, where that is determined.
 
     Raises:
         ValueError: If they differ.
     """
-    together = _total(first, run, 2)
-    if is_batchedtensor(together):
+    if maybe_current_level() is not None:  # inside vmap, where no value can be read
         return
     drawn = {name: site.value for name, site in run.drawn.items() if not is_delta(site.fn)}
     given = {n: v for n, v in values.items() if n in first.subsamples} | run.subsamples
@@ -195,11 +201,11 @@ def _compare(call: Call, program: Program, first: Draw, run: RecordSites, values
         with refuse_batch_dependence(*call.programs):
             alone = [
                 Single().run(call, program, given | {name: value[s] for name, value in drawn.items()}, 1)
-                for s in range(2)
+                for s in range(num_samples)
             ]
     except ValueError:  # in training a batch, or dropout, decides
         return
-    check_equal(together, torch.cat([_total(first, single, 1) for single in alone]))
+    check_equal(_total(first, run, num_samples), torch.cat([_total(first, single, 1) for single in alone]))
 
 
 def _total(first: Draw, run: RecordSites, num_samples: int) -> Tensor:

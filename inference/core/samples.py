@@ -175,9 +175,9 @@ class Mapped:
             return term.reshape(term.shape[:1] + (1,) * missing + term.shape[1:])
 
         value = padded(value, len(site.fn.event_shape))
-        scale = padded(scale) if isinstance(site.scale, Tensor) else site.scale
+        factor = padded(scale) if isinstance(site.scale, Tensor) else site.scale
         fn = _Recorded(site.fn, value, padded(log_prob))
-        return site._replace(fn=fn, value=value, frames=(particles, *site.frames), scale=scale, mask=None)
+        return site._replace(fn=fn, value=value, frames=(particles, *site.frames), scale=factor, mask=None)
 
 
 @dataclass(frozen=True)
@@ -256,12 +256,12 @@ class _Rearranged(TorchDistribution):
         super().__init__(batch, self.base_dist.event_shape, validate_args=False)
 
     @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
+    def has_rsample(self) -> bool:
         """Whether the parts' samples have a gradient."""
         return self.base_dist.has_rsample
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The support of the first part."""
         return self.base_dist.support
 
@@ -289,7 +289,7 @@ class _Recorded(TorchDistribution):
         super().__init__(log_prob.shape, fn.event_shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The support, where it is no tensor's."""
         return self.base_dist.support
 

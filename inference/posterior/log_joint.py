@@ -9,7 +9,7 @@ optimiser over a posterior is written against this one function.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class LogJoint:
         *args: Its positional arguments.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side where the model can, else as further rows of the data; False evaluates
-            them one by one. :meth:`constrain` and :meth:`unconstrain` take one sample of a model that cannot.
+            them one by one.
         whole: Take all data as one data point, whatever the plates.
         missing: NaN in the data stands for a missing value that the model itself masks.
         **kwargs: Its keyword arguments.
@@ -235,6 +235,10 @@ class LogJoint:
         prior, joint = (summed_out(self._layout, draw.num_samples, factors) for factors in (latent, every))
         return LogDensity(prior, joint - prior)
 
+    def _joint_by(self, manner: Manner, u: Tensor) -> Tensor:
+        terms = self._terms_by(manner, u)
+        return terms.prior + terms.likelihood
+
     def _of_one(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The terms of one sample (N, d), (N,)."""
         prior, likelihood = self._terms_by(Single(), u.unsqueeze(0))
@@ -250,20 +254,28 @@ class LogJoint:
     @torch.no_grad()
     def _tried(self) -> Manner:
         """The fastest manner at which two samples have the densities that they have by themselves."""
-        spent, error = self._cost[0], None
+        spent = self._cost[0]
         with random_state(None):
             u = torch.cat([self._draw_prior(1) for _ in range(2)])
-            alone = torch.cat([sum(self._terms_by(Single(), sample)) for sample in u.split(1)])
-            for manner, told in candidates(self._call, self.probe()):
-                try:
-                    check_equal(sum(self._terms_by(manner, u)), alone)
-                    break
-                except FAILURES as failure:
-                    error = error or failure
+            manner, told, error = self._first_equal(u)
         if told and self._call.broadcast:
             warn_once(self._call.model, error, told)
         self._cost[0] = spent
         return manner
+
+    def _first_equal(self, u: Tensor) -> tuple[Manner, str, Exception | None]:
+        """The first manner with the densities of samples u (S, N, d) by themselves, and why those before it fail."""
+        alone = torch.cat([self._joint_by(Single(), sample) for sample in u.split(1)])
+        reason: Exception | None = None
+        for manner, told in candidates(self._call, self.probe()):
+            try:
+                check_equal(self._joint_by(manner, u), alone)
+            except FAILURES as error:
+                reason = reason or error
+                continue
+            return manner, told, reason
+        assert reason is not None
+        raise reason
 
     def _row_arguments(self) -> frozenset[int | str] | None:
         """The arguments that are rows of data; None where the data points cannot be run by themselves.
@@ -284,6 +296,10 @@ class LogJoint:
 
         Discrete sites, which are summed out, have none.
         """
+        if u.dim() == 3 and len(u) > 1 and not isinstance(self._manner, SideBySide):
+            each = [self.constrain(sample) for sample in u]
+            depth = self._layout.depth
+            return {p.name: torch.stack([p.padded(one[p.name], depth) for one in each]) for p in self._places}
         draw, _ = self._run(u)
         return {place.name: draw.model_sites[place.name].value for place in self._places}
 
@@ -297,6 +313,14 @@ class LogJoint:
         Returns:
             u (S, N, d), and log |det T'(u)| (S, N) in nats.
         """
+        manner = Single() if num_samples == 1 else self._manner
+        if isinstance(manner, AsRows):
+            joined = {name: manner.join(value) for name, value in values.items()}
+            u, log_det = self._repeated(num_samples).unconstrain(joined, 1)
+            return u.view(num_samples, -1, self.dim), log_det.view(num_samples, -1)
+        if not isinstance(manner, Single | SideBySide):
+            each = [self.unconstrain({n: v[s] for n, v in values.items()}, 1) for s in range(num_samples)]
+            return torch.cat([u for u, _ in each]), torch.cat([log_det for _, log_det in each])
         coordinates = Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, {**self._subsamples, **values}, num_samples)
         return coordinates.concatenated(), coordinates.log_det
@@ -342,12 +366,10 @@ class LogJoint:
             ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
-        parts = []
-        for draw in self._guide_draws(guide, num_samples):
-            u, log_det = self.unconstrain(draw.latents, draw.num_samples)
-            draw.check_latents()
-            parts.append((u, draw.log_guide + log_det))
-        return torch.cat([u for u, _ in parts]), torch.cat([q for _, q in parts])
+        draw = self._draw_guide(guide, num_samples)
+        u, log_det = self.unconstrain(draw.latents, num_samples)
+        draw.check_latents()
+        return u, draw.log_guide + log_det
 
     @torch.no_grad()
     def draw_guide(self, guide: Program, num_samples: int) -> Tensor:
@@ -357,15 +379,10 @@ class LogJoint:
             ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
-        draws = self._guide_draws(guide, num_samples)
-        return torch.cat([self.unconstrain(draw.latents, draw.num_samples)[0] for draw in draws])
+        return self.unconstrain(self._draw_guide(guide, num_samples).latents, num_samples)[0]
 
-    def _guide_draws(self, guide: Program, num_samples: int) -> Iterator[Draw]:
-        """Draws of the guide: samples at once where model and guide take them, else one by one."""
-        call = replace(self._call, guide=guide)
-        together = num_samples == 1 or isinstance(self._manner, SideBySide)
-        for count in [num_samples] if together else [1] * num_samples:
-            yield call.run(count, values=self._subsamples)
+    def _draw_guide(self, guide: Program, num_samples: int) -> Draw:
+        return replace(self._call, guide=guide).run(num_samples, values=self._subsamples)
 
     def rows(self, index: Tensor) -> LogJoint:
         """The log joint of chosen data points, which may repeat; its evaluations count here.

@@ -41,6 +41,10 @@ class Place:
         """Coordinates of the site."""
         return Size(p for p in self.plates if p is not None).numel() * self.event.numel()
 
+    def padded(self, value: Tensor, depth: int) -> Tensor:
+        """A value as the model sees it, with all batch dimensions of the pair."""
+        return value.reshape((1,) * (depth + len(self.event) - value.dim()) + value.shape)
+
     def unpack(self, u: Tensor, layout: Layout) -> Tensor:
         """A piece (S, N, numel) as the site's batch + event; without the sample dimension where S = 1."""
         others = [p for p in self.plates if p is not None]

@@ -45,6 +45,8 @@ def predictive(
     *args: Any,
     num_samples: int = 1,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
@@ -56,45 +58,57 @@ def predictive(
         *args: Arguments of both, the data first.
         num_samples: S.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of both.
 
     Returns:
-        Values by site name, (S, N, ...), latents and observations. Discrete latents that the guide leaves out are drawn
-        from their posterior given the others.
+        Values by site name, (S, N, ...), latents and observations; with samples left of the sites' own dimensions where
+        all data are taken as a whole. Discrete latents that the guide leaves out are drawn from their posterior given
+        the others.
 
     Raises:
         ValueError: If the data are not finite or model and guide are not a valid pair.
     """
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, args, kwargs, plate)
+    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
         latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
         values = simulated_values(call, latents, num_samples)
+    values = {name: _without_thought_of(value, draw) for name, value in values.items()} if whole else values
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
+
+
+def _without_thought_of(value: Tensor, draw: Draw) -> Tensor:
+    """A value without the dimension of the plate that is thought of around all data, which no program sees."""
+    return value.squeeze(1) if draw.num_samples > 1 and value.dim() > draw.layout.depth else value
 
 
 @torch.no_grad()
 def reconstruct(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     num_samples: int = 1,
     plate: str | None = None,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> Tensor:
     """Reconstruction: the mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
 
     Args:
         model: A model that can decode.
         guide: Pyro guide of the one latent that it decodes.
-        x: (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both.
         num_samples: Latents per data point to average over.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed; leaves the global random state as it was.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         (N, D).
@@ -106,7 +120,7 @@ def reconstruct(
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, (x,), plate=plate)
+    call = Call(model, guide, (x, *args), kwargs, plate)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)

@@ -24,14 +24,15 @@ class PairLoss:
         objective: Any that ``pyro.infer.SVI`` takes.
         model: Pyro model.
         guide: Pyro guide.
+        count: The number of data points of a batch.
     """
 
-    def __init__(self, objective: Any, model: Program, guide: Program) -> None:
-        self._objective, self._pair = objective, (model, guide)
+    def __init__(self, objective: Any, model: Program, guide: Program, count: Callable[[tuple[Any, ...]], int]) -> None:
+        self._objective, self._pair, self._count = objective, (model, guide), count
         self._by_steps = _defines(objective, "loss_and_grads") < _defines(objective, "differentiable_loss")
         self._announced = (_announced(model), _announced(guide)) if self._by_steps else self._pair
 
-    def find_parameters(self, batch: tuple[Tensor, ...]) -> None:
+    def find_parameters(self, batch: tuple[Any, ...]) -> None:
         """Run the pair once, so that a handler outside sees its param statements."""
         if isinstance(self._objective, Objective):
             with torch.no_grad():
@@ -39,14 +40,14 @@ class PairLoss:
         else:  # some of Pyro's need a gradient
             self._gradients(batch)
 
-    def backward(self, batch: tuple[Tensor, ...], parameters: list[Tensor]) -> Tensor:
+    def backward(self, batch: tuple[Any, ...], parameters: list[Tensor]) -> Tensor:
         """The loss of a batch in nats per data point, detached, after its gradient has been added to the parameters'.
 
         Raises:
             ValueError: If no parameter has got one.
         """
         if not self._by_steps:
-            loss = self._objective.differentiable_loss(*self._pair, *batch) / len(batch[0])
+            loss = self._objective.differentiable_loss(*self._pair, *batch) / self._count(batch)
             loss.backward()
             return loss.detach()
         loss = self._gradients(batch)
@@ -54,22 +55,22 @@ class PairLoss:
         if not gradients:
             raise ValueError(f"expected {type(self._objective).__name__} to give a gradient, got none")
         for gradient in gradients:
-            gradient.div_(len(batch[0]))
-        return loss / len(batch[0])
+            gradient.div_(self._count(batch))
+        return loss / self._count(batch)
 
-    def value(self, batch: tuple[Tensor, ...]) -> float:
+    def value(self, batch: tuple[Any, ...]) -> float:
         """The loss of a batch in nats per data point, without gradient."""
         objective = self._objective
         if isinstance(objective, Objective) or not hasattr(objective, "loss"):
-            return float(objective.differentiable_loss(*self._pair, *batch)) / len(batch[0])
-        return float(objective.loss(*self._pair, *batch)) / len(batch[0])
+            return float(objective.differentiable_loss(*self._pair, *batch)) / self._count(batch)
+        return float(objective.loss(*self._pair, *batch)) / self._count(batch)
 
-    def _gradients(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def _gradients(self, batch: tuple[Any, ...]) -> Tensor:
         if not self._by_steps:
             return self._objective.differentiable_loss(*self._pair, *batch).detach()
         loss = self._objective.loss_and_grads(*self._announced, *batch)
         parts = loss if isinstance(loss, tuple) else (loss,)  # wake-sleep has one of each half
-        return torch.stack([torch.as_tensor(part, device=batch[0].device).detach() for part in parts]).sum()
+        return torch.stack([torch.as_tensor(part).detach().cpu() for part in parts]).sum()
 
 
 def _defines(objective: Any, method: str) -> int:

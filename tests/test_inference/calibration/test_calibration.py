@@ -653,7 +653,7 @@ def masked(program):
         ),
         (functools.partial(scalar_model, copied=True), scalar_guide, "at site 'x' that is not an argument"),
         (functools.partial(scalar_model, scale=0.5), scalar_guide, "model site 'z' under no scale.*got 0.5"),
-        (twice_model, scalar_guide, "an argument of its own, got one for several of .'x', 'again'"),
+        (twice_model, scalar_guide, "data of its own, got .'again'"),
         (masked(scalar_model), masked(scalar_guide), "latent model site 'z' under no mask"),
     ],
 )

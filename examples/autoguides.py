@@ -23,7 +23,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNorma
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from inference import elbo, evidence, fit, log_weights, pareto_k
-from zoo.classics import classics
+from zoo.classics import classic_models
 
 FAMILIES = (AutoNormal, AutoMultivariateNormal, AutoLaplaceApproximation)
 HEAD = ("ELBO", "gap", "k-hat", "mean off by", "sd ratio", "contraction")
@@ -52,7 +52,8 @@ def train(classic, family, args):
     guide = family(poutine.block(classic.model, hide=hidden))
     guide(*classic.args)
     guide.double()
-    objective = TraceEnum_ELBO(num_particles=4) if hidden else Trace_ELBO(num_particles=4)
+    kind = TraceEnum_ELBO if hidden else Trace_ELBO
+    objective = kind(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
     options = {"steps": args.steps, "seed": args.seed, "progress": False}
     fit(classic.model, guide, classic.args, objective=objective, optimizer=adam, scheduler=falling(args), **options)
     return guide.laplace_approximation(*classic.args) if family is AutoLaplaceApproximation else guide
@@ -69,9 +70,9 @@ def falling(args):
 
 def draws(program, classic, args, name):
     torch.manual_seed(args.seed)
-    return Predictive(program, num_samples=args.samples, return_sites=[name])(*classic.args)[name].reshape(
-        args.samples, -1
-    )
+    return Predictive(program, num_samples=args.samples, return_sites=[name], parallel=True)(*classic.args)[
+        name
+    ].reshape(args.samples, -1)
 
 
 def moments(classic, guide, args):
@@ -103,7 +104,7 @@ def main(argv=None):
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     found = {}
-    for classic in classics(args.seed):
+    for classic in classic_models(seed=args.seed):
         if args.models and classic.name not in args.models:
             continue
         got = evidence(classic.model, *classic.args, whole=True, seed=args.seed, progress=False)

@@ -23,7 +23,7 @@ _MAKERS = (
 )
 
 
-def classics(seed: int = 0) -> list[Classic]:
+def classic_models(*, seed: int = 0) -> list[Classic]:
     """Classic models as plain Pyro programs, each with data, its evidence and posterior moments by independent means.
 
     Means are closed forms, grids over one or two numbers, the forward algorithm and the Kalman filter.
@@ -32,7 +32,7 @@ def classics(seed: int = 0) -> list[Classic]:
         seed: Seed of the data, where they are generated; leaves the global random state as it was.
 
     Example:
-        >>> schools = classics()[0]
+        >>> schools = classic_models()[0]
         >>> round(schools.log_evidence, 4)
         -32.4188
     """

@@ -9,6 +9,8 @@ r"""Models with discrete latents, which are summed out, or with counts: mixture,
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -66,8 +68,7 @@ def hidden_markov(length: int = 12) -> Classic:
         total = alpha.logsumexp(-1)
         kept, left = torch.nn.functional.logsigmoid(logit), torch.nn.functional.logsigmoid(-logit)
         alpha = torch.logaddexp(alpha + kept.unsqueeze(-1), alpha.flip(-1) + left.unsqueeze(-1))
-    log_prior = 2 * (kept + left) - torch.lgamma(torch.tensor(2.0).double()) * 2 + torch.lgamma(torch.tensor(4.0).double())
-    values = total + log_prior
+    values = total + 2 * (kept + left) + math.log(6)  # Beta(2, 2), by the logit
     evidence, moments = log_integral(values, 0.02), {"stay": grid_moments(values, stay)}
     return Classic(name="hidden Markov", model=markov_model, args=(y,), log_evidence=evidence, moments=moments)
 
@@ -83,8 +84,8 @@ def dirichlet_multinomial(num_counts: int = 30, num_classes: int = 5) -> Classic
     prior = Dirichlet(torch.ones(num_classes, dtype=torch.float64))
     y = Multinomial(num_counts, prior.sample()).sample()
     after, total = y + 1, num_counts + num_classes
-    evidence = torch.lgamma(y.sum() + 1) - torch.lgamma(y + 1).sum()
-    evidence = evidence + torch.lgamma(y.new_tensor(num_classes)) - torch.lgamma(y.new_tensor(total)) + after.lgamma().sum()
+    orders = math.lgamma(num_counts + 1) - (y + 1).lgamma().sum()
+    evidence = orders + math.lgamma(num_classes) - math.lgamma(total) + after.lgamma().sum()
     mean = after / total
     moments = {"p": (mean, (mean * (1 - mean) / (total + 1)).sqrt())}
     return Classic(

@@ -82,7 +82,7 @@ def logistic_regression(num_data: int = 30) -> Classic:
 
 
 def horseshoe_model(x: Tensor, y: Tensor) -> None:
-    """Linear regression of y (N,) on x (N, D), most of whose coefficients are near zero, the others free; non-centred."""
+    """Linear regression of y (N,) on x (N, D), most coefficients near zero, the others free; non-centred."""
     tau = pyro.sample("tau", dist.HalfCauchy(x.new_ones(())))
     local = pyro.sample("local", dist.HalfCauchy(x.new_ones(x.shape[1])).to_event(1))
     b = pyro.sample("b", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
@@ -91,7 +91,7 @@ def horseshoe_model(x: Tensor, y: Tensor) -> None:
 
 
 def horseshoe_regression(num_data: int = 20, data_dim: int = 4) -> Classic:
-    """Horseshoe regression on orthogonal columns: given tau, the coefficients are apart, and each local scale on a grid."""
+    """Horseshoe regression on orthogonal columns, which are apart given tau: each local scale on a grid, then tau."""
     x, _ = torch.linalg.qr(torch.randn(num_data, data_dim, dtype=torch.float64))
     w = torch.zeros(data_dim, dtype=torch.float64)
     w[0] = 3.0

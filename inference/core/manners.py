@@ -55,24 +55,16 @@ class Manners(NamedTuple):
     summed: frozenset[str] = frozenset()
     marked: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
+    plates: frozenset[str] = frozenset()
 
     def enumerates(self, guide: bool) -> bool:
         """Whether a run differs from one in which every site is drawn and counted."""
         return bool(self.summed or self.dropped or (guide and self.marked))
 
-    def enumerated_depth(self, num_samples: int) -> int:
-        """Batch dimensions of the pair, left of which samples and the values of discrete sites go.
-
-        Raises:
-            ValueError: If several samples are wanted of a pair that does not run on them side by side.
-        """
-        if num_samples > 1 and not all(isinstance(manner, SideBySide) for manner in (self.guide, self.model)):
-            sites = sorted(self.summed | self.marked | self.dropped)
-            raise ValueError(
-                f"expected a pair that runs on several samples side by side, as discrete sites {sites} are summed out, "
-                "got one that does not: ask for one sample at a time, chunk=1"
-            )
-        return self.model.depth
+    @property
+    def side_by_side(self) -> bool:
+        """Whether both halves run on several samples in a plate."""
+        return all(isinstance(manner, SideBySide) for manner in (self.guide, self.model))
 
 
 def manners_of(call: Call, num_samples: int = 2) -> Manners:
@@ -125,7 +117,7 @@ def _found(call: Call, num_samples: int) -> Manners:
         latents = {name: site.value for name, site in drawn.drawn.items()}
         model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples), num_samples)
         dropped = _dropped(call, first)
-        return Manners(guide, model, first.left_out - dropped, first.marked, dropped)
+        return Manners(guide, model, first.left_out - dropped, first.marked, dropped, frozenset(first.subsamples))
 
 
 def _dropped(call: Call, first: Draw) -> frozenset[str]:

@@ -25,7 +25,7 @@ from inference.core.improper import check_angles, is_periodic
 from inference.core.manners import Manners, manners_of, remembered
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
-from inference.core.samples import Single
+from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
 
 
@@ -193,7 +193,9 @@ class Call:
         expose_params: bool,
         enumerate_guide: bool,
     ) -> Draw:
-        guide, given, depth = self._guide(), dict(values or {}), known.enumerated_depth(num_samples)
+        if num_samples > 1 and not known.side_by_side:
+            return self._run_enumerated_one_by_one(known, num_samples, values, expose_params, enumerate_guide)
+        guide, given, depth = self._guide(), dict(values or {}), known.model.depth
         first = Enumeration(known.marked if enumerate_guide else frozenset(), -depth - 2)
         plates = depth if num_samples > 1 else None
         with isolated(expose_params=expose_params):
@@ -204,6 +206,23 @@ class Call:
         for name in known.dropped:
             del model_run.sites[name]
         return self._as_draw(model_run, guide_run, num_samples)
+
+    def _run_enumerated_one_by_one(
+        self,
+        known: Manners,
+        num_samples: int,
+        values: Mapping[str, Tensor] | None,
+        expose_params: bool,
+        enumerate_guide: bool,
+    ) -> Draw:
+        given, draws = dict(values or {}), list[Draw]()
+        for s in range(num_samples):
+            sample = {n: v if n in known.plates else v[s] for n, v in given.items()}
+            sample |= dict(draws[0].subsamples) if draws else {}
+            draws.append(self._run_enumerated(known, 1, sample, expose_params, enumerate_guide))
+        model, guide = ([getattr(d, half) for d in draws] for half in ("model_sites", "guide_sites"))
+        sites = beside(model, known.model.depth), beside(guide, known.model.depth)
+        return Draw(replace(draws[0].layout), num_samples, *sites, draws[0].subsamples, self)
 
     def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
         layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)

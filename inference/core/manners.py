@@ -48,6 +48,7 @@ class Manners(NamedTuple):
         summed: Sites that the guide leaves out, to be summed over.
         marked: Sites that the guide marks to be enumerated.
         dropped: Observations that were not made and of which nothing depends.
+        plates: Names of the plates, whose values are indices.
     """
 
     guide: Manner
@@ -55,24 +56,16 @@ class Manners(NamedTuple):
     summed: frozenset[str] = frozenset()
     marked: frozenset[str] = frozenset()
     dropped: frozenset[str] = frozenset()
+    plates: frozenset[str] = frozenset()
 
     def enumerates(self, guide: bool) -> bool:
         """Whether a run differs from one in which every site is drawn and counted."""
         return bool(self.summed or self.dropped or (guide and self.marked))
 
-    def enumerated_depth(self, num_samples: int) -> int:
-        """Batch dimensions of the pair, left of which samples and the values of discrete sites go.
-
-        Raises:
-            ValueError: If several samples are wanted of a pair that does not run on them side by side.
-        """
-        if num_samples > 1 and not all(isinstance(manner, SideBySide) for manner in (self.guide, self.model)):
-            sites = sorted(self.summed | self.marked | self.dropped)
-            raise ValueError(
-                f"expected a pair that runs on several samples side by side, as discrete sites {sites} are summed out, "
-                "got one that does not: ask for one sample at a time, chunk=1"
-            )
-        return self.model.depth
+    @property
+    def side_by_side(self) -> bool:
+        """Whether both halves run on several samples in a plate."""
+        return all(isinstance(manner, SideBySide) for manner in (self.guide, self.model))
 
 
 def manners_of(call: Call, num_samples: int = 2) -> Manners:
@@ -125,7 +118,7 @@ def _found(call: Call, num_samples: int) -> Manners:
         latents = {name: site.value for name, site in drawn.drawn.items()}
         model, _ = _fastest(call, call.model, first, latents | dict(first.subsamples), num_samples)
         dropped = _dropped(call, first)
-        return Manners(guide, model, first.left_out - dropped, first.marked, dropped)
+        return Manners(guide, model, first.left_out - dropped, first.marked, dropped, frozenset(first.subsamples))
 
 
 def _dropped(call: Call, first: Draw) -> frozenset[str]:
@@ -155,7 +148,8 @@ def _fastest(
         try:
             with isolated():
                 run = manner.run(call, program, values, num_samples)
-                _compare(call, program, first, run, values, num_samples)
+                if not isinstance(manner, OneByOne):
+                    _compare(call, program, first, run, values, num_samples)
         except FAILURES as failure:
             error = error or failure
             continue
@@ -199,13 +193,22 @@ def _compare(
     given = {n: v for n, v in values.items() if n in first.subsamples} | run.subsamples
     try:
         with refuse_batch_dependence(*call.programs):
-            alone = [
-                Single().run(call, program, given | {name: value[s] for name, value in drawn.items()}, 1)
-                for s in range(num_samples)
-            ]
-    except ValueError:  # in training a batch, or dropout, decides
+            alone, again = (
+                torch.cat([_of_one(call, program, first, given, drawn, s) for s in range(num_samples)])
+                for _ in range(2)
+            )
+    except ValueError:  # in training a batch, or dropout, decides; or there is no density
         return
-    check_equal(_total(first, run, num_samples), torch.cat([_total(first, single, 1) for single in alone]))
+    if torch.equal(alone.nan_to_num(), again.nan_to_num()):  # else it is random beyond its sites
+        check_equal(_total(first, run, num_samples), alone)
+
+
+def _of_one(
+    call: Call, program: Program, first: Draw, given: dict[str, Tensor], drawn: dict[str, Tensor], sample: int
+) -> Tensor:
+    """The sum of all terms of a half at one of several samples by itself, (1, N)."""
+    single = Single().run(call, program, given | {name: value[sample] for name, value in drawn.items()}, 1)
+    return _total(first, single, 1)
 
 
 def _total(first: Draw, run: RecordSites, num_samples: int) -> Tensor:

@@ -199,29 +199,42 @@ class OneByOne:
             given = {n: v if n in self.plates else v[s] for n, v in (values or {}).items()}
             given |= runs[0].subsamples if runs else {}  # the indices of a subsampling plate are drawn once
             runs.append(run_program(program, call.args, call.kwargs, given, 1, None))
-        result, frame = RecordSites(), _particle_frame(self.depth, num_samples)
-        for name in runs[0].sites:
-            result.sites[name] = self._site([run.sites[name] for run in runs], frame)
+        result = RecordSites()
+        result.sites.update(beside([run.sites for run in runs], self.depth))
         result.subsamples.update(runs[0].subsamples)
         result.deterministic.update({n: torch.stack([r.deterministic[n] for r in runs]) for n in runs[0].deterministic})
         return result
 
-    def _site(self, sites: Sequence[Site], particles: CondIndepStackFrame) -> Site:
-        first = sites[0]
 
-        def stack(values: Sequence[Any]) -> Any:
-            if not isinstance(values[0], Tensor):
-                return values[0]
-            return torch.stack([_padded(v, v.dim(), self.depth) for v in values])
+def beside(runs: Sequence[Mapping[str, Site]], depth: int) -> dict[str, Site]:
+    """The sites of a run for each sample as those of one run, with samples left of all plates.
 
-        fn = _Rearranged([site.fn for site in sites], lambda value: list(value.unbind(0)), stack)
-        return first._replace(
-            fn=fn,
-            value=torch.stack([_padded(site.value, len(site.fn.batch_shape), self.depth) for site in sites]),
-            frames=(particles, *first.frames),
-            scale=stack([site.scale for site in sites]),
-            mask=stack([site.mask for site in sites]),
-        )
+    Args:
+        runs: Sites by name of each run.
+        depth: Batch dimensions of the pair.
+    """
+    return {name: _beside([sites[name] for sites in runs], depth) for name in runs[0]}
+
+
+def _beside(sites: Sequence[Site], depth: int) -> Site:
+    first, event = sites[0], len(sites[0].fn.event_shape)
+
+    def join(values: Sequence[Any], event: int = 0) -> Any:
+        if not isinstance(values[0], Tensor):
+            return values[0]
+        padded = [_padded(v, v.dim() - event, depth + 1) for v in values]
+        return torch.cat(padded, padded[0].dim() - event - depth - 1)
+
+    def take(value: Tensor) -> list[Tensor]:
+        return list(value.split(1, value.dim() - event - depth - 1))
+
+    return first._replace(
+        fn=_Rearranged([site.fn for site in sites], take, join),
+        value=join([site.value for site in sites], event),
+        frames=(_particle_frame(depth, len(sites)), *first.frames),
+        scale=join([site.scale for site in sites]),
+        mask=join([site.mask for site in sites]),
+    )
 
 
 def _particle_frame(depth: int, num_samples: int) -> CondIndepStackFrame:

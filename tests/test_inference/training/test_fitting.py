@@ -50,7 +50,7 @@ def linear_pair(x, latent_dim, guide=Linear):
     return model, guide(x.shape[1], latent_dim).double().standardise_by(x)
 
 
-@pytest.fixture(scope="module", params=["raw", "divided by 16"])
+@pytest.fixture(scope="module", params=[pytest.param("raw", marks=pytest.mark.slow), "divided by 16"])
 def digit_rows(request):
     data = digits(test_size=0) if request.param == "raw" else digits(test_size=0, transform=Scaled(16.0))
     return data.train, mean_evidence(PPCA.from_data(data.train, 8), data.train)

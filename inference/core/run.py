@@ -85,7 +85,9 @@ def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: 
     Raises:
         ValueError: If not; the message names the sites.
     """
-    auxiliary = [name for name, site in guide.items() if site.is_auxiliary and not site.is_observed]
+    auxiliary = [
+        name for name, site in guide.items() if site.is_auxiliary and not (site.is_observed or is_delta(site.fn))
+    ]
     drawn = sum(guide[name].value.numel() for name in auxiliary)
     needed = sum(_coordinates(model[name].fn, guide[name].value) for name in deltas)
     if not auxiliary and deltas:

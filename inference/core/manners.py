@@ -233,7 +233,9 @@ def _owner(program: Any) -> Any:
 
 
 def _form(call: Call) -> Hashable:
-    leaves, spec = tree_flatten((call.args, dict(call.kwargs)))
     functions = [getattr(program, "__func__", None) for program in call.programs]
     options = (call.plate, call.whole, call.broadcast, *functions)
+    if not call.kwargs and all(type(argument) is Tensor for argument in call.args):  # the common case
+        return (options, *[argument.dim() for argument in call.args])
+    leaves, spec = tree_flatten((call.args, dict(call.kwargs)))
     return (options, str(spec), *((leaf.dim(),) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves))

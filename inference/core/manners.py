@@ -167,7 +167,7 @@ def candidates(call: Call, first: Draw) -> Iterator[tuple[Manner, str]]:
         yield SideBySide(depth), ""
         rows = None if call.whole else _row_arguments(call, first)
         if rows is not None:
-            yield AsRows(depth, first.layout.dim, rows, plates), "as further rows of the data"
+            yield AsRows(depth, first.layout.dim, rows, plates, first.layout.plate), "as further rows of the data"
         yield Mapped(depth, plates), "by torch.func.vmap, or one by one where they are drawn"
     yield OneByOne(depth, plates), "one by one"
 

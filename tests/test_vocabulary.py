@@ -24,7 +24,6 @@ WITHOUT = {
         "load_pair": "draws nothing",
     },
     "plate": {
-        "fit": "the objective has it",
         "gradient_noise": "the objective has it",
         "self_consistency": "asks posterior(x), runs no plate",
         "save_pair": "runs nothing",

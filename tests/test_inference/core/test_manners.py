@@ -65,7 +65,7 @@ def regression_guide(x, t):
 REGRESSION_TRUTH = dist.MultivariateNormal(0 * T, Y @ Y.T + 0.25 * torch.eye(9, dtype=torch.float64)).log_prob(T)
 
 
-def test_pictures_behind_a_view_are_run_as_further_rows_with_one_warning():
+def test_pictures_behind_a_view_run_as_rows_with_one_warning():
     pair = Pictures()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

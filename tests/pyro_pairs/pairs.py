@@ -380,7 +380,7 @@ def gaussian_mixture() -> Pair:
             locs = pyro.sample("locs", dist.Normal(x.new_zeros(()), 2.0))
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Categorical(x.new_tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
-            pyro.sample("x", dist.Normal(Vindex(locs)[..., k], 0.8), obs=x)
+            pyro.sample("x", dist.Normal(Vindex(locs.unsqueeze(-2))[..., k], 0.8), obs=x)
 
     def joint(locs: Tensor) -> Tensor:
         parts = dist.Normal(locs.unsqueeze(-1), 0.8).log_prob(x) + torch.tensor([[0.4], [0.6]], **DOUBLE).log()

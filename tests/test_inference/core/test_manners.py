@@ -223,3 +223,23 @@ def test_the_parameters_of_an_autoguide_are_refitted_together():
     assert parts.second == "optimisation"
     assert float(parts.amortisation) > 0
     assert float(parts.approximation.abs()) < 0.05
+
+
+def test_a_mixture_that_indexes_its_means_is_mapped_over_samples():
+    """Means by ``locs[k]``, which several samples of the means do not fit; the components are summed out."""
+    x = torch.tensor([-2.0, -1.4, 1.2, 2.3, 1.9], dtype=torch.float64)
+    shares = torch.tensor([0.4, 0.6], dtype=torch.float64)
+
+    def mixture(x):
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(x.new_zeros(()), 2.0))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(shares), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(locs[k], 0.8), obs=x)
+
+    log_joint, u = LogJoint(mixture, x, whole=True), torch.randn(3, 1, 2, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"several samples side by side.*torch\.func\.vmap"):
+        found = log_joint(u)
+    parts = dist.Normal(u[..., None], 0.8).log_prob(x) + shares.log()[:, None]
+    expected = parts.logsumexp(-2).sum(-1) + dist.Normal(0.0, 2.0).log_prob(u).sum(-1)
+    torch.testing.assert_close(found, expected)

@@ -69,10 +69,7 @@ def check_pair(
     free = {name for name in latents if is_summable(model[name])} | unobserved(model)
     needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
-        raise ValueError(
-            f"expected the guide to sample the model's latent sites {sorted(needed)} (discrete ones of finite support "
-            f"may be left out), got {sorted(drawn)}"
-        )
+        raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")
     _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
     return layout_of(model, guide, plate, whole=whole)
 
@@ -85,7 +82,9 @@ def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: 
     Raises:
         ValueError: If not; the message names the sites.
     """
-    auxiliary = [name for name, site in guide.items() if site.is_auxiliary and not site.is_observed]
+    auxiliary = [
+        name for name, site in guide.items() if site.is_auxiliary and not (site.is_observed or is_delta(site.fn))
+    ]
     drawn = sum(guide[name].value.numel() for name in auxiliary)
     needed = sum(_coordinates(model[name].fn, guide[name].value) for name in deltas)
     if not auxiliary and deltas:

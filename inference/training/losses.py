@@ -70,7 +70,7 @@ class PairLoss:
             return self._objective.differentiable_loss(*self._pair, *batch).detach()
         loss = self._objective.loss_and_grads(*self._announced, *batch)
         parts = loss if isinstance(loss, tuple) else (loss,)  # wake-sleep has one of each half
-        return torch.stack([torch.as_tensor(part).detach().cpu() for part in parts]).sum()
+        return torch.stack([torch.as_tensor(part, dtype=torch.float64).detach().cpu() for part in parts]).sum()
 
 
 def _defines(objective: Any, method: str) -> int:

@@ -179,7 +179,7 @@ def test_a_masked_latent_counts_nothing_in_coordinates(end):
 
 
 @MASKED
-def test_a_masked_latent_is_refused_where_its_posterior_is_asked_for(end):
+def test_a_masked_latent_is_refused_where_its_posterior_matters(end):
     model, guide = (chain(half, end=end, handler=end is by_handler) for half in ("model", "guide"))
     with pytest.raises(ValueError, match="expected no mask on latent site 'end'"):
         information_bounds(model, guide, X, progress=False)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from opt_einsum import get_symbol
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -56,8 +57,21 @@ class Enumeration:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Enumerate in the runs inside."""
-        with EnumMessenger(self.first_dim), _Marks(self.names):
+        with _Enumerate(self.first_dim), _Marks(self.names):
             yield
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's, which reads ``value.data``, refused under ``vmap``: here only the value's shape is read."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not isinstance(msg["fn"], TorchDistributionMixin) or msg["value"] is None:
+            return
+        value = msg["value"]
+        shape = value.shape[: value.dim() - msg["fn"].event_dim]
+        dims = msg["infer"].setdefault("_dim_to_id", {})
+        dims.update(self._param_dims.get(msg["name"], {}))
+        self._value_dims[msg["name"]] = {d: i for d, i in dims.items() if len(shape) >= -d and shape[d] > 1}
 
 
 class _Marks(Messenger):

@@ -167,7 +167,7 @@ def candidates(call: Call, first: Draw) -> Iterator[tuple[Manner, str]]:
         yield SideBySide(depth), ""
         rows = None if call.whole else _row_arguments(call, first)
         if rows is not None:
-            yield AsRows(depth, first.layout.dim, rows, plates), "as further rows of the data"
+            yield AsRows(depth, first.layout.dim, rows, plates, first.layout.plate), "as further rows of the data"
         yield Mapped(depth, plates), "by torch.func.vmap, or one by one where they are drawn"
     yield OneByOne(depth, plates), "one by one"
 
@@ -233,7 +233,9 @@ def _owner(program: Any) -> Any:
 
 
 def _form(call: Call) -> Hashable:
-    leaves, spec = tree_flatten((call.args, dict(call.kwargs)))
     functions = [getattr(program, "__func__", None) for program in call.programs]
     options = (call.plate, call.whole, call.broadcast, *functions)
+    if not call.kwargs and all(type(argument) is Tensor for argument in call.args):  # the common case
+        return (options, *[argument.dim() for argument in call.args])
+    leaves, spec = tree_flatten((call.args, dict(call.kwargs)))
     return (options, str(spec), *((leaf.dim(),) if isinstance(leaf, Tensor) else (type(leaf), leaf) for leaf in leaves))

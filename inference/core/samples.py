@@ -17,7 +17,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
-from inference.core.draw import PARTICLES
+from inference.core.draw import DATA_PLATE, PARTICLES
 from inference.core.handlers import RecordSites, Site, masked_log_prob, stripped
 from inference.core.improper import layers
 from inference.core.run import Program, run_program
@@ -77,12 +77,14 @@ class AsRows:
         dim: Dimension of the plate over the data.
         row_arguments: Which arguments are rows, see :func:`inference.core.rows.with_known_rows`.
         plates: Names of the plates, whose values are indices.
+        plate: Name of the plate over the data, whose indices are those of other rows then.
     """
 
     depth: int
     dim: int
     row_arguments: frozenset[int | str]
     plates: frozenset[str]
+    plate: str = DATA_PLATE
 
     def run(self, call: Call, program: Program, values: Values | None, num_samples: int) -> RecordSites:
         """See :class:`Manner`."""
@@ -90,12 +92,13 @@ class AsRows:
         repeated = call.with_rows(self.row_arguments).rows(torch.arange(number).repeat(num_samples), number)
         half = repeated.guide if program is call.guide else program
         assert half is not None
-        given = {n: v if n in self.plates else self.join(v) for n, v in (values or {}).items()}
+        kept = {n: v for n, v in (values or {}).items() if n != self.plate}
+        given = {n: v if n in self.plates else self.join(v) for n, v in kept.items()}
         run = run_program(half, repeated.args, repeated.kwargs, given, 1, None)
         result, frame = RecordSites(), _particle_frame(self.depth, num_samples)
         for name, site in run.sites.items():
             result.sites[name] = self._site(site, num_samples, number, frame)
-        result.subsamples.update(run.subsamples)
+        result.subsamples.update({n: i for n, i in run.subsamples.items() if n != self.plate})
         for name, value in run.deterministic.items():
             fits = value.dim() > 0 and value.shape[0] == num_samples * number
             result.deterministic[name] = value.unflatten(0, (num_samples, number)) if fits else value

@@ -27,17 +27,21 @@ class Pair:
         model: Pyro model.
         guide: Pyro guide.
         args: Arguments of both.
-        truth: log p of each data point by other means, (N,) in nats; None where there are none.
+        known: log p of each data point by other means, (N,) in nats, or a function that gives it where the model is
+            trained; None where there are no other means.
         options: Options of every door, such as ``whole=True``.
-        exact: Whether the guide is the posterior.
     """
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
     args: tuple[Any, ...]
-    truth: Tensor | None = None
+    known: Tensor | Callable[[], Tensor] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    exact: bool = False
+
+    @property
+    def truth(self) -> Tensor | None:
+        """log p of each data point with the model's present parameters, (N,) in nats; None where it is not known."""
+        return self.known() if callable(self.known) and not isinstance(self.known, Tensor) else self.known
 
 
 def noise(*size: int, seed: int = 0) -> Tensor:
@@ -85,7 +89,7 @@ class VAE(nn.Module):
 
 def vae() -> Pair:
     pair, x = VAE(), noise(5, 3).float()
-    return Pair(pair.model, pair.guide, (x,), pair.evidence(x))
+    return Pair(pair.model, pair.guide, (x,), lambda: pair.evidence(x))
 
 
 def conditional_vae() -> Pair:
@@ -102,7 +106,7 @@ def conditional_vae() -> Pair:
             loc, scale = pair.encoder(x - y).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, 0.2 + 0.2 * scale.sigmoid()).to_event(1))
 
-    return Pair(model, guide, (x, y), pair.evidence(x, y))
+    return Pair(model, guide, (x, y), lambda: pair.evidence(x, y))
 
 
 CENTRES = torch.tensor([[-1.5], [0.5], [2.0]], **DOUBLE)
@@ -296,7 +300,7 @@ def prod_lda() -> Pair:
         likelihood = dist.Multinomial(6, probabilities(theta).unsqueeze(1), validate_args=False).log_prob(words)
         return dist.Normal(0.0, 1.0).log_prob(theta).sum(-1, keepdim=True) + likelihood
 
-    return Pair(model, guide, (words,), grid(joint, 2, 6.0, 150).detach(), {"plate": "documents"})
+    return Pair(model, guide, (words,), lambda: grid(joint, 2, 6.0, 150).detach(), {"plate": "documents"})
 
 
 def eight_schools() -> Pair:
@@ -380,7 +384,7 @@ def gaussian_mixture() -> Pair:
             locs = pyro.sample("locs", dist.Normal(x.new_zeros(()), 2.0))
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Categorical(x.new_tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
-            pyro.sample("x", dist.Normal(Vindex(locs)[..., k], 0.8), obs=x)
+            pyro.sample("x", dist.Normal(Vindex(locs.unsqueeze(-2))[..., k], 0.8), obs=x)
 
     def joint(locs: Tensor) -> Tensor:
         parts = dist.Normal(locs.unsqueeze(-1), 0.8).log_prob(x) + torch.tensor([[0.4], [0.6]], **DOUBLE).log()

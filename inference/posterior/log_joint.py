@@ -159,6 +159,19 @@ class LogJoint:
         parts = (latent, draw.total(draw.model_sites, observed=True))
         return LogDensity(*((part[0] if u.dim() == 2 else part) for part in parts))
 
+    def replicated(self, u: Tensor) -> Tensor | None:
+        """Log-likelihoods at u (S, N, d) of observations drawn there in place of those given, (S, N) in nats.
+
+        None where nothing is observed, or its distribution cannot be drawn from. What a model adds by ``pyro.factor`` stays.
+        """
+        draw, _ = self._run(u)
+        observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}
+        try:
+            anew = {name: site._replace(value=site.fn.sample()) for name, site in observed.items()}
+        except NotImplementedError:
+            return None
+        return draw.total(anew) if anew else None
+
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them."""
         draw, _ = self._run(u)

@@ -18,6 +18,7 @@ from inference.marginal_likelihood.base.result import NUMERICAL, Evidence
 from inference.marginal_likelihood.quadrature.check import contradicts, importance_estimate, saturated, where_sound
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
+from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Modes, prior_scale, search_modes
 
 _MAX_DIM = 3
@@ -104,11 +105,11 @@ class Quadrature(Method):
         if log_joint.dim > _MAX_DIM:
             raise ValueError(f"expected at most {_MAX_DIM} latent dimensions for quadrature, got {log_joint.dim}")
         location, scale = prior_scale(log_joint)
-        modes = self._modes(problem, location, scale)
+        modes, odd = search_unexplained(log_joint, self._modes(problem, location, scale), location, scale)
         density = Density.around(log_joint, modes, location, scale)
         found, sound = self._integrated(problem, density)
         check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
-        sound &= ~contradicts(check, found.value, found.upper - found.value) & ~saturated(log_joint, modes)
+        sound &= ~odd & ~contradicts(check, found.value, found.upper - found.value) & ~saturated(log_joint, modes)
         result = where_sound(sound, found, check)
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
 

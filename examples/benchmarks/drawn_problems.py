@@ -30,7 +30,7 @@ class BoundGuide:
     def __init__(self, make: Callable[..., dict[str, dist.Distribution]], *params: Tensor) -> None:
         self.make, self.params = make, params
 
-    def __call__(self, *args: Tensor) -> None:
+    def __call__(self, *_: Tensor) -> None:
         """Sample every site."""
         with pyro.plate("data", len(self.params[0])):
             for name, distribution in self.make(*self.params).items():
@@ -171,7 +171,9 @@ def bump(dim: int, rng: np.random.Generator, num: int) -> Drawn:
     x = mean(z, theta) + sigma.unsqueeze(-1) * _normals(rng, num, 1)
     truth = _lines(mean, x, theta)[:, 0] if dim == 1 else _radial(x[:, 0], theta, dim)
     wide = torch.ones_like(centre)
-    return Drawn(additive(mean, dim), (x, theta), truth, _gaussians(0 * centre, wide, centre, width.unsqueeze(-1) * wide))
+    return Drawn(
+        additive(mean, dim), (x, theta), truth, _gaussians(0 * centre, wide, centre, width.unsqueeze(-1) * wide)
+    )
 
 
 def _radial(x: Tensor, theta: Tensor, dim: int) -> Tensor:
@@ -302,7 +304,9 @@ def bounded(rng: np.random.Generator, num: int) -> Drawn:
     return Drawn(model, (x, trials, a, b), truth, _conjugate(make, alpha, beta))
 
 
-def _conjugate(make: Callable[..., dict[str, dist.Distribution]], first: Tensor, second: Tensor) -> dict[str, BoundGuide]:
+def _conjugate(
+    make: Callable[..., dict[str, dist.Distribution]], first: Tensor, second: Tensor
+) -> dict[str, BoundGuide]:
     """Guides about a posterior of two positive parameters: a little wider, moved, and much narrower."""
     return {
         "good": BoundGuide(make, 0.8 * first, 0.8 * second),

@@ -38,6 +38,7 @@ class Call:
         broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
             yet, see :func:`inference.core.rows.with_known_rows`.
+        stated_rows: Those that the caller says are, which is checked before it is believed; None where nothing is said.
     """
 
     model: Program
@@ -47,6 +48,7 @@ class Call:
     plate: str | None = None
     broadcast: bool = True
     row_arguments: frozenset[int | str] | None = None
+    stated_rows: frozenset[int | str] | None = None
 
     @property
     def programs(self) -> tuple[Program, ...]:

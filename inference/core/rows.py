@@ -22,20 +22,21 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
     """The call with the names of the arguments that are rows of data.
 
     Of the arguments with one row per data point as many are taken as give the same density of some rows by themselves
-    as the whole run has there. Twice the cost of a run where that is so at once.
+    as the whole run has there; where the caller states which, those or none. Twice the cost of a run where that is so
+    at once.
 
     Args:
         call: What was run, on all its data.
         whole: One sample of it.
 
     Raises:
-        ValueError: If no choice does.
+        ValueError: If no choice does, or a stated argument is not a tensor with one row per data point.
     """
     if call.row_arguments is not None:
         return call
     number = whole.layout.num_data
     index, error = _some_rows(number), None
-    for names in islice(_choices(call.candidates(number)), _CHOICES):
+    for names in islice(_choices(call, number), _CHOICES):
         chosen = replace(call, row_arguments=frozenset(names))
         try:
             off = _difference(chosen.rows(index, number), whole, index)
@@ -45,15 +46,25 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
         if off is None:
             return chosen
         error = error or ValueError(f"the {off} at a row differs")
+    said = "" if call.stated_rows is None else f" with rows={sorted(call.stated_rows, key=str)}"
     raise ValueError(
-        f"expected the density of some of the {number} rows, run by themselves, to be what it is in the whole run, got "
-        f"another ({error}): is an argument with {number} rows shared by all data points, has a plate a constant size, "
-        "or does a program hold a tensor with one row per data point outside its arguments?"
+        f"expected the density of some of the {number} rows, run by themselves{said}, to be what it is in the whole "
+        f"run, got another ({error}): is an argument with {number} rows shared by all data points, has a plate a "
+        "constant size, or does a program hold a tensor with one row per data point outside its arguments?"
     ) from error
 
 
-def _choices(names: list[int | str]) -> Iterator[tuple[int | str, ...]]:
-    """Subsets of the arguments that may be data, the largest first."""
+def _choices(call: Call, number: int) -> Iterator[tuple[int | str, ...]]:
+    """Subsets of the arguments that may be data, the largest first; the stated one alone where there is one."""
+    names = call.candidates(number)
+    if call.stated_rows is not None:
+        if unfit := call.stated_rows - set(names):
+            raise ValueError(
+                f"expected rows to name arguments that are tensors with one row for each of {number} data points "
+                f"({sorted(names, key=str)}), got {sorted(unfit, key=str)}"
+            )
+        yield tuple(call.stated_rows)
+        return
     for size in range(len(names), 0, -1):
         yield from combinations(names, size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def evidence(
     guide: Program | None = None,
     plate: str | None = None,
     broadcast: bool = True,
+    rows: Iterable[int | str] | None = None,
     level: float = 0.95,
     tolerance: float | None = None,
     budget: float | None = None,
@@ -93,12 +94,13 @@ def evidence(
         guide: The guide to sample from, for methods that use one.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.
+        rows: Which arguments have one row per data point: positions, 0 for ``x``, and names of keyword arguments. None
+            finds them, by comparing the density of some rows with the whole run's; what is named is checked likewise.
         level: Confidence level of the intervals.
         tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the
             method's cost); None takes what the method gives. Where the tolerance is not met, the interval is wider.
         budget: Seconds after which no refinement begins.
-        block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that
-            is a tensor of as many rows as ``x`` counts as rows of data, and is split with them.
+        block: Rows estimated together; None chooses.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
             goes on from there, to the same numbers. Needs a seed. Functions are distinguished by their name alone.
         seed: Seed of the samples; leaves the global random state as it was.
@@ -112,7 +114,8 @@ def evidence(
         TypeError: If the data are of the wrong type, a setting is given outside of its method, or the method does not
             apply to the model.
         ValueError: If the method is unknown, a guide is missing or not wanted, the data are not finite or have the
-            wrong shape, or the checkpoint belongs to another estimate; before anything runs.
+            wrong shape, or the checkpoint belongs to another estimate; before anything runs. If rows by themselves have
+            not the density of the whole run, whichever arguments are taken for data, or with the named ones.
 
     Example:
         >>> from zoo import PPCA
@@ -132,9 +135,12 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    call = Call(model, guide, (x, *args), kwargs, plate, broadcast).double()
+    stated = None if rows is None else frozenset(rows)
+    call = Call(model, guide, (x, *args), kwargs, plate, broadcast, stated_rows=stated).double()
     check_arguments((), call.args, kwargs)
     problem = Problem(call, level, progress)
+    if stated is not None:
+        _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tolerance))

@@ -9,7 +9,7 @@ optimiser over a posterior is written against this one function.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -54,6 +54,7 @@ class LogJoint:
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False evaluates them one by one, for models that cannot broadcast
             (:meth:`constrain` and :meth:`unconstrain` then take one sample).
+        rows: Positions and names of the arguments with one row per data point, see :func:`inference.evidence`.
         **kwargs: Its keyword arguments.
 
     Attributes:
@@ -74,9 +75,17 @@ class LogJoint:
     """
 
     def __init__(
-        self, model: Program, *args: Any, plate: str | None = None, broadcast: bool = True, **kwargs: Any
+        self,
+        model: Program,
+        *args: Any,
+        plate: str | None = None,
+        broadcast: bool = True,
+        rows: Iterable[int | str] | None = None,
+        **kwargs: Any,
     ) -> None:
-        self._call = Call(model, None, args, kwargs, plate, broadcast)
+        self._call = Call(
+            model, None, args, kwargs, plate, broadcast, stated_rows=None if rows is None else frozenset(rows)
+        )
         self._call.check()
         self._cost = [0]
         with refuse_batch_dependence(model), isolated(), random_state(None), torch.no_grad():
@@ -162,7 +171,7 @@ class LogJoint:
     def replicated(self, u: Tensor) -> Tensor | None:
         """Log-likelihoods at u (S, N, d) of observations drawn there in place of those given, (S, N) in nats.
 
-        None where nothing is observed, or its distribution cannot be drawn from. What a model adds by ``pyro.factor`` stays.
+        None where nothing is observed, or its distribution cannot be drawn from. A ``pyro.factor`` stays as it is.
         """
         draw, _ = self._run(u)
         observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}

@@ -133,7 +133,7 @@ def _further_starts(
 
 @torch.no_grad()
 def likeliest(log_joint: LogJoint, total: int, location: Tensor, width: float = 1.0) -> Tensor:
-    """The draws of greatest likelihood among many from the prior, or from one that is wider about a place, (S, N, d)."""
+    """The draws of greatest likelihood among many from the prior, or one that is wider about a place: (S, N, d)."""
     parts, side = [], at_once(2**20, log_joint.num_data * log_joint.dim)
     for first in range(0, total, side):
         draws = log_joint.sample_prior(min(side, total - first)).to(location)

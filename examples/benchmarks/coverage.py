@@ -1,10 +1,11 @@
-"""Does every method keep its word? Coverage of the intervals on problems freshly drawn, with independent truths.
+"""Does every method keep its word? Coverage on problems freshly drawn.
 
-A cell is a method on a family of problems: without a guide and with good, biased and too narrow ones, in equal parts
-where the method takes a guide. For each cell the table holds the share answered two-sided, the coverage of two-sided
-and of one-sided intervals, the median width and the worst error of the two-sided ones, and seconds a problem. A cell
-fails where the one-sided 99.9 % binomial limit of a coverage lies below the level, or where fewer are answered
-two-sided than its floor asks. Finished batches are kept in the folder; called again, the same command goes on.
+Each problem has a truth by independent means. A cell is a method on a family of problems: without a guide and with
+good, biased and too narrow ones, in equal parts where the method takes a guide. For each cell the table holds the
+share answered two-sided, the coverage of two-sided and of one-sided intervals, the median width and the worst error
+of the two-sided ones, and seconds a problem. A cell fails where the one-sided 99.9 % binomial limit of a coverage
+lies below the level, or where fewer are answered two-sided than its floor asks. Finished batches are kept in the
+folder; called again, the same command goes on.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/coverage.py --seed 0
 """

@@ -21,6 +21,9 @@ from inference.posterior.modes import Modes, find_modes, likeliest, together
 # Replications of the data, and by how many nats and standard deviations the data have to be less likely than those.
 _REPLICATIONS, _LEAST, _DEVIATIONS = 64, 10.0, 6.0
 
+# Curvature, in that of the prior, which a mode has at least where the data have taught something.
+_NARROWER = 2.0
+
 # Draws of the further look, half of them from the prior and half from one of twice its width. A peak that attracts less
 # than the inverse of it, of the prior's mass, may still be missed.
 _DRAWS = 2**18
@@ -37,9 +40,11 @@ def unexplained(log_joint: LogJoint, modes: Modes) -> Tensor:
 
 
 def search_unexplained(log_joint: LogJoint, modes: Modes, location: Tensor, scale: Tensor) -> tuple[Modes, Tensor]:
-    """The modes, with those of a further look at the data that they do not explain, and which data remain so, (N,).
+    """The modes, with those of a further look at data that they do not explain, and which of them may hide more, (N,).
 
-    On a line none remains: there the look leaves out only peaks narrower than a ten-thousandth of the prior.
+    That is so where the data remain unexplained and have taught nothing: the posterior is as wide as the prior. Where
+    they have, as of an outlier of a linear model, the look has to do. On a line it leaves out only peaks narrower than
+    a ten-thousandth of the prior.
 
     Args:
         log_joint: Log joint density of a model.
@@ -56,4 +61,11 @@ def search_unexplained(log_joint: LogJoint, modes: Modes, location: Tensor, scal
         likely = likeliest(rows, _DRAWS // 2, location[index], width)
         starts.append(location.new_full((len(likely), *location.shape), torch.nan).index_copy(1, index, likely))
     found = together(log_joint, modes, find_modes(log_joint, torch.cat(starts), location, scale), location, scale)
-    return found, odd & unexplained(log_joint, found) & (log_joint.dim > 1)
+    hidden = odd & unexplained(log_joint, found) & _as_wide_as_the_prior(found, scale)
+    return found, hidden & (log_joint.dim > 1)
+
+
+def _as_wide_as_the_prior(modes: Modes, scale: Tensor) -> Tensor:
+    """Whether the best mode is hardly narrower than the prior in any direction, (N,)."""
+    hessian = modes.hessian[0] * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    return torch.linalg.eigvalsh(-hessian)[:, -1] < _NARROWER

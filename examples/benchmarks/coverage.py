@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-import warnings
 import zlib
 from collections.abc import Iterator
 from functools import cache
@@ -213,8 +212,7 @@ def main(argv: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     args = parse(argv)
     if not args.table_only:
-        with warnings.catch_warnings():
-            fill(args)
+        fill(args)
     rows = collect(args)
     by_cell, by_method = table(rows, ["method", "family"], floors=True), table(rows, ["method"])
     show(by_cell, "cell")

@@ -33,8 +33,14 @@ class Problem:
     def log_joint(self) -> LogJoint:
         """The model's log joint density of these data."""
         call = self.call
-        options = {"plate": call.plate, "broadcast": call.broadcast, "rows": call.stated_rows}
-        return LogJoint(call.model, *call.args, **options, **call.kwargs)
+        return LogJoint(
+            call.model,
+            *call.args,
+            plate=call.plate,
+            broadcast=call.broadcast,
+            rows=call.stated_rows,
+            **call.kwargs,
+        )
 
     @cached_property
     def call_of_rows(self) -> Call:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.draw import Draw
 from inference.core.simulated import replay
+
+if TYPE_CHECKING:
+    from inference.core.call import Call
+
+
+class RowsNotFollowed(ValueError):
+    """No program can be run on some of its data points alone; what each run says of them all may be right."""
+
 
 # Rows that are tried, and choices of arguments.
 _ROWS, _CHOICES = 5, 32
@@ -30,12 +38,13 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
         whole: One sample of it.
 
     Raises:
-        ValueError: If no choice does, or a stated argument is not a tensor with one row per data point.
+        RowsNotFollowed: If no choice of arguments can be run on some rows.
+        ValueError: If one can, and none gives the same density, or a stated argument has not one row per data point.
     """
     if call.row_arguments is not None:
         return call
     number = whole.layout.num_data
-    index, error = _some_rows(number), None
+    index, error, differs = _some_rows(number), None, False
     for names in islice(_choices(call, number), _CHOICES):
         chosen = replace(call, row_arguments=frozenset(names))
         try:
@@ -45,18 +54,26 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
             continue
         if off is None:
             return chosen
+        differs = True
         error = error or ValueError(f"the {off} at a row differs")
     said = "" if call.stated_rows is None else f" with rows={sorted(call.stated_rows, key=str)}"
-    raise ValueError(
+    raise (ValueError if differs or call.stated_rows is not None else RowsNotFollowed)(
         f"expected the density of some of the {number} rows, run by themselves{said}, to be what it is in the whole "
         f"run, got another ({error}): is an argument with {number} rows shared by all data points, has a plate a "
         "constant size, or does a program hold a tensor with one row per data point outside its arguments?"
     ) from error
 
 
+def _candidates(call: Call, number: int) -> list[int | str]:
+    try:
+        return call.candidates(number)
+    except ValueError as error:
+        raise RowsNotFollowed(*error.args) from None
+
+
 def _choices(call: Call, number: int) -> Iterator[tuple[int | str, ...]]:
     """Subsets of the arguments that may be data, the largest first; the stated one alone where there is one."""
-    names = call.candidates(number)
+    names = _candidates(call, number)
     if call.stated_rows is not None:
         if unfit := call.stated_rows - set(names):
             raise ValueError(
@@ -81,6 +98,7 @@ def _difference(part: Call, whole: Draw, index: Tensor) -> str | None:
     values = {name: _rows_of(whole, name, index) for name in whole.model_sites if _is_drawn(whole, name)}
     subsamples = {name: i for name, i in whole.subsamples.items() if name != whole.layout.plate}
     draw = replay(part, replace(whole.layout, num_data=len(index)), values | subsamples)
+    draw = replace(draw, model_sites={name: draw.model_sites[name] for name in whole.model_sites})
     pairs = [("log joint density", draw.log_joint, whole.log_joint)]
     if part.guide is not None and whole.guide_sites:
         pairs.append(("guide's log-density", draw.log_guide, whole.log_guide))

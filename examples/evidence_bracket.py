@@ -75,12 +75,33 @@ def measure(name, bracket, pair, x, args):
         wall, cpu = time.perf_counter(), time.process_time()
         lower, upper, certified, draws = bracket(*pair, x, Annealed(num, args.chains), args)
         seconds = time.process_time() - cpu, time.perf_counter() - wall
-        width = upper - lower
-        error = float(width.std()) / len(width) ** 0.5
-        rows.append((num, float(width.mean()), float(width.abs().quantile(0.95)), certified, *seconds, error))
-        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1][:-1]))
+        rows.append((num, *widths(upper - lower, certified), *seconds, error_of(upper - lower)))
+        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1][:-1]) + doubts(lower, upper))
     compare_bounds(pair, x if draws is None else draws.x, draws, lower, args)
     return rows
+
+
+def bounded(width):
+    """The widths of the data whose upper end stands; where the chains disprove their assumption it is infinite."""
+    return width[width.isfinite()]
+
+
+def widths(width, certified):
+    """Mean and 95 % quantile of the size; NaN where no upper end stands."""
+    kept = bounded(width)
+    return (float(kept.mean()), float(kept.abs().quantile(0.95)) if len(kept) else float("nan"), certified)
+
+
+def error_of(width):
+    kept = bounded(width)
+    return float(kept.std()) / len(kept) ** 0.5 if len(kept) > 1 else float("nan")
+
+
+def doubts(lower, upper):
+    """What a reader has to know of a row: upper ends that are disproved and left out, and ends upside down by noise."""
+    disproved, below = int((~upper.isfinite()).sum()), int((upper < lower).sum())
+    said = f"  {disproved} of {len(upper)} upper ends disproved, left out" if disproved else ""
+    return said + (f"  {below} brackets upside down by noise" if below else "")
 
 
 def compare_bounds(pair, x, draws, lower, args):

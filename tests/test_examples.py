@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.integrate
 import scipy.stats
 import torch
 
@@ -40,8 +41,13 @@ BENCHMARKS = {
     "benchmarks/svi_step.py": ["--repeats", "1", "--steps", "2"],
     "benchmarks/ima_contrast.py": ["--points", "40", "--subset", "4", "--repeats", "1", "--memory", "20", "40"],
     "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
+    "benchmarks/evidence_methods.py": [
+        *("--repeats", "1", "--data", "2", "--steps", "10", "--temperatures", "10"),
+        *("--tolerances", "1e-2", "--latent-dims", "4", "1"),
+    ],
 }
-HELPERS = ("_common.py", "benchmarks/timing.py")
+PROTOCOLS = ("benchmarks/coverage.py", "benchmarks/nested_sampling.py")
+HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
 
 
 @pytest.fixture
@@ -76,10 +82,10 @@ def run(load, monkeypatch):
 
 def test_every_example_is_listed_here():
     files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.py")}
-    assert files == {*SCRIPTS, *BENCHMARKS, *HELPERS}
+    assert files == {*SCRIPTS, *BENCHMARKS, *PROTOCOLS, *HELPERS}
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *BENCHMARKS])
+@pytest.mark.parametrize("name", [*SCRIPTS, *BENCHMARKS, *PROTOCOLS])
 def test_help_shows_what_the_example_does_and_its_options(name, load, capsys):
     module = load(name)
     with pytest.raises(SystemExit) as leaving:
@@ -397,3 +403,65 @@ def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     ratios = [float(r) for r in re.findall(r"(?<![\d.])(\d+\.\d\d)(?= \()", printed)]
     assert ratios
     assert all(0 < r < math.inf for r in ratios)
+
+
+def test_coverage_keeps_its_word_on_a_fast_subset_and_goes_on(run, tmp_path, capsys):
+    by_cell, by_method = run("benchmarks/coverage.py", "--out", str(tmp_path))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed0-of-8/*.csv")}
+    assert len(files) == 3 * 3 * 2
+    assert not [cell for cell in by_cell.index[by_cell.fails != ""] if not cell.startswith("importance")]
+    assert (by_cell.loc[["auto | linear K=1", "auto | fold", "auto | counts"], "two-sided"] == 1).all()
+    assert by_method.loc["auto", "cover"] == 1
+    assert by_method.loc["auto", "worst"] < 1e-7
+    next(iter(files)).unlink()
+    again, _ = run("benchmarks/coverage.py", "--out", str(tmp_path))
+    changed = [path for path, made in files.items() if path.stat().st_mtime_ns != made]
+    assert len(changed) == 1  # the others were there
+    pd.testing.assert_frame_equal(again.drop(columns="s"), by_cell.drop(columns="s"))
+    assert "| auto, linear K=1 | 16 | 1.000 | 1.000 |" in capsys.readouterr().out
+
+
+def test_coverage_finds_what_is_too_narrow_and_what_is_silent(load):
+    score = load("benchmarks/coverage.py")
+    normal = np.random.default_rng(0).standard_normal(400)
+    rows = pd.DataFrame({"value": normal, "truth": 0.0, "error": abs(normal), "width": 2.0, "seconds": 0.0})
+    for half, verdict in ((1.96, ""), (1.3, "two-sided")):
+        rows["holds"], rows["two_sided"] = abs(normal) < half, True
+        assert score.summary(rows)["fails"] == verdict
+    rows["holds"], rows["two_sided"] = True, np.arange(400) < 370
+    assert score.summary(rows, 0.95)["fails"] == "silent"
+    assert score.floor("auto", "linear K=4-50") == 0.99
+    assert score.floor("auto", "ring K=2") == 0.95
+    assert score.floor("importance", "fold") == 0
+
+
+def test_problems_of_coverage_are_what_their_names_say(load):
+    """The evidence of two families once more, by SciPy's integrators."""
+    drawn = load("benchmarks/drawn_problems.py")
+    ring = drawn.ring(2, np.random.default_rng(1), 3)
+    for x, sigma, truth in zip(*(column.flatten().tolist() for column in (*ring.args, ring.truth))):
+        near = max(0.0, x - 10 * sigma), max(0.0, x) + 10 * sigma
+        found = scipy.integrate.quad(ring_density, *near, args=(x, sigma), epsabs=1e-14)[0]
+        assert math.log(found) == pytest.approx(truth, abs=1e-6)
+    counts = drawn.counts(np.random.default_rng(1), 3)
+    for x, shape, rate, truth in zip(*(column.numpy() for column in (*counts.args, counts.truth))):
+        found = scipy.integrate.quad(count_density, 0, np.inf, args=(x, shape, rate))[0]
+        assert math.log(found) == pytest.approx(truth, abs=1e-6)
+
+
+def ring_density(square, x, sigma):
+    """Of x and of the square of the radius."""
+    return scipy.stats.norm.pdf(x, square, sigma) * math.exp(-square / 2) / 2
+
+
+def count_density(z, x, shape, rate):
+    """Of three counts and of their rate."""
+    return np.prod(scipy.stats.poisson.pmf(x, z)) * scipy.stats.gamma.pdf(z, shape, scale=1 / rate)
+
+
+def test_nested_sampling_agrees_with_the_evidence(run, capsys):
+    pytest.importorskip("dynesty")
+    rows = run("benchmarks/nested_sampling.py", "--smoke")
+    assert len(rows) == 2
+    assert all(abs(row[-1]) < 4 for row in rows)
+    assert "within two standard errors of both together" in capsys.readouterr().out

@@ -10,9 +10,11 @@ with q the guide and q* the best of its family for data point n.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
@@ -31,6 +33,7 @@ from inference.core.protocols import SupportsLocal, SupportsRows
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method, evidence
@@ -60,6 +63,9 @@ class Gap:
         amortisation_error: Its standard error.
         amortisation_lower: Lower end of its interval; never negative.
         gradient_norm: Of the refitted guide's ELBO: near zero where the refit is stationary.
+        contradicted: Where the guide's or the refit's ELBO lies above the upper end of log p beyond both errors, (N,)
+            bool. There the evidence is not what its method says, and has no upper end.
+        level: Confidence level: the evidence's, or what was asked for where that is exact.
         second: Name of the second part: amortisation, or optimisation of a guide without an encoder.
     """
 
@@ -77,15 +83,18 @@ class Gap:
     amortisation_error: Tensor | None
     amortisation_lower: Tensor | None
     gradient_norm: Tensor | None
+    contradicted: Tensor
+    level: float
     second: str = "amortisation"
 
     @property
     def mean(self) -> dict[str, Interval]:
         """The data set's mean of total, approximation and second part by name, with an interval of its own each."""
-        truth, width = self.evidence.mean, _half_width(self.evidence.level)
+        truth, width = self.evidence.mean, _half_width(self.level)
         below, above = truth.lower - truth.value, truth.upper - truth.value
         value, error = float(self.total.mean()), _of_mean(self.elbo_error)
         lower, upper = max(0.0, value + below - width * error), value + above + width * error
+        upper = max(lower, upper)
         total = Interval(value, lower, upper, math.hypot(error, truth.standard_error))
         if self.approximation is None or self.amortisation is None:
             return {"gap": total}
@@ -97,15 +106,17 @@ class Gap:
         return {
             "gap": total,
             "approximation": Interval(left, 0.0, most, math.hypot(left_error, truth.standard_error)),
-            self.second: Interval(won, max(0.0, won - width * won_error), upper, won_error),
+            self.second: Interval(won, min(upper, max(0.0, won - width * won_error)), upper, won_error),
         }
 
     def __str__(self) -> str:
         """One line: the data set's mean of each part with its interval."""
         parts = [f"{name} {_bracket(part)}" for name, part in self.mean.items()]
+        wrong = int(self.contradicted.sum())
+        said = f"; an ELBO contradicts the upper end of log p of {wrong} data points" if wrong else ""
         if len(parts) == 1:
-            return f"{parts[0]} nats, approximation: unknown, amortisation: unknown"
-        return f"{parts[0]} nats = {parts[1]} + {parts[2]}"
+            return f"{parts[0]} nats, approximation: unknown, amortisation: unknown{said}"
+        return f"{parts[0]} nats = {parts[1]} + {parts[2]}{said}"
 
     def __repr__(self) -> str:
         """The line of :meth:`__str__`, and what it is of."""
@@ -115,7 +126,8 @@ class Gap:
 def _bracket(part: Interval) -> str:
     if math.isinf(part.upper):
         return f">= {part.lower:.4f}"
-    return f"{part.value:.4f} [{part.lower:.4f}, {part.upper:.4f}]"
+    value, lower, upper = (round(number, 4) + 0.0 for number in part[:3])  # no minus zero
+    return f"{value:.4f} [{lower:.4f}, {upper:.4f}]"
 
 
 def _of_mean(errors: Tensor) -> float:
@@ -139,6 +151,7 @@ def gap(
     restarts: int = 2,
     max_steps: int = 200,
     plate: str | None = None,
+    rows: Iterable[int | str] | None = None,
     whole: bool = False,
     missing: bool = False,
     level: float = 0.95,
@@ -170,6 +183,7 @@ def gap(
         restarts: Random starts per data point besides the others, see :func:`inference.refit`.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
+        rows: Which arguments have one row per data point, see :func:`inference.evidence`.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the evidence's intervals.
@@ -181,7 +195,8 @@ def gap(
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
     """
-    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing).double()
+    stated = None if rows is None else frozenset(rows)
+    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double()
     call.check()
     layout = call.probe().layout
     check_takes_all(layout)
@@ -189,13 +204,15 @@ def gap(
         known = _evidence(call, as_method(method), level, seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
-    width = _half_width(known.level)
     parts: dict[str, Any]
+    level = known.level if known.level < 1 else level
+    width = _half_width(level)
     if isinstance(call.guide, SupportsLocal) or has_global_parameters(call):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
         elbo, error = found.own_elbo, found.own_standard_error
+        known, contradicted = _confronted(known, (elbo, found.elbo), (error, found.standard_error), level)
         parts = {
             "approximation": known.value - found.elbo,
             "approximation_error": found.standard_error,
@@ -209,6 +226,7 @@ def gap(
     else:
         with refuse_batch_dependence(*call.programs), seeded(seed):
             elbo, error = mean_and_error(evaluations(call, num_samples))
+        known, contradicted = _confronted(known, (elbo,), (error,), level)
         parts = dict.fromkeys(
             (
                 "approximation",
@@ -220,16 +238,28 @@ def gap(
                 "gradient_norm",
             )
         )
+    lower = (known.lower - elbo - width * error).clamp(min=0)
     return Gap(
         evidence=known,
         elbo=elbo,
         elbo_error=error,
         total=known.value - elbo,
         total_error=(known.standard_error.square() + error.square()).sqrt(),
-        total_lower=(known.lower - elbo - width * error).clamp(min=0),
-        total_upper=known.upper - elbo + width * error,
+        total_lower=lower,
+        total_upper=torch.maximum(lower, known.upper - elbo + width * error),
+        contradicted=contradicted,
+        level=level,
         **parts,
     )
+
+
+def _confronted(
+    known: Evidence, elbos: Sequence[Tensor], errors: Sequence[Tensor], level: float
+) -> tuple[Evidence, Tensor]:
+    """The evidence beside ELBOs of the same data points, each a lower bound with an error, (N,)."""
+    values, spread = torch.stack(list(elbos)), torch.stack(list(errors))
+    lower = values - _half_width(joint_level(level, values.numel())) * spread
+    return confronted(known, lower.to(known.value), level)
 
 
 def _amortised(call: Call) -> bool:
@@ -245,6 +275,7 @@ def _evidence(call: Call, method: Method, level: float, seed: int | None, progre
         method=method,
         guide=guide,
         plate=call.plate,
+        rows=call.stated_rows,
         whole=call.whole,
         missing=call.missing,
         level=level,

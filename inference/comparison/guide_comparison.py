@@ -22,13 +22,14 @@ from inference.comparison.refitting import refit_call
 from inference.comparison.resources import Cost, cost
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count, check_finite
-from inference.core.estimates import check_level
+from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.rows import with_known_rows
 from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
 from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.estimate import as_method
@@ -116,11 +117,12 @@ def compare(
 
     Returns:
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
-        point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k`` and
-        ``ess``, and ``approximation`` and ``amortisation``, NaN where they are not known; per seed and guide
-        ``mean_evidence`` with its own interval, ``bounded_evidence`` likewise over the ``num_bounded`` data points that
-        have an upper end, ``coverage``, and the ``seconds`` and bytes of ``memory`` that one
-        ELBO of one block takes; per data point ``log_det`` and a two-dimensional ``map`` of the data. Nats throughout.
+        point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k``,
+        ``ess`` and whether a guide's bound has ``contradicted`` the evidence's upper end, and ``approximation`` and
+        ``amortisation``, NaN where they are not known; per seed and guide ``mean_evidence`` with its own interval,
+        ``bounded_evidence`` likewise over the ``num_bounded`` data points that have an upper end, ``coverage``, and the
+        ``seconds`` and bytes of ``memory`` that one ELBO of one block takes; per data point ``log_det`` and a
+        two-dimensional ``map`` of the data. Nats throughout.
         :func:`inference.table` prints it, :func:`inference.save_comparison` writes netCDF.
 
     Raises:
@@ -261,8 +263,10 @@ def _measure(
     truths, columns = dict[int, Evidence](), dict[str, dict[str, Tensor]]()
     for model_id, group in by_model.items():
         pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
-        truths[model_id] = _reference(group[pooled.best], pooled, method, level)
-        columns |= {name: _per_datum(weights, truths[model_id]) for name, weights in pooled.own.items()}
+        truths[model_id], contradicted = _confronted(
+            _reference(group[pooled.best], pooled, method, level), pooled, level
+        )
+        columns |= {name: _per_datum(weights, truths[model_id], contradicted) for name, weights in pooled.own.items()}
         bar.update(len(group))
     return columns, truths
 
@@ -291,6 +295,15 @@ def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float
     if method is not None:
         return method.estimate(Problem(entry.double, level, progress=False))
     return pooled.evidence(level)
+
+
+def _confronted(truth: Evidence, pooled: Pooled, level: float) -> tuple[Evidence, Tensor]:
+    """The evidence beside the ELBOs of all guides and their IWAE bounds, the latter by Markov's inequality."""
+    parts = list(pooled.own.values())
+    each = joint_level(level, 2 * len(parts) * len(truth.value))
+    elbos = [part.elbo.value - normal_quantile(each) * part.elbo.standard_error for part in parts]
+    iwaes = [part.iwae.value + math.log(1 - each) for part in parts]
+    return confronted(truth, torch.stack([*elbos, *iwaes]).to(truth.value), level)
 
 
 def _of_guides(
@@ -350,7 +363,7 @@ def _coverage(call: Call, simulated: int) -> float:
     return float(coverage(sbc(simulation, seed=0), (0.9,)).value[0, : len(simulation.names)].mean())
 
 
-def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
+def _per_datum(weights: WeightSummary, truth: Evidence, contradicted: Tensor) -> dict[str, Tensor]:
     elbo, iwae = weights.elbo, weights.iwae
     return {
         "elbo": elbo.value,
@@ -361,6 +374,7 @@ def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
         "evidence_lower": truth.lower,
         "evidence_upper": truth.upper,
         "evidence_se": truth.standard_error,
+        "contradicted": contradicted,
         "gap": truth.value - elbo.value,
         "pareto_k": weights.pareto_k.value,
         "ess": weights.effective_sample_size.value,

@@ -173,6 +173,10 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
     if any(any(_open(dataset)) for dataset in splits.values()):
         level = float(tree.attrs["level"])
         lines.append(f">=, <=: nothing bounds log p from above; these are bounds from its lower end at {level:.0%}.")
+    for split, dataset in splits.items():
+        wrong = int(dataset["contradicted"].any(("seed", "guide")).sum()) if "contradicted" in dataset else 0
+        if wrong:
+            lines.append(f"{split}: a guide's bound contradicts the upper end of log p of {wrong} data points.")
     return lines + [line for split, dataset in splits.items() for line in _bounded_lines(split, dataset)]
 
 

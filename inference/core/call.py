@@ -45,6 +45,7 @@ class Call:
         missing: NaN in the data stands for a missing value that the model itself masks.
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
             yet, see :func:`inference.core.rows.with_known_rows`.
+        stated_rows: Those that the caller says are, which is checked before it is believed; None where nothing is said.
     """
 
     model: Program
@@ -56,6 +57,7 @@ class Call:
     whole: bool = False
     missing: bool = False
     row_arguments: frozenset[int | str] | None = None
+    stated_rows: frozenset[int | str] | None = None
 
     def __post_init__(self) -> None:
         if self.whole and self.plate is not None:

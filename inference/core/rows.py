@@ -30,7 +30,8 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
     """The call with the names of the arguments that are rows of data.
 
     Of the arguments with one row per data point as many are taken as give the same density of some rows by themselves
-    as the whole run has there. Twice the cost of a run where that is so at once.
+    as the whole run has there; where the caller states which, those or none. Twice the cost of a run where that is so
+    at once.
 
     Args:
         call: What was run, on all its data.
@@ -38,13 +39,13 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
 
     Raises:
         RowsNotFollowed: If no choice of arguments can be run on some rows.
-        ValueError: If one can, and none gives the same density.
+        ValueError: If one can, and none gives the same density, or a stated argument has not one row per data point.
     """
     if call.row_arguments is not None:
         return call
     number = whole.layout.num_data
     index, error, differs = _some_rows(number), None, False
-    for names in islice(_choices(_candidates(call, number)), _CHOICES):
+    for names in islice(_choices(call, number), _CHOICES):
         chosen = replace(call, row_arguments=frozenset(names))
         try:
             off = _difference(chosen.rows(index, number), whole, index)
@@ -55,10 +56,11 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
             return chosen
         differs = True
         error = error or ValueError(f"the {off} at a row differs")
-    raise (ValueError if differs else RowsNotFollowed)(
-        f"expected the density of some of the {number} rows, run by themselves, to be what it is in the whole run, got "
-        f"another ({error}): is an argument with {number} rows shared by all data points, has a plate a constant size, "
-        "or does a program hold a tensor with one row per data point outside its arguments?"
+    said = "" if call.stated_rows is None else f" with rows={sorted(call.stated_rows, key=str)}"
+    raise (ValueError if differs or call.stated_rows is not None else RowsNotFollowed)(
+        f"expected the density of some of the {number} rows, run by themselves{said}, to be what it is in the whole "
+        f"run, got another ({error}): is an argument with {number} rows shared by all data points, has a plate a "
+        "constant size, or does a program hold a tensor with one row per data point outside its arguments?"
     ) from error
 
 
@@ -69,8 +71,17 @@ def _candidates(call: Call, number: int) -> list[int | str]:
         raise RowsNotFollowed(*error.args) from None
 
 
-def _choices(names: list[int | str]) -> Iterator[tuple[int | str, ...]]:
-    """Subsets of the arguments that may be data, the largest first."""
+def _choices(call: Call, number: int) -> Iterator[tuple[int | str, ...]]:
+    """Subsets of the arguments that may be data, the largest first; the stated one alone where there is one."""
+    names = _candidates(call, number)
+    if call.stated_rows is not None:
+        if unfit := call.stated_rows - set(names):
+            raise ValueError(
+                f"expected rows to name arguments that are tensors with one row for each of {number} data points "
+                f"({sorted(names, key=str)}), got {sorted(unfit, key=str)}"
+            )
+        yield tuple(call.stated_rows)
+        return
     for size in range(len(names), 0, -1):
         yield from combinations(names, size)
 

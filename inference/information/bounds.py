@@ -98,6 +98,8 @@ def information_bounds(
 def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -> tuple[float, float]:
     """The tighter of each side: the larger of H - D and InfoNCE, the smaller of R and the leave-one-out bound.
 
+    Where noise sets a lower bound above an upper one, all that the bounds span.
+
     Args:
         bounds: From :func:`information_bounds` or :func:`inference.mutual_information`.
         terms: From :func:`inference.rate_distortion`, same pair and data.
@@ -105,7 +107,10 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     """
     lower, upper = terms.sandwich(entropy)
     centre = float(bounds.per_datum.mean())
-    return max(lower, centre - bounds.bias_bound), min(upper, centre + bounds.bias_bound)
+    lowest, highest = centre - bounds.bias_bound, centre + bounds.bias_bound
+    if max(lower, lowest) > min(upper, highest):
+        return min(lower, lowest, upper), max(upper, highest, lower)
+    return max(lower, lowest), min(upper, highest)
 
 
 def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:

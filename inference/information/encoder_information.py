@@ -246,7 +246,8 @@ def _bracket(low: Tensor, high: Tensor, bias: float, width: float, refused: bool
     """Interval of a mean over data between two estimates of it, (N,) each."""
     error = math.hypot(_standard_error((low + high) / 2), bias)
     value = math.nan if refused else float((low + high).mean()) / 2
-    lower, upper = (float(t.mean()) + sign * width * _standard_error(t) for t, sign in ((low, -1), (high, 1)))
+    ends = (float(t.mean()) + sign * width * _standard_error(t) for t, sign in ((low, -1), (high, 1)))
+    lower, upper = sorted(ends)  # by chance the own component may lie below the mean of the others
     return Interval(value, max(lower, 0.0), max(upper, 0.0), error)
 
 

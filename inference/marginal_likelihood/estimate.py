@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def evidence(
     guide: Program | None = None,
     plate: str | None = None,
     broadcast: bool = True,
+    rows: Iterable[int | str] | None = None,
     whole: bool = False,
     missing: bool = False,
     level: float = 0.95,
@@ -97,14 +98,15 @@ def evidence(
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side where the pair can, else as further rows of the data or one by one, of
             which a warning tells; False evaluates them one by one.
+        rows: Which arguments have one row per data point: positions, 0 for ``x``, and names of keyword arguments. None
+            finds them, by comparing the density of some rows with the whole run's; what is named is checked likewise.
         whole: Take all data as one data point, whatever the plates: for latents that all data share.
         missing: NaN in the data stands for a missing value that the model itself masks.
         level: Confidence level of the intervals.
         tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the
             method's cost); None takes what the method gives. Where the tolerance is not met, the interval is wider.
         budget: Seconds after which no refinement begins.
-        block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that
-            is a tensor of as many rows as ``x`` counts as rows of data, and is split with them.
+        block: Rows estimated together; None chooses.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
             goes on from there, to the same numbers. Needs a seed. Functions are distinguished by their name alone.
         seed: Seed of the samples; leaves the global random state as it was.
@@ -118,7 +120,8 @@ def evidence(
         TypeError: If the data are of the wrong type, a setting is given outside of its method, or the method does not
             apply to the model.
         ValueError: If the method is unknown, a guide is missing or not wanted, the data are not finite or have the
-            wrong shape, or the checkpoint belongs to another estimate; before anything runs.
+            wrong shape, or the checkpoint belongs to another estimate; before anything runs. If rows by themselves have
+            not the density of the whole run, whichever arguments are taken for data, or with the named ones.
 
     Example:
         >>> from zoo import PPCA
@@ -138,9 +141,12 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    call = Call(model, guide, (x, *args), kwargs, plate, broadcast, whole, missing).double()
+    stated = None if rows is None else frozenset(rows)
+    call = Call(model, guide, (x, *args), kwargs, plate, broadcast, whole, missing, stated_rows=stated).double()
     check_arguments((), call.args, kwargs, missing=missing)
     problem = Problem(call, level, progress)
+    if stated is not None:
+        _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
     parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tolerance))

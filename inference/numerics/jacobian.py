@@ -62,10 +62,14 @@ def column_norms(jacobian: Tensor) -> Tensor:
 
 
 def column_angles(jacobian: Tensor) -> Tensor:
-    """Angles between the columns of (..., D, K) in radians, from 0 to pi: (..., K, K) with zeros on the diagonal."""
+    """Angles between the columns of (..., D, K) in radians, from 0 to pi: (..., K, K) with zeros on the diagonal.
+
+    By Kahan's formula, exact to rounding at small angles and near pi, where the arc cosine keeps half of the digits.
+    """
     unit = jacobian / column_norms(jacobian).unsqueeze(-2)
-    angles = (unit.mT @ unit).clamp(-1, 1).acos()
-    return angles - torch.diag_embed(angles.diagonal(dim1=-2, dim2=-1))
+    columns = unit.split(1, dim=-1)
+    halves = [torch.atan2((unit - one).norm(dim=-2), (unit + one).norm(dim=-2)) for one in columns]
+    return 2 * torch.stack(halves, -2)
 
 
 def log_volume(jacobian: Tensor) -> Tensor:

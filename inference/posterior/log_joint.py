@@ -9,7 +9,7 @@ optimiser over a posterior is written against this one function.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -63,6 +63,7 @@ class LogJoint:
             them one by one.
         whole: Take all data as one data point, whatever the plates.
         missing: NaN in the data stands for a missing value that the model itself masks.
+        rows: Positions and names of the arguments with one row per data point, see :func:`inference.evidence`.
         **kwargs: Its keyword arguments.
 
     Attributes:
@@ -90,9 +91,11 @@ class LogJoint:
         broadcast: bool = True,
         whole: bool = False,
         missing: bool = False,
+        rows: Iterable[int | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        self._prepare(Call(model, None, args, kwargs, plate, broadcast, whole, missing))
+        stated = None if rows is None else frozenset(rows)
+        self._prepare(Call(model, None, args, kwargs, plate, broadcast, whole, missing, stated_rows=stated))
 
     @classmethod
     def of(cls, call: Call) -> LogJoint:
@@ -290,6 +293,22 @@ class LogJoint:
 
     def _repeated(self, times: int) -> LogJoint:
         return self._by_arguments(torch.arange(self._layout.num_data).repeat(times))
+
+    def replicated(self, u: Tensor) -> Tensor | None:
+        """Log-likelihoods at u (S, N, d) of observations drawn there in place of those given, (S, N) in nats.
+
+        None where nothing is observed, or its distribution cannot be drawn from, where latents are summed out, and
+        where the model does not run side by side. A ``pyro.factor`` stays as it is.
+        """
+        if self._chosen is not None or self._summed or not isinstance(self._manner, SideBySide):
+            return None
+        draw, _ = self._run(u)
+        observed = {name: site for name, site in draw.model_sites.items() if site.is_observed}
+        try:
+            anew = {name: site._replace(value=site.fn.sample()) for name, site in observed.items()}
+        except NotImplementedError:
+            return None
+        return draw.total(anew) if anew else None
 
     def constrain(self, u: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites at u (S, N, d) or (N, d), by name in trace order, as the model sees them.

@@ -83,12 +83,12 @@ def search_modes(
     beside = neighbourhood((modes.location - location) / scale, hessian)
     around = location + scale * torch.where(_converged(modes), beside, torch.nan).flatten(0, 1)
     others = find_modes(log_joint, around, location, scale)
-    modes = _together(log_joint, modes, others, location, scale)
+    modes = together(log_joint, modes, others, location, scale)
     active = torch.arange(len(location), device=location.device)
     for look in range(1, _LOOKS + 1):
         before = laplace_mass(modes, scale)
         further = _further_starts(log_joint, active, location, scale, grid, look)
-        modes = _together(log_joint, modes, find_modes(log_joint, further, location, scale), location, scale)
+        modes = together(log_joint, modes, find_modes(log_joint, further, location, scale), location, scale)
         active = (~(laplace_mass(modes, scale) - before <= _NOTHING)).nonzero()[:, 0]
         if len(active) == 0:
             break
@@ -106,7 +106,7 @@ def mode_masses(modes: Modes, scale: Tensor) -> Tensor:
     return modes.log_joint - 0.5 * curvature.clamp(min=1.0).log().sum(-1)
 
 
-def _together(log_joint: LogJoint, modes: Modes, others: Modes, location: Tensor, scale: Tensor) -> Modes:
+def together(log_joint: LogJoint, modes: Modes, others: Modes, location: Tensor, scale: Tensor) -> Modes:
     """Modes with those of others that converged, each once."""
     first = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
     second = torch.where(_converged(others), others.location, torch.nan)
@@ -119,7 +119,7 @@ def _further_starts(
     """Starts of a further look at some data (M,), for all (S, N, d): NaN where there are fewer."""
     dim, function = log_joint.dim, in_prior_units(log_joint, location, scale)
     likely = location.new_full((_LIKELIEST, *location.shape), torch.nan)
-    likely[:, active] = _likeliest(log_joint.rows(active))
+    likely[:, active] = likeliest(log_joint.rows(active), _PROBES[min(dim, len(_PROBES)) - 1], location[active])
     if dim > 3:
         return likely
     num = max(5, round(grid * _DENSITY[dim - 1] * _DENSER[dim - 1] ** (look - 1)))
@@ -132,12 +132,12 @@ def _further_starts(
 
 
 @torch.no_grad()
-def _likeliest(log_joint: LogJoint) -> Tensor:
-    """The draws of greatest likelihood among many from the prior, (S, N, d)."""
+def likeliest(log_joint: LogJoint, total: int, location: Tensor, width: float = 1.0) -> Tensor:
+    """The draws of greatest likelihood among many from the prior, or one that is wider about a place: (S, N, d)."""
     parts, side = [], at_once(2**20, log_joint.num_data * log_joint.dim)
-    total = _PROBES[min(log_joint.dim, len(_PROBES)) - 1]
     for first in range(0, total, side):
-        draws = log_joint.sample_prior(min(side, total - first)).double()
+        draws = log_joint.sample_prior(min(side, total - first)).to(location)
+        draws = location + width * (draws - location)
         likelihood = log_joint.terms(draws).likelihood.nan_to_num(nan=-torch.inf)
         parts.append(_highest(draws, likelihood))
     return _highest(*(torch.cat(column) for column in zip(*parts, strict=True)))[0]

@@ -18,6 +18,10 @@ from inference.weights.summary import WeightSummary
 # Above this k-hat the weights have no variance, and a normal interval means nothing.
 _MAX_PARETO_K = 0.5
 
+# Rounding of a log joint density, relative to its size and in nats, that is no contradiction.
+_ROUNDING = 1e-6
+_CONTRADICTED = "a lower bound of the same call lies above the upper end, which it contradicts"
+
 
 def evidence_from_weights(summary: WeightSummary, level: float = 0.95, *, method: str = "importance") -> Evidence:
     """Evidence from importance weights: log of the mean weight, with its interval and guarantee.
@@ -151,6 +155,46 @@ def combine(parts: Sequence[Evidence]) -> tuple[Evidence, Tensor]:
         evaluations=sum(e.evaluations for e in each),
     )
     return combined, ends.contradicted
+
+
+def joint_level(level: float, count: int) -> float:
+    """The level of each of several intervals that all hold together with probability ``level``, by Bonferroni."""
+    return 1 - (1 - level) / max(1, count)
+
+
+def confronted(found: Evidence, lower: Tensor, level: float) -> tuple[Evidence, Tensor]:
+    """Evidence compared with lower ends of log p that the same call computed, and where one contradicts it, (N,).
+
+    Where a lower end lies above the upper end, beyond both errors and rounding, the evidence is not what it says: it
+    keeps the least lower end and no upper one, at most the guarantee ``"asymptotic"``, and a note.
+
+    Args:
+        found: Evidence of N data points.
+        lower: Lower ends, (m, N), each at the level that :func:`joint_level` gives for m N of them.
+        level: The level of all together.
+    """
+    quantile = normal_quantile(joint_level(level, lower.numel()))
+    upper = torch.maximum(found.upper, found.value + quantile * found.standard_error)
+    upper = upper + _ROUNDING * (1 + found.value.abs())
+    ends = combine_ends(
+        torch.cat([found.lower.unsqueeze(0), lower]), torch.stack([upper, *[upper + math.inf] * len(lower)])
+    )
+    if not bool(ends.contradicted.any()):
+        return found, ends.contradicted
+    against = ends.contradicted.tolist()
+    kinds = (weakest((kind, ASYMPTOTIC)) if bad else kind for kind, bad in zip(found.guarantee, against, strict=True))
+    notes = found.notes or ("",) * len(against)
+    said = (f"{note}; {_CONTRADICTED}".lstrip("; ") if bad else note for note, bad in zip(notes, against, strict=True))
+    off = torch.maximum(found.standard_error, lower.amax(0) - found.value)
+    changed = replace(
+        found,
+        lower=torch.where(ends.contradicted, ends.lower, found.lower),
+        upper=torch.where(ends.contradicted, math.inf, found.upper),
+        standard_error=torch.where(ends.contradicted, off, found.standard_error),
+        guarantee=tuple(kinds),
+        notes=tuple(said),
+    )
+    return changed, ends.contradicted
 
 
 def _at_level(found: Evidence, level: float) -> Evidence:

@@ -10,6 +10,7 @@ from torch import Tensor
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
 from inference.posterior.log_joint import LogJoint
+from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes
 
 # Draws from which modes are searched at first, of the prior and of the guide each; every further look takes as many of
@@ -53,7 +54,7 @@ class ModeStarts(NamedTuple):
         found = self.modes.log_joint.isfinite().sum(0)
         texts = []
         for modes, starts, settled in zip(found.tolist(), self.num_starts.tolist(), self.settled.tolist()):
-            last = "the last look found none that matters" if settled else "the last look still found one that matters"
+            last = "the last look found none that matters" if settled else "there may be further ones that matter"
             texts.append(f"{modes} modes found from {starts} independent starts{grid}; {last}")
         return tuple(texts)
 
@@ -75,10 +76,12 @@ def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> M
     first = torch.cat(draws).to(location)
     if grid := _GRID.get(log_joint.dim):
         modes = search_modes(log_joint, [first], location, scale, grid=grid)
+        modes, hidden = search_unexplained(log_joint, modes, location, scale)
     else:
-        modes = find_modes(log_joint, first, location, scale)
+        modes, hidden = find_modes(log_joint, first, location, scale), torch.zeros_like(scale[:, 0], dtype=torch.bool)
     num_starts = torch.full_like(scale[:, 0], len(first) - 1, dtype=torch.long)
-    return _looked_again(log_joint, ModeStarts(modes, scale, num_starts, num_starts < 0), location)
+    found = _looked_again(log_joint, ModeStarts(modes, scale, num_starts, num_starts < 0), location)
+    return found._replace(settled=found.settled & ~hidden)
 
 
 def _looked_again(log_joint: LogJoint, found: ModeStarts, location: Tensor) -> ModeStarts:

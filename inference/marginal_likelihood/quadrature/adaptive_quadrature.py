@@ -18,6 +18,7 @@ from inference.marginal_likelihood.base.result import NUMERICAL, Evidence
 from inference.marginal_likelihood.quadrature.check import contradicts, importance_estimate, saturated, where_sound
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
+from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Modes, prior_scale, search_modes
 
 _MAX_DIM = 3
@@ -47,10 +48,12 @@ class Quadrature(Method):
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
         leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
         check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
-        thousandth of the prior. A guide that covers it leads to it.
+        thousandth of the prior. A guide that covers it leads to it. Where the data are far less likely at the best mode
+        than what the model makes there, 2^18 further draws look for such a peak.
 
         Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
-        point that the check contradicts, that would need more than ``max_cells`` cells, on which ever denser grids show
+        point that remains unexplained though its posterior is as wide as the prior, that the check contradicts, that
+        would need more than ``max_cells`` cells, on which ever denser grids show
         ever more peaks, whose integral is not finite, or that has mass where the coordinates of a bounded support are
         rounded to its end (to one within 1e-16; Beta and Dirichlet distributions are exact there). Likelihoods that
         confine three dimensions to a thin closed surface are such. The latents are float64 throughout, and
@@ -104,11 +107,11 @@ class Quadrature(Method):
         if log_joint.dim > _MAX_DIM:
             raise ValueError(f"expected at most {_MAX_DIM} latent dimensions for quadrature, got {log_joint.dim}")
         location, scale = prior_scale(log_joint)
-        modes = self._modes(problem, location, scale)
+        modes, odd = search_unexplained(log_joint, self._modes(problem, location, scale), location, scale)
         density = Density.around(log_joint, modes, location, scale)
         found, sound = self._integrated(problem, density)
         check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
-        sound &= ~contradicts(check, found.value, found.upper - found.value) & ~saturated(log_joint, modes)
+        sound &= ~odd & ~contradicts(check, found.value, found.upper - found.value) & ~saturated(log_joint, modes)
         result = where_sound(sound, found, check)
         return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
 

@@ -80,12 +80,16 @@ def saturated(log_joint: LogJoint, modes: Modes) -> Tensor:
     found = torch.zeros(log_joint.num_data, dtype=torch.bool, device=log_joint.device)
     with pyro.validation_enabled(False):
         for axis in torch.eye(log_joint.dim, dtype=modes.location.dtype, device=found.device):
-            for end in (_NEAR, _FAR):
-                for sign in (-1.0, 1.0):
+            for sign in (-1.0, 1.0):
+                before = None
+                for end in (_NEAR, _FAR):
                     line = [modes.location[0] * (1 - axis) + sign * t * axis for t in end]
+                    values = torch.stack([log_joint(u) for u in line]) - modes.log_joint[0]
                     if _stand_still(log_joint, line[2], line[3]):
-                        values = torch.stack([log_joint(u) for u in line]) - modes.log_joint[0]
-                        found |= _bends(values, end)
+                        # Where the density overflows so far out, it matters by what it was on the way.
+                        there = values[1] if before is None else torch.where(values[1] < math.inf, values[1], before)
+                        found |= _bends(values, end) & (there > _NEGLIGIBLE)
+                    before = values[3]
     return found
 
 
@@ -96,10 +100,9 @@ def _stand_still(log_joint: LogJoint, u: Tensor, v: Tensor) -> bool:
 
 
 def _bends(values: Tensor, at: tuple[float, ...]) -> Tensor:
-    """Whether log-densities (4, N) at four places bend between the middle two and matter there, (N,)."""
+    """Whether log-densities (4, N) at four places bend between the middle two, (N,)."""
     before, after = (values[1] - values[0]) / (at[1] - at[0]), (values[3] - values[2]) / (at[3] - at[2])
-    bent = ~((after - before).abs() <= _BEND * (1 + before.abs()))
-    return bent & (values[1] > _NEGLIGIBLE)
+    return ~((after - before).abs() <= _BEND * (1 + before.abs()))
 
 
 def where_sound(sound: Tensor, found: Evidence, check: Evidence) -> Evidence:

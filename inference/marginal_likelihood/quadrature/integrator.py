@@ -25,7 +25,7 @@ from inference.marginal_likelihood.quadrature.slices import Slices
 
 # The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a
 # Gaussian needs no more on each side. Further ones are each four times as far away as the one before.
-_FIRST_EDGES = ((3e-3, (4.4,)), (3.5e-5, (5.3,)), (0.0, (3.0, 6.4)))
+_FIRST_EDGES = ((1e-3, (4.4,)), (3e-5, (5.0,)), (0.0, (3.0, 6.4)))
 _FURTHER_EDGES = 14
 
 # Slices worked on together.
@@ -178,6 +178,7 @@ class NestedIntegrator:
         gap = (value - half * (f @ self._gauss)).abs()
         spread = half * ((f - (value / (2 * half)).unsqueeze(-1)).abs() @ self._kronrod)
         error = torch.where(spread > 0, spread * (200 * gap / spread).pow(1.5).clamp(max=1), gap)
+        error = torch.minimum(error, 2 * gap)  # where the rules differ by much, the better is nearer than twice that
         error = torch.maximum(error, 1e-15 * value)
         start, end = (f @ self._edges).unbind(-1)
         return Cells(row, low, high, value, error, half * (noise @ self._kronrod), f[:, 0], f[:, -1], start, end)

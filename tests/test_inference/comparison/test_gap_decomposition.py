@@ -1,6 +1,7 @@
 """The gap and its two parts: against closed forms, against theory in the limit of little noise, and what is refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -341,8 +342,24 @@ def test_the_intervals_hold_the_closed_forms():
     assert (got.amortisation_lower - 1e-6 <= truth - best).all()
     for part, expected in zip(got.mean.values(), (truth.mean(), best, truth.mean() - best), strict=True):
         assert part.lower - 1e-6 <= float(expected) <= part.upper + 1e-6
+        assert part.lower <= part.upper < 2 * float(expected) + 0.1
     assert got.mean["approximation"].lower == 0
     assert str(got) in repr(got)
+
+
+def test_an_elbo_above_the_evidence_is_said_and_nothing_is_upside_down():
+    model = linear_model()
+    x = model(n=6).detach()
+    exact = evidence(model, x)
+    moved = {end: getattr(exact, end) - 20 * (torch.arange(6) < 2) for end in ("value", "lower", "upper")}
+    guide = MeanField(6, 3, hidden=(8,)).double()
+    got = gap(model, guide, x, known=replace(exact, guarantee=("numerical",) * 6, **moved), seed=0, progress=False)
+    assert got.contradicted.tolist() == [True] * 2 + [False] * 4
+    assert got.evidence.guarantee == ("asymptotic",) * 2 + ("numerical",) * 4
+    assert got.total_upper[:2].isinf().all()
+    assert (got.total_lower <= got.total_upper).all()
+    assert str(got).endswith("; an ELBO contradicts the upper end of log p of 2 data points")
+    assert not gap(model, Exact(model), x, seed=0, progress=False).contradicted.any()
 
 
 def test_without_an_upper_end_of_log_p_the_text_says_at_least():

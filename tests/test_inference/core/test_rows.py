@@ -41,6 +41,18 @@ def test_rows_are_found_among_several_arguments():
     torch.testing.assert_close(log_joint.rows(index)(u[:, index]), log_joint(u)[:, index])
 
 
+def test_named_rows_are_taken_and_checked():
+    shift = torch.linspace(-1.0, 1.0, 6, dtype=torch.float64)
+    found = evidence(model, X, SIGMA, shift=shift, method="laplace", block=4, **QUIET)
+    named = evidence(model, X, SIGMA, shift=shift, rows=[0, "shift"], method="laplace", block=4, **QUIET)
+    torch.testing.assert_close(named.value, found.value)
+    for wrong in ([0], [0, 1, "shift"]):
+        with pytest.raises(ValueError, match=r"^expected the density of some of the 6 rows, .* with rows=\[0"):
+            evidence(model, X, SIGMA, shift=shift, rows=wrong, method="laplace", block=4, **QUIET)
+    with pytest.raises(ValueError, match=r"^expected rows to name arguments .* \(\[0, 1, 'shift'\]\), got \['scale'\]"):
+        evidence(model, X, SIGMA, shift=shift, rows=[0, "scale"], method="laplace", block=4, **QUIET)
+
+
 def test_finding_rows_leaves_the_random_state_and_is_done_once():
     calls = []
 

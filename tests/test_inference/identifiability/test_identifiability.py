@@ -131,10 +131,13 @@ def test_unit_columns_at_an_angle_have_minus_log_sine(degrees):
 
 
 @pytest.mark.parametrize("angle", [1e-4, 1e-8, 1e-12])
-def test_the_contrast_of_nearly_parallel_columns_is_not_squared(angle):
+def test_contrast_and_angle_of_nearly_parallel_columns_are_exact(angle):
     columns = torch.tensor([[1.0, math.cos(angle)], [0.0, math.sin(angle)]], dtype=F64)
     columns = torch.linalg.qr(torch.randn(6, 2, dtype=F64)).Q @ columns
     expected, rounding = -math.log(math.sin(angle)), 1e-15 / angle
+    flipped = columns * torch.tensor([1.0, -1.0], dtype=F64)
+    assert float(column_angles(columns)[0, 1]) == pytest.approx(angle, abs=1e-15)
+    assert float(column_angles(flipped)[1, 0]) == pytest.approx(math.pi - angle, abs=1e-15)
     assert float(column_contrast(columns)) == pytest.approx(expected, abs=10 * rounding)
     unmix = torch.linalg.pinv(columns, rtol=1e-15)
     of_inverse = local_ima_contrast_of_inverse(lambda x: x @ unmix.T, torch.zeros(1, 6, dtype=F64))

@@ -8,8 +8,22 @@ import scipy.stats
 import torch
 
 from inference.core.estimates import normal_quantile
-from inference.marginal_likelihood.base.intervals import agree, combine, combine_ends, evidence_from_weights
-from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, NUMERICAL, PROBABILISTIC, weakest
+from inference.marginal_likelihood.base.intervals import (
+    agree,
+    combine,
+    combine_ends,
+    confronted,
+    evidence_from_weights,
+    joint_level,
+)
+from inference.marginal_likelihood.base.result import (
+    ASYMPTOTIC,
+    EXACT,
+    NUMERICAL,
+    PROBABILISTIC,
+    Evidence,
+    weakest,
+)
 from inference.weights.summary import summarise
 
 
@@ -26,6 +40,35 @@ def test_ends_are_the_intersection_or_the_hull():
         assert bool(got.contradicted[n]) == (low > high)
     assert 0 < int(got.contradicted.sum()) < 200
     assert bool((got.lower <= got.upper).all())
+
+
+def numerical(value):
+    """Evidence that claims to know its values to 1e-8."""
+    value = torch.tensor(value, dtype=torch.float64)
+    kinds = {"guarantee": (NUMERICAL,) * len(value), "level": 0.95, "method": "quadrature"}
+    return Evidence(value=value, lower=value - 1e-8, upper=value + 1e-8, standard_error=0 * value, **kinds)
+
+
+def test_a_lower_end_above_the_upper_takes_interval_and_guarantee():
+    lower = torch.tensor([[-3.0, -50.0, -40.0], [-9.0, -12.0, -46.5]], dtype=torch.float64)
+    got, contradicted = confronted(numerical([-3.0 - 1e-9, -46.0, -46.0]), lower, 0.95)
+    assert contradicted.tolist() == [False, True, True]  # the first is rounding
+    assert got.guarantee == (NUMERICAL, ASYMPTOTIC, ASYMPTOTIC)
+    assert got.upper[1:].isinf().all()
+    assert got.lower[1:].tolist() == [-50.0, -46.5]
+    assert got.standard_error.tolist() == [0.0, 34.0, 6.0]
+    assert [bool(note) for note in got.notes] == [False, True, True]
+
+
+def test_noisy_lower_bounds_contradict_no_more_often_than_said():
+    """ELBOs of exact guides: each is log p with an error, so that half of them lie above it."""
+    rng, size, errors = np.random.default_rng(0), 200, np.full((2, 200), 0.1)
+    wrong = 0
+    for _ in range(200):
+        elbos = 0.1 * rng.standard_normal((2, size))
+        lower = torch.from_numpy(elbos - normal_quantile(joint_level(0.95, 2 * size)) * errors)
+        wrong += bool(confronted(numerical([0.0] * size), lower, 0.95)[1].any())
+    assert wrong <= scipy.stats.binom.ppf(0.999, 200, 0.05)
 
 
 @pytest.mark.parametrize(("num_parts", "holds"), [(4, True), (1, False)])

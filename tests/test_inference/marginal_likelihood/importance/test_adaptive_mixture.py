@@ -284,7 +284,7 @@ def test_more_modes_than_were_looked_for_leave_no_upper_end():
     assert got.guarantee == (PROBABILISTIC,) * 2
     assert got.upper.tolist() == [math.inf] * 2
     assert (got.lower.numpy() < truth).all()
-    assert all(note.endswith("the last look still found one that matters") for note in got.notes)
+    assert all(note.endswith("there may be further ones that matter") for note in got.notes)
 
 
 # --- parts -----------------------------------------------------------------------------------------

@@ -403,3 +403,16 @@ def test_refusals_name_what_was_expected():
         Quadrature(tolerance=0.0)
     with pytest.raises(ValueError, match="expected grid to be at least 5, got 2"):
         Quadrature(grid=2)
+
+
+def test_a_loose_tolerance_costs_less_and_holds_the_truth():
+    model = LinearVAE(4, 3, sigma=0.1).double().requires_grad_(False)
+    x, costs = model(n=2), []
+    truth = model.log_evidence(x)
+    for tolerance in (1e-7, 1e-4, 1e-2):
+        got = evidence(model, x, method=Quadrature(tolerance=tolerance), seed=0, progress=False)
+        assert ((got.lower <= truth) & (truth <= got.upper)).all()
+        assert (got.upper - got.lower < 4 * tolerance).all()
+        costs.append(got.evaluations)
+    assert costs[1] < 0.6 * costs[0]
+    assert costs[2] < 0.5 * costs[0]

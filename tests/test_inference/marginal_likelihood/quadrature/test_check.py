@@ -145,6 +145,25 @@ def test_mass_below_the_least_number_has_no_numerical_guarantee():
     assert holds(got, torch.from_numpy(scipy.stats.nbinom.logpmf(count, 0.01, 0.5))).all()
 
 
+def test_a_density_that_overflows_where_nothing_is_stays_numerical():
+    """A mean and its variance: at a variance of e^-680 the density of the mean is no number, far below the mass."""
+    a, b, k = 3.0, 2.0, 1.5
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            variance = pyro.sample("variance", dist.InverseGamma(small(a), small(b)))
+            mean = pyro.sample("mean", dist.Normal(0.0, (variance / k).sqrt()))
+            noise = dist.Normal(mean.unsqueeze(-1), variance.sqrt().unsqueeze(-1)).expand((*mean.shape, 5))
+            pyro.sample("x", noise.to_event(1), obs=x)
+
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 5)))
+    shape = (b / a) * (np.eye(5) + np.ones((5, 5)) / k)
+    truth = torch.from_numpy(scipy.stats.multivariate_t(np.zeros(5), shape, df=2 * a).logpdf(x.numpy()))
+    got = evidence(model, x, method="quadrature", seed=0, progress=False)
+    assert got.guarantee == (NUMERICAL,) * 4
+    assert holds(got, truth).all()
+
+
 @pytest.mark.parametrize(("a", "b"), [(0.3, 0.3), (0.01, 0.01), (0.05, 1.5), (2.0, 3.0), (1.0, 1.0)])
 def test_both_ends_of_the_unit_interval_are_resolved(a, b):
     count = np.array([0.0, 1.0, 50.0, 99.0, 100.0])

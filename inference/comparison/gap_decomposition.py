@@ -13,11 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from inference.comparison.local_problem import check_takes_all
-from inference.comparison.refitting import EVALUATIONS, evaluations, mean_and_error, refit_call
+from inference.comparison.local_problem import check_takes_all, row_blocks
+from inference.comparison.refitting import EVALUATIONS, Refit, evaluations, mean_and_error, refit_call
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.estimates import Interval
@@ -44,7 +45,7 @@ class Gap:
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        total_lower: Lower end of its interval at the evidence's level; never negative.
+        total_lower: Lower end of its interval; never negative.
         total_upper: Upper end; infinite where nothing bounds the evidence from above.
         approximation: Approximation gap as far as the refit is the family's best; None where the guide cannot be freed
             for each data point. Its lower end is zero.
@@ -54,6 +55,9 @@ class Gap:
         amortisation_error: Its standard error.
         amortisation_lower: Lower end of its interval; never negative.
         gradient_norm: Of the refitted guide's ELBO: near zero where the refit is stationary.
+        converged: Whether that is below 1e-3, (N,); None likewise.
+        steps: Steps of the refit, (N,); None likewise.
+        level: Confidence level of the intervals of total and parts: the evidence's, unless that is exact.
         second: Name of the second part: amortisation, or optimisation of a guide without an encoder.
     """
 
@@ -71,12 +75,15 @@ class Gap:
     amortisation_error: Tensor | None
     amortisation_lower: Tensor | None
     gradient_norm: Tensor | None
+    converged: Tensor | None
+    steps: Tensor | None
+    level: float
     second: str = "amortisation"
 
     @property
     def mean(self) -> dict[str, Interval]:
         """The data set's mean of total, approximation and second part by name, with an interval of its own each."""
-        truth, width = self.evidence.mean, _half_width(self.evidence.level)
+        truth, width = self.evidence.mean, _half_width(self.level)
         below, above = truth.lower - truth.value, truth.upper - truth.value
         value, error = float(self.total.mean()), _of_mean(self.elbo_error)
         lower, upper = max(0.0, value + below - width * error), value + above + width * error
@@ -162,7 +169,7 @@ def gap(
         restarts: Random starts per data point besides the others, see :func:`inference.refit`.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
-        level: Confidence level of the evidence's intervals.
+        level: Confidence level of the intervals; that of ``known`` where it is given and not exact.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
         **kwargs: Keyword arguments of both.
@@ -179,37 +186,17 @@ def gap(
         known = _evidence(call, as_method(method), level, seed, progress)
     if len(known.value) != layout.num_data:
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
-    width = _half_width(known.level)
-    parts: dict[str, Any]
+    level = known.level if known.level < 1 else level
+    width = _half_width(level)
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
         elbo, error = found.own_elbo, found.own_standard_error
-        parts = {
-            "approximation": known.value - found.elbo,
-            "approximation_error": found.standard_error,
-            "approximation_upper": (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
-            "amortisation": found.improvement,
-            "amortisation_error": found.improvement_error,
-            "amortisation_lower": (found.improvement - width * found.improvement_error).clamp(min=0),
-            "gradient_norm": found.gradient_norm,
-            "second": "optimisation" if isinstance(call.guide, SupportsRows) else "amortisation",
-        }
+        parts = _parts(found, known, width) | {"second": _name_of_rest(call.guide)}
     else:
-        with refuse_batch_dependence(*call.programs), seeded(seed):
-            elbo, error = mean_and_error(evaluations(call, num_samples))
-        parts = dict.fromkeys(
-            (
-                "approximation",
-                "approximation_error",
-                "approximation_upper",
-                "amortisation",
-                "amortisation_error",
-                "amortisation_lower",
-                "gradient_norm",
-            )
-        )
+        elbo, error = _elbo(call, num_samples, seed)
+        parts = dict.fromkeys(_PARTS)
     return Gap(
         evidence=known,
         elbo=elbo,
@@ -218,8 +205,49 @@ def gap(
         total_error=(known.standard_error.square() + error.square()).sqrt(),
         total_lower=(known.lower - elbo - width * error).clamp(min=0),
         total_upper=known.upper - elbo + width * error,
+        level=level,
         **parts,
     )
+
+
+_PARTS = (
+    "approximation",
+    "approximation_error",
+    "approximation_upper",
+    "amortisation",
+    "amortisation_error",
+    "amortisation_lower",
+    "gradient_norm",
+    "converged",
+    "steps",
+)
+
+
+def _parts(found: Refit, known: Evidence, width: float) -> dict[str, Any]:
+    """The two parts with their intervals, by name, and how far the refit came."""
+    values = (
+        known.value - found.elbo,
+        found.standard_error,
+        (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
+        found.improvement,
+        found.improvement_error,
+        (found.improvement - width * found.improvement_error).clamp(min=0),
+        found.gradient_norm,
+        found.converged,
+        found.steps,
+    )
+    return dict(zip(_PARTS, values, strict=True))
+
+
+def _name_of_rest(guide: Program) -> str:
+    return "optimisation" if isinstance(guide, SupportsRows) else "amortisation"
+
+
+def _elbo(call: Call, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
+    """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
+    with refuse_batch_dependence(*call.programs), seeded(seed):
+        blocks = [evaluations(block, num_samples) for block in row_blocks(call, num_samples)]
+    return mean_and_error(torch.cat(blocks, -1))
 
 
 def _evidence(call: Call, method: Method, level: float, seed: int | None, progress: bool) -> Evidence:

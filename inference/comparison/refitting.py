@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem
-from inference.comparison.refit_starts import starts_at_modes
+from inference.comparison.local_problem import LocalProblem, row_blocks, write_rows
+from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
@@ -24,6 +24,15 @@ from inference.numerics.whitened_noise import WhitenedNoise
 # Independent sets of noise on which an ELBO is evaluated.
 EVALUATIONS = 8
 _RESTART_SPREAD = 1.0
+
+# From all starts the optimiser takes a quarter of its steps at most, to a rough gradient norm; then the best few go on.
+_ROUGH, _POLISHED = 1e-2, 2
+
+# Nats in ten steps below which no further step is made.
+_NO_GAIN = 1e-8
+
+# The gradient norm below which a point is called stationary.
+_STATIONARY = 1e-3
 
 # Standard errors and nats by which one point must be better than another to be called so.
 _CLEARLY, _TIE = 3.0, 1e-6
@@ -42,6 +51,8 @@ class Refit:
         improvement_error: Its standard error over common noise, (N,).
         gradient_norm: Of the ELBO at the point returned, on the optimiser's noise, in nats per natural unit of the
             parameters, (N,). Near zero it says that the point is stationary, not that it is the best.
+        steps: Steps of the optimiser on the longest way to one of the points between which was chosen, (N,).
+        converged: Whether the gradient's norm is below 1e-3, (N,): the point is stationary, no more.
         guide: The guide of these data that was refitted, a module.
     """
 
@@ -52,6 +63,8 @@ class Refit:
     improvement: Tensor
     improvement_error: Tensor
     gradient_norm: Tensor
+    steps: Tensor
+    converged: Tensor
     guide: nn.Module
 
 
@@ -70,11 +83,12 @@ def refit(
 ) -> Refit:
     """Refit a guide: find the best member of its family for each data point.
 
-    All data side by side, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own output, from
-    the members of its family that are most like Laplace's approximation and like the best Gaussian with independent
-    coordinates at each mode of the posterior that is found (three at most), and from random starts. Of the points
-    found, that one is taken whose ELBO is surely highest, by its errors on fresh noise that all share; the values come
-    from further noise.
+    Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
+    output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
+    independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
+    quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
+    is taken whose ELBO is surely highest, by its errors on fresh noise that all share; the values come from further
+    noise.
 
     Warning:
         The point is stationary as far as ``gradient_norm`` is near zero. That no better member of the family exists is
@@ -90,7 +104,7 @@ def refit(
         tolerance: Gradient norm at which it stops, in nats per natural unit.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed of all noise.
-        progress: Show a progress bar over the starts.
+        progress: Show a progress bar over the blocks.
         **kwargs: Keyword arguments of both.
 
     Raises:
@@ -126,47 +140,82 @@ def refit_call(
     check_count(restarts, "restarts", 0)
     own.check()
     with refuse_batch_dependence(*own.programs), seeded(seed):
-        local = own.guide.local(*own.args, **own.kwargs)
-        freed = replace(own, guide=local)
-        problem = LocalProblem(freed, local, num_samples)
-        point = _best_point(problem, restarts, max_steps, tolerance, progress)
-        norm = problem.minus_elbo(point, torch.arange(len(point), device=point.device))[1].norm(dim=-1)
-        problem.set(point)
-        fresh = int(torch.randint(2**31, ()))
-        ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
-    elbo, error = mean_and_error(refitted)
-    own_elbo, own_error = mean_and_error(ours)
-    improvement, improvement_error = mean_and_error(refitted - ours)
-    return Refit(
-        elbo=elbo,
-        standard_error=error,
-        own_elbo=own_elbo,
-        own_standard_error=own_error,
-        improvement=improvement,
-        improvement_error=improvement_error,
-        gradient_norm=norm,
-        guide=local,
-    )
+        blocks = row_blocks(own, num_samples)
+        bar = tqdm(blocks, disable=not progress, desc="refit", unit="block")
+        parts = [_refit_block(block, num_samples, restarts, max_steps, tolerance) for block in bar]
+        whole = own.guide.local(*own.args, **own.kwargs)
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    write_rows(whole, columns.pop("point"))
+    return Refit(guide=whole, **columns)
 
 
-def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float, progress: bool) -> Tensor:
-    """Free parameters (N, P): of the optimiser's points and their starts the best by fresh noise that all share.
+def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
+    """Of a block of rows the free parameters ``point``, (B, P), and everything that a :class:`Refit` says of them."""
+    assert isinstance(own.guide, SupportsLocal)
+    local = own.guide.local(*own.args, **own.kwargs)
+    freed = replace(own, guide=local)
+    problem = LocalProblem(freed, local, num_samples)
+    best = _best_point(problem, restarts, max_steps, tolerance)
+    problem.set(best["point"])
+    fresh = int(torch.randint(2**31, ()))
+    ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
+    names = ("elbo", "standard_error", "own_elbo", "own_standard_error", "improvement", "improvement_error")
+    columns = (column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values))
+    return best | dict(zip(names, columns, strict=True))
+
+
+def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
+    """Of the optimiser's points and their starts the best by fresh noise that all share, and how it was reached.
 
     The noise on which points were optimised flatters those that use its accidents, so it decides ties alone.
     """
-    similar = starts_at_modes(problem, max_steps)
-    around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
-    starts = [problem.start, *similar, *around]
-    bar = tqdm(starts, disable=not progress, desc="refit", unit="start")
-    found = [minimise(problem.minus_elbo, start, max_steps=max_steps, tolerance=tolerance) for start in bar]
-    lowest = torch.stack([each.value for each in found]).argmin(0)
-    candidates = torch.stack([*(each.point for each in found), problem.start, *similar])
+    starts = _starts(problem, restarts, max_steps)
+    rough = minimise(
+        lambda point, index: problem.minus_elbo(point, starts.rows[index]),
+        starts.point,
+        max_steps=math.ceil(max_steps / 4),
+        tolerance=max(_ROUGH, tolerance),
+        least_gain=_TIE,
+    )
+    few = torch.stack([_places(rough.value, starts.rows, rank) for rank in range(_POLISHED)])  # (2, N)
+    num_data, everything = few.shape[1], torch.arange(few.shape[1], device=few.device)
+    fine = minimise(
+        lambda point, index: problem.minus_elbo(point, index % num_data),
+        rough.point[few.flatten()],
+        max_steps=max_steps,
+        tolerance=tolerance,
+        least_gain=_NO_GAIN,
+    )
+    polished, begun = (point.unflatten(0, few.shape) for point in (fine.point, starts.point[few.flatten()]))
+    candidates = torch.cat([polished, problem.start.unsqueeze(0), begun])
+    lowest = fine.value.unflatten(0, few.shape).argmin(0)
     fresh, values = int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
         values.append(evaluations(problem.call, problem.num_samples, fresh))
-    taken = _chosen(torch.stack(values), lowest)
-    return candidates[taken, torch.arange(len(lowest), device=lowest.device)]
+    point = candidates[_chosen(torch.stack(values), lowest), everything]
+    steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
+    norm = problem.minus_elbo(point, everything)[1].norm(dim=-1)
+    return {"point": point, "gradient_norm": norm, "steps": steps.amax(0), "converged": norm <= _STATIONARY}
+
+
+def _starts(problem: LocalProblem, restarts: int, max_steps: int) -> Starts:
+    """The guide's own parameters, those like Gaussians at the posterior's modes, and random ones around its own."""
+    everything = torch.arange(len(problem.start), device=problem.start.device)
+    similar = starts_at_modes(problem, max_steps)
+    around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
+    point, rows = [problem.start, *around], [everything] * (1 + restarts)
+    if similar is not None:
+        point, rows = [*point, similar.point], [*rows, similar.rows]
+    return Starts(torch.cat(point), torch.cat(rows))
+
+
+def _places(value: Tensor, rows: Tensor, rank: int) -> Tensor:
+    """The place (N,), among values (M,) of some rows each, of each row's lowest, next to lowest, and so on."""
+    order = value.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    count = torch.bincount(rows)
+    return order[count.cumsum(0) - count + (count - 1).clamp(max=rank)]
 
 
 def _chosen(values: Tensor, lowest: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -96,7 +97,10 @@ class Call:
         args = tuple(value[index] if i in names else value for i, value in enumerate(self.args))
         kwargs = {name: value[index] if name in names else value for name, value in self.kwargs.items()}
         guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
-        return replace(self, guide=guide, args=args, kwargs=kwargs)
+        chosen = replace(self, guide=guide, args=args, kwargs=kwargs)
+        if guide is not self.guide:
+            chosen._share_depth(self)
+        return chosen
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
         """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
@@ -185,13 +189,21 @@ class Call:
         try:
             arguments = (*map(_form, self.args), *((name, _form(value)) for name, value in self.kwargs.items()))
             form = (self.plate, *arguments)
-            known = _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
+            known = self._known_depths()
             if form in known:
                 return known[form]
         except TypeError:  # no weak references to it, or no hash: then it is found each time
             form, known = None, {}
         known[form] = self.probe().layout.depth
         return known[form]
+
+    def _known_depths(self) -> dict[Any, int]:
+        return _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
+
+    def _share_depth(self, other: Call) -> None:
+        """Take over what is known of a pair whose guide differs in its rows alone."""
+        with suppress(TypeError):
+            _depths.setdefault(self.model, WeakKeyDictionary())[self.guide] = other._known_depths()
 
 
 # Kept while both programs live.

@@ -65,7 +65,7 @@ def test_it_goes_along_a_curved_valley_and_never_up():
     torch.testing.assert_close(found.point, torch.ones(100, 2, dtype=torch.float64), atol=1e-5, rtol=0)
     one = minimise(evaluate, start, max_steps=1)
     assert (one.value <= evaluate(start, None)[0]).all()
-    assert one.steps == 1
+    assert (one.steps == 1).all()
 
 
 # --- the noise -------------------------------------------------------------------------------------

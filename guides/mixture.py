@@ -161,12 +161,14 @@ def _quantile(noise: Tensor, log_weights: Tensor, loc: Tensor, sigma: Tensor) ->
     low, high = of_components.amin(-1), of_components.amax(-1)
     side = torch.where(noise > 0, -1.0, 1.0).to(noise)
     tail, z = torch.special.ndtr(side * noise), (weights * of_components).sum(-1)
-    for _ in range(_NEWTON_STEPS):
+    for step in range(_NEWTON_STEPS):
         standardised = (z.unsqueeze(-1) - loc) / sigma
         excess = side * ((weights * torch.special.ndtr(side.unsqueeze(-1) * standardised)).sum(-1) - tail)
         low, high = torch.where(excess > 0, low, z), torch.where(excess > 0, z, high)
         slope = (weights * torch.exp(-0.5 * (standardised.square() + LOG_2PI)) / sigma).sum(-1)
         newton = z - excess / slope
         inside = (newton >= low) & (newton <= high)  # false where it is not a number
-        z = torch.where(inside, newton, (low + high) / 2)
+        # Every fourth step halves the bracket while Newton's still move it: in a tail they creep.
+        creeps = (newton - z).abs() > 0.1 * (high - low) if step % 4 == 3 else torch.zeros_like(inside)
+        z = torch.where(inside & ~creeps, newton, (low + high) / 2)
     return z

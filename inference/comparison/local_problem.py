@@ -22,7 +22,7 @@ from inference.numerics.whitened_noise import WhitenedNoise
 Loss = Callable[["LocalProblem", Tensor], Tensor]
 
 # Draws of a block of rows at the default limit.
-_DRAWS = 2**14
+_DRAWS = 2**15
 
 
 class LocalProblem:

@@ -93,8 +93,8 @@ def refit(
     output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
     independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
     quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
-    is taken whose ELBO is surely highest, by its errors on fresh noise that all share. It goes on for a quarter of the
-    steps on eight times the samples, whose accidents it can use less; the values come from further noise.
+    is taken whose ELBO is surely highest, by its errors on fresh noise that all share. It goes on from
+    there on eight times the samples, whose accidents it can use less; the values come from further noise.
 
     Warning:
         The point is stationary as far as ``gradient_norm`` is near zero. That no better member of the family exists is
@@ -197,7 +197,8 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     )
     # Steps that lead from one steep place to another exploit what the noise does not see.
     wild = (fine.gradient_norm > _ROUGH).unflatten(0, few.shape)
-    candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], problem.start.unsqueeze(0)])
+    own = problem.start.unsqueeze(0)
+    candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], starts.point[few], own])
     lowest = torch.where(wild, math.inf, fine.value.unflatten(0, few.shape)).argmin(0)
     fresh, values = int(torch.randint(2**31, ())), []
     for candidate in candidates:
@@ -214,7 +215,7 @@ def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tol
     found = minimise(
         problem.minus_elbo,
         best["point"],
-        max_steps=math.ceil(max_steps / 4),
+        max_steps=max_steps,
         tolerance=max(_SETTLED, tolerance),
         least_gain=_NO_GAIN,
     )

@@ -35,7 +35,7 @@ GUIDES = {
 }
 MODELS = ("ppca", "linear_vae", "deep_vae", "ima_vae")
 INDEPENDENT = ("tied", "linear", "mean_field")  # guides with independent coordinates, whose gap is predicted
-SMOKE = {"steps": 30, "latent_dim": 2, "rows": 2, "refit_steps": 20}
+SMOKE = {"steps": 30, "latent_dim": 2, "rows": 2, "refit_steps": 5}
 WIDTHS = (31, 26, 26, 11, 27)
 LEGEND = """
 log p >= ELBO, so gap = log p - ELBO >= 0; gap = approximation + amortisation.

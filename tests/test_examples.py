@@ -40,6 +40,7 @@ BENCHMARKS = {
     "benchmarks/ima_contrast.py": ["--points", "40", "--subset", "4", "--repeats", "1", "--memory", "20", "40"],
     "benchmarks/log_weights.py": ["--repeats", "1", "--samples", "20", "--chunk", "10", "--data", "4"],
 }
+PROTOCOLS = ("benchmarks/gap_coverage.py",)
 HELPERS = ("_common.py", "benchmarks/timing.py")
 
 
@@ -75,10 +76,10 @@ def run(load, monkeypatch):
 
 def test_every_example_is_listed_here():
     files = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("**/*.py")}
-    assert files == {*SCRIPTS, *BENCHMARKS, *HELPERS}
+    assert files == {*SCRIPTS, *BENCHMARKS, *PROTOCOLS, *HELPERS}
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, *BENCHMARKS])
+@pytest.mark.parametrize("name", [*SCRIPTS, *BENCHMARKS, *PROTOCOLS])
 def test_help_shows_what_the_example_does_and_its_options(name, load, capsys):
     module = load(name)
     with pytest.raises(SystemExit) as leaving:
@@ -104,6 +105,12 @@ def test_a_preset_knows_its_options(load):
     parser = common.example_parser("What it does.", "name")
     with pytest.raises(ValueError, match=r"expected a preset of the script's own options, got .'step'."):
         common.parse_with_presets(parser, [], smoke={"step": 3})
+
+
+def test_one_seed_has_a_mean_and_no_standard_error(load):
+    common = load("_common.py")
+    assert common.means_with_errors(torch.tensor([[1.0, -2.5]])) == ["1.00", "-2.50"]
+    assert common.means_with_errors(torch.tensor([[1.0], [3.0]])) == ["2.00 (1.00)"]
 
 
 def test_elbo_gap_measures_saves_and_prints(run, tmp_path, capsys):
@@ -135,6 +142,22 @@ def test_elbo_gap_takes_a_file_and_a_choice_of_models_and_guides(run, tmp_path):
     gaps = run("elbo_gap.py", *arguments, "--out", str(tmp_path / "out"))
     assert {name: list(guides) for name, guides in gaps.items()} == {"linear VAE": ["linear", "tied"]}
     assert len(gaps["linear VAE"]["tied"].elbo) == 2
+
+
+def test_gap_coverage_checks_intervals_and_goes_on_where_it_was(run, tmp_path, capsys):
+    lines = run("benchmarks/gap_coverage.py", "--out", str(tmp_path))
+    first = capsys.readouterr().out
+    assert [key[0] for key, _ in lines] == ["gap", "gap", "compare", "compare"]
+    for key, result in lines:
+        if key[0] == "gap":  # of four data points each; one miss is nothing unusual
+            assert max(result[name] for name in ("total", "approximation", "amortisation", "negative", "short")) <= 1
+            assert result["evidence_off"] < 1e-6
+            assert result["not_stationary"] == 0
+        else:
+            assert result["data"] <= scipy.stats.binom.ppf(0.999, key[1], 0.05)
+            assert result["again"] == 0
+    assert run("benchmarks/gap_coverage.py", "--out", str(tmp_path)) == lines
+    assert first.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
 
 
 def test_pyro_workflow_compares_pairs_of_both_sides(run, tmp_path, capsys):

@@ -207,8 +207,8 @@ def compare_problem(seed, num_data):
 def problems(args):
     """Name and function of each problem."""
     for seed in range(args.seed, args.seed + args.repeats):
-        for k in (1, 2):
-            for name in GUIDES:
+        for k in args.latents:
+            for name in args.guides:
                 for trained in (False, True):
                     yield (
                         ["gap", k, name, trained, seed],
@@ -246,13 +246,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/gap_coverage"), help="folder of the finished problems")
     parser.add_argument("--seed", type=int, default=0, help="of the first problem of each kind")
-    parser.add_argument("--repeats", type=int, default=5, help="models for each of twelve kinds of gap")
+    parser.add_argument("--repeats", type=int, default=5, help="models for each kind of gap")
+    parser.add_argument("--latents", type=int, nargs="+", default=[1, 2], choices=[1, 2], help="K of the models")
+    parser.add_argument("--guides", nargs="+", default=list(GUIDES), choices=list(GUIDES), help="families")
     parser.add_argument("--comparisons", type=int, default=100, help="comparisons on 100 data points")
     parser.add_argument("--large", type=int, default=20, help="comparisons on many data points")
     parser.add_argument("--large-rows", type=int, default=4000, help="how many")
-    parser.add_argument("--smoke", action="store_true", help="one of each kind")
+    parser.add_argument("--smoke", action="store_true", help="the cheapest of each kind")
     args = parser.parse_args(argv)
     if args.smoke:
+        args.latents, args.guides = [1], ["MeanField"]
         args.repeats, args.comparisons, args.large, args.large_rows = 1, 1, 1, 200
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"seed_{args.seed}.jsonl"

@@ -188,6 +188,7 @@ def gap(
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
     level = known.level if known.level < 1 else level
     width = _half_width(level)
+    parts: dict[str, Any]
     if isinstance(call.guide, SupportsLocal):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -38,15 +39,15 @@ def gap_parts_figure(
         _draw_model(ax, gaps, {} if predicted is None else predicted.get(model, {}))
         ax.set_title(model, fontsize=10, loc="left")
     axes[-1].set_xlabel("log p - ELBO, mean over the data (nats per data point)")
-    handles = dict(zip(*reversed([list(part) for part in _legend(axes)]), strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    handles = dict(reversed([entry for ax in axes for entry in _legend(ax)]))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
-def _legend(axes: list[Axes]) -> tuple[list[object], list[str]]:
-    """Handles and labels of all axes."""
-    found = [ax.get_legend_handles_labels() for ax in axes]
-    return [handle for handles, _ in found for handle in handles], [label for _, labels in found for label in labels]
+def _legend(ax: Axes) -> list[tuple[str, Artist]]:
+    """Labels and handles of what is drawn."""
+    handles, labels = ax.get_legend_handles_labels()
+    return [(str(label), handle) for handle, label in zip(handles, labels, strict=True)]
 
 
 def _draw_model(ax: Axes, gaps: Mapping[str, Gap], predicted: Mapping[str, float]) -> None:

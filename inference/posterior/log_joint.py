@@ -59,6 +59,7 @@ class LogJoint:
     Attributes:
         dim: d, unconstrained coordinates per data point.
         num_data: N.
+        observes: Whether the model observes anything.
         evaluations: Evaluations of the joint density so far, counted per sample and data point.
 
     Raises:
@@ -82,6 +83,7 @@ class LogJoint:
         with refuse_batch_dependence(model), isolated(), random_state(None), torch.no_grad():
             run = run_program(model, args, kwargs, None, 1, None)
         self._subsamples = run.subsamples
+        self.observes = any(site.is_observed for site in run.sites.values())
         self._layout = layout_of(run.sites, {}, DATA_PLATE if plate is None else plate)
         latents = {name: site for name, site in run.sites.items() if not site.is_observed}
         with random_state(None):

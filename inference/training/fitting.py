@@ -15,8 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import local_params
-from inference.core.run import Program, modules_of
+from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
+from inference.objectives.base import Objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.trainer import History, Trainer
 
@@ -74,8 +75,8 @@ def fit(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If data are not finite or do not fit the pair, if LBFGS is given mini-batches, or if the
-            checkpoint belongs to another run.
+        ValueError: If data are not finite or do not fit the pair, if the model observes nothing, if LBFGS is given
+            mini-batches, or if the checkpoint belongs to another run.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
     """
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
@@ -94,6 +95,8 @@ def fit(
             check_arguments(programs, batch, {})
     batch_size = _check_batch_size(batch_size, len(data[0]))
     with seeded(seed), local_params():
+        if objective is not None and not isinstance(objective, Objective):  # ours check the pair themselves
+            refuse_swapped(model, guide, data)
         trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective, seed)
         trainer.prepare(optimizer, scheduler, batch_size)
         path = None if checkpoint is None else Path(checkpoint)

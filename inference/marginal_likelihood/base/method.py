@@ -31,9 +31,17 @@ class Problem:
 
     @cached_property
     def log_joint(self) -> LogJoint:
-        """The model's log joint density of these data."""
+        """The model's log joint density of these data.
+
+        Raises:
+            ValueError: If the model observes nothing, as a guide in its place does.
+        """
         call = self.call
-        return LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
+        log_joint = LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
+        if not log_joint.observes:
+            sites = list(log_joint.sites)
+            raise ValueError(f"expected a model that observes data, got one of latent sites alone {sites}")
+        return log_joint
 
     @cached_property
     def call_of_rows(self) -> Call:

@@ -173,6 +173,13 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
     if any(any(_open(dataset)) for dataset in splits.values()):
         level = float(tree.attrs["level"])
         lines.append(f">=, <=: nothing bounds log p from above; these are bounds from its lower end at {level:.0%}.")
+    if any(bool(dataset["approximation"].notnull().any()) for dataset in splits.values()):
+        lines.append(
+            "approximation, amortisation: by the best guide that a refit found; a better one moves nats from the"
+        )
+        lines.append(
+            "first to the second, whose number is a lower bound, and >= in the first holds for the best one only."
+        )
     return lines + [line for split, dataset in splits.items() for line in _bounded_lines(split, dataset)]
 
 

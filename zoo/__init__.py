@@ -17,6 +17,7 @@ from zoo.benchmarks import (
     toy_data,
     train_channel,
 )
+from zoo.classics import Classic, classic_models
 from zoo.data import *
 from zoo.linear import PPCA, FactorAnalysis, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixings import *
@@ -32,6 +33,7 @@ __all__ = [
     *models.__all__,
     *priors.__all__,
     "PPCA",
+    "Classic",
     "FactorAnalysis",
     "KnownAnswer",
     "LatentVariableModel",
@@ -44,6 +46,7 @@ __all__ = [
     "ToyChannel",
     "beta_loss",
     "class_information",
+    "classic_models",
     "known_answers",
     "target_rate_loss",
     "toy_data",

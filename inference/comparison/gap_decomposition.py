@@ -18,7 +18,14 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.comparison.local_problem import check_takes_all, row_blocks
-from inference.comparison.refitting import EVALUATIONS, Refit, evaluations, mean_and_error, refit_call
+from inference.comparison.refitting import (
+    EVALUATIONS,
+    Refit,
+    evaluations,
+    has_global_parameters,
+    mean_and_error,
+    refit_call,
+)
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.estimates import Interval
@@ -140,6 +147,8 @@ def gap(
     restarts: int = 2,
     max_steps: int = 200,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     level: float = 0.95,
     seed: int | None = None,
     progress: bool = True,
@@ -148,7 +157,7 @@ def gap(
     """Gap between evidence and ELBO per data point, split into approximation gap and amortisation gap.
 
     A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each data point
-    by itself, as a whole. Of others the gap is known, but not its parts.
+    by itself, as a whole; the parameters of an AutoGuide all together. Of others the gap is known, but not its parts.
 
     Warning:
         Where nothing bounds the evidence from above, nothing bounds gap and approximation. Amortisation is what the
@@ -169,6 +178,8 @@ def gap(
         restarts: Random starts per data point besides the others, see :func:`inference.refit`.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals; that of ``known`` where it is given and not exact.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
@@ -178,7 +189,7 @@ def gap(
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
     """
-    call = Call(model, guide, (x, *args), kwargs, plate).double()
+    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing).double()
     call.check()
     layout = call.probe().layout
     check_takes_all(layout)
@@ -189,12 +200,12 @@ def gap(
     level = known.level if known.level < 1 else level
     width = _half_width(level)
     parts: dict[str, Any]
-    if isinstance(call.guide, SupportsLocal):
+    if isinstance(call.guide, SupportsLocal) or has_global_parameters(call):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
         elbo, error = found.own_elbo, found.own_standard_error
-        parts = _parts(found, known, width) | {"second": _name_of_rest(call.guide)}
+        parts = _parts(found, known, width) | {"second": "amortisation" if _amortised(call) else "optimisation"}
     else:
         elbo, error = _elbo(call, num_samples, seed)
         parts = dict.fromkeys(_PARTS)
@@ -240,15 +251,16 @@ def _parts(found: Refit, known: Evidence, width: float) -> dict[str, Any]:
     return dict(zip(_PARTS, values, strict=True))
 
 
-def _name_of_rest(guide: Program) -> str:
-    return "optimisation" if isinstance(guide, SupportsRows) else "amortisation"
-
-
 def _elbo(call: Call, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
     with refuse_batch_dependence(*call.programs), seeded(seed):
         blocks = [evaluations(block, num_samples) for block in row_blocks(call, num_samples)]
     return mean_and_error(torch.cat(blocks, -1))
+
+
+def _amortised(call: Call) -> bool:
+    """Whether an encoder gives the guide's parameters, rather than an optimiser."""
+    return not isinstance(call.guide, SupportsRows) and not has_global_parameters(call)
 
 
 def _evidence(call: Call, method: Method, level: float, seed: int | None, progress: bool) -> Evidence:
@@ -259,6 +271,8 @@ def _evidence(call: Call, method: Method, level: float, seed: int | None, progre
         method=method,
         guide=guide,
         plate=call.plate,
+        whole=call.whole,
+        missing=call.missing,
         level=level,
         seed=seed,
         progress=progress,

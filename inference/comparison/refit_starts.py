@@ -57,7 +57,7 @@ def starts_at_modes(problem: LocalProblem, max_steps: int) -> Starts | None:
     """
     call = problem.call
     try:
-        log_joint = LogJoint(call.model, *call.args, plate=call.plate, **call.kwargs)
+        log_joint = LogJoint.of(call)
         rows, laplace = _at_modes(log_joint, problem)
         diagonal = _best_diagonal(log_joint, rows, laplace, problem.num_samples, max_steps)
         both = Gaussian(*(torch.cat(pair) for pair in zip(laplace, diagonal, strict=True)))

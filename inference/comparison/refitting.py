@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -83,11 +85,15 @@ def refit(
     max_steps: int = 200,
     tolerance: float = 1e-6,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Refit:
     """Refit a guide: find the best member of its family for each data point.
+
+    The parameters of an AutoGuide, and of any module where all data are one data point, are refitted as a whole.
 
     Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
     output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
@@ -109,6 +115,8 @@ def refit(
         max_steps: Steps of the optimiser.
         tolerance: Gradient norm at which it stops, in nats per natural unit.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed of all noise.
         progress: Show a progress bar over the blocks.
         **kwargs: Keyword arguments of both.
@@ -119,7 +127,7 @@ def refit(
             data point.
     """
     return refit_call(
-        Call(model, guide, args, kwargs, plate).double(),
+        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing).double(),
         num_samples=num_samples,
         restarts=restarts,
         max_steps=max_steps,
@@ -140,36 +148,54 @@ def refit_call(
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
-    if not isinstance(own.guide, SupportsLocal):
-        raise TypeError(f"expected a guide with local(x), got {type(own.guide).__name__}")
+    if not isinstance(own.guide, SupportsLocal) and not has_global_parameters(own):
+        raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
     own.check()
     with refuse_batch_dependence(*own.programs), seeded(seed):
-        blocks = row_blocks(own, _MORE * num_samples)
+        shared = not isinstance(own.guide, SupportsLocal)
+        blocks = [own] if shared else row_blocks(own, _MORE * num_samples)
         bar = tqdm(blocks, disable=not progress, desc="refit", unit="block")
-        parts = [_refit_block(block, num_samples, restarts, max_steps, tolerance) for block in bar]
-        whole = own.guide.local(*own.args, **own.kwargs)
-    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    write_rows(whole, columns.pop("point"))
-    return Refit(guide=whole, **columns)
+        found = [_refit_block(block, num_samples, restarts, max_steps, tolerance) for block in bar]
+        guide = found[0][0] if len(blocks) == 1 else _freed(own)[0]
+    columns = {name: torch.cat([part[name] for _, part in found]) for name in found[0][1]}
+    if len(blocks) > 1:
+        write_rows(guide, columns["point"])
+    del columns["point"]
+    return Refit(guide=guide, **columns)
 
 
-def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
-    """Of a block of rows the free parameters ``point``, (B, P), and everything that a :class:`Refit` says of them."""
-    assert isinstance(own.guide, SupportsLocal)
-    local = own.guide.local(*own.args, **own.kwargs)
+def _refit_block(
+    own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A block of rows: the refitted guide, its free parameters ``point``, and what a :class:`Refit` says of them."""
+    local, shared = _freed(own)
     freed = replace(own, guide=local)
-    problem = LocalProblem(freed, local, num_samples)
+    problem = LocalProblem(freed, local, num_samples, shared=shared)
     best = _best_point(problem, restarts, max_steps, tolerance)
     problem.set(problem.start)
-    best = _settled(LocalProblem(freed, local, _MORE * num_samples), best, max_steps, tolerance)
+    best = _settled(LocalProblem(freed, local, _MORE * num_samples, shared=shared), best, max_steps, tolerance)
     problem.set(best["point"])
     fresh = int(torch.randint(2**31, ()))
     ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
     names = ("elbo", "standard_error", "own_elbo", "own_standard_error", "improvement", "improvement_error")
-    columns = (column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values))
-    return best | dict(zip(names, columns, strict=True))
+    columns = [column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values)]
+    best |= {name: best[name].expand_as(columns[0]) for name in ("steps", "gradient_norm", "converged")}
+    return local, best | dict(zip(names, columns, strict=True))
+
+
+def _freed(own: Call) -> tuple[nn.Module, bool]:
+    """A guide with free parameters, and whether all data share them."""
+    if isinstance(own.guide, SupportsLocal):
+        return own.guide.local(*own.args, **own.kwargs), False
+    assert isinstance(own.guide, nn.Module)
+    return copy.deepcopy(own.guide), True
+
+
+def has_global_parameters(call: Call) -> bool:
+    """Whether a guide's parameters belong to all its data: then they are refitted as one."""
+    return isinstance(call.guide, AutoGuide) or (call.whole and isinstance(call.guide, nn.Module))
 
 
 def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
@@ -203,7 +229,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     fresh, values = int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
-        values.append(evaluations(problem.call, problem.num_samples, fresh))
+        values.append(problem.combined(evaluations(problem.call, problem.num_samples, fresh)))
     values[: len(few)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
     point = candidates[_chosen(torch.stack(values), lowest), everything]
     steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
@@ -230,7 +256,7 @@ def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tol
 def _starts(problem: LocalProblem, restarts: int, max_steps: int) -> Starts:
     """The guide's own parameters, those like Gaussians at the posterior's modes, and random ones around its own."""
     everything = torch.arange(len(problem.start), device=problem.start.device)
-    similar = starts_at_modes(problem, max_steps)
+    similar = None if problem.shared else starts_at_modes(problem, max_steps)
     around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
     point, rows = [problem.start, *around], [everything] * (1 + restarts)
     if similar is not None:
@@ -284,8 +310,8 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
 def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
-        draw = call.run(num_samples)
-    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
+        draw = call.run(num_samples, enumerate_guide=True)
+    return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

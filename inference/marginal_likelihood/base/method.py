@@ -29,19 +29,26 @@ class Problem:
     level: float = 0.95
     progress: bool = True
 
-    @cached_property
+    @property
     def log_joint(self) -> LogJoint:
-        """The model's log joint density of these data.
+        """The model's log joint density of these data, in coordinates to integrate over.
 
         Raises:
-            ValueError: If the model observes nothing, as a guide in its place does.
+            ValueError: If all latents are discrete.
         """
-        call = self.call
-        log_joint = LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
-        if not log_joint.observes:
-            sites = list(log_joint.sites)
-            raise ValueError(f"expected a model that observes data, got one of latent sites alone {sites}")
-        return log_joint
+        if self.density.dim == 0:
+            raise ValueError("expected a continuous latent, got discrete ones alone: use method='exact', their sum")
+        return self.density
+
+    @cached_property
+    def density(self) -> LogJoint:
+        """The model's log joint density of these data; without coordinates where all latents are discrete."""
+        density = LogJoint.of(self.call)
+        if not density.observes:
+            raise ValueError(
+                f"expected a model that observes data, got one of latent sites alone {list(density.sites)}"
+            )
+        return density
 
     @cached_property
     def call_of_rows(self) -> Call:
@@ -52,7 +59,7 @@ class Problem:
         """
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
-        return with_known_rows(self.call, self.log_joint.probe() if self.call.guide is None else self.call.probe())
+        return with_known_rows(self.call, self.density.probe() if self.call.guide is None else self.call.probe())
 
     def require_guide(self, method: str) -> Program:
         """The guide.

@@ -81,8 +81,8 @@ def test_each_row_counts_its_own_steps_and_says_how_it_ended():
     assert found.converged.tolist() == [True] * 3
     short = minimise(evaluate, torch.zeros(3, 2).double(), max_steps=int(found.steps[0]))
     assert short.converged.tolist() == [True, False, True]
-    few = minimise(evaluate, torch.zeros(3, 2).double(), least_gain=1e9)
-    assert few.steps[1] == 10  # so many steps have to gain as much
+    valley = minimise(evaluate, torch.full((3, 2), 1e3).double(), tolerance=0.0, max_steps=25, least_gain=1e9)
+    assert valley.steps.max() <= 10  # so many steps have to gain as much
 
 
 # --- the noise -------------------------------------------------------------------------------------

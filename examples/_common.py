@@ -103,8 +103,10 @@ def table_line(name: str, cells: Iterable[str], *, first: int = 24, width: int =
 
 
 def means_with_errors(values: Tensor) -> list[str]:
-    """Means and standard errors over seeds, (seeds, columns), as text."""
-    error = values.std(0, correction=min(1, len(values) - 1)) / math.sqrt(len(values))
+    """Means and standard errors over seeds, (seeds, columns), as text; of one seed no error is known."""
+    if len(values) == 1:
+        return [f"{m:.2f}" for m in values[0]]
+    error = values.std(0) / math.sqrt(len(values))
     return [f"{m:.2f} ({e:.2f})" for m, e in zip(values.mean(0), error, strict=True)]
 
 

@@ -127,12 +127,13 @@ def draw(tables):
     for i, (start, rows) in enumerate(tables.items()):
         at = torch.arange(len(CHOICES)) + 0.3 * (i + 0.5) / len(tables) - 0.15
         values = torch.stack([rows[name] for name in CHOICES])
-        mean, error = values.mean(1), values.std(1, correction=0) / math.sqrt(max(1, values.shape[1] - 1))
+        mean, num_seeds = values.mean(1), values.shape[1]
+        error = values.std(1) / math.sqrt(num_seeds) if num_seeds > 1 else None
         label = f"sigma^2 from {start:g}"
         styles = ((left, 1, f"C{i}", label), (right, 3, "white", f"{label} (early)"), (right, 4, f"C{i}", label))
         for ax, column, face, text in styles:
             style = {"fmt": "o", "color": f"C{i}", "markerfacecolor": face, "markersize": 5, "label": text}
-            ax.errorbar(mean[:, column], at, xerr=error[:, column], **style)
+            ax.errorbar(mean[:, column], at, xerr=None if error is None else error[:, column], **style)
     left.set(xlabel="tuned ELBO (nats per data point)", yticks=range(len(CHOICES)), yticklabels=list(CHOICES))
     left.invert_yaxis()
     right.set(xlabel="collapsed latents (%)", xlim=(-4, 104))

@@ -19,6 +19,9 @@ from guides.supports import Bounds
 from inference.core.checks import check_count
 from inference.distributions.gaussian import LOG_2PI
 
+# Steps to a quantile: halvings between components a thousand standard deviations apart, and some of Newton after them.
+_NEWTON_STEPS = 24
+
 
 class Mixture(NetworkGuide):
     r"""Mixture guide: an amortised mixture of Gaussians with independent coordinates.
@@ -123,24 +126,18 @@ class MixtureNormal(TorchDistribution):
         """Log-density in nats, one per batch member."""
         return (self.log_weights + self._log_components(value).sum(-1)).logsumexp(-1)
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-        """Draws without gradient, ``sample_shape`` + batch + (K,)."""
-        shape = Size(sample_shape) + self.batch_shape
-        uniform = torch.rand(shape, dtype=self.locs.dtype, device=self.locs.device)
-        below = self.log_weights.exp().cumsum(-1)[..., :-1] < uniform.unsqueeze(-1)
-        index = below.sum(-1)[..., None, None].expand(*shape, 1, *self.event_shape)
-        noise = torch.randn(shape + self.event_shape, dtype=self.locs.dtype, device=self.locs.device)
-        loc, sigma = (t.expand(shape + t.shape[-2:]).gather(-2, index).squeeze(-2) for t in (self.locs, self.sigmas))
-        return torch.addcmul(loc, sigma, noise)
-
     def rsample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
-        """Implicitly reparameterised draws, ``sample_shape`` + batch + (K,)."""
-        draw = self.sample(sample_shape)
+        """Implicitly reparameterised draws, ``sample_shape`` + batch + (K,): smooth in the parameters at given noise.
+
+        Each coordinate, given those before it, is the quantile of its one-dimensional mixture at that of the noise.
+        """
+        shape = Size(sample_shape) + self.batch_shape + self.event_shape
+        noise = torch.randn(shape, dtype=self.locs.dtype, device=self.locs.device)
         coordinates: list[Tensor] = []
         log_weights = self.log_weights
-        for k, z in enumerate(draw.unbind(-1)):
+        for k, level in enumerate(noise.unbind(-1)):
             loc, sigma = self.locs[..., k], self.sigmas[..., k]
+            z = _quantile(level, log_weights, loc, sigma)
             standardised = (z.unsqueeze(-1) - loc) / sigma
             below = (log_weights.softmax(-1) * torch.special.ndtr(standardised)).sum(-1)
             density = (log_weights.log_softmax(-1) - 0.5 * (standardised.square() + LOG_2PI) - sigma.log()).logsumexp(
@@ -151,3 +148,27 @@ class MixtureNormal(TorchDistribution):
             moved = (coordinates[-1].unsqueeze(-1) - loc) / sigma
             log_weights = log_weights - 0.5 * moved.square() - sigma.log()
         return torch.stack(coordinates, -1)
+
+
+@torch.no_grad()
+def _quantile(noise: Tensor, log_weights: Tensor, loc: Tensor, sigma: Tensor) -> Tensor:
+    """Where a mixture of normal distributions (..., C) has as much below as a standard one below the noise (...).
+
+    Newton's method within a bracket that shrinks: the quantile lies between the least and the greatest of the
+    components'. Tails are compared on the side where they are small, so that none is rounded away.
+    """
+    weights, of_components = log_weights.softmax(-1), loc + sigma * noise.unsqueeze(-1)
+    low, high = of_components.amin(-1), of_components.amax(-1)
+    side = torch.where(noise > 0, -1.0, 1.0).to(noise)
+    tail, z = torch.special.ndtr(side * noise), (weights * of_components).sum(-1)
+    for step in range(_NEWTON_STEPS):
+        standardised = (z.unsqueeze(-1) - loc) / sigma
+        excess = side * ((weights * torch.special.ndtr(side.unsqueeze(-1) * standardised)).sum(-1) - tail)
+        low, high = torch.where(excess > 0, low, z), torch.where(excess > 0, z, high)
+        slope = (weights * torch.exp(-0.5 * (standardised.square() + LOG_2PI)) / sigma).sum(-1)
+        newton = z - excess / slope
+        inside = (newton >= low) & (newton <= high)  # false where it is not a number
+        # Every fourth step halves the bracket while Newton's still move it: in a tail they creep.
+        creeps = (newton - z).abs() > 0.1 * (high - low) if step % 4 == 3 else torch.zeros_like(inside)
+        z = torch.where(inside & ~creeps, newton, (low + high) / 2)
+    return z

@@ -13,7 +13,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 
-from inference import load_comparison, load_pair
+from inference import load_pair
 from inference.marginal_likelihood.estimate import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -46,7 +46,7 @@ BENCHMARKS = {
         *("--tolerances", "1e-2", "--latent-dims", "4", "1"),
     ],
 }
-PROTOCOLS = ("benchmarks/coverage.py", "benchmarks/nested_sampling.py")
+PROTOCOLS = ("benchmarks/coverage.py", "benchmarks/gap_coverage.py", "benchmarks/nested_sampling.py")
 HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
 
 
@@ -113,36 +113,57 @@ def test_a_preset_knows_its_options(load):
         common.parse_with_presets(parser, [], smoke={"step": 3})
 
 
+def test_one_seed_has_a_mean_and_no_standard_error(load):
+    common = load("_common.py")
+    assert common.means_with_errors(torch.tensor([[1.0, -2.5]])) == ["1.00", "-2.50"]
+    assert common.means_with_errors(torch.tensor([[1.0], [3.0]])) == ["2.00 (1.00)"]
+
+
 def test_elbo_gap_measures_saves_and_prints(run, tmp_path, capsys):
-    tree = run("elbo_gap.py", "--out", str(tmp_path))
+    gaps = run("elbo_gap.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert {"train", "held_out"} == set(tree.children)
-    assert (tree["train"].sizes["datum"], tree["held_out"].sizes["datum"]) == (1437, 360)
-    exact = tree["train"].sel(guide="pPCA / exact")
-    assert float(np.abs(exact["gap"]).max()) < 1e-9
-    assert float(tree["train"]["gap"].mean("datum").min()) > -1e-9
-    assert "log p: exact, importance" in printed
-    for name in ("pPCA rotated / tied", "linear VAE / mean_field"):
-        # of linear models the decoder's prediction is the measured approximation, to the last digit printed
-        row = next(line for line in reversed(printed.splitlines()) if line.startswith(name))
-        approximation, predicted = row.removeprefix(name).split()[:2]
-        assert approximation == predicted
-    for name in ("deep VAE / mean_field", "IMA VAE / mean_field"):
-        row = next(line for line in reversed(printed.splitlines()) if line.startswith(name))
-        assert "] if chains have converged" in row
-    reread = load_comparison(tmp_path / "elbo_gap.nc")
-    assert reread.identical(tree)
-    assert {p.suffix for p in tmp_path.iterdir()} == {".nc", ".png", ".safetensors"}
+    assert list(gaps) == ["pPCA", "pPCA rotated", "linear VAE", "deep VAE", "IMA VAE"]
+    assert "13 pairs" in printed
+    for name, guides in gaps.items():
+        for guide, gap in guides.items():
+            row = next(line for line in printed.splitlines() if line.startswith(f"{name} / {guide} "))
+            assert f"{gap.elbo.mean():.3f}" in row
+            assert "nan" not in row
+            # a negative number of a gap stands beside its interval
+            assert " -" not in re.sub(r"-\d+\.\d+ \[", "", row.split(f"{gap.evidence.value.mean():.3f}")[-1])
+            torch.testing.assert_close(gap.approximation + gap.amortisation, gap.total)
+    assert float(gaps["pPCA"]["exact"].total.abs().max()) < 1e-9
+    for name in ("pPCA rotated", "linear VAE"):  # of linear models the decoder's prediction is the approximation
+        row = next(line for line in printed.splitlines() if line.startswith(f"{name} / mean_field"))
+        assert f"{gaps[name]['mean_field'].approximation.mean():.3f}" == row.split()[-2]
+    assert printed.splitlines()[-1] == f"figure: {tmp_path / 'gaps.png'}"
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".safetensors"}
     model, guide = load_pair(tmp_path / "linear_VAE-mean_field.safetensors")
-    assert (model.latent_dim, guide.latent_dim) == (3, 3)
+    assert (model.latent_dim, guide.latent_dim) == (2, 2)
 
 
 def test_elbo_gap_takes_a_file_and_a_choice_of_models_and_guides(run, tmp_path):
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((60, 6)))
     arguments = ["--data", str(tmp_path / "mine.npy"), "--model", "linear_vae", "--guide", "linear", "tied"]
-    tree = run("elbo_gap.py", *arguments, "--out", str(tmp_path / "out"))
-    assert list(tree["train"]["guide"].values) == ["linear VAE / linear", "linear VAE / tied"]
-    assert (tree["train"].sizes["datum"], tree["held_out"].sizes["datum"]) == (48, 12)
+    gaps = run("elbo_gap.py", *arguments, "--out", str(tmp_path / "out"))
+    assert {name: list(guides) for name, guides in gaps.items()} == {"linear VAE": ["linear", "tied"]}
+    assert len(gaps["linear VAE"]["tied"].elbo) == 2
+
+
+def test_gap_coverage_checks_intervals_and_goes_on_where_it_was(run, tmp_path, capsys):
+    lines = run("benchmarks/gap_coverage.py", "--out", str(tmp_path))
+    first = capsys.readouterr().out
+    assert [key[0] for key, _ in lines] == ["gap", "gap", "compare", "compare"]
+    for key, result in lines:
+        if key[0] == "gap":  # of four data points each; one miss is nothing unusual
+            assert max(result[name] for name in ("total", "approximation", "amortisation", "negative", "short")) <= 1
+            assert result["evidence_off"] < 1e-6
+            assert result["not_stationary"] == 0
+        else:
+            assert result["data"] <= scipy.stats.binom.ppf(0.999, key[1], 0.05)
+            assert result["again"] == 0
+    assert run("benchmarks/gap_coverage.py", "--out", str(tmp_path)) == lines
+    assert first.splitlines()[-1] == capsys.readouterr().out.splitlines()[-1]
 
 
 def test_pyro_workflow_compares_pairs_of_both_sides(run, tmp_path, capsys):

@@ -18,9 +18,10 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from inference.comparison.local_problem import check_takes_all
+from inference.comparison.local_problem import check_takes_all, row_blocks
 from inference.comparison.refitting import (
     EVALUATIONS,
+    Refit,
     evaluations,
     has_global_parameters,
     mean_and_error,
@@ -53,7 +54,7 @@ class Gap:
         elbo_error: Its standard error.
         total: ``evidence.value - elbo``.
         total_error: Its standard error, where the evidence has one.
-        total_lower: Lower end of its interval at the evidence's level; never negative.
+        total_lower: Lower end of its interval; never negative.
         total_upper: Upper end; infinite where nothing bounds the evidence from above.
         approximation: Approximation gap as far as the refit is the family's best; None where the guide cannot be freed
             for each data point. Its lower end is zero.
@@ -63,9 +64,11 @@ class Gap:
         amortisation_error: Its standard error.
         amortisation_lower: Lower end of its interval; never negative.
         gradient_norm: Of the refitted guide's ELBO: near zero where the refit is stationary.
+        converged: Whether that is below 1e-3, (N,); None likewise.
+        steps: Steps of the refit, (N,); None likewise.
         contradicted: Where the guide's or the refit's ELBO lies above the upper end of log p beyond both errors, (N,)
             bool. There the evidence is not what its method says, and has no upper end.
-        level: Confidence level: the evidence's, or what was asked for where that is exact.
+        level: Confidence level of the intervals of total and parts: the evidence's, unless that is exact.
         second: Name of the second part: amortisation, or optimisation of a guide without an encoder.
     """
 
@@ -83,6 +86,8 @@ class Gap:
     amortisation_error: Tensor | None
     amortisation_lower: Tensor | None
     gradient_norm: Tensor | None
+    converged: Tensor | None
+    steps: Tensor | None
     contradicted: Tensor
     level: float
     second: str = "amortisation"
@@ -186,7 +191,7 @@ def gap(
         rows: Which arguments have one row per data point, see :func:`inference.evidence`.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
-        level: Confidence level of the evidence's intervals.
+        level: Confidence level of the intervals; that of ``known`` where it is given and not exact.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
         **kwargs: Keyword arguments of both.
@@ -213,31 +218,11 @@ def gap(
         )
         elbo, error = found.own_elbo, found.own_standard_error
         known, contradicted = _confronted(known, (elbo, found.elbo), (error, found.standard_error), level)
-        parts = {
-            "approximation": known.value - found.elbo,
-            "approximation_error": found.standard_error,
-            "approximation_upper": (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
-            "amortisation": found.improvement,
-            "amortisation_error": found.improvement_error,
-            "amortisation_lower": (found.improvement - width * found.improvement_error).clamp(min=0),
-            "gradient_norm": found.gradient_norm,
-            "second": "amortisation" if _amortised(call) else "optimisation",
-        }
+        parts = _parts(found, known, width) | {"second": "amortisation" if _amortised(call) else "optimisation"}
     else:
-        with refuse_batch_dependence(*call.programs), seeded(seed):
-            elbo, error = mean_and_error(evaluations(call, num_samples))
+        elbo, error = _elbo(call, num_samples, seed)
         known, contradicted = _confronted(known, (elbo,), (error,), level)
-        parts = dict.fromkeys(
-            (
-                "approximation",
-                "approximation_error",
-                "approximation_upper",
-                "amortisation",
-                "amortisation_error",
-                "amortisation_lower",
-                "gradient_norm",
-            )
-        )
+        parts = dict.fromkeys(_PARTS)
     lower = (known.lower - elbo - width * error).clamp(min=0)
     return Gap(
         evidence=known,
@@ -260,6 +245,42 @@ def _confronted(
     values, spread = torch.stack(list(elbos)), torch.stack(list(errors))
     lower = values - _half_width(joint_level(level, values.numel())) * spread
     return confronted(known, lower.to(known.value), level)
+
+
+_PARTS = (
+    "approximation",
+    "approximation_error",
+    "approximation_upper",
+    "amortisation",
+    "amortisation_error",
+    "amortisation_lower",
+    "gradient_norm",
+    "converged",
+    "steps",
+)
+
+
+def _parts(found: Refit, known: Evidence, width: float) -> dict[str, Any]:
+    """The two parts with their intervals, by name, and how far the refit came."""
+    values = (
+        known.value - found.elbo,
+        found.standard_error,
+        (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
+        found.improvement,
+        found.improvement_error,
+        (found.improvement - width * found.improvement_error).clamp(min=0),
+        found.gradient_norm,
+        found.converged,
+        found.steps,
+    )
+    return dict(zip(_PARTS, values, strict=True))
+
+
+def _elbo(call: Call, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
+    """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
+    with refuse_batch_dependence(*call.programs), seeded(seed):
+        blocks = [evaluations(block, num_samples) for block in row_blocks(call, num_samples)]
+    return mean_and_error(torch.cat(blocks, -1))
 
 
 def _amortised(call: Call) -> bool:

@@ -84,8 +84,10 @@ def compare(
 
     Where the model has a closed form, that is the evidence. Elsewhere it is estimated by ``method``, or by importance
     sampling from the mixture of all guides of that model in equal shares (the balance heuristic), so that a bad guide
-    beside a good one costs precision and nothing else. A guide whose density is known at its own draws alone is left
-    out of the mixture, and ``method`` in the result names it.
+    beside a good one costs precision and nothing else. That takes no draws beyond those of the guides' own weights,
+    which is affordable for thousands of data points. ``method="auto"`` does as :func:`inference.evidence`: it adapts to
+    each data point, is tighter where all guides are poor, and takes at least ten times the draws. A guide whose density
+    is known at its own draws alone is left out of the mixture, and ``method`` in the result names it.
 
     Args:
         model: Pyro model that the guides share; None where every entry of ``guides`` has its own.
@@ -119,7 +121,8 @@ def compare(
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
         point ``elbo``, ``iwae``, ``evidence`` (with ``_se``, ``_lower``, ``_upper``), ``gap``, ``pareto_k``,
         ``ess`` and whether a guide's bound has ``contradicted`` the evidence's upper end, and ``approximation`` and
-        ``amortisation``, NaN where they are not known; per seed and guide ``mean_evidence`` with its own interval,
+        ``amortisation`` as far as a refit found the family's best (a better one moves nats from the first to the
+        second), NaN where they are not known; per seed and guide ``mean_evidence`` with its own interval,
         ``bounded_evidence`` likewise over the ``num_bounded`` data points that have an upper end, ``coverage``, and the
         ``seconds`` and bytes of ``memory`` that one ELBO of one block takes; per data point ``log_det`` and a
         two-dimensional ``map`` of the data. Nats throughout.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,9 +12,17 @@ from torch import Tensor, nn
 
 from inference.core.call import Call
 from inference.core.draw import Layout
+from inference.core.memory import at_once
+from inference.core.rows import with_known_rows
 from inference.core.seeding import random_state
 from inference.numerics.lbfgs import Evaluate
 from inference.numerics.whitened_noise import WhitenedNoise
+
+# See LocalProblem.objective.
+Loss = Callable[["LocalProblem", Tensor], Tensor]
+
+# Draws of a block of rows at the default limit.
+_DRAWS = 2**15
 
 
 class LocalProblem:
@@ -35,7 +44,7 @@ class LocalProblem:
 
     def __init__(self, call: Call, local: nn.Module, num_samples: int, *, shared: bool = False) -> None:
         self.shared = shared
-        self.parameters = [p for p in local.parameters() if p.requires_grad]
+        self.parameters = _free(local)
         self.call, self.num_samples = call, num_samples
         self.noise, self.seed = WhitenedNoise(), int(torch.randint(2**31, ()))
         sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
@@ -46,7 +55,7 @@ class LocalProblem:
             )
         self.start = self._table([p.detach() for p in self.parameters]).double()
         with torch.no_grad():
-            self.layout = call.run(num_samples).layout  # which finds the depth of the plates, outside the noise
+            self.layout: Layout = call.run(num_samples).layout  # finds the depth of the plates, outside the noise
             check_takes_all(self.layout)
             if not shared and len(self.start) != self.layout.num_data:
                 raise ValueError(
@@ -55,6 +64,7 @@ class LocalProblem:
                 )
             with random_state(self.seed), self.noise:  # drawn once here, so that each evaluation finds it drawn
                 call.run(num_samples)
+            self._cuts = not shared and self._can_cut()
 
     def combined(self, values: Tensor) -> Tensor:
         """Values of all data points (..., N) as those of the problems, (..., R)."""
@@ -66,36 +76,111 @@ class LocalProblem:
 
     def set(self, point: Tensor) -> None:
         """Write free parameters (R, P) into the guide."""
-        pieces = point.split([p.numel() // len(self.start) for p in self.parameters], -1)
-        with torch.no_grad():
-            for parameter, piece in zip(self.parameters, pieces, strict=True):
-                parameter.copy_(piece.reshape(parameter.shape))
+        _write(self.parameters, point)
 
-    def objective(self, loss: Callable[[], Tensor]) -> Evaluate:
-        """A loss (N,) as a function of the free parameters, with its gradient, of chosen problems; all are run."""
+    def objective(self, loss: Loss, rows: Tensor) -> Evaluate:
+        """Losses as functions of free parameters, with their gradients.
+
+        Args:
+            loss: From the problem of some data points, whose parameters are set, and the losses' numbers (M',), to
+                their values (M',).
+            rows: The data point of each loss, (M,); several may be of one.
+        """
 
         def evaluate(point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-            whole = self.start.clone()
-            whole[index] = point.to(whole)
-            self.set(whole)
-            # Far-out trial points make values that Pyro's validation refuses; here they are worth plus infinity.
-            with torch.enable_grad(), pyro.validation_enabled(False):
-                value = self.combined(loss())
-                gradients = torch.autograd.grad(value.sum(), self.parameters)
-            gradient = self._table(gradients)
-            value = torch.where(value.detach().isnan(), math.inf, value.detach())
-            return value[index].double(), gradient[index].double()
+            if self._cuts:
+                return self._rows(rows[index])._evaluate(loss, point, index)
+            return self._evaluate_whole(loss, point, index, rows)
 
         return evaluate
 
     @property
     def minus_elbo(self) -> Evaluate:
         """Minus the ELBO of chosen data points, on the same noise at each call, whoever draws it."""
-        return self.objective(self._minus_elbo)
+        return self.objective(lambda part, _: part._minus_elbo(), torch.arange(len(self.start)).to(self.start.device))
+
+    def _evaluate(self, loss: Loss, point: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        self.set(point)
+        # Far-out trial points make values that Pyro's validation refuses; here they are worth plus infinity.
+        with torch.enable_grad(), pyro.validation_enabled(False):
+            value = self.combined(loss(self, index))
+            gradients = torch.autograd.grad(value.sum(), self.parameters)
+        gradient = self._table(gradients)
+        value = torch.where(value.detach().isnan(), math.inf, value.detach())
+        return value.double(), gradient.double()
+
+    def _evaluate_whole(self, loss: Loss, point: Tensor, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The losses where data points cannot be run by themselves: all are run, once for each repetition of one."""
+        value, gradient, at = point.new_empty(len(point)), torch.empty_like(point), rows[index]
+        for places in _repetitions(at):
+            whole, chosen = self.start.clone(), index[places[:1]].repeat(len(self.start))
+            whole[at[places]], chosen[at[places]] = point[places].to(whole), index[places]
+            values, gradients = self._evaluate(loss, whole, chosen)
+            value[places], gradient[places] = values[at[places]], gradients[at[places]]
+        return value, gradient
 
     def _minus_elbo(self) -> Tensor:
         with random_state(self.seed), self.noise:
             return -self.call.run(self.num_samples, enumerate_guide=True).trained_elbo.mean(0)
+
+    def _rows(self, index: Tensor) -> LocalProblem:
+        """The problem of chosen rows, which may repeat, on their noise."""
+        part = copy.copy(self)
+        part.call = self._source.rows(index, self.layout.num_data)
+        assert isinstance(part.call.guide, nn.Module)
+        part.parameters = _free(part.call.guide)
+        part.noise = self.noise.rows(index, self.layout.dim - 1)
+        return part
+
+    def _can_cut(self) -> bool:
+        """Whether rows by themselves have the ELBO that they have among all; also of noise that is not whitened."""
+        index = torch.arange(len(self.start), device=self.start.device).flip(0)
+        index = torch.cat([index, index[:1]])
+        try:
+            # Of a copy that keeps its parameters: rows begin where the guide stands.
+            self._source = with_known_rows(self.call, self.call.probe()).rows(index[:-1].flip(0), self.layout.num_data)
+            part = self._rows(index)._minus_elbo()
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
+        return torch.allclose(part, self._minus_elbo()[index], rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def write_rows(local: nn.Module, point: Tensor) -> None:
+    """Write free parameters (N, P) into a freed guide."""
+    _write(_free(local), point)
+
+
+@torch.no_grad()
+def _write(parameters: list[nn.Parameter], point: Tensor) -> None:
+    pieces = point.split([p.numel() // len(point) for p in parameters], -1)
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.copy_(piece.reshape(parameter.shape))
+
+
+def _free(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _repetitions(index: Tensor) -> list[Tensor]:
+    """Places of an index in groups of which none holds a number twice."""
+    order = index.argsort(stable=True)
+    count = torch.bincount(index)
+    turn = torch.empty_like(index)
+    turn[order] = torch.arange(len(index), device=index.device) - (count.cumsum(0) - count)[index[order]]
+    return [(turn == i).nonzero()[:, 0] for i in range(int(turn.max()) + 1)]
+
+
+def row_blocks(call: Call, num_samples: int) -> list[Call]:
+    """The call in blocks of rows, so that memory does not grow with their number; as one where rows stand by themselves
+    in none."""
+    size, rows = at_once(_DRAWS, num_samples), call.num_rows
+    if rows is None or rows <= size:
+        return [call]
+    try:
+        known = with_known_rows(call, call.probe())
+    except ValueError:
+        return [call]
+    return [known.rows(index) for index in torch.arange(rows).split(size)]
 
 
 def check_takes_all(layout: Layout) -> None:

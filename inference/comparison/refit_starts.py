@@ -7,6 +7,8 @@ contains such a Gaussian thus starts at it, and is found no worse than the simpl
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import NamedTuple
 
 import pyro
 import torch
@@ -28,11 +30,26 @@ _DRAWS, _MODES = 8, 3
 _MAX_GRID_DIM = 2
 
 # Steps of the search for a member of the family like a Gaussian: few by likelihood, of which a mixture has no highest.
-_NEAR_STEPS, _SAME_STEPS = 10, 300
+_NEAR_STEPS, _SAME_STEPS = 10, 100
+
+# Norm of a gradient at which a start is near enough.
+_NEAR = 1e-3
 
 
-def starts_at_modes(problem: LocalProblem, max_steps: int) -> list[Tensor]:
-    """Free parameters (N, P) of the guide that is most like each Gaussian at a mode; none where there is no density.
+class Starts(NamedTuple):
+    """Free parameters to start from.
+
+    Attributes:
+        point: (M, P).
+        rows: The data points that they are for, (M,), each as often as there are starts for it.
+    """
+
+    point: Tensor
+    rows: Tensor
+
+
+def starts_at_modes(problem: LocalProblem, max_steps: int) -> Starts | None:
+    """Free parameters of the guide that is most like each Gaussian at a mode; None where there is no density.
 
     Args:
         problem: The refit.
@@ -41,16 +58,17 @@ def starts_at_modes(problem: LocalProblem, max_steps: int) -> list[Tensor]:
     call = problem.call
     try:
         log_joint = LogJoint.of(call)
-        laplace = _at_modes(log_joint, problem)
-        diagonal = [_best_diagonal(log_joint, mode, problem.num_samples, max_steps) for mode in laplace]
-        return [_imitated(problem, log_joint, target) for target in (*laplace, *diagonal)]
+        rows, laplace = _at_modes(log_joint, problem)
+        diagonal = _best_diagonal(log_joint, rows, laplace, problem.num_samples, max_steps)
+        both = Gaussian(*(torch.cat(pair) for pair in zip(laplace, diagonal, strict=True)))
+        return _imitated(problem, log_joint, rows.repeat(2), both)
     except (ValueError, NotImplementedError):  # latents without unconstrained coordinates, or a guide without a density
-        return []
+        return None
 
 
 @torch.no_grad()
-def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> list[Gaussian]:
-    """Laplace's approximation at each of the highest modes; the best again where a data point has fewer."""
+def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> tuple[Tensor, Gaussian]:
+    """Laplace's approximation at each of the highest modes, (M,), and the data points that they are of, (M,)."""
     guide = problem.call.guide
     assert guide is not None
     with pyro.validation_enabled(False):
@@ -60,13 +78,14 @@ def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> list[Gaussian]:
             modes = search_modes(log_joint, draws, location, scale)
         else:
             modes = find_modes(log_joint, torch.cat(draws), location, scale)
-    found = zip(modes.location[:_MODES], modes.log_joint, modes.hessian)
-    return [Mode(at, value, hessian, scale).gaussian for at, value, hessian in found]
+    place, rows = modes.log_joint[:_MODES].isfinite().nonzero().unbind(-1)
+    location, value, hessian = (table[place, rows] for table in (modes.location, modes.log_joint, modes.hessian))
+    return rows, Mode(location, value, hessian, scale[rows]).gaussian
 
 
 @torch.no_grad()
-def _best_diagonal(log_joint: LogJoint, start: Gaussian, num_samples: int, max_steps: int) -> Gaussian:
-    """The Gaussian with independent coordinates of the highest ELBO, found from the one next to a start."""
+def _best_diagonal(log_joint: LogJoint, rows: Tensor, start: Gaussian, num_samples: int, max_steps: int) -> Gaussian:
+    """The Gaussian with independent coordinates of the highest ELBO, found from the one next to a start, (M,)."""
     eye = torch.eye(log_joint.dim).to(start.factor)
     inverse = torch.linalg.solve_triangular(start.factor, eye.expand_as(start.factor), upper=False)
     unit = inverse.square().sum(-2).rsqrt()
@@ -80,37 +99,47 @@ def _best_diagonal(log_joint: LogJoint, start: Gaussian, num_samples: int, max_s
         with torch.enable_grad(), pyro.validation_enabled(False):
             point = point.detach().requires_grad_()
             loc, sigma = gaussian(point, index)
-            value = -log_joint.rows(index)(loc + sigma * noise[:, index]).mean(0) - sigma.log().sum(-1)
+            value = -log_joint.rows(rows[index])(loc + sigma * noise[:, index]).mean(0) - sigma.log().sum(-1)
             (gradient,) = torch.autograd.grad(value.sum(), point)
         return value.detach().nan_to_num(nan=math.inf), gradient
 
     zero = torch.zeros_like(torch.cat([start.loc, start.loc], -1))
-    found = minimise(evaluate, zero, max_steps=max_steps)
+    found = minimise(evaluate, zero, max_steps=max_steps, tolerance=_NEAR)
     loc, sigma = gaussian(found.point, torch.arange(len(zero), device=zero.device))
     return Gaussian(loc, torch.diag_embed(sigma))
 
 
 @torch.no_grad()
-def _imitated(problem: LocalProblem, log_joint: LogJoint, target: Gaussian) -> Tensor:
+def _imitated(problem: LocalProblem, log_joint: LogJoint, rows: Tensor, target: Gaussian) -> Starts:
     """Free parameters of the member of the family that is most like a Gaussian: the very same where there is one.
 
     First some steps towards the highest likelihood of the Gaussian's draws, which lead from afar; then to the least
     squares of the difference of the log-densities, which are zero where the family contains it.
     """
-    num_samples = problem.num_samples
-    noise = _whitened(num_samples, target.loc)
+    noise = _whitened(problem.num_samples, target.loc)
     u = target.colour(noise)
     log_det = target.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    values = log_joint.constrain(u)
-    expected = -0.5 * (noise.square() + LOG_2PI).sum(-1) - log_det - log_joint.unconstrain(values, num_samples)[1]
+    values = log_joint.rows(rows).constrain(u)
+    jacobian = log_joint.rows(rows).unconstrain(values, problem.num_samples)[1]
+    expected = -0.5 * (noise.square() + LOG_2PI).sum(-1) - log_det - jacobian
 
-    def log_prob() -> Tensor:
-        return guide_log_prob(problem.call, problem.layout, values, num_samples)
+    sites = problem.call.probe().model_sites
+    dims = {name: problem.layout.dim - len(sites[name].fn.event_shape) for name in values}
 
-    likelihood = problem.objective(lambda: -log_prob().mean(0))
-    squares = problem.objective(lambda: (log_prob() - expected).square().mean(0))
-    near = minimise(likelihood, problem.start, max_steps=_NEAR_STEPS)
-    return minimise(squares, near.point, max_steps=_SAME_STEPS).point
+    def log_prob(part: LocalProblem, chosen: Tensor) -> Tensor:
+        layout = replace(problem.layout, num_data=len(chosen))
+        at = {name: value.index_select(dims[name], chosen) for name, value in values.items()}
+        return guide_log_prob(part.call, layout, at, problem.num_samples)
+
+    def likelihood(part: LocalProblem, chosen: Tensor) -> Tensor:
+        return -log_prob(part, chosen).mean(0)
+
+    def squares(part: LocalProblem, chosen: Tensor) -> Tensor:
+        return (log_prob(part, chosen) - expected[:, chosen]).square().mean(0)
+
+    near = minimise(problem.objective(likelihood, rows), problem.start[rows], max_steps=_NEAR_STEPS)
+    same = minimise(problem.objective(squares, rows), near.point, max_steps=_SAME_STEPS, tolerance=_NEAR)
+    return Starts(same.point, rows)
 
 
 def _whitened(num_samples: int, like: Tensor) -> Tensor:

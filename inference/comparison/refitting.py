@@ -12,8 +12,8 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem
-from inference.comparison.refit_starts import starts_at_modes
+from inference.comparison.local_problem import LocalProblem, row_blocks, write_rows
+from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
@@ -26,6 +26,21 @@ from inference.numerics.whitened_noise import WhitenedNoise
 # Independent sets of noise on which an ELBO is evaluated.
 EVALUATIONS = 8
 _RESTART_SPREAD = 1.0
+
+# From all starts the optimiser takes a quarter of its steps at most, to a rough gradient norm; then the best few go on.
+_ROUGH, _POLISHED = 1e-2, 2
+
+# The point that is chosen goes on with so many times the samples, to this gradient norm.
+_MORE, _SETTLED = 8, 1e-5
+
+# What a point is worth that is never taken, in nats.
+_NEVER = -1e300
+
+# Nats in ten steps below which no further step is made.
+_NO_GAIN = 1e-8
+
+# The gradient norm below which a point is called stationary.
+_STATIONARY = 1e-3
 
 # Standard errors and nats by which one point must be better than another to be called so.
 _CLEARLY, _TIE = 3.0, 1e-6
@@ -42,8 +57,10 @@ class Refit:
         own_standard_error: Of that, (N,).
         improvement: ``elbo - own_elbo``, (N,).
         improvement_error: Its standard error over common noise, (N,).
-        gradient_norm: Of the ELBO at the point returned, on the optimiser's noise, in nats per natural unit of the
+        gradient_norm: Of the ELBO at the point returned, on the optimiser's last noise, in nats per natural unit of the
             parameters, (N,). Near zero it says that the point is stationary, not that it is the best.
+        steps: Steps of the optimiser on the longest way to one of the points between which was chosen, (N,).
+        converged: Whether the gradient's norm is below 1e-3, (N,): the point is stationary, no more.
         guide: The guide of these data that was refitted, a module.
     """
 
@@ -54,6 +71,8 @@ class Refit:
     improvement: Tensor
     improvement_error: Tensor
     gradient_norm: Tensor
+    steps: Tensor
+    converged: Tensor
     guide: nn.Module
 
 
@@ -76,11 +95,12 @@ def refit(
 
     The parameters of an AutoGuide, and of any module where all data are one data point, are refitted as a whole.
 
-    All data side by side, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own output, from
-    the members of its family that are most like Laplace's approximation and like the best Gaussian with independent
-    coordinates at each mode of the posterior that is found (three at most), and from random starts. Of the points
-    found, that one is taken whose ELBO is surely highest, by its errors on fresh noise that all share; the values come
-    from further noise.
+    Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
+    output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
+    independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
+    quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
+    is taken whose ELBO is surely highest, by its errors on fresh noise that all share. It goes on from
+    there on eight times the samples, whose accidents it can use less; the values come from further noise.
 
     Warning:
         The point is stationary as far as ``gradient_norm`` is near zero. That no better member of the family exists is
@@ -98,7 +118,7 @@ def refit(
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
         seed: Seed of all noise.
-        progress: Show a progress bar over the starts.
+        progress: Show a progress bar over the blocks.
         **kwargs: Keyword arguments of both.
 
     Raises:
@@ -134,27 +154,35 @@ def refit_call(
     check_count(restarts, "restarts", 0)
     own.check()
     with refuse_batch_dependence(*own.programs), seeded(seed):
-        local, shared = _freed(own)
-        freed = replace(own, guide=local)
-        problem = LocalProblem(freed, local, num_samples, shared=shared)
-        point = _best_point(problem, restarts, max_steps, tolerance, progress)
-        norm = problem.minus_elbo(point, torch.arange(len(point), device=point.device))[1].norm(dim=-1)
-        problem.set(point)
-        fresh = int(torch.randint(2**31, ()))
-        ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
-    elbo, error = mean_and_error(refitted)
-    own_elbo, own_error = mean_and_error(ours)
-    improvement, improvement_error = mean_and_error(refitted - ours)
-    return Refit(
-        elbo=elbo,
-        standard_error=error,
-        own_elbo=own_elbo,
-        own_standard_error=own_error,
-        improvement=improvement,
-        improvement_error=improvement_error,
-        gradient_norm=norm.expand_as(elbo),
-        guide=local,
-    )
+        shared = not isinstance(own.guide, SupportsLocal)
+        blocks = [own] if shared else row_blocks(own, _MORE * num_samples)
+        bar = tqdm(blocks, disable=not progress, desc="refit", unit="block")
+        found = [_refit_block(block, num_samples, restarts, max_steps, tolerance) for block in bar]
+        guide = found[0][0] if len(blocks) == 1 else _freed(own)[0]
+    columns = {name: torch.cat([part[name] for _, part in found]) for name in found[0][1]}
+    if len(blocks) > 1:
+        write_rows(guide, columns["point"])
+    del columns["point"]
+    return Refit(guide=guide, **columns)
+
+
+def _refit_block(
+    own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A block of rows: the refitted guide, its free parameters ``point``, and what a :class:`Refit` says of them."""
+    local, shared = _freed(own)
+    freed = replace(own, guide=local)
+    problem = LocalProblem(freed, local, num_samples, shared=shared)
+    best = _best_point(problem, restarts, max_steps, tolerance)
+    problem.set(problem.start)
+    best = _settled(LocalProblem(freed, local, _MORE * num_samples, shared=shared), best, max_steps, tolerance)
+    problem.set(best["point"])
+    fresh = int(torch.randint(2**31, ()))
+    ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
+    names = ("elbo", "standard_error", "own_elbo", "own_standard_error", "improvement", "improvement_error")
+    columns = [column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values)]
+    best |= {name: best[name].expand_as(columns[0]) for name in ("steps", "gradient_norm", "converged")}
+    return local, best | dict(zip(names, columns, strict=True))
 
 
 def _freed(own: Call) -> tuple[nn.Module, bool]:
@@ -170,24 +198,78 @@ def has_global_parameters(call: Call) -> bool:
     return isinstance(call.guide, AutoGuide) or (call.whole and isinstance(call.guide, nn.Module))
 
 
-def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float, progress: bool) -> Tensor:
-    """Free parameters (N, P): of the optimiser's points and their starts the best by fresh noise that all share.
+def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
+    """Of the optimiser's points and their starts the best by fresh noise that all share, and how it was reached.
 
-    The noise on which points were optimised flatters those that use its accidents, so it decides ties alone.
+    The noise on which points were optimised flatters those that use its accidents, so it decides ties alone; and a
+    point where it ended on a slope is not taken: a part of the guide may stand where no draw is.
     """
-    similar = starts_at_modes(problem, max_steps) if len(problem.start) == problem.layout.num_data else []
-    around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
-    starts = [problem.start, *similar, *around]
-    bar = tqdm(starts, disable=not progress, desc="refit", unit="start")
-    found = [minimise(problem.minus_elbo, start, max_steps=max_steps, tolerance=tolerance) for start in bar]
-    lowest = torch.stack([each.value for each in found]).argmin(0)
-    candidates = torch.stack([*(each.point for each in found), problem.start, *similar])
+    starts = _starts(problem, restarts, max_steps)
+    rough = minimise(
+        lambda point, index: problem.minus_elbo(point, starts.rows[index]),
+        starts.point,
+        max_steps=math.ceil(max_steps / 4),
+        tolerance=max(_ROUGH, tolerance),
+        least_gain=_TIE,
+    )
+    few = torch.stack([_places(rough.value, starts.rows, rank) for rank in range(_POLISHED)])  # (2, N)
+    num_data, everything = few.shape[1], torch.arange(few.shape[1], device=few.device)
+    fine = minimise(
+        lambda point, index: problem.minus_elbo(point, index % num_data),
+        rough.point[few.flatten()],
+        max_steps=max_steps,
+        tolerance=tolerance,
+        least_gain=_NO_GAIN,
+    )
+    # Steps that lead from one steep place to another exploit what the noise does not see.
+    wild = (fine.gradient_norm > _ROUGH).unflatten(0, few.shape)
+    own = problem.start.unsqueeze(0)
+    candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], starts.point[few], own])
+    lowest = torch.where(wild, math.inf, fine.value.unflatten(0, few.shape)).argmin(0)
     fresh, values = int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
         values.append(problem.combined(evaluations(problem.call, problem.num_samples, fresh)))
-    taken = _chosen(torch.stack(values), lowest)
-    return candidates[taken, torch.arange(len(lowest), device=lowest.device)]
+    values[: len(few)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
+    point = candidates[_chosen(torch.stack(values), lowest), everything]
+    steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
+    return {"point": point, "steps": steps.amax(0)}
+
+
+def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tolerance: float) -> dict[str, Tensor]:
+    """The point that is stationary on the noise of a problem of more samples, which flatters less, and its gradient."""
+    found = minimise(
+        problem.minus_elbo,
+        best["point"],
+        max_steps=max_steps,
+        tolerance=max(_SETTLED, tolerance),
+        least_gain=_NO_GAIN,
+    )
+    everything = torch.arange(len(found.point), device=found.point.device)
+    wild = found.gradient_norm > _ROUGH
+    point = torch.where(wild.unsqueeze(-1), best["point"], found.point)
+    norm = torch.where(wild, problem.minus_elbo(best["point"], everything)[1].norm(dim=-1), found.gradient_norm)
+    steps = best["steps"] + found.steps
+    return {"point": point, "steps": steps, "gradient_norm": norm, "converged": norm <= _STATIONARY}
+
+
+def _starts(problem: LocalProblem, restarts: int, max_steps: int) -> Starts:
+    """The guide's own parameters, those like Gaussians at the posterior's modes, and random ones around its own."""
+    everything = torch.arange(len(problem.start), device=problem.start.device)
+    similar = None if problem.shared else starts_at_modes(problem, max_steps)
+    around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
+    point, rows = [problem.start, *around], [everything] * (1 + restarts)
+    if similar is not None:
+        point, rows = [*point, similar.point], [*rows, similar.rows]
+    return Starts(torch.cat(point), torch.cat(rows))
+
+
+def _places(value: Tensor, rows: Tensor, rank: int) -> Tensor:
+    """The place (N,), among values (M,) of some rows each, of each row's lowest, next to lowest, and so on."""
+    order = value.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    count = torch.bincount(rows)
+    return order[count.cumsum(0) - count + (count - 1).clamp(max=rank)]
 
 
 def _chosen(values: Tensor, lowest: Tensor) -> Tensor:

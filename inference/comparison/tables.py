@@ -177,6 +177,13 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
         wrong = int(dataset["contradicted"].any(("seed", "guide")).sum()) if "contradicted" in dataset else 0
         if wrong:
             lines.append(f"{split}: a guide's bound contradicts the upper end of log p of {wrong} data points.")
+    if any(bool(dataset["approximation"].notnull().any()) for dataset in splits.values()):
+        lines.append(
+            "approximation, amortisation: by the best guide that a refit found; a better one moves nats from the"
+        )
+        lines.append(
+            "first to the second, whose number is a lower bound, and >= in the first holds for the best one only."
+        )
     return lines + [line for split, dataset in splits.items() for line in _bounded_lines(split, dataset)]
 
 

@@ -22,7 +22,7 @@ from inference.core.draw import Draw
 from inference.core.enumeration import Enumeration
 from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import check_angles, is_periodic
-from inference.core.manners import Manners, manners_of, remembered
+from inference.core.manners import Manners, manners_of, remember_as, remembered
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.samples import Single, beside
@@ -116,7 +116,10 @@ class Call:
         args = tuple(tree_map(chosen, value) if i in names else value for i, value in enumerate(self.args))
         kwargs = {name: tree_map(chosen, value) if name in names else value for name, value in self.kwargs.items()}
         guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
-        return replace(self, guide=guide, args=args, kwargs=kwargs)
+        part = replace(self, guide=guide, args=args, kwargs=kwargs)
+        if guide is not self.guide:
+            remember_as(part, self)
+        return part
 
     def with_rows(self, row_arguments: frozenset[int | str]) -> Call:
         """The call with the names of the arguments that are rows of data."""

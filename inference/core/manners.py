@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -80,6 +81,12 @@ def remembered(call: Call) -> Manners | None:
     """How a pair is run on several samples, where that has been found before."""
     kept, form = _kept(call)
     return kept.get(form)
+
+
+def remember_as(part: Call, whole: Call) -> None:
+    """Take over what is known of a pair for one whose guide differs from its in the rows alone."""
+    with suppress(TypeError):
+        _known.setdefault(_owner(part.model), WeakKeyDictionary())[_owner(part.guide)] = _kept(whole)[0]
 
 
 def _kept(call: Call) -> tuple[dict[Hashable, Manners], Hashable]:

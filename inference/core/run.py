@@ -7,13 +7,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from inference.core.draw import PARTICLES, Layout, layout_of
 from inference.core.enumeration import Enumeration, is_summable
-from inference.core.handlers import RecordSites, Site
+from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import is_delta, support_of
+from inference.core.seeding import random_state
 from inference.core.unobserved import unobserved
 
 Program = Callable[..., Any]
@@ -60,10 +62,7 @@ def check_pair(
     """
     latents = [name for name, site in model.items() if not site.is_observed]
     drawn = [name for name, site in guide.items() if not site.is_observed and not site.is_auxiliary]
-    if not any(site.is_observed for site in model.values()):
-        seen = [name for name, site in guide.items() if site.is_observed]
-        hint = f", while the guide observes {seen}: are model and guide swapped?" if seen else ""
-        raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
+    check_observes(model, guide)
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
     free = {name for name in latents if is_summable(model[name])} | unobserved(model)
@@ -72,6 +71,30 @@ def check_pair(
         raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")
     _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
     return layout_of(model, guide, plate, whole=whole)
+
+
+def check_observes(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
+    """Check that a model has an observed site, without which it has no evidence; a guide may have some.
+
+    Raises:
+        ValueError: If it has none; the message says whether model and guide look swapped.
+    """
+    if not any(site.is_observed for site in model.values()):
+        seen = [name for name, site in guide.items() if site.is_observed]
+        hint = f", while the guide observes {seen}: are model and guide swapped?" if seen else ""
+        raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
+
+
+@torch.no_grad()
+def refuse_swapped(model: Program, guide: Program, args: tuple[Any, ...]) -> None:
+    """Refuse a model without an observed site, by a run of each half; for losses that do not check their pair.
+
+    Raises:
+        ValueError: See :func:`check_observes`.
+    """
+    with isolated(), random_state(None):
+        runs = [run_program(program, args, {}, None, 1, None).sites for program in (guide, model)]
+    check_observes(runs[1], runs[0])
 
 
 def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: list[str]) -> None:

@@ -24,17 +24,21 @@ class Minimum:
         point: (N, P).
         value: (N,).
         gradient_norm: Euclidean norm of the gradient there, (N,).
-        steps: Steps that the longest one took.
+        steps: Steps that each took, (N,).
+        converged: Whether it ended before the last step, (N,).
     """
 
     point: Tensor
     value: Tensor
     gradient_norm: Tensor
-    steps: int
+    steps: Tensor
+    converged: Tensor
 
 
 @torch.no_grad()
-def minimise(evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, tolerance: float = 1e-6) -> Minimum:
+def minimise(
+    evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, tolerance: float = 1e-6, least_gain: float = 0.0
+) -> Minimum:
     """Minimise N functions of P variables each by limited-memory BFGS (L-BFGS) with backtracking, all at once.
 
     References:
@@ -45,19 +49,27 @@ def minimise(evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, toleran
         start: (N, P).
         max_steps: Steps at most.
         tolerance: Gradient norm at which a problem has converged.
+        least_gain: What ten steps must gain together, or a problem ends.
 
     Returns:
         For each problem the lowest point found; never above its start.
     """
     state = _State.begin(evaluate, start)
     active = (state.value.isfinite() & (state.gradient.norm(dim=-1) > tolerance)).nonzero()[:, 0]
-    steps = 0
-    while len(active) and steps < max_steps:
-        steps += 1
+    steps, converged = torch.zeros_like(state.value, dtype=torch.long), state.value.isfinite()
+    before = state.value.clone()
+    for step in range(max_steps):
+        if len(active) == 0:
+            break
+        steps[active] += 1
         moved, renewed = state.step(evaluate, active)
         # One that cannot move even without its history is as low as rounding allows.
         active = active[(state.gradient[active].norm(dim=-1) > tolerance) & (moved | ~renewed)]
-    return Minimum(state.point, state.value, state.gradient.norm(dim=-1), steps)
+        if step % _HISTORY == _HISTORY - 1:
+            active = active[before[active] - state.value[active] > least_gain]
+            before = state.value.clone()
+    converged[active] = False
+    return Minimum(state.point, state.value, state.gradient.norm(dim=-1), steps, converged)
 
 
 @dataclass

@@ -34,6 +34,12 @@ class WhitenedNoise(TorchFunctionMode):
         """Whether anything was drawn from it."""
         return bool(self._drawn)
 
+    def rows(self, index: Tensor, dim: int) -> WhitenedNoise:
+        """The noise of chosen rows, (M,) integers, of the dimension ``dim`` of all that was drawn."""
+        chosen = WhitenedNoise()
+        chosen._drawn = [noise.index_select(dim, index.to(noise.device)) for noise in self._drawn]
+        return chosen
+
     def __enter__(self) -> WhitenedNoise:
         self._next = 0
         super().__enter__()

@@ -15,6 +15,7 @@ from inference.plots.collapse import (
     threshold_figure,
 )
 from inference.plots.comparison import elbo_against_evidence, gap_histogram, pareto_k_figure, pareto_k_map, save_figure
+from inference.plots.gaps import gap_parts_figure
 from inference.plots.rates import rate_distortion_figure
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ecdf_difference",
     "elbo_against_evidence",
     "gap_histogram",
+    "gap_parts_figure",
     "landscape_figure",
     "latent_kl_figure",
     "pareto_k_figure",

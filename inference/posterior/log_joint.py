@@ -69,6 +69,7 @@ class LogJoint:
     Attributes:
         dim: d, unconstrained coordinates per data point.
         num_data: N.
+        observes: Whether the model observes anything.
         evaluations: Evaluations of the joint density so far, counted per sample and data point.
 
     Raises:
@@ -114,6 +115,7 @@ class LogJoint:
             run = Single().run(call, call.model, None, 1)
             self._dropped = without_children(unobserved(run.sites), run.sites, self._sites_at)
         self._subsamples = run.subsamples
+        self.observes = any(site.is_observed for site in run.sites.values())
         self._layout = layout_of(run.sites, {}, call.plate, whole=call.whole)
         kept = self._sort_latents(run.sites)
         with random_state(None):

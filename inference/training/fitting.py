@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import local_params
-from inference.core.run import Program, modules_of
+from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
+from inference.objectives.base import Objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.batches import Batches, laid_out
 from inference.training.trainer import History, Trainer
@@ -84,8 +85,8 @@ def fit(
 
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
-        ValueError: If data are not finite or do not fit the pair, if LBFGS is given mini-batches, or if the
-            checkpoint belongs to another run.
+        ValueError: If data are not finite or do not fit the pair, if the model observes nothing, if LBFGS is given
+            mini-batches, or if the checkpoint belongs to another run.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
     """
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
@@ -105,6 +106,8 @@ def fit(
     objective = ELBO() if objective is None else objective
     with seeded(seed), local_params(), laid_out(objective, plate, whole):
         call = Call(model, guide, data, {}, getattr(objective, "plate", plate), whole=whole)
+        if not isinstance(objective, Objective):  # ours check the pair themselves
+            refuse_swapped(model, guide, data)
         num_data = 1 if whole else call.num_rows or 1
         batch_size = _check_batch_size(batch_size, num_data)
         batches = Batches.of(call, partly=batch_size < num_data or validation is not None)

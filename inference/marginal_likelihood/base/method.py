@@ -43,7 +43,12 @@ class Problem:
     @cached_property
     def density(self) -> LogJoint:
         """The model's log joint density of these data; without coordinates where all latents are discrete."""
-        return LogJoint.of(self.call)
+        density = LogJoint.of(self.call)
+        if not density.observes:
+            raise ValueError(
+                f"expected a model that observes data, got one of latent sites alone {list(density.sites)}"
+            )
+        return density
 
     @cached_property
     def call_of_rows(self) -> Call:

@@ -24,7 +24,7 @@ from guides import (
     WrappedEncoder,
     local_gauss_newton,
 )
-from inference import Importance, elbo, evidence, gap, log_weights, refit
+from inference import Importance, elbo, evidence, gap, log_weights, memory_limit, refit
 from inference.comparison.local_problem import LocalProblem
 from inference.comparison.refitting import _chosen
 from inference.core.call import Call
@@ -66,7 +66,24 @@ def test_it_goes_along_a_curved_valley_and_never_up():
     torch.testing.assert_close(found.point, torch.ones(100, 2, dtype=torch.float64), atol=1e-5, rtol=0)
     one = minimise(evaluate, start, max_steps=1)
     assert (one.value <= evaluate(start, None)[0]).all()
-    assert one.steps == 1
+    assert (one.steps == 1).all()
+
+
+def test_each_row_counts_its_own_steps_and_says_how_it_ended():
+    scale, target = torch.tensor([[1.0, 1.0], [1.0, 100.0], [0.0, 0.0]]).double(), torch.ones(3, 2).double()
+
+    def evaluate(point, index):
+        gradient = scale[index] * (point - target[index])
+        return 0.5 * (gradient * (point - target[index])).sum(-1), gradient
+
+    found = minimise(evaluate, torch.zeros(3, 2, dtype=torch.float64))
+    assert found.steps[2] == 0
+    assert 0 < found.steps[0] < found.steps[1] < 200
+    assert found.converged.tolist() == [True] * 3
+    short = minimise(evaluate, torch.zeros(3, 2).double(), max_steps=int(found.steps[0]))
+    assert short.converged.tolist() == [True, False, True]
+    valley = minimise(evaluate, torch.full((3, 2), 1e3).double(), tolerance=0.0, max_steps=25, least_gain=1e9)
+    assert valley.steps.max() <= 10  # so many steps have to gain as much
 
 
 # --- the noise -------------------------------------------------------------------------------------
@@ -270,6 +287,40 @@ def test_a_bounded_prior_keeps_its_support():
     assert (best.improvement >= 0).all()
 
 
+# --- blocks of rows --------------------------------------------------------------------------------
+
+
+def test_blocks_of_rows_find_what_all_rows_together_find():
+    model = linear_model()
+    guide, x = MeanField(6, 3, hidden=(8,)).double(), model(n=6).detach()
+    with memory_limit(0.1):  # 6 rows of 8 x 16 draws in blocks of one
+        got = refit(model, guide, x, num_samples=16, restarts=0, seed=0, progress=False)
+    left = model.log_evidence(x) - got.elbo
+    torch.testing.assert_close(left, family_gap(model).expand(6), atol=1e-6, rtol=0)
+    assert got.steps.shape == got.converged.shape == (6,)
+    assert got.converged.all()
+    posterior, exact = got.guide.posterior(x), model.posterior(x)
+    torch.testing.assert_close(posterior.mean, exact.mean, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_chosen_rows_have_the_loss_that_they_have_among_all(cuts):
+    model = linear_model()
+    x = model(n=5).detach()
+    local = MeanField(6, 3, hidden=(8,)).double().local(x)
+    problem = LocalProblem(Call(model, local, (x,)), local, 16)
+    assert problem._cuts
+    point, index = torch.randn(7, 6).double(), torch.tensor([4, 0, 0, 2, 0, 4, 1])
+    expected = []
+    for place, row in enumerate(index.tolist()):
+        whole = problem.start.clone()
+        whole[row] = point[place]
+        problem.set(whole)
+        expected.append(problem._minus_elbo().detach()[row])
+    problem._cuts = cuts
+    torch.testing.assert_close(problem.minus_elbo(point, index)[0], torch.stack(expected))
+
+
 # --- which point is taken --------------------------------------------------------------------------
 
 
@@ -344,6 +395,7 @@ def test_the_intervals_hold_the_closed_forms():
         assert part.lower - 1e-6 <= float(expected) <= part.upper + 1e-6
         assert part.lower <= part.upper < 2 * float(expected) + 0.1
     assert got.mean["approximation"].lower == 0
+    assert all(math.isfinite(part.upper) for part in got.mean.values())  # at the level asked for, exact or not
     assert str(got) in repr(got)
 
 

@@ -499,6 +499,13 @@ def test_a_model_without_closed_form_is_named_with_the_way_out():
         evidence(function_model, GOOD, method="exact")
 
 
+@pytest.mark.parametrize("method", ["auto", "adaptive", "annealed", "laplace", "quadrature"])
+def test_a_guide_in_place_of_the_model_has_no_evidence(method):
+    guide, x = MeanField(4, 2).double(), torch.zeros(3, 4).double()
+    with pytest.raises(ValueError, match="expected a model that observes data, got one of latent sites alone"):
+        evidence(guide, x, method=method, progress=False)
+
+
 def test_a_function_pair_has_importance_evidence():
     def guide(x):
         with pyro.plate("data", len(x)):

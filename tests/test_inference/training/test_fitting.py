@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.infer
 import pytest
 import torch
 from torch.optim import LBFGS, SGD, Adam
@@ -318,6 +319,14 @@ def test_bad_options_are_refused_before_anything_runs(options, error, message):
     with pytest.raises(error, match=message):
         fit(model, Linear(5, 2).double(), X, **{"steps": 1, **options}, **QUIET)
     assert not runs
+
+
+@pytest.mark.parametrize("objective", [None, pyro.infer.Trace_ELBO(), pyro.infer.TraceMeanField_ELBO()])
+def test_swapped_halves_are_refused_under_any_objective(objective):
+    model, guide = LinearVAE(5, 2), MeanField(5, 2)
+    with pytest.raises(ValueError, match=r"expected a model that observes data, .* the guide observes \['x'\]"):
+        fit(guide, model, torch.zeros(8, 5), steps=1, objective=objective, progress=False)
+    fit(model, guide, torch.zeros(8, 5), steps=1, objective=objective, progress=False)
 
 
 def test_a_pair_without_parameters_is_refused():

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from inference.core.storage import atomic_path
+from inference.core.files import atomic_path
 from inference.numerics.multiple_testing import holm
 
 # Rounding of the difference of two values, in units of the data's dtype and of their size.

@@ -55,17 +55,18 @@ class RandomStream:
             return
         with random_state(self._seed):
             if self._states is not None:
-                _set_states(self._states)
+                set_random_states(self._states)
             yield
-            self._states = _states()
+            self._states = random_states()
 
 
-def _states() -> list[torch.Tensor]:
+def random_states() -> list[torch.Tensor]:
     """The state of torch's generator on the CPU, and on every GPU in use."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
-def _set_states(states: list[torch.Tensor]) -> None:
+def set_random_states(states: list[torch.Tensor]) -> None:
+    """Go back to what :func:`random_states` returned."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state_all(states[1:])

@@ -181,7 +181,7 @@ def probe(run: Callable[[], Draw]) -> list[float] | None:
         try:
             draw = run()
             terms = [draw.log_joint[0], *([draw.log_guide[0]] if draw.guide_sites else [])]
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError):
+        except (ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, LookupError):
             return None
     return [float(v) for term in terms for v in (*term[:_PROBED].double(), term.double().mean())]
 

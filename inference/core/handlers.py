@@ -112,12 +112,13 @@ def isolated(*, expose_params: bool = False) -> Iterator[None]:
     With ``expose_params``, and only inside an enclosing handler, param statements pass through: that is how
     :class:`pyro.infer.SVI` finds the parameters to train. Everywhere else parameters are local.
     """
-    if expose_params and am_i_wrapped():
-        with one_at_a_time(), poutine.block(expose_types=["param"]):
-            yield
-    else:
-        with one_at_a_time(), poutine.block(), local_params():
-            yield
+    with one_at_a_time():
+        if expose_params and am_i_wrapped():
+            with poutine.block(expose_types=["param"]):
+                yield
+        else:
+            with poutine.block(), local_params():
+                yield
 
 
 class Site(NamedTuple):

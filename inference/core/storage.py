@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import torch as safe
 from torch import Tensor
 
 from inference.core.files import AnyPath, Unreadable, atomic_path, reading
@@ -46,7 +46,7 @@ def save_tree(path: AnyPath, tree: Any) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encode(tree, tensors)).encode()
     tensors[_TREE] = torch.from_numpy(np.frombuffer(text, np.uint8).copy())
-    content = save(tensors, {"format": _FORMAT, "sha256": _digest(tensors)})
+    content = safe.save(tensors, {"format": _FORMAT, "sha256": _digest(tensors)})
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
@@ -65,7 +65,7 @@ def load_tree(path: AnyPath, what: str = "a saved file") -> Any:
     with reading(path, what):
         content = Path(path).read_bytes()
         try:
-            tensors = load(content)
+            tensors = safe.load(content)
         except SafetensorError as error:
             raise Unreadable(f"is damaged or no safetensors file: {error}") from error
         _check_header(content, tensors)

@@ -143,7 +143,7 @@ class Checkpoint:
         t, history = self.trainer, self.trainer.history
         history.loss = tree["loss"].tolist()
         history.validation = [(int(step), loss) for step, loss in tree["validation"].tolist()]
-        history.seconds, t.order_seed = tree["seconds"], tree["order_seed"]
+        history.seconds, t.order_seed = float(tree["seconds"]), int(tree["order_seed"])
         t.restore(State(**tree["state"]))
 
     def _check_pair(self, expected: list[float] | None) -> None:

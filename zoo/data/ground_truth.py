@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,7 +126,13 @@ def load_mixed(path: str | os.PathLike[str]) -> MixedDataset:
     with reading(path, kind):
         if not isinstance(tree, dict) or not {"mixing", *_TENSORS} <= set(tree) <= names:
             raise Unreadable("has other content")
+        if not all(isinstance(tensor, Tensor) for name in _TENSORS for tensor in _leaves(tree[name])):
+            raise Unreadable("has other content than tensors")
         return MixedDataset(**tree | {"mixing": from_description(tree["mixing"])})
+
+
+def _leaves(entry: Any) -> list[Any]:
+    return list(entry.values()) if isinstance(entry, dict) else [entry]
 
 
 def _draw(sources: Distribution, num: int, latent_dim: int) -> Tensor:

@@ -15,7 +15,7 @@ from inference.core.fingerprint import described, probe, same_numbers, say_diffe
 from inference.core.memory import at_once
 from inference.core.storage import load_tree, save_tree
 from inference.marginal_likelihood.base.method import Problem
-from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence, concatenate
 
 _KIND = "a checkpoint of this estimate"
 
@@ -62,6 +62,7 @@ class Blocks:
                     f"expected {_KIND}, but {path} belongs to another one, {text}: remove it or give another name"
                 )
             self.done = [Evidence(**part) for part in tree["parts"]]
+            concatenate(self.done)
         self._written = len(self.done)
 
     def add(self, part: Evidence) -> None:

@@ -147,15 +147,20 @@ def test_a_sealed_file_is_read_as_it_was_and_not_otherwise(tmp_path):
 def test_errors_of_libraries_become_a_sentence_with_the_name(error, tmp_path):
     path = tmp_path / "file.bin"
     path.touch()
-    with pytest.raises(ValueError, match=r"expected a list, but .*file\.bin is damaged or of another kind"):
-        with reading(path, "a list"):
-            raise error
+    with (
+        pytest.raises(ValueError, match=r"expected a list, but .*file\.bin is damaged or of another kind"),
+        reading(path, "a list"),
+    ):
+        raise error
+
+
+def enter(path):
+    with reading(path, "a list"):
+        pass
 
 
 def test_a_folder_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(IsADirectoryError, match=f"expected a list at {tmp_path}, found a folder"):
-        with reading(tmp_path, "a list"):
-            pass
+        enter(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"expected a list at {tmp_path}/x, found no file"):
-        with reading(tmp_path / "x", "a list"):
-            pass
+        enter(tmp_path / "x")

@@ -152,9 +152,9 @@ def principal_map(x: Tensor) -> Tensor:
     flat = x.reshape(len(x), -1).double()
     centred = flat - flat.mean(0)
     if min(centred.shape) <= _FEW:
-        left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+        axes = torch.linalg.svd(centred, full_matrices=False)[2].mT
     else:  # a few power iterations, for the whole decomposition is cubic in the smaller side
         with random_state(0):
-            left, values, _ = torch.svd_lowrank(centred, q=12, niter=8)
-    places = (left * values)[:, :2]
+            axes = torch.svd_lowrank(centred, q=12, niter=8)[2]
+    places = centred @ axes[:, :2]
     return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))

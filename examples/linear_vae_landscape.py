@@ -23,9 +23,9 @@ from zoo.linear import (
     mean_log_evidence,
     profiled_elbo,
     smallest_curvature,
+    spectrum,
     stationary_point,
 )
-from zoo.linear.estimation import spectrum
 
 SMOKE = {"data": "synthetic", "latent_dim": 2, "points": 7}
 

@@ -29,10 +29,10 @@ from torch import nn
 
 from guides import Linear, MeanField, mlp
 from inference import AnalyticELBO, AnalyticKLELBO, fit
-from inference.diagnostics.collapse import predicted_alive
+from inference.diagnostics import predicted_alive
 from inference.plots import alive_figure, collapse_curve_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
-from zoo.linear.estimation import spectrum
+from zoo.linear import spectrum
 
 # Nats below which a latent is collapsed, if for 99% of the data: the paper's, but for what noisy training leaves.
 EPSILON = {"deep": 0.1, "linear": 0.01}

@@ -21,12 +21,10 @@ from torch.optim import LBFGS, Adam
 
 from guides import Linear, MeanField, mlp
 from inference import AnalyticBetaELBO, BetaELBO, empirical_entropy, fit, rate_distortion_curve
-from inference.information import water_filling
-from inference.information.curve import lower_hull, phase
-from inference.information.reverse_water_filling import water_filling_at_rate
+from inference.information import lower_hull, phase, water_filling, water_filling_at_rate
 from inference.plots import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, StandardNormal, digits
-from zoo.linear.estimation import spectrum
+from zoo.linear import spectrum
 
 LINEAR_DIM, DEEP_DIM, SMALLEST_BETA = 10, 8, 0.1
 DECODERS, MARGINALS = ("simple decoder", "powerful decoder"), ("simple marginal", "powerful marginal")

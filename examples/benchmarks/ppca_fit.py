@@ -23,7 +23,7 @@ from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from timing import add_threads, benchmark_parser
 
-from zoo.linear.estimation import maximum_likelihood
+from zoo.linear import maximum_likelihood
 
 REST = 0.2  # seconds
 BATCH_ROWS = 5000

@@ -1,7 +1,14 @@
 """Diagnostics of a trained pair: posterior collapse, posterior error, curvature, gradient noise."""
 
 from inference.diagnostics.accuracy import PosteriorError, posterior_error
-from inference.diagnostics.collapse import active_units, collapse_curve, collapsed, latent_kl, posterior_means
+from inference.diagnostics.collapse import (
+    active_units,
+    collapse_curve,
+    collapsed,
+    latent_kl,
+    posterior_means,
+    predicted_alive,
+)
 from inference.diagnostics.curvature import (
     constant_var,
     constant_var_penalty,
@@ -26,4 +33,5 @@ __all__ = [
     "negative_hessian",
     "posterior_error",
     "posterior_means",
+    "predicted_alive",
 ]

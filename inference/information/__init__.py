@@ -1,7 +1,7 @@
 """Information theory of a pair: rate, distortion and mutual information, and their closed forms."""
 
 from inference.information.bounds import information_bounds, tightest
-from inference.information.curve import CurvePoint, rate_distortion_curve
+from inference.information.curve import CurvePoint, lower_hull, phase, rate_distortion_curve
 from inference.information.encoder_information import MutualInformation, mutual_information
 from inference.information.rates import RateDistortion, empirical_entropy, rate_distortion
 from inference.information.reverse_water_filling import water_filling, water_filling_at_rate
@@ -12,7 +12,9 @@ __all__ = [
     "RateDistortion",
     "empirical_entropy",
     "information_bounds",
+    "lower_hull",
     "mutual_information",
+    "phase",
     "rate_distortion",
     "rate_distortion_curve",
     "tightest",

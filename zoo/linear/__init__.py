@@ -1,5 +1,6 @@
 """Linear Gaussian models in closed form: probabilistic PCA (pPCA), the linear VAE and factor analysis."""
 
+from zoo.linear.estimation import maximum_likelihood, spectrum
 from zoo.linear.factor_analysis import FactorAnalysis
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import PPCA, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
@@ -37,6 +38,7 @@ __all__ = [
     "evidence_curvatures",
     "inertia",
     "landscape",
+    "maximum_likelihood",
     "mean_distortion",
     "mean_elbo",
     "mean_log_evidence",
@@ -45,6 +47,7 @@ __all__ = [
     "optimal_guide",
     "profiled_elbo",
     "smallest_curvature",
+    "spectrum",
     "stationary_point",
     "stationary_points",
     "stationary_points_of_learned_noise",

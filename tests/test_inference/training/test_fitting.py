@@ -55,7 +55,7 @@ def linear_pair(x, latent_dim, guide=Linear):
     return model, guide(x.shape[1], latent_dim).double().standardise_by(x)
 
 
-@pytest.fixture(scope="module", params=["raw", "divided by 16"])
+@pytest.fixture(scope="module", params=[pytest.param("raw", marks=pytest.mark.slow), "divided by 16"])
 def digit_rows(request):
     data = digits(test_size=0) if request.param == "raw" else digits(test_size=0, transform=Scaled(16.0))
     return data.train, mean_evidence(PPCA.from_data(data.train, 8), data.train)
@@ -77,6 +77,7 @@ def test_adam_on_the_analytic_elbo_reaches_the_ppca_maximum(digit_rows):
     assert 0 <= maximum - analytic_elbo(*pair, x) < 2e-3
 
 
+@pytest.mark.slow
 def test_lbfgs_on_the_analytic_elbo_reaches_the_ppca_maximum(digit_rows):
     x, maximum = digit_rows
     pair = linear_pair(x, 8)
@@ -95,7 +96,9 @@ def test_lbfgs_with_the_tied_guide_reaches_the_ppca_maximum(digit_rows):
     assert abs(maximum - analytic_elbo(*pair, x)) < 1e-9
 
 
-@pytest.mark.parametrize("objective", [ELBO(), AnalyticKLELBO()], ids=["ELBO", "AnalyticKLELBO"])
+@pytest.mark.parametrize(
+    "objective", [ELBO(), pytest.param(AnalyticKLELBO(), marks=pytest.mark.slow)], ids=["ELBO", "AnalyticKLELBO"]
+)
 def test_the_stochastic_elbo_reaches_the_ppca_maximum(digit_rows, objective):
     x, maximum = digit_rows
     pair = linear_pair(x, 8)

@@ -131,6 +131,10 @@ class Checkpoint:
             self._refuse("has another content")
         if text := say_differences(got, self.fingerprint):
             self._refuse(f"belongs to another one, {text}")
+        shapes = [t.shape for t in self.trainer.tensors()]
+        for saved in (tree["state"]["tensors"], tree["state"]["best"]):
+            if saved is not None and [t.shape for t in saved] != shapes:
+                self._refuse("holds tensors of other shapes")
         state = tree["state"]["tensors"][len(self.trainer.parameters) :]
         in_file = dict(zip(tree["buffers"], map(tensor_digest, state), strict=True))
         for name, start in tree["buffers"].items():

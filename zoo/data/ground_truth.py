@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,13 +125,13 @@ def load_mixed(path: str | os.PathLike[str]) -> MixedDataset:
     with reading(path, kind):
         if not isinstance(tree, dict) or not {"mixing", *_TENSORS} <= set(tree) <= names:
             raise Unreadable("has other content")
-        if not all(isinstance(tensor, Tensor) for name in _TENSORS for tensor in _leaves(tree[name])):
-            raise Unreadable("has other content than tensors")
-        return MixedDataset(**tree | {"mixing": from_description(tree["mixing"])})
-
-
-def _leaves(entry: Any) -> list[Any]:
-    return list(entry.values()) if isinstance(entry, dict) else [entry]
+        mixing = from_description(tree["mixing"])
+        for name, sources in (("train", "z"), ("test", "z_test")):
+            x, z = tree[name].shape, tree["truth"][sources].shape
+            if x[1:] != (mixing.data_dim,) or z[1:] != (mixing.latent_dim,) or x[0] != z[0]:
+                raise Unreadable(f"has data and sources of other shapes, {tuple(x)} and {tuple(z)}")
+        mixing(tree["truth"]["z"][:1].double())
+        return MixedDataset(**tree | {"mixing": mixing})
 
 
 def _draw(sources: Distribution, num: int, latent_dim: int) -> Tensor:

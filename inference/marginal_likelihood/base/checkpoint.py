@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.core.files import reading
+from inference.core.files import Unreadable, reading
 from inference.core.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.core.memory import at_once
 from inference.core.storage import load_tree, save_tree
@@ -62,7 +62,9 @@ class Blocks:
                     f"expected {_KIND}, but {path} belongs to another one, {text}: remove it or give another name"
                 )
             self.done = [Evidence(**part) for part in tree["parts"]]
-            concatenate(self.done)
+            whole = concatenate(self.done)
+            if {t.shape for t in (whole.value, whole.lower, whole.upper, whole.standard_error)} != {whole.value.shape}:
+                raise Unreadable("holds numbers of other shapes")
         self._written = len(self.done)
 
     def add(self, part: Evidence) -> None:

@@ -296,7 +296,7 @@ def noisy(sigma):
         pyro.module("decoder", decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), sigma).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(decoder(z), float(sigma)).to_event(1), obs=x)
 
     def guide(x):
         pyro.module("encoder", encoder)
@@ -319,10 +319,16 @@ PAIRS = {
 }
 
 
-class Box(float):
-    """A number whose value does not show in its description, only in what a model makes of it."""
+class Box:
+    """A number that does not show in its description, only in what a model makes of it."""
 
-    __slots__ = ()
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+    def __float__(self):
+        return self.value
 
 
 @pytest.mark.parametrize("makes", PAIRS.values(), ids=PAIRS)

@@ -199,6 +199,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seconds", type=int, default=300, help="CPU seconds of a mutant's tests")
+    parser.add_argument("--skip", type=int, default=0, help="mutants that an earlier run has judged")
     options = parser.parse_args()
     for name in ("torch.func", "pyro.infer", "scipy.stats", "sklearn.datasets", "xarray", "matplotlib.pyplot"):
         importlib.import_module(name)  # once, for all children
@@ -209,7 +210,7 @@ def main() -> int:
         for name in COPIED:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, copy / name)
-        for i, mutant in enumerate(draw(options.seed, options.count)):
+        for i, mutant in list(enumerate(draw(options.seed, options.count)))[options.skip :]:
             start = time.perf_counter()
             found = fate(mutant, copy, options.seconds)
             fates[found].append(mutant)

@@ -139,7 +139,7 @@ def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another kind or of an older version, with its name.
     """
-    with reading(path, "a file written by save_comparison"):
+    with reading(path, "a comparison"):
         content = check_seal(path)
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as file:
             tree = file.load()

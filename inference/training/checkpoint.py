@@ -12,6 +12,7 @@ from inference.core.call import Call
 from inference.core.files import reading
 from inference.core.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.core.memory import at_once
+from inference.core.protocols import supports_freeze
 from inference.core.storage import load_tree, save_tree, tensor_digest
 
 if TYPE_CHECKING:
@@ -59,8 +60,14 @@ class Checkpoint:
         }
 
     def _buffers(self) -> dict[str, str]:
-        named = [(f"{i}.{n}", b) for i, m in enumerate(self.trainer.modules) for n, b in m.named_buffers()]
-        return {name: tensor_digest(buffer) for name, buffer in named}
+        """Digests of buffers; of those that freezing sets, which are no constants, the names alone."""
+        found = {}
+        for i, module in enumerate(self.trainer.modules):
+            results = [name for name, part in module.named_modules() if supports_freeze(part)]
+            for name, buffer in module.named_buffers():
+                is_result = any(name.startswith(f"{prefix}." if prefix else "") for prefix in results)
+                found[f"{i}.{name}"] = "" if is_result else tensor_digest(buffer)
+        return found
 
     def probe(self) -> list[float] | None:
         """Log-densities of the pair at a fixed draw, see :func:`inference.core.fingerprint.probe`."""

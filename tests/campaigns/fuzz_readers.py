@@ -58,7 +58,7 @@ def read_pair(path: Path) -> str:
 
 def read_mixed(path: Path) -> str:
     data = load_mixed(path)
-    return numbers([data.train, data.test, *data.truth.values(), data.mixing(data.truth["z"])])
+    return numbers([data.train, data.test, data.truth["z"], data.truth["z_test"], data.mixing(data.truth["z"])])
 
 
 def read_comparison(path: Path) -> str:

@@ -153,9 +153,6 @@ class Trainer:
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
-        # Buffers may be infinite by intention, as masks are.
-        self.watched = [t for t in self.tensors() if t.is_floating_point() and bool(t.isfinite().all())]
-        self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
 
     def run(
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, progress: bool
@@ -167,6 +164,9 @@ class Trainer:
         """
         self.history.stopped_early = self._out_of_patience(patience)
         self.good, self.latest = self.state(), None
+        # Buffers may be infinite by intention, as masks are.
+        self.watched = [t for t in self.tensors() if t.is_floating_point() and bool(t.isfinite().all())]
+        self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
         self._train_mode(True)
         try:
             with tqdm(total=steps, initial=self.history.steps, disable=not progress, desc="fit", unit="step") as bar:

@@ -14,7 +14,7 @@ from guides import Linear, MeanField, TiedMeanField
 from inference import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, fit
 from inference.core.files import locked
 from inference.core.storage import load_tree, save_tree
-from zoo import IMAVAE, PPCA, DeepGaussianVAE, Laplace, LinearVAE, Scaled, digits, linear_gaussian
+from zoo import IMAVAE, PPCA, DeepGaussianVAE, Laplace, LinearVAE, OptimalNoise, Scaled, digits, linear_gaussian
 
 QUIET = {"progress": False}
 
@@ -513,3 +513,18 @@ def test_training_on_a_gpu_reaches_the_same_optimum():
     fit(*pair, x, steps=40, objective=AnalyticELBO(), optimizer=lbfgs, device="cuda", **QUIET)
     maximum = mean_evidence(PPCA.from_data(x, 8), x)
     assert maximum - analytic_elbo(*pair, x.cuda()) < 1e-6
+
+
+def test_a_run_goes_on_after_its_pair_was_frozen(tmp_path):
+    x, file = linear_gaussian(20, 5, 2).train, tmp_path / "run.safetensors"
+
+    def pair():
+        torch.manual_seed(0)
+        model = DeepGaussianVAE(5, 2, hidden=(8,), noise=OptimalNoise()).double()
+        return model, MeanField(5, 2, hidden=(8,)).double()
+
+    straight = fit(*pair(), x, steps=6, seed=0, **QUIET)
+    model, guide = pair()
+    fit(model, guide, x, steps=3, seed=0, checkpoint=file, **QUIET)
+    model.freeze(guide, x, num_samples=10)
+    assert fit(model, guide, x, steps=6, seed=0, checkpoint=file, **QUIET).loss == straight.loss

@@ -19,6 +19,8 @@ from inference.calibration import *
 from inference.comparison import *
 from inference.core import *
 from inference.core.deprecation import renamed
+from inference.core.release import __distribution__ as __distribution__
+from inference.core.release import __version__ as __version__
 from inference.diagnostics import (
     GradientNoise,
     PosteriorError,

@@ -112,7 +112,10 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
         if isinstance(program, ChecksData):
             program.check_data(args[0] if args else kwargs.get("x"))
             _check_number(program, args, kwargs)
-    for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
+    for name, value in [
+        *((f"argument {i}" if i else "x, the first argument,", a) for i, a in enumerate(args)),
+        *kwargs.items(),
+    ]:
         if isinstance(value, Tensor) and value.is_floating_point():
             check_finite(value, name)
 

@@ -18,7 +18,7 @@ def check_inference(module: ModuleType) -> None:
     """
     if getattr(module, "__distribution__", None) == "elbozoo":
         return
-    found = module.__file__ or list(getattr(module, "__path__", [])) or "an unknown place"
+    found = getattr(module, "__file__", None) or list(getattr(module, "__path__", [])) or "an unknown place"
     raise ImportError(
         f"expected the package inference of elbozoo, got that in {found}: rename a folder of that name in the working "
         "directory, or install elbozoo into an environment without the other package"

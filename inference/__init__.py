@@ -23,8 +23,10 @@ from inference.core.release import __distribution__ as __distribution__
 from inference.core.release import __version__ as __version__
 from inference.diagnostics import (
     GradientNoise,
+    PairCheck,
     PosteriorError,
     active_units,
+    check_pair,
     collapse_curve,
     collapsed,
     gradient_noise,
@@ -68,9 +70,11 @@ __all__ = [
     "CurvePoint",
     "GradientNoise",
     "MutualInformation",
+    "PairCheck",
     "PosteriorError",
     "RateDistortion",
     "active_units",
+    "check_pair",
     "collapse_curve",
     "collapsed",
     "empirical_entropy",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,7 +17,7 @@ def optimizer_maker(optimizer: Any) -> Callable[[list[Tensor]], Optimizer]:
         TypeError: If it is none, such as a ready optimiser or one of Pyro's.
     """
     wanted = "optimizer as a function of the parameters, such as torch.optim.Adam or lambda p: torch.optim.Adam(p, .01)"
-    return _maker(optimizer, wanted, (Optimizer, PyroOptim), Optimizer)
+    return _maker(optimizer, wanted, Optimizer)
 
 
 def scheduler_maker(scheduler: Any) -> Callable[[Optimizer], LRScheduler] | None:
@@ -30,11 +29,11 @@ def scheduler_maker(scheduler: Any) -> Callable[[Optimizer], LRScheduler] | None
     if scheduler is None:
         return None
     wanted = "scheduler as a function of the optimiser, such as lambda o: torch.optim.lr_scheduler.StepLR(o, 1000)"
-    return _maker(scheduler, wanted, (LRScheduler,), LRScheduler | ReduceLROnPlateau)
+    return _maker(scheduler, wanted, LRScheduler | ReduceLROnPlateau)
 
 
-def _maker(given: Any, wanted: str, ready: tuple[type, ...], result: Any) -> Callable[[Any], Any]:
-    if isinstance(given, ready) or not callable(given):
+def _maker(given: Any, wanted: str, result: Any) -> Callable[[Any], Any]:
+    if isinstance(given, result) or _of_pyro(given) or not callable(given):
         raise TypeError(f"expected {wanted}, got {_shown(given)}")
 
     def make(argument: Any) -> Any:
@@ -46,6 +45,12 @@ def _maker(given: Any, wanted: str, ready: tuple[type, ...], result: Any) -> Cal
     return make
 
 
+def _of_pyro(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).startswith("pyro.optim")
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, str) or value is None:
+        return repr(value)
     kind = type(value)
-    return repr(value) if isinstance(value, str) or value is None else f"a ready {kind.__module__}.{kind.__name__}"
+    return "one of pyro.optim" if _of_pyro(value) else f"a ready {kind.__module__}.{kind.__name__}"

@@ -13,9 +13,9 @@ import inference
 import zoo
 from guides import Exact, Linear, MeanField
 from inference import (
+    IWELBO,
     BetaELBO,
     Estimate,
-    IWELBO,
     LinearAnnealing,
     compare,
     elbo,

@@ -1,5 +1,6 @@
 """The gap between evidence and ELBO, its decomposition, and the comparison of guides."""
 
+from inference.comparison.arviz_groups import to_arviz
 from inference.comparison.frames import frame
 from inference.comparison.gap_decomposition import Gap, gap
 from inference.comparison.guide_comparison import compare
@@ -18,4 +19,5 @@ __all__ = [
     "refit",
     "save_comparison",
     "table",
+    "to_arviz",
 ]

@@ -44,6 +44,8 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path):
         sources = {str(path.relative_to(ROOT)) for path in (ROOT / package).glob("**/*.py")}
         assert sources == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
+    assert f"\nVersion: {version}\n" in metadata
     assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
 
 
@@ -66,6 +68,12 @@ def test_every_import_of_the_packages_is_a_declared_dependency():
     for path in [p for package in ("zoo", "guides", "inference") for p in (ROOT / package).glob("**/*.py")]:
         for module in imported(path):
             assert module in allowed or names.get(module, module) in declared, f"{path}: {module} is not declared"
+
+
+def test_the_version_is_the_same_everywhere():
+    version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_the_readme_holds_the_two_commands():

@@ -82,6 +82,23 @@ def test_the_readme_holds_the_two_commands():
     assert '\npip install -e ".[test]" && pytest\n' in text
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_the_python_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert ("print(" in "".join(blocks)) == bool(capsys.readouterr().out)
+
+
+def test_the_documentation_lists_every_subpackage():
+    pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    for package in ("zoo", "inference"):
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders == set(re.findall(rf"automodule:: {package}\.(\w+)", pages))
+
+
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)

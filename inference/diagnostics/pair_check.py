@@ -264,6 +264,7 @@ _OFFERS = ("free guide", "closed form", "modules")
 # What a problem's text says, and the remedy; the first that is found counts.
 _REMEDIES = (
     ("not tried", "mend that first"),
+    ("object is not callable", "take distributions from pyro.distributions, not from torch.distributions"),
     (
         "density of some of the",
         "pass every tensor with one row a data point as an argument, and use no batch statistics; an AutoGuide keeps "

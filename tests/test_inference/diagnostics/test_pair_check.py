@@ -146,6 +146,14 @@ DEFECTS = {
         "not an argument",
         "observe the argument",
     ),
+    "torch's distribution": (
+        Model(prior=torch.distributions.Normal(X.new_zeros(()), 1.0)),
+        Guide(),
+        X,
+        "pair",
+        "'Normal' object is not callable",
+        "pyro.distributions",
+    ),
     "raw pixels": (
         DeepGaussianVAE(5, 2).double(),
         MeanField(5, 2).double(),

@@ -40,7 +40,7 @@ class GradientNoise:
 
     @property
     def per_parameter(self) -> Tensor:
-        """Signal-to-noise ratio of each parameter, |mean| / standard deviation, (P,); NaN where both are zero."""
+        """Signal-to-noise ratio of each parameter, ``|mean| / standard deviation``, (P,); NaN where both are zero."""
         return self.mean.abs() / self.variance.sqrt()
 
     @property

@@ -172,7 +172,7 @@ class LogJoint:
             num_samples: S.
 
         Returns:
-            u (S, N, d), and log |det T'(u)| (S, N) in nats.
+            u (S, N, d), and ``log |det T'(u)|`` (S, N) in nats.
         """
         coordinates = _Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, {**self._subsamples, **values}, num_samples)

@@ -150,7 +150,7 @@ DEFECTS = {
         Model(prior=torch.distributions.Normal(X.new_zeros(()), 1.0)),
         Guide(),
         X,
-        "pair",
+        "log joint",
         "'Normal' object is not callable",
         "pyro.distributions",
     ),

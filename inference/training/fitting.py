@@ -19,8 +19,10 @@ from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
+from inference.objectives.base import check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.batches import Batches, laid_out
+from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
 
 
@@ -88,6 +90,9 @@ def fit(
             checkpoint belongs to another run.
         FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
     """
+    optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
+    if objective is not None:
+        check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
         check_count(value, name)
     if patience is not None:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+import guides._guard  # noqa: F401  (before all that needs inference)
 from guides.base import EncoderGuide, Guide, Local
 from guides.constant_variance import ConstantVariance
 from guides.exact import Exact, TiedMeanField
@@ -20,6 +21,7 @@ from guides.semi_amortised import SemiAmortised
 from guides.student_t import StudentT
 from guides.wrapped import WrappedEncoder
 from inference.core.deprecation import renamed
+from inference.core.release import __version__ as __version__
 
 if not TYPE_CHECKING:  # a type checker knows the new names alone
     __getattr__ = renamed(__name__, {"nearest_local": "local_gauss_newton"})

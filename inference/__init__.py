@@ -19,10 +19,14 @@ from inference.calibration import *
 from inference.comparison import *
 from inference.core import *
 from inference.core.deprecation import renamed
+from inference.core.release import __distribution__ as __distribution__
+from inference.core.release import __version__ as __version__
 from inference.diagnostics import (
     GradientNoise,
+    PairCheck,
     PosteriorError,
     active_units,
+    check_pair,
     collapse_curve,
     collapsed,
     gradient_noise,
@@ -66,9 +70,11 @@ __all__ = [
     "CurvePoint",
     "GradientNoise",
     "MutualInformation",
+    "PairCheck",
     "PosteriorError",
     "RateDistortion",
     "active_units",
+    "check_pair",
     "collapse_curve",
     "collapsed",
     "empirical_entropy",

@@ -44,6 +44,8 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path):
         sources = {str(path.relative_to(ROOT)) for path in (ROOT / package).glob("**/*.py")}
         assert sources == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
+    version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
+    assert f"\nVersion: {version}\n" in metadata
     assert "License-Expression: Apache-2.0" in metadata or "License: Apache-2.0" in metadata
 
 
@@ -68,10 +70,33 @@ def test_every_import_of_the_packages_is_a_declared_dependency():
             assert module in allowed or names.get(module, module) in declared, f"{path}: {module} is not declared"
 
 
+def test_the_version_is_the_same_everywhere():
+    version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_the_readme_holds_the_two_commands():
     text = (ROOT / "README.md").read_text()
     assert "\npip install -e . && python examples/elbo_gap.py\n" in text
     assert '\npip install -e ".[test]" && pytest\n' in text
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+def test_the_python_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert ("print(" in "".join(blocks)) == bool(capsys.readouterr().out)
+
+
+def test_the_documentation_lists_every_subpackage():
+    pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    for package in ("zoo", "inference"):
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders == set(re.findall(rf"automodule:: {package}\.(\w+)", pages))
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):

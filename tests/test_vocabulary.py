@@ -17,6 +17,7 @@ RETIRED = {"batch_size", "tol", "confidence", "n_samples", "num_draws", "broadca
 # Entry points that take a model and a guide but have no use for one of the keywords, and why.
 WITHOUT = {
     "seed": {
+        "check_pair": "returns no draws",
         "eubo": "draws nothing",
         "latent_kl": "draws nothing",
         "posterior_means": "draws nothing",
@@ -30,6 +31,7 @@ WITHOUT = {
         "load_pair": "runs nothing",
     },
     "progress": {
+        "check_pair": "a few runs",
         "eubo": "one run",
         "posterior_error": "two runs",
         "predictive": "one run",

@@ -3,7 +3,9 @@
 
 from typing import TYPE_CHECKING
 
+import guides._guard  # noqa: F401  (before all that needs inference)
 from inference.core.deprecation import renamed
+from inference.core.release import __version__ as __version__
 from zoo import data, mixings, models, priors
 from zoo.base import LatentVariableModel
 from zoo.benchmarks import (

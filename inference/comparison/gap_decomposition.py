@@ -29,6 +29,7 @@ from inference.comparison.refitting import (
 )
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
+from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsLocal, SupportsRows
 from inference.core.run import Program
@@ -126,6 +127,9 @@ class Gap:
     def __repr__(self) -> str:
         """The line of :meth:`__str__`, and what it is of."""
         return f"<Gap of {len(self.elbo)} data points: {self}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), data_frame(self))
 
 
 def _bracket(part: Interval) -> str:

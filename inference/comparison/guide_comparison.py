@@ -143,6 +143,8 @@ def compare(
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     check_count(split, "split", 0)
+    if isinstance(x, Tensor) and split > len(x):
+        raise ValueError(f"expected split of at most the {len(x)} rows of x, got {split}")
     check_count(simulated, "simulated", 0)
     check_level(level)
     chosen = None if method is None else as_method(method)
@@ -213,7 +215,7 @@ def _entries(
 ) -> dict[int, Entries]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
-        raise ValueError(f"expected guides as a mapping from names with at least one entry, got {guides!r}")
+        raise ValueError(f"expected guides as a mapping from names with at least one entry, got {_kind(guides)}")
     if seeds is not None and not seeds:
         raise ValueError("expected at least one seed, got none")
     if seeds is not None and len(set(seeds)) < len(seeds):
@@ -234,10 +236,15 @@ def _entries(
     }
 
 
+def _kind(value: Any) -> str:
+    """What a wrong argument is: an empty or short value itself, a module by its class."""
+    return repr(value) if isinstance(value, str | dict) or value is None else type(value).__name__
+
+
 def _as_entry(name: str, model: Program | None, entry: Any, layout: Call) -> Entry:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
-        raise TypeError(f"expected {name!r} to be a guide of the given model, or (model, guide), got {entry!r}")
+        raise TypeError(f"expected {name!r} to be a guide of the given model, or (model, guide), got {_kind(entry)}")
     call = replace(layout, model=pair[0], guide=pair[1])
     return Entry(call, call.double())
 

@@ -120,7 +120,8 @@ def check_arguments(
         if isinstance(program, ChecksData):
             program.check_data(args[0] if args else kwargs.get("x"))
             _check_number(program, args, kwargs)
-    for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
+    names = ["x, the first argument,", *(f"argument {i}" for i in range(1, len(args)))]
+    for name, value in [*zip(names, args), *kwargs.items()]:
         for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 check_finite(leaf, name, missing=missing)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.core.display import as_html, data_frame
+
 
 class Estimate(NamedTuple):
     """Monte Carlo estimate per data point, with its standard error.
@@ -19,6 +21,14 @@ class Estimate(NamedTuple):
 
     value: Tensor
     standard_error: Tensor
+
+    def __repr__(self) -> str:
+        """One line: the mean over the data with its standard error."""
+        error = float(self.standard_error.square().sum().sqrt()) / max(1, self.value.numel())
+        return f"<Estimate of {self.value.numel()} numbers: mean {float(self.value.mean()):.4f} ±{error:.4f}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), data_frame(self))
 
 
 class Interval(NamedTuple):

@@ -16,6 +16,7 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import nn
 from torch.distributions import constraints
 
+from inference.core.display import as_html, described, settings
 from inference.core.handlers import LocalParams
 
 _serial = itertools.count(1)
@@ -95,6 +96,28 @@ class Module(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.store_name = self._new_store_name()
+
+    def extra_repr(self) -> str:
+        """The settings, as ``repr`` shows them above the parts."""
+        return described(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        try:
+            shown = self.config()
+        except NotImplementedError:
+            shown = settings(self)
+        sizes = {name: getattr(self, name, None) for name in ("data_dim", "latent_dim")}
+        shown = {
+            name: type(getattr(self, name)).__name__ if value == "<model>" else value for name, value in shown.items()
+        }
+        return {name: size for name, size in sizes.items() if isinstance(size, int)} | shown
+
+    def _repr_html_(self) -> str:
+        numbers = {
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "parts": [n for n, _ in self.named_children()],
+        }
+        return as_html(type(self).__name__, self._settings() | numbers)
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments, as JSON values, from which the instance can be built again before its state is loaded.

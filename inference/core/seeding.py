@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from inference.core.checks import check_count
 from inference.core.threads import one_at_a_time
 
 
@@ -16,11 +17,17 @@ def random_state(seed: int | None) -> Iterator[None]:
 
     Args:
         seed: Seed of every torch generator; None starts from the present state.
+
+    Raises:
+        TypeError: If the seed is not an integer.
+        ValueError: If it is negative.
     """
+    if seed is not None:
+        check_count(seed, "seed", 0)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with one_at_a_time(), torch.random.fork_rng(devices=devices):
         if seed is not None:
-            torch.manual_seed(seed)
+            torch.manual_seed(int(seed))
         yield
 
 

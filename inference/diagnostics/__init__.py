@@ -17,11 +17,14 @@ from inference.diagnostics.curvature import (
     negative_hessian,
 )
 from inference.diagnostics.gradient_signal import GradientNoise, gradient_noise
+from inference.diagnostics.pair_check import PairCheck, check_pair
 
 __all__ = [
     "GradientNoise",
+    "PairCheck",
     "PosteriorError",
     "active_units",
+    "check_pair",
     "collapse_curve",
     "collapsed",
     "constant_var",

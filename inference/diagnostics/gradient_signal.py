@@ -16,6 +16,7 @@ from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import LocalParams, local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, seeded
+from inference.objectives.base import check_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class GradientNoise:
 
     @property
     def per_parameter(self) -> Tensor:
-        """Signal-to-noise ratio of each parameter, |mean| / standard deviation, (P,); NaN where both are zero."""
+        """Signal-to-noise ratio of each parameter, ``|mean| / standard deviation``, (P,); NaN where both are zero."""
         return self.mean.abs() / self.variance.sqrt()
 
     @property
@@ -97,6 +98,7 @@ def gradient_noise(
         {'decoder': torch.Size([16]), 'encoder': torch.Size([14])}
     """
     check_count(num_repeats, "num_repeats", minimum=2)
+    check_objective(objective)
     check_arguments((model, guide), args, kwargs)
     with seeded(seed), local_params():
         chosen = _groups(objective, model, guide, args, kwargs) if groups is None else groups

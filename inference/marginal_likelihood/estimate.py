@@ -174,6 +174,8 @@ def as_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
+    if isinstance(method, type) and issubclass(method, Method):
+        raise TypeError(f"expected a method or the name of one, got its class: did you mean {method.__name__}()?")
     if not isinstance(method, str):
         raise TypeError(f"expected a method or the name of one, got {method!r}")
     if method not in METHODS:

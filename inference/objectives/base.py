@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
+from inference.core.display import as_html, described, settings
 from inference.core.draw import Draw
 from inference.core.run import Program
 from inference.objectives.gradients import at_fixed_latents
@@ -54,6 +55,16 @@ class Objective(pyro.infer.ELBO):
         super().__init__(num_particles=num_particles, vectorize_particles=True)
         self.plate, self.whole = plate, False
         self.step = torch.zeros((), dtype=torch.int64)
+
+    def __repr__(self) -> str:
+        """The call that makes it: ``IWELBO(num_particles=5)``."""
+        return f"{type(self).__name__}({described(self._settings())})"
+
+    def _repr_html_(self) -> str:
+        return as_html(type(self).__name__, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        return settings(self)
 
     @property
     def num_samples(self) -> int:
@@ -126,6 +137,20 @@ class Objective(pyro.infer.ELBO):
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.core.call, without traces")
+
+
+def check_objective(objective: Any) -> None:
+    """Refuse what is no objective: a name, or the class of one.
+
+    Raises:
+        TypeError: With what would be one.
+    """
+    if isinstance(objective, type):
+        raise TypeError(f"expected an objective, got a class of them: did you mean objective={objective.__name__}()?")
+    if not any(callable(getattr(objective, name, None)) for name in ("differentiable_loss", "loss_and_grads")):
+        raise TypeError(
+            f"expected an objective, such as AnalyticKLELBO() or any pyro.infer.ELBO, got {type(objective).__name__}"
+        )
 
 
 def check_weight(weight: float | Schedule, name: str) -> Schedule:

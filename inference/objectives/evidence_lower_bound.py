@@ -86,7 +86,10 @@ class BetaELBO(Objective):
 
     def __init__(self, beta: float | Schedule, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles, plate=plate)
-        self._schedule = check_weight(beta, "beta")
+        self._schedule, self._given = check_weight(beta, "beta"), beta
+
+    def _settings(self) -> dict[str, Any]:
+        return {"beta": self._given} | super()._settings()
 
     @property
     def beta(self) -> Tensor:

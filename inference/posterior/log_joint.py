@@ -332,7 +332,7 @@ class LogJoint:
             num_samples: S.
 
         Returns:
-            u (S, N, d), and log |det T'(u)| (S, N) in nats.
+            u (S, N, d), and ``log |det T'(u)|`` (S, N) in nats.
         """
         manner = Single() if num_samples == 1 else self._manner
         if isinstance(manner, AsRows):

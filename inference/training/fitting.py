@@ -19,10 +19,11 @@ from inference.core.files import locked
 from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
-from inference.objectives.base import Objective
+from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.batches import Batches, laid_out
 from inference.training.checkpoint import Checkpoint
+from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
 
 
@@ -97,6 +98,9 @@ def fit(
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
+    optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
+    if objective is not None:
+        check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
         check_count(value, name)
     if patience is not None:

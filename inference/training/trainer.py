@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pandas as pd
 import pyro.infer
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
+from inference.core.display import as_html
 from inference.core.fingerprint import described
 from inference.core.handlers import LocalParams
 from inference.core.memory import at_once
@@ -57,6 +61,35 @@ class History:
     def steps(self) -> int:
         """Number of steps taken."""
         return len(self.loss)
+
+    def __repr__(self) -> str:
+        """One line: how many steps, from which loss to which, and the best evaluation."""
+        text = f"{self.steps} steps in {self.seconds:.1f} s"
+        if self.loss:
+            text += f", loss {self.loss[0]:.4f} -> {self.loss[-1]:.4f} nats per data point"
+        if self.best_step is not None:
+            text += f", validation loss {dict(self.validation)[self.best_step]:.4f} at step {self.best_step}, the best"
+        return f"<History of {text}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), pd.DataFrame({"loss": self.loss}).rename_axis("step"))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the loss over the steps, with the validation loss and its best step where there are some.
+
+        Args:
+            ax: Where to draw; a new figure, ``.figure`` of the result, if None.
+        """
+        ax = Figure(layout="constrained").subplots() if ax is None else ax
+        ax.plot(range(self.steps), self.loss, linewidth=0.8, color="tab:blue", label="training")
+        if self.validation:
+            ax.plot(*zip(*self.validation, strict=True), ".-", color="tab:orange", label="validation")
+        if self.best_step is not None:
+            ax.axvline(self.best_step, color="black", linewidth=0.8, linestyle=":", label="best evaluation")
+        ax.set_xlabel("step")
+        ax.set_ylabel("loss (nats per data point)")
+        ax.legend(frameon=False)
+        return ax
 
 
 def trainable_parameters(model: Program, guide: Program, loss: PairLoss, batch: tuple[Any, ...]) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments
-from inference.objectives.base import Objective, Terms
+from inference.objectives.base import Objective, Terms, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.fitting import fit
 from inference.training.trainer import History
@@ -69,6 +69,8 @@ def fit_many(
             if not isinstance(half, nn.Module):
                 raise TypeError(f"expected pairs of modules, got {type(half).__name__}")
         check_arguments((model, guide), (x,), {})
+    if objective is not None:
+        check_objective(objective)
     stack = _Stack([_Both(*pair) for pair in pairs])
     shared = isinstance(data, Tensor)
     sweep = _Sweep(ELBO() if objective is None else objective, shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -44,5 +45,7 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
     kind, _, path = name.partition("=")
     if kind in _IMAGES:
         return _IMAGES[kind](path or None, dtype=torch.float64)
+    if not Path(name).suffix and not Path(name).exists():
+        raise FileNotFoundError(f"expected a data set, one of {', '.join(dataset_names())}, or a file, got {name!r}")
     data = load(name)
     return data if len(data.test) else load(name, test_size=test_size)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
@@ -152,7 +153,8 @@ def _mean_of_discarded(covariance: Array, latent_dim: int) -> float:
     values, _ = _eigh(covariance, len(covariance))
     rank = int((values > _ROUNDING * len(values) * values[0]).sum())
     if latent_dim >= rank:
-        raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}")
+        constant = ": the data are constant, or a single row" if rank == 0 else ""
+        raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}{constant}")
     return float(values[latent_dim:].clip(0.0).mean())
 
 
@@ -250,6 +252,8 @@ def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
     """The batches with what to call them in an error."""
     if isinstance(x, Tensor | np.ndarray):
         yield "x", x
+    elif isinstance(x, pd.DataFrame | pd.Series):
+        raise TypeError(f"expected x to be a tensor or an array, got a {type(x).__name__}: pass x.to_numpy()")
     elif isinstance(x, Iterable):
         for i, batch in enumerate(x):
             yield f"batch {i}", batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch

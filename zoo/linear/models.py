@@ -171,6 +171,9 @@ class LinearGaussianModel(ExactLinearModel):
             "learn_sigma": self.log_sigma.requires_grad,
         }
 
+    def _settings(self) -> dict[str, Any]:
+        return super()._settings() | {"sigma": float(f"{float(self.sigma.detach()):.4g}")}
+
     @classmethod
     def _at_maximum(cls: type[Self], x: Data, latent_dim: int, sigma: float | None) -> Self:
         fitted = maximum_likelihood(x, latent_dim) if sigma is None else maximum_at_fixed_sigma(x, latent_dim, sigma)

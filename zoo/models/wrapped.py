@@ -65,7 +65,14 @@ class WrappedDecoder(LatentVariableModel):
     def likelihood(self, z: Tensor) -> Distribution:
         """Distribution of x given z (..., K): batch (...), event (D,); the network gets z flattened to (M, K)."""
         batch = z.shape[:-1]
-        output = self.network(z.reshape(-1, self.latent_dim))
+        try:
+            output = self.network(z.reshape(-1, self.latent_dim))
+        except RuntimeError as error:
+            if "shape" not in str(error):
+                raise
+            raise ValueError(
+                f"expected a network of inputs (M, latent_dim={self.latent_dim}), but it failed: {error}"
+            ) from error
         if isinstance(output, tuple):
             output = tuple(part.reshape(batch + part.shape[1:]) for part in output)
         else:

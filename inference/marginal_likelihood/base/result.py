@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval, normal_quantile
 
 EXACT = "exact"
@@ -145,6 +146,13 @@ class Evidence:
             text += f"; the {int(self.bounded.sum())} data points that have one: mean {part.value:.4f}"
             text += f", [{part.lower:.4f}, {part.upper:.4f}]"
         return text
+
+    def __repr__(self) -> str:
+        """The text of :meth:`__str__`, in brackets."""
+        return f"<Evidence: {self}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self), data_frame(self))
 
 
 def replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:

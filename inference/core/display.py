@@ -1,0 +1,92 @@
+"""What objects show of themselves: settings and results in a line, in a notebook, and as a data frame."""
+
+from __future__ import annotations
+
+import html
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+# Values that a line has room for.
+_PLAIN = (bool, int, float, str, torch.Size)
+_FEW = 8
+
+
+def settings(thing: Any) -> dict[str, Any]:
+    """Arguments of an object's constructor, as far as it keeps them under their names and they are short to show."""
+    found = {name: getattr(thing, name, None) for name in inspect.signature(type(thing)).parameters}
+    return {name: value for name, value in found.items() if _is_short(value)}
+
+
+def _is_short(value: Any) -> bool:
+    if is_dataclass(value) and not isinstance(value, type):
+        return True
+    if isinstance(value, tuple | list):
+        return len(value) <= _FEW and all(isinstance(part, _PLAIN) for part in value)
+    return isinstance(value, _PLAIN)
+
+
+def described(settings: Mapping[str, Any]) -> str:
+    """Settings as a call shows them: ``data_dim=5, latent_dim=2``."""
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+def as_html(title: str, frame: pd.DataFrame | Mapping[str, Any]) -> str:
+    """A title above a table, for a notebook; long tables are shortened.
+
+    Args:
+        title: Plain text.
+        frame: A data frame, or names and values, which make one with a row each.
+    """
+    if isinstance(frame, Mapping):
+        frame = pd.DataFrame({"": [str(value) for value in frame.values()]}, index=list(frame))
+    return f"<p>{html.escape(title)}</p>\n{frame.to_html(max_rows=2 * _FEW)}"
+
+
+def data_frame(result: Any) -> pd.DataFrame:
+    """A result per data point as a data frame: a row for each data point, a column for each number it has.
+
+    Args:
+        result: A dataclass, named tuple or mapping whose tensors have one first dimension; an estimate in it gives two
+            columns, and its standard error the ending ``_se``.
+
+    Raises:
+        TypeError: If it holds no such tensor.
+    """
+    columns = _columns(result)
+    lengths = [len(column) for column in columns.values()]
+    if not lengths:
+        raise TypeError(f"expected a result with numbers per data point, got {type(result).__name__}")
+    longest = max(lengths)
+    return pd.DataFrame({name: column for name, column in columns.items() if len(column) == longest})
+
+
+def _columns(result: Any, prefix: str = "") -> dict[str, Any]:
+    """Columns by name of what a result holds."""
+    found: dict[str, Any] = {}
+    for name, value in _parts(result).items():
+        if isinstance(value, Tensor) and value.dim() > 0:
+            rows = value.detach().cpu().flatten(1) if value.dim() > 1 else value.detach().cpu()[:, None]
+            ends = [""] if rows.shape[1] == 1 else [f"[{k}]" for k in range(rows.shape[1])]
+            found |= {f"{prefix}{name}{end}": rows[:, k].numpy() for k, end in enumerate(ends)}
+        elif isinstance(value, tuple) and hasattr(value, "standard_error") and isinstance(value[0], Tensor):
+            pair = _columns({name: value[0], f"{name}_se": value[1]}, prefix)
+            found |= pair
+        elif isinstance(value, tuple | list) and value and all(isinstance(part, str | float | int) for part in value):
+            found[f"{prefix}{name}"] = list(value)
+        elif is_dataclass(value):
+            found |= _columns(value, f"{prefix}{name}_")
+    return found
+
+
+def _parts(result: Any) -> dict[str, Any]:
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items()}
+    if is_dataclass(result):
+        return {field.name: getattr(result, field.name) for field in fields(result)}
+    return result._asdict() if hasattr(result, "_asdict") else {}

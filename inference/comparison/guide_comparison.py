@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from inference.calibration.simulation import Simulation
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
 from inference.comparison.paired_differences import principal_map
@@ -49,6 +50,10 @@ Entries = Mapping[str, Entry]
 
 # Rows measured together: a bound on memory, whatever the size of the data set.
 _BLOCK = 2048
+
+# Fewest simulations that a coverage is counted on, and rows on which simulation is tried before all else.
+_SIMULATED = 100
+_TRIED = 4
 TRAIN, HELD_OUT = "train", "held_out"
 
 
@@ -114,8 +119,9 @@ def compare(
 
     Raises:
         TypeError: If data or guides are of the wrong type.
-        ValueError: If there is no guide, the data are not finite or have the wrong shape, or a model and a guide are
-            not a valid pair.
+        ValueError: If there is no guide, the data are not finite or have the wrong shape, a model and a guide are not a
+            valid pair, a name cannot be saved, ``split`` is above the number of rows, or the model's data cannot be
+            simulated; before anything is measured.
     """
     check_count(num_samples, "num_samples", 2)
     block = at_once(_BLOCK) if block is None else block
@@ -138,10 +144,13 @@ def compare(
     offsets = {TRAIN: _offsets(log_det, x, "log_det")}
     if held_out is not None:
         offsets[HELD_OUT] = _offsets(held_out_log_det, held_out, "held_out_log_det")
+    _check_sizes(data, split, simulated, chunk)
     by_seed = _entries(model, guides, None if seeds is None else list(seeds), plate)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
         for part in data.values():
             entry.on(part).own.check()
+        if simulated:
+            _simulated(entry.on(x[:_TRIED]).own, _TRIED, 1)
     groups: dict[str, xr.Dataset] = {}
     num_blocks = sum(-(-len(part) // block) for part in data.values())
     total = sum(map(len, by_seed.values())) * num_blocks
@@ -164,15 +173,34 @@ def compare(
     return tree
 
 
+def _check_sizes(data: Mapping[str, Tensor], split: int, simulated: int, chunk: int | None) -> None:
+    """Refuse numbers that could not be used in the end.
+
+    Raises:
+        ValueError: If there are too few simulations, or fewer rows than are to be split.
+    """
+    if 0 < simulated < _SIMULATED:
+        raise ValueError(f"expected simulated to be 0 or at least {_SIMULATED}, five for each bin, got {simulated}")
+    for name, part in data.items():
+        if split > len(part):
+            raise ValueError(f"expected split to be at most the {len(part)} rows of {name}, got {split}")
+    if chunk is not None:
+        check_count(chunk, "chunk")
+
+
 def _entries(
     model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, plate: str | None
 ) -> dict[int, Entries]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
         raise ValueError(f"expected guides as a mapping from names with at least one entry, got {_kind(guides)}")
-    if seeds is not None and not seeds:
-        raise ValueError("expected at least one seed, got none")
+    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+        raise ValueError(f"expected at least one seed, all different, got {seeds}")
+    for seed in seeds or ():
+        check_count(seed, "every seed", 0)
     for name, entry in guides.items():
+        if not isinstance(name, str) or not name.isprintable() or not name:
+            raise ValueError(f"expected printable text as every guide's name, got {name!r}")
         if seeds is not None and (isinstance(entry, nn.Module) or not callable(entry)):
             raise TypeError(f"expected {name!r} to be a function of a seed, with seeds=, got {type(entry).__name__}")
     return {
@@ -284,19 +312,23 @@ def _cost_of(call: Call) -> Cost:
 
 
 def _coverage(call: Call, part: Tensor, simulated: int) -> float:
-    assert call.guide is not None
     rows = part[torch.arange(simulated, device=part.device) % len(part)]
-    simulation = simulate(
+    simulation = _simulated(replace(call, args=(rows,)), simulated, 99)
+    return float(coverage(sbc(simulation, seed=0), (0.9,)).value[0, : len(simulation.names)].mean())
+
+
+def _simulated(call: Call, num_simulations: int, num_samples: int) -> Simulation:
+    assert call.guide is not None
+    return simulate(
         call.model,
         call.guide,
-        rows,
-        num_simulations=simulated,
-        num_samples=99,
+        *call.args,
+        num_simulations=num_simulations,
+        num_samples=num_samples,
         plate=call.plate,
         seed=0,
         progress=False,
     )
-    return float(coverage(sbc(simulation, seed=0), (0.9,)).value[0, : len(simulation.names)].mean())
 
 
 def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:

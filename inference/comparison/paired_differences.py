@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 
@@ -11,11 +12,15 @@ import xarray as xr
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from inference.core.storage import atomic_path
+from inference.core.files import atomic_path, check_seal, reading, seal
+from inference.core.seeding import random_state
 from inference.numerics.multiple_testing import holm
 
 # Rounding of the difference of two values, in units of the data's dtype and of their size.
 _ROUNDING = 256
+
+# Rows or columns up to which a singular value decomposition is exact.
+_FEW = 256
 
 
 def splits_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -119,10 +124,12 @@ def save_comparison(tree: xr.DataTree, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: If ``tree`` is not a whole comparison.
+        OSError: If the file cannot be written.
     """
     splits_of(tree)
     with atomic_path(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf")
+        seal(temporary)
 
 
 def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
@@ -130,17 +137,24 @@ def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, of another kind or of an older version, with its name.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"expected a comparison at {os.fspath(path)}, found no file")
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        return tree.load()
+    with reading(path, "a file written by save_comparison"):
+        content = check_seal(path)
+        with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as file:
+            tree = file.load()
+        splits_of(tree)
+        return tree
 
 
 def principal_map(x: Tensor) -> Tensor:
     """Coordinates of data along their first two principal axes, (N, 2) float64, zero-padded where D is one."""
     flat = x.reshape(len(x), -1).double()
     centred = flat - flat.mean(0)
-    _, vectors = torch.linalg.eigh(centred.mT @ centred)
-    axes = vectors.flip(-1)[:, :2]
-    return torch.nn.functional.pad(centred @ axes, (0, 2 - axes.shape[1]))
+    if min(centred.shape) <= _FEW:
+        axes = torch.linalg.svd(centred, full_matrices=False)[2].mT
+    else:  # a few power iterations, for the whole decomposition is cubic in the smaller side
+        with random_state(0):
+            axes = torch.svd_lowrank(centred, q=12, niter=8)[2]
+    places = centred @ axes[:, :2]
+    return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))

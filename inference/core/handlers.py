@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from inference.core.improper import is_delta, refuse_improper
+from inference.core.threads import one_at_a_time
 
 
 class LocalParams(Messenger):
@@ -77,6 +78,11 @@ def local_params() -> Iterator[LocalParams]:
     Param statements are answered by :class:`LocalParams`. A PyroParam of a PyroModule reads the store behind every
     handler's back, so what modules left there is hidden for the while; what functions name by ``pyro.param`` is shared.
     """
+    with one_at_a_time():
+        yield from _local_params()
+
+
+def _local_params() -> Iterator[LocalParams]:
     store = pyro.get_param_store()
     state = store.get_state()
     functions = _without_modules(state)
@@ -106,12 +112,13 @@ def isolated(*, expose_params: bool = False) -> Iterator[None]:
     With ``expose_params``, and only inside an enclosing handler, param statements pass through: that is how
     :class:`pyro.infer.SVI` finds the parameters to train. Everywhere else parameters are local.
     """
-    if expose_params and am_i_wrapped():
-        with poutine.block(expose_types=["param"]):
-            yield
-    else:
-        with poutine.block(), local_params():
-            yield
+    with one_at_a_time():
+        if expose_params and am_i_wrapped():
+            with poutine.block(expose_types=["param"]):
+                yield
+        else:
+            with poutine.block(), local_params():
+                yield
 
 
 class Site(NamedTuple):

@@ -33,8 +33,26 @@ class Module(nn.Module):
     every ``nn.Parameter`` that requires a gradient. Copies and reloaded modules get a serial of their own, so that
     any number of them train independently. Persistence is the ``state_dict``.
 
+    Warning:
+        Under stock ``SVI`` Pyro's store keeps the parameters of every pair that it trained, one entry for each tensor,
+        for as long as the process lives. Functions of this library leave nothing there. The example clears the entries
+        of one module.
+
     Attributes:
         store_name: ``"Class#serial"``, the prefix of this instance's parameters in Pyro's store.
+
+    Example:
+        >>> import torch
+        >>> from guides import MeanField
+        >>> from zoo import LinearVAE
+        >>> pair, store = (LinearVAE(5, 2), MeanField(5, 2)), pyro.get_param_store()
+        >>> svi = pyro.infer.SVI(*pair, pyro.optim.Adam({}), pyro.infer.Trace_ELBO())
+        >>> _ = svi.step(torch.zeros(4, 5))
+        >>> own = [name for name in store if name.startswith(f"{pair[0].store_name}.")]
+        >>> for name in own:
+        ...     del store[name]
+        >>> len(own), any(name.startswith(pair[0].store_name) for name in store)
+        (3, False)
     """
 
     def __init__(self) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from inference.core.checks import check_count
+from inference.core.threads import one_at_a_time
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def random_state(seed: int | None) -> Iterator[None]:
     if seed is not None:
         check_count(seed, "seed", 0)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with one_at_a_time(), torch.random.fork_rng(devices=devices):
         if seed is not None:
             torch.manual_seed(int(seed))
         yield
@@ -38,7 +39,8 @@ def seeded(seed: int | None) -> Iterator[None]:
         seed: Seed of every torch generator; None draws from the caller's state and advances it.
     """
     if seed is None:
-        yield
+        with one_at_a_time():
+            yield
     else:
         with random_state(seed):
             yield
@@ -59,21 +61,23 @@ class RandomStream:
     def resumed(self) -> Iterator[None]:
         """Run a block from where the last one ended, and restore the state that torch had before."""
         if self._seed is None:
-            yield
+            with one_at_a_time():
+                yield
             return
         with random_state(self._seed):
             if self._states is not None:
-                _set_states(self._states)
+                set_random_states(self._states)
             yield
-            self._states = _states()
+            self._states = random_states()
 
 
-def _states() -> list[torch.Tensor]:
+def random_states() -> list[torch.Tensor]:
     """The state of torch's generator on the CPU, and on every GPU in use."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
-def _set_states(states: list[torch.Tensor]) -> None:
+def set_random_states(states: list[torch.Tensor]) -> None:
+    """Go back to what :func:`random_states` returned."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state_all(states[1:])

@@ -1,25 +1,23 @@
-"""Files that are written atomically and never unpickled: tensors in safetensors, everything else as JSON in the header.
+"""Files of tensors and JSON values, written atomically, with a digest over their content, and never unpickled.
 
-One file holds both (the JSON sits in the safetensors header), so that one atomic rename replaces it whole.
+A file is in the safetensors format: the tensors, one of which holds the JSON text that says where they belong. The
+header holds the version of this layout, and the digest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors import torch as safe
+from torch import Tensor
 
-from inference.core.module import Module
+from inference.core.files import AnyPath, Unreadable, atomic_path, reading
 
 _TENSOR = "__tensor__"
 
@@ -29,23 +27,12 @@ _TUPLE = "__tuple__"
 
 _ITEMS = "__items__"
 
+_FORMAT = "elbozoo 2"
 
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path next to ``path`` that replaces it when the block succeeds, and is removed otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_TREE = "tree"
 
 
-def save_tree(path: str | os.PathLike[str], tree: Any) -> None:
+def save_tree(path: AnyPath, tree: Any) -> None:
     """Write nested dicts, lists and tuples of tensors and JSON values to one file, atomically.
 
     Args:
@@ -54,37 +41,65 @@ def save_tree(path: str | os.PathLike[str], tree: Any) -> None:
 
     Raises:
         TypeError: If a leaf is neither a tensor nor a JSON value.
+        OSError: If the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(tree, tensors))
+    text = json.dumps(_encode(tree, tensors)).encode()
+    tensors[_TREE] = torch.from_numpy(np.frombuffer(text, np.uint8).copy())
+    content = safe.save(tensors, {"format": _FORMAT, "sha256": _digest(tensors)})
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"tree": text})
+        temporary.write_bytes(content)
 
 
-def load_tree(path: str | os.PathLike[str]) -> Any:
-    """Read what :func:`save_tree` wrote; tensors arrive on the CPU.
+def load_tree(path: AnyPath, what: str = "a saved file") -> Any:
+    """Read what :func:`save_tree` wrote; tensors arrive on the CPU, as copies of their own.
+
+    Args:
+        path: The file.
+        what: What to call it in errors.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged or not of this kind.
+        ValueError: If the file is damaged, not of this kind, or of an older version.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"expected a saved file at {path}, found none")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "tree" not in metadata:
-                raise ValueError(f"expected a file written by save_tree, got {path} without its header")
-            return _decode(json.loads(metadata["tree"]), file.get_tensor)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    with reading(path, what):
+        content = Path(path).read_bytes()
+        try:
+            tensors = safe.load(content)
+        except SafetensorError as error:
+            raise Unreadable(f"is damaged or no safetensors file: {error}") from error
+        _check_header(content, tensors)
+        return _decode(json.loads(tensors[_TREE].numpy().tobytes()), tensors)
 
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes, in hexadecimal."""
-    return hashlib.sha256(
-        tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def _check_header(content: bytes, tensors: dict[str, Tensor]) -> None:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    metadata = header.get("__metadata__") or {}
+    if _TREE in metadata:
+        raise Unreadable("was written by an older version, before 0.2.0, without a digest: write it anew")
+    if metadata.get("format") != _FORMAT:
+        raise Unreadable(f"was not written by this library: its header has no format {_FORMAT!r}")
+    if metadata.get("sha256") != _digest(tensors):
+        raise Unreadable("is damaged: its content is not that of its digest")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of tensors."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:
@@ -103,113 +118,13 @@ def _encode(node: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"expected tensors and JSON values to save, got {type(node).__name__}")
 
 
-def _decode(node: Any, get_tensor: Callable[[str], Tensor]) -> Any:
+def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, list):
-        return [_decode(value, get_tensor) for value in node]
+        return [_decode(value, tensors) for value in node]
     if not isinstance(node, dict):
         return node
     if _TENSOR in node:
-        return get_tensor(node[_TENSOR])
+        return tensors[node[_TENSOR]]
     if _TUPLE in node:
-        return tuple(_decode(value, get_tensor) for value in node[_TUPLE])
-    return {key: _decode(value, get_tensor) for key, value in node[_ITEMS]}
-
-
-def save_pair(path: str | os.PathLike[str], model: nn.Module, guide: nn.Module) -> None:
-    """Write the weights of a pair, and how to build it again, to one file.
-
-    Warning:
-        What is saved is the ``state_dict`` of the two modules. A tensor that a ``pyro.param`` statement keeps in Pyro's
-        store is not in it.
-
-    Args:
-        path: File to replace, atomically; its suffix is usually ``.safetensors``.
-        model: Pyro model.
-        guide: Pyro guide.
-
-    Raises:
-        TypeError: If a half is not an ``nn.Module``.
-    """
-    halves = {"model": model, "guide": guide}
-    for half, module in halves.items():
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"expected the {half} to be an nn.Module, got {type(module).__name__}")
-    save_tree(path, {half: _describe(module) for half, module in halves.items()})
-
-
-def load_pair(
-    path: str | os.PathLike[str], model: nn.Module | None = None, guide: nn.Module | None = None
-) -> tuple[nn.Module, nn.Module]:
-    """Read a pair that :func:`save_pair` wrote.
-
-    Args:
-        path: The file.
-        model: An instance to load the weights into; None builds one from the file.
-        guide: Likewise.
-
-    Returns:
-        The model and the guide, on the CPU unless instances were given.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds another class, or one that is not imported or not rebuildable.
-    """
-    tree = load_tree(path)
-    if not isinstance(tree, dict) or set(tree) != {"model", "guide"}:
-        raise ValueError(f"expected a file written by save_pair, got {path} with another content")
-    model = _restore(tree["model"], model, {})
-    return model, _restore(tree["guide"], guide, {"<model>": model})
-
-
-def _describe(module: nn.Module) -> dict[str, Any]:
-    try:
-        config = module.config() if isinstance(module, Module) else None
-    except NotImplementedError:
-        config = None
-    dtypes = {p.dtype for p in module.parameters()} or {torch.get_default_dtype()}
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
-    dtype = str(dtypes.pop()) if len(dtypes) == 1 else None
-    frozen = [key for key, parameter in module.named_parameters() if not parameter.requires_grad]
-    return {"class": name, "config": config, "dtype": dtype, "frozen": frozen, "state": dict(module.state_dict())}
-
-
-def _restore(saved: dict[str, Any], module: nn.Module | None, references: dict[str, nn.Module]) -> nn.Module:
-    if module is None:
-        module = _build(saved, references)
-    got = f"{type(module).__module__}.{type(module).__qualname__}"
-    if got != saved["class"]:
-        raise ValueError(f"expected an instance of {saved['class']} to load into, got {got}")
-    try:
-        module.load_state_dict(saved["state"])
-        for key, parameter in module.named_parameters():
-            parameter.requires_grad_(key not in saved["frozen"])
-    except RuntimeError as error:
-        raise ValueError(f"the saved weights do not fit this {got}: {error}") from error
-    return module
-
-
-def _build(saved: dict[str, Any], references: dict[str, nn.Module]) -> nn.Module:
-    if saved["config"] is None:
-        raise ValueError(
-            f"{saved['class']} cannot be rebuilt from the file alone: build one as it was and pass it to load_pair"
-        )
-    known = {f"{c.__module__}.{c.__qualname__}": c for c in _subclasses(Module)}
-    if saved["class"] not in known:
-        raise ValueError(f"the file holds a {saved['class']}: import its module before loading")
-    config = {key: _argument(value, references) for key, value in saved["config"].items()}
-    module = known[saved["class"]](**config)
-    dtypes = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
-    return module.to(dtypes[saved["dtype"]]) if saved["dtype"] in dtypes else module
-
-
-def _argument(value: Any, references: dict[str, nn.Module]) -> Any:
-    """A constructor argument: what a reference stands for, a module of its own, or the value itself."""
-    if isinstance(value, dict) and set(value) == {"class", "config"}:
-        return _build(value | {"dtype": None}, references)
-    return references.get(value, value) if isinstance(value, str) else value
-
-
-def _subclasses(cls: type[Module]) -> Iterator[type[Module]]:
-    for sub in cls.__subclasses__():
-        yield sub
-        yield from _subclasses(sub)
+        return tuple(_decode(value, tensors) for value in node[_TUPLE])
+    return {key: _decode(value, tensors) for key, value in node[_ITEMS]}

@@ -5,30 +5,29 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
+from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.core.storage import load_tree, save_tree, tensor_digest
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.analytic.laplace import Laplace
 from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
+from inference.marginal_likelihood.base.checkpoint import Blocks
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, concatenate, replace_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
@@ -100,7 +99,8 @@ def evidence(
         block: Rows estimated together; None chooses. Where there are several blocks, or a tolerance, each argument that
             is a tensor of as many rows as ``x`` counts as rows of data, and is split with them.
         checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
-            goes on from there, to the same numbers. Needs a seed. Functions are distinguished by their name alone.
+            goes on from there, to the same numbers. Needs a seed. It belongs to the estimate of this model and guide
+            with these data and settings; another one is refused.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
@@ -112,7 +112,9 @@ def evidence(
         TypeError: If the data are of the wrong type, a setting is given outside of its method, or the method does not
             apply to the model.
         ValueError: If the method is unknown, a guide is missing or not wanted, the data are not finite or have the
-            wrong shape, or the checkpoint belongs to another estimate; before anything runs.
+            wrong shape, or the checkpoint is damaged, belongs to another estimate or is being written by one; before
+            anything runs.
+        OSError: If the checkpoint cannot be written; before anything runs where that can be known.
 
     Example:
         >>> from zoo import PPCA
@@ -137,12 +139,16 @@ def evidence(
     problem = Problem(call, level, progress)
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
-    parts = _Parts(None if checkpoint is None else Path(checkpoint), problem, chosen, seed, (block, tolerance))
-    for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
-        if i < len(parts.done):
-            continue
-        with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
-            parts.add(_estimate(chosen, blocks[i], tolerance, deadline))
+    with locked(checkpoint):
+        parts = Blocks(checkpoint, problem, {"method": chosen, "seed": seed, "block": block, "tolerance": tolerance})
+        try:
+            for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
+                if i < len(parts.done):
+                    continue
+                with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
+                    parts.add(_estimate(chosen, blocks[i], tolerance, deadline))
+        finally:
+            parts.write()
     return concatenate(parts.done)
 
 
@@ -209,51 +215,3 @@ def _estimate(method: Method, problem: Problem, tolerance: float | None, deadlin
         method = finer
         result = replace_rows(result, wide.nonzero()[:, 0], method.estimate(_select(problem, wide.nonzero()[:, 0])))
     return replace(result, seconds=time.perf_counter() - start)
-
-
-class _Parts:
-    """The finished blocks, kept in a file where one is given."""
-
-    def __init__(self, path: Path | None, problem: Problem, method: Method, seed: int | None, options: Any) -> None:
-        self.path, self.done = path, list[Evidence]()
-        if path is None:
-            return
-        call = problem.call
-        self.fingerprint = {
-            "method": repr(method),
-            "options": list(options),
-            "level": problem.level,
-            "seed": seed,
-            "call": [call.plate, call.broadcast],
-            "data": [[str(key), _described(a)] for key, a in (*enumerate(call.args), *call.kwargs.items())],
-            "programs": [_name(program) for program in (call.model, call.guide)],
-            "parameters": [_state_digest(program) for program in (call.model, call.guide)],
-        }
-        if path.exists():
-            tree = load_tree(path)
-            got = tree.get("fingerprint") if isinstance(tree, dict) else None
-            if got != self.fingerprint:
-                raise ValueError(f"expected a checkpoint of this estimate, {self.fingerprint}, got {got} in {path}")
-            self.done = [Evidence(**part) for part in tree["parts"]]
-
-    def add(self, part: Evidence) -> None:
-        self.done.append(part)
-        if self.path is not None:
-            save_tree(self.path, {"fingerprint": self.fingerprint, "parts": [_plain(part) for part in self.done]})
-
-
-def _plain(part: Evidence) -> Mapping[str, Any]:
-    return {name: getattr(part, name) for name in asdict(part)}
-
-
-def _described(value: Any) -> Any:
-    return [list(value.shape), str(value.dtype), tensor_digest(value)] if isinstance(value, Tensor) else repr(value)
-
-
-def _name(program: Any) -> str:
-    named = program if hasattr(program, "__qualname__") else type(program)
-    return f"{named.__module__}.{named.__qualname__}"
-
-
-def _state_digest(program: Any) -> list[str]:
-    return [tensor_digest(value) for value in program.state_dict().values()] if isinstance(program, nn.Module) else []

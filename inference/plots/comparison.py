@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.comparison.paired_differences import principal_map, splits_of
-from inference.core.storage import atomic_path
+from inference.core.files import atomic_path
 from inference.plots.calibration import _check
 
 # Pareto k: finite variance below the first, trustworthy below the second, finite mean below the third.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyro.infer
@@ -14,11 +13,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from inference.core.checks import check_arguments, check_count
+from inference.core.files import locked
 from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
 from inference.objectives.base import check_objective
 from inference.objectives.evidence_lower_bound import ELBO
+from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
 
@@ -51,7 +52,10 @@ def fit(
 
     The steps minimise the objective's loss per data point. With a seed the run is repeatable bit for bit on one machine
     and leaves the global random state as it was; an interrupted run that is called again with the same arguments
-    and ``checkpoint`` goes on from the last checkpoint to the same bits. The pair is left in eval mode.
+    and ``checkpoint`` goes on from the last checkpoint to the same bits. The pair is left in eval mode. Where an error
+    or an interrupt ends the run, it is left in the state of a whole step with finite parameters: of the last that was
+    read from the device, with a checkpoint of the last one, with ``validation`` of the best evaluation. The history is
+    then the error's attribute ``history``, and the state is saved.
 
     Args:
         model: Pyro model, a module or a function.
@@ -67,7 +71,9 @@ def fit(
         validation: Held-out data, like ``data``.
         evaluate_every: Steps between evaluations on the validation data.
         patience: Evaluations without improvement after which to stop.
-        checkpoint: File to write now and then, and to resume from where it exists.
+        checkpoint: File to write now and then, and to resume from where it exists. It belongs to the run with this
+            pair, objective, optimiser, schedule, data and seed; another one is refused. With it each step costs a copy
+            of the parameters and of the optimiser's state.
         checkpoint_every: Steps between checkpoints; the last step is always written.
         progress: Show a progress bar.
 
@@ -77,8 +83,9 @@ def fit(
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If data are not finite or do not fit the pair, if LBFGS is given mini-batches, or if the
-            checkpoint belongs to another run.
-        FloatingPointError: If the loss becomes NaN or infinite; the message names the step.
+            checkpoint is damaged, belongs to another run or a longer one, or is being written by another run.
+        OSError: If the checkpoint cannot be written; before anything runs where that can be known.
+        FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     if objective is not None:
@@ -98,13 +105,13 @@ def fit(
         if batch is not None:
             check_arguments(programs, batch, {})
     batch_size = _check_batch_size(batch_size, len(data[0]))
-    with seeded(seed), local_params():
+    with locked(checkpoint), seeded(seed), local_params():
         trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective, seed)
-        trainer.prepare(optimizer, scheduler, batch_size)
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and path.exists():
-            trainer.load(path)
-        return trainer.run(steps, evaluate_every, patience, path, checkpoint_every, progress)
+        trainer.prepare(optimizer, scheduler, batch_size, evaluate_every)
+        file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
+        if file is not None:
+            file.load(steps, patience)
+        return trainer.run(steps, patience, file, checkpoint_every, progress)
 
 
 def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Tensor, ...]:

@@ -1,13 +1,13 @@
-"""The state of a training run: what a step changes, and what a checkpoint holds."""
+"""A training run: its steps, what they change, and what it falls back to."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,16 +18,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from inference.core.display import as_html
+from inference.core.fingerprint import described
 from inference.core.handlers import LocalParams
 from inference.core.memory import at_once
 from inference.core.module import Module
 from inference.core.run import Program, modules_of
-from inference.core.seeding import random_state
-from inference.core.storage import load_tree, save_tree, tensor_digest
+from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
+from inference.training.checkpoint import Checkpoint
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
@@ -115,8 +117,37 @@ def trainable_parameters(
     return parameters
 
 
+@dataclass(frozen=True)
+class State:
+    """All that the next step depends on, as copies.
+
+    Attributes:
+        steps: Steps taken.
+        tensors: Parameters, those in Pyro's store, and buffers.
+        optimizer: The optimiser's state.
+        scheduler: The schedule's; None without one.
+        objective: The objective's step; None if it counts none.
+        random: States of torch's generators.
+        best: ``tensors`` of the best evaluation; None before there is one.
+        best_step: Its step.
+        num_evaluations: Evaluations so far.
+        stopped_early: Whether patience ran out.
+    """
+
+    steps: int
+    tensors: list[Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any] | None
+    objective: Tensor | None
+    random: list[Tensor]
+    best: list[Tensor] | None
+    best_step: int | None
+    num_evaluations: int
+    stopped_early: bool
+
+
 class Trainer:
-    """The state of one training run: what a step changes, and what a checkpoint holds."""
+    """One training run: its steps, and the last good state to which it falls back where a step fails."""
 
     def __init__(
         self,
@@ -133,57 +164,83 @@ class Trainer:
         self.history = History()
         self.order_seed = int(torch.randint(2**31, ()))
         self.best: list[Tensor] | None = None
+        self.pending: list[Tensor] = []
+        self.latest: State | None = None
 
     def prepare(
         self,
         optimizer: Callable[[list[Tensor]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         batch_size: int,
+        evaluate_every: int,
     ) -> None:
         """Make optimiser and schedule, and begin the objective's own schedule anew."""
         if isinstance(self.objective, Objective):
             self.objective.step = torch.zeros_like(self.objective.step)
-        self.batch_size = batch_size
+        self.batch_size, self.evaluate_every = batch_size, evaluate_every
         self.parameters = trainable_parameters(self.model, self.guide, self.objective, self.data)
         self.optimizer = optimizer(self.parameters)
-        self.settings = repr([{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups])
+        self.settings = optimizer_settings(self.optimizer)
         if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < len(self.data[0]):
             raise ValueError(f"expected the full batch for LBFGS, got batch_size={batch_size} of {len(self.data[0])}")
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
+        # Buffers may be infinite by intention, as masks are.
+        self.watched = [t for t in self.tensors() if t.is_floating_point() and bool(t.isfinite().all())]
+        self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
 
     def run(
-        self,
-        steps: int,
-        evaluate_every: int,
-        patience: int | None,
-        checkpoint: Path | None,
-        checkpoint_every: int,
-        progress: bool,
+        self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, progress: bool
     ) -> History:
-        """Take steps until there are ``steps`` of them in all."""
+        """Take steps until there are ``steps`` of them in all.
+
+        Whatever ends the run, the pair is left in eval mode, in its last good state or the best one where there is
+        validation, and that state is saved. An error carries the history as its attribute ``history``.
+        """
         self.history.stopped_early = self._out_of_patience(patience)
-        start, history = time.perf_counter() - self.history.seconds, self.history
-        pending: list[Tensor] = []
+        self.good, self.latest = self.state(), None
         self._train_mode(True)
-        with tqdm(total=steps, initial=history.steps, disable=not progress, desc="fit", unit="step") as bar:
-            for step, batch in self._batches(history.steps):
-                if step >= steps or history.stopped_early:
-                    break
-                pending.append(self._step(batch))
-                evaluate = self.validation is not None and ((step + 1) % evaluate_every == 0 or step + 1 == steps)
-                save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or step + 1 == steps)
-                if len(pending) == _FLUSH_EVERY or evaluate or save or step + 1 == steps:
-                    self._flush(pending, bar)
+        try:
+            with tqdm(total=steps, initial=self.history.steps, disable=not progress, desc="fit", unit="step") as bar:
+                self._take_steps(steps, patience, checkpoint, checkpoint_every, bar)
+        except BaseException as error:
+            self._fall_back(error)
+            error.history = self.history  # type: ignore[attr-defined]
+            self._train_mode(False)
+            if checkpoint is not None:
+                checkpoint.save_after(error)
+            raise
+        finally:
+            self._restore_best()
+            self._train_mode(False)
+        return self.history
+
+    def _take_steps(
+        self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
+    ) -> None:
+        history, start = self.history, time.perf_counter() - self.history.seconds
+        for step, batch in self._batches(history.steps):
+            if step >= steps or history.stopped_early:
+                break
+            self.pending.append(self._step(batch))
+            last = step + 1 == steps
+            evaluate = self.validation is not None and (step + 1) % self.evaluate_every == 0
+            save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last)
+            if len(self.pending) == _FLUSH_EVERY or evaluate or save or last:
+                self._flush(bar)
                 if evaluate:
                     self._evaluate(patience)
                 history.seconds = time.perf_counter() - start
-                if checkpoint is not None and (save or history.stopped_early):
-                    self.save(checkpoint)
-        self._restore_best()
-        self._train_mode(False)
-        return history
+                self.good = self.latest = self.state()
+            elif checkpoint is not None:
+                self.latest = self.state()
+            if checkpoint is not None and (save or history.stopped_early):
+                checkpoint.save()
+        # An evaluation beside the others is no part of the file, for a longer run has none here.
+        if self.validation is not None and history.steps % self.evaluate_every and not history.stopped_early:
+            self._evaluate(patience)
+            history.seconds = time.perf_counter() - start
 
     def _batches(self, first: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
         """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""
@@ -219,17 +276,25 @@ class Trainer:
             self.scheduler.step()
         return loss.detach()
 
-    def _flush(self, pending: list[Tensor], bar: Any) -> None:
-        losses = torch.stack(pending).double().tolist()
-        bar.update(len(pending))
-        pending.clear()
+    def _flush(self, bar: Any) -> None:
+        """Read the losses of the last steps from the device, and whether what they made is finite."""
+        finite = sum(((t.detach() * 0).sum() for t in self.watched), self.pending[0].new_zeros(()) * 0)
+        *losses, unchanged = torch.stack([*self.pending, finite.to(self.pending[0])]).double().tolist()
+        bar.update(len(losses))
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
                 step = self.history.steps + offset
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning rate, standardised data or float64"
                 )
+        if unchanged != 0:
+            first, last = self.history.steps, self.history.steps + len(losses) - 1
+            raise FloatingPointError(
+                f"a parameter or buffer is NaN or infinite after steps {first} to {last}, though the loss is finite: a "
+                "gradient breaks down; try a smaller learning rate, clipped gradients or float64"
+            )
         self.history.loss += losses
+        self.pending = []
         bar.set_postfix(loss=f"{losses[-1]:.4f}")
 
     @torch.no_grad()
@@ -242,83 +307,88 @@ class Trainer:
                 total += float(self._loss(batch)) * len(batch[0]) / num_data
         self._train_mode(True)
         history = self.history
-        history.validation.append((history.steps, total))
-        best = min(range(len(history.validation)), key=lambda i: history.validation[i][1])
-        if best == len(history.validation) - 1:
-            history.best_step, self.best = history.steps, [t.detach().clone() for t in self._state()]
+        if total < min((loss for _, loss in history.validation), default=math.inf):
+            history.best_step, self.best = history.steps, [t.detach().clone() for t in self.tensors()]
+        history.validation.append((history.steps, total if math.isfinite(total) else math.inf))
         history.stopped_early = self._out_of_patience(patience)
 
     def _out_of_patience(self, patience: int | None) -> bool:
-        losses = [loss for _, loss in self.history.validation]
-        return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
+        return self.steps_with(patience) is not None
 
-    def _state(self) -> list[Tensor]:
+    def steps_with(self, patience: int | None) -> int | None:
+        """The step at which patience runs out in the evaluations so far; None where it does not."""
+        losses = [loss for _, loss in self.history.validation]
+        for i, (step, _) in enumerate(self.history.validation):
+            if patience is not None and i - losses.index(min(losses[: i + 1])) >= patience:
+                return step
+        return None
+
+    def tensors(self) -> list[Tensor]:
         """All tensors that training changes: parameters, those in Pyro's store, and buffers."""
         buffers = [b for module in self.modules for b in module.buffers()]
         return [*self.parameters, *buffers]
 
+    def state(self) -> State:
+        """A copy of all that the next step depends on."""
+        return State(
+            steps=self.history.steps + len(self.pending),
+            tensors=[t.detach().clone() for t in self.tensors()],
+            optimizer=tree_map(_copied, self.optimizer.state_dict()),
+            scheduler=None if self.scheduler is None else copy.deepcopy(_plain(self.scheduler.state_dict())),
+            objective=self.objective.step if isinstance(self.objective, Objective) else None,
+            random=random_states(),
+            best=self.best,
+            best_step=self.history.best_step,
+            num_evaluations=len(self.history.validation),
+            stopped_early=self.history.stopped_early,
+        )
+
+    def restore(self, state: State) -> None:
+        """Go back to a state; losses and evaluations after it are forgotten."""
+        self._set_tensors(state.tensors)
+        self.optimizer.load_state_dict(state.optimizer)
+        if self.scheduler is not None and state.scheduler is not None:
+            self.scheduler.load_state_dict(state.scheduler)
+        if isinstance(self.objective, Objective) and state.objective is not None:
+            self.objective.step = state.objective
+        set_random_states(state.random)
+        self.best, history = state.best, self.history
+        losses = torch.stack(self.pending).double().tolist() if self.pending else []
+        history.loss, self.pending = [*history.loss, *losses][: state.steps], []
+        del history.validation[state.num_evaluations :]
+        history.best_step, history.stopped_early = state.best_step, state.stopped_early
+
+    def _fall_back(self, error: BaseException) -> None:
+        """To the last step that was whole and is finite: an error may have come in the midst of the next one."""
+        latest = self.latest
+        whole = latest is not None and not isinstance(error, FloatingPointError)
+        if whole and latest is not None and latest is not self.good:
+            whole = all(bool(t.isfinite().all()) for t in [*latest.tensors[: len(self.parameters)], *self.pending])
+        self.restore(latest if whole and latest is not None else self.good)
+
     @torch.no_grad()
-    def _restore(self, saved: list[Tensor]) -> None:
-        for tensor, value in zip(self._state(), saved, strict=True):
+    def _set_tensors(self, saved: list[Tensor]) -> None:
+        for tensor, value in zip(self.tensors(), saved, strict=True):
             tensor.copy_(value)
 
     def _restore_best(self) -> None:
         if self.best is not None:
-            self._restore(self.best)
+            self._set_tensors(self.best)
 
     def _train_mode(self, mode: bool) -> None:
         for module in self.modules:
             module.train(mode)
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """What must agree for a checkpoint to belong to this run; of a learning rate that moves, the first."""
-        return {
-            "seed": self.seed,
-            "parameters": [list(p.shape) for p in self.parameters],
-            "optimizer": [type(self.optimizer).__name__, self.settings],
-            "objective": [type(self.objective).__name__, self.objective.num_particles],
-            "batch_size": self.batch_size,
-            "data": [[list(part.shape), str(part.dtype), tensor_digest(part)] for part in self.data],
-        }
 
-    def save(self, path: Path) -> None:
-        """Write everything that the next step depends on, atomically."""
-        tree = {
-            "fingerprint": self._fingerprint(),
-            "history": vars(self.history),
-            "state": self._state(),
-            "best": self.best,
-            "objective": self.objective.step if isinstance(self.objective, Objective) else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else _plain(self.scheduler.state_dict()),
-            "order_seed": self.order_seed,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        }
-        save_tree(path, tree)
+def optimizer_settings(optimizer: Optimizer) -> list[Any]:
+    """Class and settings of an optimiser that has not run; of a learning rate that moves, the first."""
+    groups = [{k: len(v) if k == "params" else v for k, v in g.items()} for g in optimizer.param_groups]
+    own = {k: v for k, v in vars(optimizer).items() if not k.startswith("_") and k not in ("state", "param_groups")}
+    return described([type(optimizer), groups, own], values=False)
 
-    def load(self, path: Path) -> None:
-        """Go back to a saved state.
 
-        Raises:
-            ValueError: If the file is damaged or belongs to another run.
-        """
-        tree = load_tree(path)
-        expected, got = self._fingerprint(), tree.get("fingerprint") if isinstance(tree, dict) else None
-        if got != expected:
-            raise ValueError(f"expected a checkpoint of this run, {expected}, got {got} in {path}: remove it or rename")
-        self.history = History(**tree["history"])
-        self._restore(tree["state"])
-        self.best = tree["best"]
-        if isinstance(self.objective, Objective):
-            self.objective.step = tree["objective"]
-        self.optimizer.load_state_dict(tree["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(tree["scheduler"])
-        self.order_seed = tree["order_seed"]
-        torch.set_rng_state(tree["random"])
-        if tree["random_cuda"]:
-            torch.cuda.set_rng_state_all(tree["random_cuda"])
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

@@ -75,9 +75,10 @@ def fit_many(
     shared = isinstance(data, Tensor)
     sweep = _Sweep(ELBO() if objective is None else objective, shared)
     together = rows[0] if shared else torch.stack(rows, 1)
-    history = fit(stack, stack, together, objective=sweep, **options)
-    stack.hand_back()
-    return history
+    try:
+        return fit(stack, stack, together, objective=sweep, **options)
+    finally:
+        stack.hand_back()
 
 
 class _Both(nn.Module):

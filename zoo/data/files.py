@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 
 import numpy as np
@@ -32,6 +33,8 @@ _UNREADABLE = (  # what zipfile and NumPy's header parser raise on damaged files
     tokenize.TokenError,
 )
 _IDX_HEADER = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
+# Data unpack to less than so many times their packed size; only what is larger than these bytes is asked for it.
+_RATIO, _SMALL = 64, 2**25
 
 
 def as_rows(array: Array, source: str) -> tuple[Array, tuple[int, ...] | None]:
@@ -176,14 +179,39 @@ def _wanted(keys: set[str]) -> tuple[str, ...]:
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> Array:
+    info = archive.getinfo(name)
+    _check_ratio(info.file_size, info.compress_size)
     with archive.open(name) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+        return _read_array(file, info.file_size)
+
+
+def _check_ratio(size: int, packed: int) -> None:
+    if size > _SMALL and size > _RATIO * packed:
+        raise ValueError(
+            f"expected data that unpack to at most {_RATIO} times {packed} bytes, got {size}: save unpacked"
+        )
+
+
+def _read_array(file: IO[bytes], size: int) -> Array:
+    """Read a `.npy` of so many bytes, whose header is checked before anything is made."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"expected version 1.0 or 2.0 of the format, got {version}")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("expected plain numbers, got objects")
+    needed, got = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if needed != got:
+        raise ValueError(f"expected {needed} bytes for shape {shape}, got {got}")
+    flat = np.frombuffer(bytearray(file.read(needed)), dtype=dtype, count=math.prod(shape))
+    return flat.reshape(shape, order="F" if fortran else "C")
 
 
 def _read_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            return _read_array(file, path.stat().st_size)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -237,13 +265,25 @@ def _find_idx(folder: Path, part: str) -> Path:
 
 
 def _read_idx(path: Path) -> Array:
+    packed = path.stat().st_size
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            shape = _idx_shape(path, file.read(16), packed)
+            content = file.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable gzip file: {error}") from error
-    if len(content) < 16 or content[:4] != _IDX_HEADER:
-        raise ValueError(f"{path}: expected the IDX header {_IDX_HEADER!r}, got {content[:4]!r}")
-    shape = struct.unpack(">3I", content[4:16])
-    if len(content) - 16 != math.prod(shape):
-        raise ValueError(f"{path}: expected {math.prod(shape)} bytes for {shape}, got {len(content) - 16}")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(shape)
+    if len(content) != math.prod(shape):
+        came = "more" if len(content) > math.prod(shape) else len(content)
+        raise ValueError(f"{path}: expected {math.prod(shape)} bytes for {shape}, got {came}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx_shape(path: Path, header: bytes, packed: int) -> tuple[int, ...]:
+    if len(header) < 16 or header[:4] != _IDX_HEADER:
+        raise ValueError(f"{path}: expected the IDX header {_IDX_HEADER!r}, got {header[:4]!r}")
+    shape = struct.unpack(">3I", header[4:16])
+    try:
+        _check_ratio(math.prod(shape), packed)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return shape

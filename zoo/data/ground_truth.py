@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from inference.core.checks import check_count
+from inference.core.files import Unreadable, reading
 from inference.core.seeding import random_state
 from inference.core.storage import load_tree, save_tree
 from zoo.data.datasets import Dataset
@@ -100,6 +102,10 @@ def save_mixed(path: str | os.PathLike[str], data: MixedDataset) -> None:
     Args:
         path: File to replace.
         data: From :func:`mixed`.
+
+    Raises:
+        ValueError: If the data set has no mixing.
+        OSError: If the file cannot be written.
     """
     if data.mixing is None:
         raise ValueError("expected a data set with its mixing, got mixing=None")
@@ -114,11 +120,19 @@ def load_mixed(path: str | os.PathLike[str]) -> MixedDataset:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged or not of this kind.
     """
-    tree = load_tree(path)
+    kind = "a data set written by save_mixed"
+    tree = load_tree(path, kind)
     names = {field.name for field in fields(MixedDataset)}
-    if not isinstance(tree, dict) or not {"mixing", *_TENSORS} <= set(tree) <= names:
-        raise ValueError(f"expected a data set written by save_mixed at {path}, got other content")
-    return MixedDataset(**tree | {"mixing": from_description(tree["mixing"])})
+    with reading(path, kind):
+        if not isinstance(tree, dict) or not {"mixing", *_TENSORS} <= set(tree) <= names:
+            raise Unreadable("has other content")
+        if not all(isinstance(tensor, Tensor) for name in _TENSORS for tensor in _leaves(tree[name])):
+            raise Unreadable("has other content than tensors")
+        return MixedDataset(**tree | {"mixing": from_description(tree["mixing"])})
+
+
+def _leaves(entry: Any) -> list[Any]:
+    return list(entry.values()) if isinstance(entry, dict) else [entry]
 
 
 def _draw(sources: Distribution, num: int, latent_dim: int) -> Tensor:

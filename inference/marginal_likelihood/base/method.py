@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from inference.core.call import Call
+from inference.core.draw import Draw
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.rows import with_known_rows
 from inference.core.run import Program
@@ -44,7 +45,11 @@ class Problem:
         """
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
-        return with_known_rows(self.call, self.log_joint.probe() if self.call.guide is None else self.call.probe())
+        return with_known_rows(self.call, self.probe())
+
+    def probe(self) -> Draw:
+        """One run of the pair, or of the model alone, which leaves the random state as it was."""
+        return self.log_joint.probe() if self.call.guide is None else self.call.probe()
 
     def require_guide(self, method: str) -> Program:
         """The guide.

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from guides import Exact, Linear, MeanField, WrappedEncoder
 from inference import Module, fit, load_pair, save_pair
+from inference.core.files import atomic_path
 from inference.core.protocols import SupportsLogEvidence
-from inference.core.storage import atomic_path, load_tree, save_tree
-from zoo import PPCA, LinearVAE, digits
+from inference.core.storage import load_tree, save_tree
+from zoo import IMAVAE, PPCA, DeepGaussianVAE, Laplace, LinearVAE, digits
 
 
 def test_a_tree_of_tensors_and_values_comes_back_as_it_was(tmp_path):
@@ -158,7 +159,7 @@ def test_what_is_no_module_is_refused(tmp_path):
 
 
 def missing(_):
-    return FileNotFoundError, "expected a saved file at"
+    return FileNotFoundError, "expected a file written by save_pair at .*, found no file"
 
 
 def garbage(path):
@@ -178,9 +179,28 @@ def pickled(path):
     return ValueError, "is damaged or no safetensors file"
 
 
+def older(path):
+    save_file({"0": torch.zeros(2)}, path, metadata={"tree": '{"__tensor__": "0"}'})
+    return ValueError, r"pair\.safetensors was written by an older version, before 0\.2\.0, without a digest"
+
+
+def deep(path):
+    tree = []
+    for _ in range(400):
+        tree = [tree]
+    save_tree(path, tree)
+    path.write_bytes(path.read_bytes().replace(b"[" * 100, b"(" * 100))
+    return ValueError, r"pair\.safetensors is damaged: its content is not that of its digest"
+
+
+def folder(path):
+    path.mkdir()
+    return IsADirectoryError, "expected a file written by save_pair at .*, found a folder"
+
+
 def foreign(path):
     save_file({"w": torch.zeros(2)}, path)
-    return ValueError, "expected a file written by save_tree"
+    return ValueError, "was not written by this library"
 
 
 def other_tree(path):
@@ -188,12 +208,82 @@ def other_tree(path):
     return ValueError, "expected a file written by save_pair"
 
 
-@pytest.mark.parametrize("make", [missing, garbage, truncated, pickled, foreign, other_tree])
+@pytest.mark.parametrize("make", [missing, garbage, truncated, pickled, older, deep, folder, foreign, other_tree])
 def test_a_bad_file_is_one_clear_sentence(make, tmp_path):
     path = tmp_path / "pair.safetensors"
     error, message = make(path)
     with pytest.raises(error, match=message):
         load_pair(path)
+
+
+def test_every_changed_byte_of_a_file_is_noticed(tmp_path):
+    path = tmp_path / "pair.safetensors"
+    save_pair(path, PPCA(5, 2), Linear(5, 2))
+    sound = path.read_bytes()
+    begin = 8 + int.from_bytes(sound[:8], "little")
+    for place in [*range(0, begin, 41), *range(begin, len(sound), 97)]:
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 85]) + sound[place + 1 :])
+        with pytest.raises(ValueError, match=r"pair\.safetensors"):
+            load_pair(path)
+
+
+def test_loaded_tensors_are_copies_of_the_file(tmp_path):
+    path = tmp_path / "tree.safetensors"
+    save_tree(path, {"a": torch.ones(10_000)})
+    loaded = load_tree(path)["a"]
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.truncate(10)
+    assert loaded.eq(1).all()
+
+
+def test_a_configuration_far_larger_than_the_weights_is_not_built(tmp_path):
+    path = tmp_path / "pair.safetensors"
+    save_pair(path, PPCA(5, 2), MeanField(5, 2, hidden=(4,)))
+    for hidden in ([10**5, 10**5], [1] * 300_000):
+        tree = load_tree(path)
+        tree["guide"]["config"]["hidden"] = hidden
+        save_tree(path, tree)
+        with pytest.raises(ValueError, match="its configuration builds a module far larger than its weights"):
+            load_pair(path)
+
+
+OTHER_INSTANCES = {
+    "precision": (
+        lambda: IMAVAE(5, 2, gamma2=25.0, hidden=(8,)),
+        lambda: IMAVAE(5, 2, gamma2=1e4, hidden=(8,)),
+        "gamma2",
+    ),
+    "prior": (
+        lambda: DeepGaussianVAE(5, 2, hidden=(8,)),
+        lambda: DeepGaussianVAE(5, 2, hidden=(8,), prior=Laplace(2)),
+        r"prior_module\.class: expected .*StandardNormal",
+    ),
+    "activation": (
+        lambda: WrappedEncoder(torch.nn.Sequential(torch.nn.Linear(5, 2), torch.nn.ReLU()), fixed(1.0)),
+        lambda: WrappedEncoder(torch.nn.Sequential(torch.nn.Linear(5, 2), torch.nn.Tanh()), fixed(1.0)),
+        "ReLU",
+    ),
+    "constant of a function": (
+        lambda: WrappedEncoder(torch.nn.Linear(5, 2), fixed(1.0)),
+        lambda: WrappedEncoder(torch.nn.Linear(5, 2), fixed(2.0)),
+        r"closure\.sigma: expected 1\.0, got 2\.0",
+    ),
+}
+
+
+def fixed(sigma):
+    return lambda mean: dist.Normal(mean, sigma).to_event(1)
+
+
+@pytest.mark.parametrize(("make", "other", "message"), OTHER_INSTANCES.values(), ids=OTHER_INSTANCES)
+def test_an_instance_of_another_configuration_is_refused(make, other, message, tmp_path):
+    path, half = tmp_path / "pair.safetensors", make()
+    save_pair(path, half, half)
+    loaded, _ = load_pair(path, make(), make())
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), half.parameters(), strict=True))
+    with pytest.raises(ValueError, match=rf"pair\.safetensors holds another .*{message}"):
+        load_pair(path, other(), make())
 
 
 def test_the_digits_pair_survives_the_file_in_original_units(tmp_path):

@@ -1,15 +1,20 @@
 """Training: it reaches known optima, repeats, resumes bit for bit, and stops with a clear word."""
 
+import errno
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, OneCycleLR, ReduceLROnPlateau
 
 from guides import Linear, MeanField, TiedMeanField
-from inference import ELBO, AnalyticELBO, AnalyticKLELBO, Objective, fit
-from zoo import PPCA, LinearVAE, Scaled, digits, linear_gaussian
+from inference import ELBO, AnalyticELBO, AnalyticKLELBO, BetaELBO, fit
+from inference.core.files import locked
+from inference.core.storage import load_tree, save_tree
+from zoo import IMAVAE, PPCA, DeepGaussianVAE, Laplace, LinearVAE, Scaled, digits, linear_gaussian
 
 QUIET = {"progress": False}
 
@@ -199,28 +204,32 @@ RESUMABLE = {
 }
 
 
-class Interrupted(Objective):
-    """Raises what Ctrl-C raises, at one step."""
+def interrupting(optimizer, at):
+    """Raises what Ctrl-C raises at the end of one update, in the midst of a step."""
 
-    def __init__(self, inner, at):
-        super().__init__()
-        self.inner, self.at, self.calls = inner, at, 0
+    def make(parameters):
+        made, updates = optimizer(parameters), []
 
-    def terms(self, call, step):
-        self.calls += 1
-        if self.calls == self.at:
-            raise KeyboardInterrupt
-        return self.inner.terms(call, step)
+        def after(*_):
+            updates.append(1)
+            if len(updates) == at:
+                raise KeyboardInterrupt
+
+        made.register_step_post_hook(after)
+        return made
+
+    return make
 
 
 @pytest.mark.parametrize("options", RESUMABLE.values(), ids=RESUMABLE)
 def test_an_interrupted_run_resumes_to_the_same_bits(options, tmp_path):
-    inner = options.get("objective", ELBO())
+    optimizer = options.get("optimizer", adam(0.01))
     files = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 7}
-    straight, expected = small_run(**{**options, "objective": Interrupted(inner, None)})
-    with pytest.raises(KeyboardInterrupt):
-        small_run(**{**options, "objective": Interrupted(inner, 20)}, **files)
-    resumed, got = small_run(**{**options, "objective": Interrupted(inner, None)}, **files)
+    straight, expected = small_run(**options)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        small_run(**{**options, "optimizer": interrupting(optimizer, 20)}, **files)
+    assert interrupt.value.history.loss == straight.loss[:19]
+    resumed, got = small_run(**options, **files)
     assert resumed.loss == straight.loss
     assert resumed.validation == straight.validation
     assert same(got, expected)
@@ -252,17 +261,128 @@ def test_a_damaged_checkpoint_is_refused_and_kept(content, tmp_path):
     assert file.read_bytes() == content
 
 
+OTHERS = {
+    "objective's setting": ({"objective": BetaELBO(1.0)}, {"objective": BetaELBO(4.0)}, r"objective\..*"),
+    "particles": ({"objective": ELBO(1)}, {"objective": ELBO(2)}, "objective.num_particles: expected 1, got 2"),
+    "schedule": ({"scheduler": decay(30)}, {"scheduler": decay(31)}, "schedule.gamma"),
+    "no schedule": ({"scheduler": decay(30)}, {}, "schedule"),
+    "optimiser": ({"optimizer": adam(0.01)}, {"optimizer": lambda p: SGD(p, lr=0.01)}, "optimizer"),
+    "validation": ({"validation": VALIDATION}, {"validation": VALIDATION + 1}, "validation"),
+    "no validation": ({"validation": VALIDATION}, {}, "validation"),
+    "evaluations": (
+        {"validation": VALIDATION, "evaluate_every": 5},
+        {"validation": VALIDATION, "evaluate_every": 6},
+        r"validation\[1\]: expected 5, got 6",
+    ),
+    "fewer steps": ({}, {"steps": 20}, "holds 30 steps already, more than steps=20"),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_run_that_differs_in_one_thing_is_refused(first, second, message, tmp_path):
+    file = tmp_path / "run.safetensors"
+    small_run(checkpoint=file, **first)
+    small_run(checkpoint=file, **first)
+    with pytest.raises(ValueError, match=f"expected a checkpoint of this run, but .*{message}"):
+        small_run(checkpoint=file, **second)
+
+
+def noisy(sigma):
+    """A function pair, whose networks are its closure's."""
+    torch.manual_seed(0)
+    decoder, encoder = torch.nn.Linear(2, 5).double(), torch.nn.Linear(5, 2).double()
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), sigma).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
+
+    return model, guide
+
+
+PAIRS = {
+    "precision": [
+        lambda g=g: (IMAVAE(5, 2, gamma2=g, hidden=(8,)).double(), MeanField(5, 2).double()) for g in (25.0, 1e4)
+    ],
+    "prior": [
+        lambda p=p: (DeepGaussianVAE(5, 2, hidden=(8,), prior=p).double(), MeanField(5, 2).double())
+        for p in (None, Laplace(2))
+    ],
+    "function's constant": [lambda s=s: noisy(s) for s in (1.0, 0.5)],
+    "what a function reads": [lambda s=s: noisy(Box(s)) for s in (1.0, 0.5)],
+}
+
+
+class Box(float):
+    """A number whose value does not show in its description, only in what a model makes of it."""
+
+    __slots__ = ()
+
+
+@pytest.mark.parametrize("makes", PAIRS.values(), ids=PAIRS)
+def test_a_run_of_another_pair_is_refused_and_leaves_it_alone(makes, tmp_path):
+    x, options = linear_gaussian(20, 5, 2).train, {"steps": 3, "seed": 0, "checkpoint": tmp_path / "run.safetensors"}
+    first = fit(*makes[0](), x, **options, **QUIET)
+    assert fit(*makes[0](), x, **options, **QUIET).loss == first.loss
+    other = makes[1]()
+    before = [t.clone() for half in other if isinstance(half, torch.nn.Module) for t in half.state_dict().values()]
+    with pytest.raises(ValueError, match=r"expected a checkpoint of this run, but .* belongs to another one"):
+        fit(*other, x, **options, **QUIET)
+    after = [t for half in other if isinstance(half, torch.nn.Module) for t in half.state_dict().values()]
+    assert same(before, after)
+
+
+def test_less_patience_than_the_file_took_is_refused(tmp_path):
+    options = {"validation": VALIDATION + 3, "evaluate_every": 1, "optimizer": adam(0.3)}
+    small_run(checkpoint=tmp_path / "run.safetensors", **options)
+    stopped, _ = small_run(patience=1, **options)
+    assert stopped.steps < 30
+    with pytest.raises(ValueError, match=f"patience=1 ends the run after {stopped.steps}"):
+        small_run(checkpoint=tmp_path / "run.safetensors", patience=1, **options)
+
+
+def test_a_longer_run_has_no_trace_of_the_shorter_ones_end(tmp_path):
+    options = {"validation": VALIDATION, "evaluate_every": 10}
+    straight, expected = small_run(steps=40, **options)
+    short, _ = small_run(steps=25, checkpoint=tmp_path / "run.safetensors", **options)
+    assert [step for step, _ in short.validation] == [10, 20, 25]
+    longer, got = small_run(steps=40, checkpoint=tmp_path / "run.safetensors", **options)
+    assert longer.validation == straight.validation
+    assert same(got, expected)
+
+
+def test_a_run_of_millions_of_steps_is_saved(tmp_path):
+    file = tmp_path / "run.safetensors"
+    small_run(steps=5, checkpoint=file)
+    tree = load_tree(file)
+    tree["loss"], tree["state"]["steps"] = torch.zeros(6_000_000, dtype=torch.float64), 6_000_000
+    save_tree(file, tree)
+    history, _ = small_run(steps=6_000_000, checkpoint=file)
+    assert history.steps == 6_000_000
+
+
+def test_two_runs_on_one_checkpoint_at_once_are_refused(tmp_path):
+    file = tmp_path / "run.safetensors"
+    with locked(file), pytest.raises(ValueError, match=r"run\.safetensors for this run alone"):
+        small_run(checkpoint=file)
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
     file = tmp_path / "run.safetensors"
     small_run(checkpoint=file)
     before = file.read_bytes()
 
-    def half_written(_, path, **__):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def half_written(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("inference.core.storage.save_file", half_written)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("os.replace", half_written)
+    with pytest.raises(OSError, match=r"cannot read or write .*run\.safetensors: No space left on device"):
         small_run(checkpoint=file, steps=40)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
@@ -295,6 +415,60 @@ def test_a_loss_that_breaks_down_names_the_step():
     x = linear_gaussian(20, 5, 2).train
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d+"):
         fit(*linear_pair(x, 2), x, steps=200, optimizer=lambda p: SGD(p, lr=1e4), **QUIET)
+
+
+def with_gradient(bad, at):
+    """A pair whose gradient is bad at one step, under a finite loss."""
+    torch.manual_seed(0)
+    calls, model = [], LinearVAE(5, 2).double()
+
+    def hook(gradient):
+        calls.append(1)
+        return gradient * bad if len(calls) == at else gradient
+
+    next(model.parameters()).register_hook(hook)
+    return model, MeanField(5, 2).double()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{}, {"validation": VALIDATION, "evaluate_every": 10}], ids=["plain", "validation"])
+def test_a_bad_gradient_is_an_error_and_the_run_can_go_on(bad, options, tmp_path):
+    x, file = linear_gaussian(20, 5, 2).train, tmp_path / "run.safetensors"
+    options = {"steps": 40, "seed": 0, **options, **QUIET}
+    straight = fit(*with_gradient(1.0, 0), x, **options)
+    pair = with_gradient(bad, 40)
+    with pytest.raises(FloatingPointError, match="a parameter or buffer is NaN or infinite after steps") as error:
+        fit(*pair, x, **options)
+    assert all(p.isfinite().all() for half in pair for p in half.parameters())
+    assert not any(half.training for half in pair)
+    assert error.value.history.loss == straight.loss[: error.value.history.steps]
+    with pytest.raises(FloatingPointError, match="after steps 10 to 19"):
+        fit(*with_gradient(bad, 20), x, checkpoint=file, checkpoint_every=10, **options)
+    assert fit(*with_gradient(1.0, 0), x, checkpoint=file, **options).loss == straight.loss
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RuntimeError])
+def test_an_error_leaves_the_last_good_or_the_best_parameters(error):
+    taken = []
+
+    def schedule(optimizer):
+        def rate(step):
+            taken.append(step)
+            if step == 27:
+                raise error
+            return 1.0
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+    x, pair = linear_gaussian(20, 5, 2).train, with_gradient(1.0, 0)
+    options = {"seed": 0, "validation": VALIDATION, "evaluate_every": 10, **QUIET}
+    with pytest.raises(error) as caught:
+        fit(*pair, x, steps=40, scheduler=schedule, **options)
+    best = with_gradient(1.0, 0)
+    fit(*best, x, steps=20, **options)
+    assert caught.value.history.best_step == 20
+    assert same([p for h in pair for p in h.parameters()], [p for h in best for p in h.parameters()])
+    assert not any(half.training for half in pair)
 
 
 X = torch.zeros(8, 5).double()

@@ -166,3 +166,31 @@ def test_a_stock_sampler_is_refused_with_the_rule_that_it_breaks():
     fit(*copy.deepcopy(pairs[0]), x, steps=2, progress=False)  # by itself it trains
     with pytest.raises(ValueError, match=r"noise by torch.randn or torch.rand.*got StudentT at site 'z'"):
         fit_many(pairs, x, steps=2, progress=False)
+
+
+def test_pairs_get_their_last_good_state_back_from_an_error(tmp_path):
+    def interrupted(parameters):
+        made, updates = torch.optim.Adam(parameters, 1e-2), []
+
+        def after(*_):
+            updates.append(1)
+            if len(updates) == 5:
+                raise KeyboardInterrupt
+
+        made.register_step_post_hook(after)
+        return made
+
+    x, options = torch.randn(20, 5).double(), {"seed": 0, "progress": False}
+    plain = {**options, "optimizer": lambda p: torch.optim.Adam(p, 1e-2)}
+    torch.manual_seed(1)
+    stopped, expected = ([(LinearVAE(5, 2).double(), MeanField(5, 2).double()) for _ in range(2)] for _ in range(2))
+    for a, b in zip(stopped, expected, strict=True):
+        for half, other in zip(a, b, strict=True):
+            half.load_state_dict(other.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(stopped, x, steps=9, optimizer=interrupted, checkpoint=tmp_path / "sweep.safetensors", **options)
+    fit_many(expected, x, steps=4, **plain)
+    for a, b in zip(stopped, expected, strict=True):
+        for half, other in zip(a, b, strict=True):
+            assert not half.training
+            assert all(torch.equal(p, q) for p, q in zip(half.parameters(), other.parameters(), strict=True))

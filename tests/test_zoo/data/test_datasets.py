@@ -2,7 +2,9 @@
 
 import gzip
 import math
+import re
 import struct
+import tracemalloc
 import types
 import warnings
 import zipfile
@@ -594,3 +596,68 @@ def test_load_refuses_what_are_no_rows_of_numbers(array, message):
 def test_load_refuses_what_the_dtype_cannot_hold():
     with pytest.raises(ValueError, match=r"data: expected values that torch.float32 can hold"):
         load(np.array([[1e300]]), dtype=torch.float32)
+
+
+# --- files that promise more than they hold --------------------------------------------------------
+
+
+def peak_of(read, path):
+    """Bytes of Python's own allocations while a file is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            read(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def gzipped_zeros(path):
+    header = struct.pack(">HBB3I", 0, 8, 3, 100_000, 28, 28)
+    with gzip.open(path, "wb") as file:
+        file.write(header)
+        for _ in range(100):
+            file.write(bytes(1000 * 784))
+    return path
+
+
+def test_a_small_gzip_file_of_many_zeros_is_not_unpacked(tmp_path):
+    path = gzipped_zeros(tmp_path / f"{IDX_NAMES[0]}.gz")
+    write_idx(tmp_path / IDX_NAMES[1], images(3, 0))
+    assert path.stat().st_size < 1e6
+    assert peak_of(lambda p: mnist(p.parent), path) < 10e6
+
+
+def test_a_gzip_file_that_holds_more_than_it_says_is_not_unpacked(tmp_path):
+    path = gzipped_zeros(tmp_path / f"{IDX_NAMES[0]}.gz")
+    content = bytearray(gzip.decompress(path.read_bytes())[:16]) + bytes(78_400_000)
+    content[4:8] = struct.pack(">I", 3)
+    path.write_bytes(gzip.compress(bytes(content)))
+    write_idx(tmp_path / IDX_NAMES[1], images(3, 0))
+    assert peak_of(lambda p: mnist(p.parent), path) < 10e6
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_that_promises_more_than_it_holds_is_not_made(suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000), }"
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
+    if suffix == ".npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+    assert peak_of(load, path) < 10e6
+
+
+def test_an_archive_of_many_zeros_is_not_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "rows.npz", x=np.zeros((10_000, 1000)))
+    assert peak_of(load, tmp_path / "rows.npz") < 10e6
+
+
+def test_arrays_in_either_order_are_read_as_they_are(tmp_path):
+    rows = np.arange(12.0).reshape(3, 4)
+    for i, array in enumerate((rows, np.asfortranarray(rows), rows.astype(">f4"), rows.astype(np.int16))):
+        np.save(tmp_path / f"{i}.npy", array)
+        assert np.array_equal(load(tmp_path / f"{i}.npy", test_size=0).train.numpy(), rows)

@@ -1,0 +1,104 @@
+"""The file of an estimate in blocks: the finished ones, and by what the estimate is recognised."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from inference.core.files import reading
+from inference.core.fingerprint import described, probe, same_numbers, say_differences, unchanged
+from inference.core.memory import at_once
+from inference.core.storage import load_tree, save_tree
+from inference.marginal_likelihood.base.method import Problem
+from inference.marginal_likelihood.base.result import Evidence, concatenate
+
+_KIND = "a checkpoint of this estimate"
+
+# A block is written at once unless the last writing took more than this share of the time since.
+_SHARE = 0.05
+
+
+class Blocks:
+    """The finished blocks of an estimate, kept in a file where one is given.
+
+    An estimate is recognised by everything that changes its result: the pair's classes, attributes, constants,
+    parameters and modes, its log-densities at a fixed draw, the method and its settings, data, level, seed and blocks.
+
+    Args:
+        path: The file; None keeps the blocks in memory alone.
+        problem: The call and the level.
+        settings: Further settings that change the result.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another estimate.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, problem: Problem, settings: dict[str, Any]) -> None:
+        self.path, self.done = None if path is None else Path(path), list[Evidence]()
+        self._written, self._ended, self._seconds = 0, 0.0, 0.0
+        if self.path is None:
+            return
+        self.dtype = getattr(problem.call.args[0], "dtype", torch.float32)
+        before = _programs(problem)
+        self.probe = probe(problem.probe)
+        self.fingerprint = unchanged(before, _programs(problem)) | _settings(problem) | described(settings)
+        if self.path.exists():
+            self._load(self.path)
+
+    def _load(self, path: Path) -> None:
+        tree = load_tree(path, _KIND)
+        with reading(path, _KIND):
+            got = tree.get("fingerprint") if isinstance(tree, dict) else None
+            text = say_differences(got, self.fingerprint) if isinstance(got, dict) else "it has another content"
+            if not text and not same_numbers(tree["probe"], self.probe, self.dtype):
+                text = "its log-densities at a fixed draw are others"
+            if text:
+                raise ValueError(
+                    f"expected {_KIND}, but {path} belongs to another one, {text}: remove it or give another name"
+                )
+            self.done = [Evidence(**part) for part in tree["parts"]]
+            concatenate(self.done)
+        self._written = len(self.done)
+
+    def add(self, part: Evidence) -> None:
+        """Keep a block, and write all to the file unless writing takes longer than the blocks do."""
+        self.done.append(part)
+        if self._seconds <= _SHARE * (time.perf_counter() - self._ended):
+            self.write()
+
+    def write(self) -> None:
+        """Write what is not written yet.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        if self.path is None or self._written == len(self.done):
+            return
+        start = time.perf_counter()
+        parts = [dict(vars(part)) for part in self.done]
+        save_tree(self.path, {"fingerprint": self.fingerprint, "probe": self.probe, "parts": parts})
+        self._written, self._ended = len(self.done), time.perf_counter()
+        self._seconds = self._ended - start
+
+
+def _programs(problem: Problem) -> dict[str, Any]:
+    halves = {"model": problem.call.model, "guide": problem.call.guide}
+    modules = {name: [m.training for m in h.modules()] for name, h in halves.items() if isinstance(h, nn.Module)}
+    return {name: described(half) for name, half in halves.items()} | {"train_mode": modules}
+
+
+def _settings(problem: Problem) -> dict[str, Any]:
+    call = problem.call
+    return {
+        "level": problem.level,
+        "plate": call.plate,
+        "broadcast": call.broadcast,
+        "data": described(list(call.args)),
+        "keywords": described(dict(call.kwargs)),
+        "memory_limit": at_once(2**20),
+    }

@@ -27,7 +27,6 @@ from inference.core.simulated import observed_arguments, replay
 from inference.core.standardisation import Standardise
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.posterior.log_joint import LogJoint
-from inference.training.trainer import trainable_parameters
 
 # Beyond this ratio of the data's scale, or distance from the origin, to the network's unit, training is slow or fails.
 _FAR = 10.0
@@ -174,9 +173,12 @@ def _repeatable(call: Call) -> None:
 def _training(call: Call) -> None:
     assert call.guide is not None
     objective = ELBO(plate=call.plate)
-    with local_params(), _ran() as ran:
-        parameters = trainable_parameters(call.model, call.guide, objective, call.args)
+    with local_params() as handler, _ran() as ran:
         loss = objective.differentiable_loss(call.model, call.guide, *call.args, **call.kwargs)
+    every = [*handler.seen, *(p for module in modules_of(*call.programs) for p in module.parameters())]
+    parameters = list({id(p): p for p in every if p.requires_grad}.values())
+    if not parameters:
+        raise ValueError("expected a pair with at least one trainable parameter, got none")
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     names = {
         id(p): f"{type(m).__name__}.{n}" for m in [*ran, *modules_of(*call.programs)] for n, p in m.named_parameters()

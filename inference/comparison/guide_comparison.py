@@ -216,12 +216,10 @@ def _entries(
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
         raise ValueError(f"expected guides as a mapping from names with at least one entry, got {_kind(guides)}")
-    if seeds is not None and not seeds:
-        raise ValueError("expected at least one seed, got none")
-    if seeds is not None and len(set(seeds)) < len(seeds):
-        raise ValueError(f"expected seeds that are all different, got {seeds}")
+    if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+        raise ValueError(f"expected at least one seed, all different, got {seeds}")
     for seed in seeds or ():
-        check_count(seed, "every seed", -(2**63))
+        check_count(seed, "every seed", 0)
     for name, entry in guides.items():
         if not isinstance(name, str) or not name.isprintable() or not name:
             raise ValueError(f"expected printable text as every guide's name, got {name!r}")

@@ -22,6 +22,7 @@ from inference.core.seeding import seeded
 from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.batches import Batches, laid_out
+from inference.training.callbacks import Callback, check_callbacks
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
@@ -52,6 +53,7 @@ def fit(
     patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> History:
     """Stochastic variational inference (SVI): train a pair in place.
@@ -85,6 +87,8 @@ def fit(
             pair, objective, optimiser, schedule, data and seed; another one is refused. With it each step costs a copy
             of the parameters and of the optimiser's state.
         checkpoint_every: Steps between checkpoints; the last step is always written.
+        callbacks: Called after each step, evaluation and checkpoint and at the end; one that returns true stops the
+            run, which then counts as stopped early. See :class:`inference.Callback`.
         progress: Show a progress bar.
 
     Returns:
@@ -99,6 +103,7 @@ def fit(
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
+    callbacks = check_callbacks(callbacks)
     if objective is not None:
         check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
@@ -124,6 +129,7 @@ def fit(
         batch_size = _check_batch_size(batch_size, num_data)
         batches = Batches.of(call, partly=batch_size < num_data or validation is not None)
         trainer = Trainer(model, guide, data, validation, objective, seed, layout=batches)
+        trainer.callbacks = callbacks
         trainer.prepare(optimizer, scheduler, batch_size, evaluate_every)
         file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
         if file is not None:

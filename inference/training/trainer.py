@@ -30,6 +30,7 @@ from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.batches import Batches
+from inference.training.callbacks import Callback, Moment
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
 
@@ -171,6 +172,8 @@ class Trainer:
         self.best: list[Tensor] | None = None
         self.pending: list[Tensor] = []
         self.latest: State | None = None
+        self.last_loss: Tensor | None = None
+        self.callbacks: tuple[Callback, ...] = ()
 
     def prepare(
         self,
@@ -230,24 +233,43 @@ class Trainer:
         for step, batch in self._batches(history.steps):
             if step >= steps or history.stopped_early:
                 break
-            self.pending.append(self._step(batch))
-            last = step + 1 == steps
+            self.last_loss = self._step(batch)
+            self.pending.append(self.last_loss)
+            stop = self._tell(Callback.on_step)
+            last = step + 1 == steps or stop
             evaluate = self.validation is not None and (step + 1) % self.evaluate_every == 0
             save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last)
             if len(self.pending) == _FLUSH_EVERY or evaluate or save or last:
                 self._flush(bar)
                 if evaluate:
                     self._evaluate(patience)
+                    stop |= self._tell(Callback.on_evaluate)
+                history.stopped_early |= stop
                 history.seconds = time.perf_counter() - start
                 self.good = self.latest = self.state()
             elif checkpoint is not None:
                 self.latest = self.state()
             if checkpoint is not None and (save or history.stopped_early):
                 checkpoint.save()
+                history.stopped_early |= self._tell(Callback.on_checkpoint)
         # An evaluation beside the others is no part of the file, for a longer run has none here.
         if self.validation is not None and history.steps % self.evaluate_every and not history.stopped_early:
             self._evaluate(patience)
+            self._tell(Callback.on_evaluate)
             history.seconds = time.perf_counter() - start
+        self._tell(Callback.on_end)
+
+    def _tell(self, hook: Callable[[Any, Moment], Any]) -> bool:
+        """Call a hook of all callbacks; whether one wants to stop."""
+        if not self.callbacks or self.last_loss is None:
+            return False
+        steps = self.history.steps + len(self.pending)
+        now = Moment(model=self.model, guide=self.guide, step=steps, history=self.history, last_loss=self.last_loss)
+        self._train_mode(False)
+        with random_state(None):  # the run goes on as without
+            wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
+        self._train_mode(True)
+        return any(wishes)
 
     def _batches(self, first: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""

@@ -28,6 +28,7 @@ SCRIPTS = (
     "linear_vae_landscape.py",
     "moebius_identifiability.py",
     "posterior_collapse.py",
+    "pretrained_pairs.py",
     "pyro_workflow.py",
     "rate_distortion.py",
     "self_consistency.py",
@@ -396,3 +397,11 @@ def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     ratios = [float(r) for r in re.findall(r"(?<![\d.])(\d+\.\d\d)(?= \()", printed)]
     assert ratios
     assert all(0 < r < math.inf for r in ratios)
+
+
+def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
+    made = run("pretrained_pairs.py", "--out", str(tmp_path))
+    assert made == ["linear_vae/digits", "ppca/digits"]
+    assert "elbozoo train ppca --guide exact" in capsys.readouterr().out
+    assert run("pretrained_pairs.py", "--out", str(tmp_path)) == made
+    assert "elbozoo train" not in capsys.readouterr().out  # nothing is made twice

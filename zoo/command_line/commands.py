@@ -36,9 +36,8 @@ def run_list(args: argparse.Namespace) -> None:
     print(f"{'pair':{width}s}{'ELBO':>12s}{'log p':>12s}{'gap':>10s}{'k-hat':>8s}  guarantee")
     for name, one in cards.items():
         left = f"{one.elbo.value:12.4f}{one.evidence.value:12.4f}{one.evidence.value - one.elbo.value:10.4f}"
-        print(
-            f"{name:{width}s}{left}{math.nan if one.pareto_k is None else one.pareto_k:8.2f}  {', '.join(one.guarantee)}"
-        )
+        shape = "-" if one.pareto_k is None else f"{one.pareto_k:.2f}"
+        print(f"{name:{width}s}{left}{shape:>8s}  {', '.join(one.guarantee)}")
     print("\nnats per data point, means over the rows measured; elbozoo show PAIR has intervals and checks")
 
 

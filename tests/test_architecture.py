@@ -30,6 +30,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"automatic"},
         {"estimate"},
     ],
+<<<<<<< HEAD
     "zoo": [
         {"mixings", "priors"},
         {"base"},
@@ -38,6 +39,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"pretrained"},
         {"command_line"},
     ],
+=======
+    "zoo": [{"mixings", "priors", "classics"}, {"base"}, {"linear", "models"}, {"benchmarks", "data"}],
+>>>>>>> 479369e4716bc56cd63e4087ea8f26dc76675b1b
 }
 OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest", "registry", "references"}
 # Endings of dotted names: global state that only a user may touch, Pyro's own parameters, and files that execute code.

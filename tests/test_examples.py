@@ -17,6 +17,7 @@ from inference.marginal_likelihood.estimate import METHODS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = (
+    "autoguides.py",
     "broken_elbo_toy.py",
     "compare_guides.py",
     "compare_objectives.py",

@@ -17,6 +17,7 @@ from zoo.benchmarks import (
     toy_data,
     train_channel,
 )
+from zoo.classics import Classic, classic_models
 from zoo.data import *
 from zoo.linear import PPCA, FactorAnalysis, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixings import *
@@ -34,6 +35,7 @@ __all__ = [
     *priors.__all__,
     "PPCA",
     "Card",
+    "Classic",
     "FactorAnalysis",
     "KnownAnswer",
     "LatentVariableModel",
@@ -48,6 +50,7 @@ __all__ = [
     "beta_loss",
     "card",
     "class_information",
+    "classic_models",
     "known_answers",
     "load",
     "pairs",

@@ -33,6 +33,8 @@ class SBC:
         num_samples: S.
         ks: p-value of the Kolmogorov-Smirnov test of ``uniform``, (Q,).
         chi2: p-value of the chi-squared test of the rank histogram, (Q,).
+        symmetry: p-value of Wilcoxon's signed-rank test that ``uniform`` is symmetric about one half, (Q,): the test of
+            variational SBC (VSBC). A guide that is only too narrow or too wide passes; one whose centre is off fails.
         ks_adjusted: ``ks`` adjusted by Holm for the Q tests, (Q,): one below alpha is false with probability alpha.
         chi2_adjusted: ``chi2`` likewise.
     """
@@ -43,6 +45,7 @@ class SBC:
     num_samples: int
     ks: Tensor
     chi2: Tensor
+    symmetry: Tensor
     ks_adjusted: Tensor
     chi2_adjusted: Tensor
 
@@ -71,7 +74,8 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
 
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
-        Calibration", 2018, arXiv 1804.06788.
+        Calibration", 2018, arXiv 1804.06788. Yao, Vehtari, Simpson, Gelman, "Yes, but Did It Work?: Evaluating
+        Variational Inference", 2018, arXiv 1802.02538 (symmetry).
 
     Args:
         simulation: From :func:`inference.simulate`.
@@ -99,6 +103,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
     ks = uniform.new_tensor([scipy.stats.kstest(u, "uniform").pvalue for u in columns])
     counts = [np.histogram(u, num_bins, (0.0, 1.0))[0] for u in columns]
     chi2 = uniform.new_tensor([scipy.stats.chisquare(c).pvalue for c in counts])
+    symmetry = uniform.new_tensor([scipy.stats.wilcoxon(u - 0.5).pvalue for u in columns])
     return SBC(
         names=names,
         ranks=ranks,
@@ -106,6 +111,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
         num_samples=simulation.num_samples,
         ks=ks,
         chi2=chi2,
+        symmetry=symmetry,
         ks_adjusted=holm(ks),
         chi2_adjusted=holm(chi2),
     )

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -46,6 +47,8 @@ def simulate(
     quantities: Mapping[str, Quantity] | None = None,
     chunk: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    refit: Callable[..., Program] | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -65,11 +68,13 @@ def simulate(
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
         Calibration", 2018, arXiv 1804.06788.
+        Yao, Vehtari, Simpson, Gelman, "Yes, but Did It Work?: Evaluating Variational Inference", 2018, arXiv
+        1802.02538.
         Modrak, Moon, Kim, Buerkner, Huurre, Faltejskova, Gelman, Vehtari, "Simulation-Based Calibration Checking for
         Bayesian Computation: The Choice of Test Quantities Shapes Sensitivity", 2022, arXiv 2211.02383.
 
     Args:
-        model: Pyro model; what it observes must be arguments themselves, ``obs=x``.
+        model: Pyro model; what it observes must be arguments or views of them, ``obs=x`` or ``obs=x.reshape(...)``.
         guide: Pyro guide.
         *args: Arguments of both, such as data (B, D). Those that the model observes are replaced by simulated ones of
             their shape, again and again, B data points at a time; all others, such as covariates, stay the same.
@@ -79,6 +84,9 @@ def simulate(
             its event, that return one number per data point, (..., B).
         chunk: Draws made side by side; None chooses by size, 1 runs without a particle plate.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Take all data as one data point, whatever the plates: each simulation is then a whole data set.
+        refit: Called with the arguments that hold a round's simulated data; returns the guide that has been fitted to
+            them, of which the draws are taken: for guides without an encoder, such as AutoGuides (Yao et al. 2018).
         seed: Seed; leaves the global random state as it was.
         progress: Whether to show a progress bar.
         **kwargs: Keyword arguments of both.
@@ -86,7 +94,8 @@ def simulate(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), the model
-            observes nothing or what is not an argument, a site is scaled, or a latent is masked.
+            observes nothing or what is not an argument, a site is scaled, or a latent is masked; or if an AutoGuide,
+                which knows nothing of other data, is not refitted.
 
     Example:
         >>> from guides import Exact
@@ -100,13 +109,16 @@ def simulate(
     check_count(num_samples, "num_samples")
     if chunk is not None:
         check_count(chunk, "chunk")
-    call = Call(model, guide, args, kwargs, plate)
+    call = Call(model, guide, args, kwargs, plate, whole=whole)
     call.check()
+    if isinstance(guide, AutoGuide) and refit is None:
+        raise ValueError(f"expected refit= to fit {type(guide).__name__} to each simulated data set, got none")
     extra = {} if quantities is None else dict(quantities)
     if LOG_LIKELIHOOD in extra:
         raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
-    with seeded(seed), refuse_batch_dependence(model, guide):
-        first = call.probe()
+    with seeded(seed):
+        with refuse_batch_dependence(model, guide):
+            first = call.probe()
         _check_sites(first)
         layout = first.layout
         chunk = at_once(_CHUNK_ELEMENTS, layout.numel * layout.num_data) if chunk is None else chunk
@@ -116,20 +128,20 @@ def simulate(
         for _ in rounds:
             values = sample(model, *args, **kwargs)
             new = with_simulated_data(call, first.model_sites, values)
+            if refit is not None:
+                with torch.enable_grad():
+                    new = replace(new, guide=refit(*new.args, **new.kwargs))
             latents = {name: values[name] for name in first.latents}
-            truth = replay(replace(new, guide=None), layout, latents)
-            runs = [new.run(s) for s in sizes]
+            with refuse_batch_dependence(*new.programs):
+                truth = replay(replace(new, guide=None), layout, latents)
+                runs = [new.run(s) for s in sizes]
             parts.append(_read(first, truth, runs, extra))
     return join(parts, num_simulations)
 
 
 def _check_sites(first: Draw) -> None:
     """Check that the pair can be simulated: observed data are arguments, no term is scaled, no latent is masked."""
-    observed = observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
-    if len({id(first.model_sites[name].value) for name in observed}) != len(observed):
-        raise ValueError(
-            f"expected every observed site to have an argument of its own, got one for several of {observed}"
-        )
+    observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
     for half, sites in (
         ("model", first.model_sites),
         ("guide", {name: first.guide_sites[name] for name in first.latents}),
@@ -137,7 +149,7 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
-            if not site.is_observed and latent_mask(site) is not None:
+            if not site.is_observed and latent_mask(site.fn, site.mask) is not None:
                 raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
 
 

@@ -17,7 +17,13 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.comparison.local_problem import check_takes_all
-from inference.comparison.refitting import EVALUATIONS, evaluations, mean_and_error, refit_call
+from inference.comparison.refitting import (
+    EVALUATIONS,
+    evaluations,
+    has_global_parameters,
+    mean_and_error,
+    refit_call,
+)
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.estimates import Interval
@@ -133,6 +139,8 @@ def gap(
     restarts: int = 2,
     max_steps: int = 200,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     level: float = 0.95,
     seed: int | None = None,
     progress: bool = True,
@@ -141,7 +149,7 @@ def gap(
     """Gap between evidence and ELBO per data point, split into approximation gap and amortisation gap.
 
     A guide that offers ``local`` (see :class:`inference.core.protocols.SupportsLocal`) is refitted to each data point
-    by itself, as a whole. Of others the gap is known, but not its parts.
+    by itself, as a whole; the parameters of an AutoGuide all together. Of others the gap is known, but not its parts.
 
     Warning:
         Where nothing bounds the evidence from above, nothing bounds gap and approximation. Amortisation is what the
@@ -162,6 +170,8 @@ def gap(
         restarts: Random starts per data point besides the others, see :func:`inference.refit`.
         max_steps: Steps of the refit from each start at most.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the evidence's intervals.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
@@ -171,7 +181,7 @@ def gap(
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
     """
-    call = Call(model, guide, (x, *args), kwargs, plate).double()
+    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing).double()
     call.check()
     layout = call.probe().layout
     check_takes_all(layout)
@@ -181,7 +191,7 @@ def gap(
         raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
     width = _half_width(known.level)
     parts: dict[str, Any]
-    if isinstance(call.guide, SupportsLocal):
+    if isinstance(call.guide, SupportsLocal) or has_global_parameters(call):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
@@ -194,7 +204,7 @@ def gap(
             "amortisation_error": found.improvement_error,
             "amortisation_lower": (found.improvement - width * found.improvement_error).clamp(min=0),
             "gradient_norm": found.gradient_norm,
-            "second": "optimisation" if isinstance(call.guide, SupportsRows) else "amortisation",
+            "second": "amortisation" if _amortised(call) else "optimisation",
         }
     else:
         with refuse_batch_dependence(*call.programs), seeded(seed):
@@ -222,6 +232,11 @@ def gap(
     )
 
 
+def _amortised(call: Call) -> bool:
+    """Whether an encoder gives the guide's parameters, rather than an optimiser."""
+    return not isinstance(call.guide, SupportsRows) and not has_global_parameters(call)
+
+
 def _evidence(call: Call, method: Method, level: float, seed: int | None, progress: bool) -> Evidence:
     guide = None if isinstance(method, Exact) else call.guide
     return evidence(
@@ -230,6 +245,8 @@ def _evidence(call: Call, method: Method, level: float, seed: int | None, progre
         method=method,
         guide=guide,
         plate=call.plate,
+        whole=call.whole,
+        missing=call.missing,
         level=level,
         seed=seed,
         progress=progress,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from inference.calibration.simulation_based_calibration import coverage, sbc
@@ -24,6 +25,7 @@ from inference.core.checks import check_arguments, check_count, check_finite
 from inference.core.estimates import check_level
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
+from inference.core.rows import with_known_rows
 from inference.core.run import Program
 from inference.core.seeding import random_state, seeded
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -39,10 +41,12 @@ class Entry(NamedTuple):
     own: Call
     double: Call
 
-    def on(self, rows: Tensor) -> Entry:
-        """The pair called with data."""
-        converted = rows if self.double is self.own else rows.double()
-        return Entry(replace(self.own, args=(rows,)), replace(self.double, args=(converted,)))
+    def on(self, data: Call) -> Entry:
+        """The pair called with the arguments of another call."""
+        own = replace(self.own, args=data.args, kwargs=data.kwargs)
+        if self.double is self.own:
+            return Entry(own, own)
+        return Entry(own, replace(own.with_double_arguments(), model=self.double.model, guide=self.double.guide))
 
 
 Entries = Mapping[str, Entry]
@@ -55,9 +59,9 @@ TRAIN, HELD_OUT = "train", "held_out"
 def compare(
     model: Program | None,
     guides: Mapping[str, Any],
-    x: Tensor,
-    *,
-    held_out: Tensor | None = None,
+    x: Any,
+    *args: Any,
+    held_out: Any = None,
     num_samples: int = 1000,
     log_det: Tensor | float | None = None,
     held_out_log_det: Tensor | float | None = None,
@@ -68,9 +72,12 @@ def compare(
     chunk: int | None = None,
     block: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     level: float = 0.95,
     seed: int | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> xr.DataTree:
     """Compare guides: how far the ELBO of each lies below the evidence of its model, per data point.
 
@@ -83,8 +90,9 @@ def compare(
         model: Pyro model that the guides share; None where every entry of ``guides`` has its own.
         guides: Name to guide, or name to (model, guide). With ``seeds``: name to a function that trains one from a
             seed and returns it.
-        x: Training data, (N, D).
-        held_out: Held-out data, (M, D).
+        x: Training data, (N, D): the first argument of models and guides; or a tuple of their positional arguments.
+        *args: Further positional arguments of both.
+        held_out: Held-out data, (M, D), or the tuple of positional arguments that hold them.
         num_samples: Importance samples per data point.
         log_det: Log-determinant of the preprocessing of ``x``, (N,) or a number: bits per dimension are then those
             of the original data.
@@ -99,9 +107,12 @@ def compare(
         chunk: See :func:`inference.iter_log_weights`.
         block: Rows measured together; None chooses.
         plate: See :func:`inference.iter_log_weights`.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals.
         seed: Seed of the importance samples.
         progress: Show a progress bar.
+        **kwargs: Keyword arguments of models and guides, the same for training and held-out data.
 
     Returns:
         A tree with the groups ``train`` and, with held-out data, ``held_out``. Each holds per seed, guide and data
@@ -124,31 +135,37 @@ def compare(
     check_count(simulated, "simulated", 0)
     check_level(level)
     chosen = None if method is None else as_method(method)
-    data = {TRAIN: x} | ({} if held_out is None else {HELD_OUT: held_out})
-    for part in data.values():
-        check_arguments(() if model is None else (model,), (part,), {})
-    if held_out is not None and isinstance(held_out, Tensor) and held_out.shape[1:] != x.shape[1:]:
+    named = {TRAIN: (*x, *args) if isinstance(x, tuple) else (x, *args)}
+    if held_out is not None:
+        named[HELD_OUT] = held_out if isinstance(held_out, tuple) else (held_out,)
+    layout = Call(model or _no_program, None, (), kwargs, plate, whole=whole, missing=missing)
+    data = {name: replace(layout, args=part) for name, part in named.items()}
+    for call in data.values():
+        check_arguments(() if model is None else (model,), call.args, kwargs, missing=missing)
+    shape = _first(data[TRAIN]).shape[1:]
+    if held_out is not None and not whole and _first(data[HELD_OUT]).shape[1:] != shape:
         raise ValueError(
-            f"expected held_out of shape (M, {', '.join(map(str, x.shape[1:]))}), got {tuple(held_out.shape)}"
+            f"expected held_out of shape (M, {', '.join(map(str, shape))}), got {tuple(_first(data[HELD_OUT]).shape)}"
         )
     if held_out is not None and (log_det is None) != (held_out_log_det is None):
         raise ValueError("expected log_det and held_out_log_det both or neither, got one of them")
-    offsets = {TRAIN: _offsets(log_det, x, "log_det")}
+    offsets = {TRAIN: _offsets(log_det, _num_data(data[TRAIN]), "log_det")}
     if held_out is not None:
-        offsets[HELD_OUT] = _offsets(held_out_log_det, held_out, "held_out_log_det")
-    by_seed = _entries(model, guides, None if seeds is None else list(seeds), plate)
+        offsets[HELD_OUT] = _offsets(held_out_log_det, _num_data(data[HELD_OUT]), "held_out_log_det")
+    by_seed = _entries(model, guides, None if seeds is None else list(seeds), layout)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
         for part in data.values():
             entry.on(part).own.check()
     groups: dict[str, xr.Dataset] = {}
-    num_blocks = sum(-(-len(part) // block) for part in data.values())
+    num_blocks = sum(-(-_num_data(part) // block) for part in data.values())
     total = sum(map(len, by_seed.values())) * num_blocks
     with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
         for name, part in data.items():
             measured = []
             for entries in by_seed.values():
-                options = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
-                blocks = [_measure(entries, rows, method=chosen, **options) for rows in part.split(block)]
+                setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
+                part = _with_rows(part, entries, block, split)
+                blocks = [_measure(entries, rows, method=chosen, **setting) for rows in _split_rows(part, block)]
                 columns = _collect(entries, blocks)
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
@@ -156,14 +173,14 @@ def compare(
     tree.attrs = {
         "num_samples": num_samples,
         "level": level,
-        "data_dim": math.prod(x.shape[1:]),
+        "data_dim": _first(data[TRAIN]).numel() if whole else math.prod(shape),
         "trained": int(seeds is not None),
     }
     return tree
 
 
 def _entries(
-    model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, plate: str | None
+    model: Program | None, guides: Mapping[str, Any], seeds: list[int] | None, layout: Call
 ) -> dict[int, Entries]:
     """Pairs by seed and name, trained where there are seeds."""
     if not isinstance(guides, Mapping) or not guides:
@@ -175,19 +192,53 @@ def _entries(
             raise TypeError(f"expected {name!r} to be a function of a seed, with seeds=, got {type(entry).__name__}")
     return {
         seed: {
-            name: _as_entry(name, model, entry if seeds is None else entry(seed), plate)
+            name: _as_entry(name, model, entry if seeds is None else entry(seed), layout)
             for name, entry in guides.items()
         }
         for seed in ([0] if seeds is None else seeds)
     }
 
 
-def _as_entry(name: str, model: Program | None, entry: Any, plate: str | None) -> Entry:
+def _as_entry(name: str, model: Program | None, entry: Any, layout: Call) -> Entry:
     pair = entry if isinstance(entry, tuple) else (model, entry)
     if len(pair) != 2 or not all(callable(half) for half in pair):
         raise TypeError(f"expected {name!r} to be a guide of the given model, or (model, guide), got {entry!r}")
-    call = Call(*pair, plate=plate)
+    call = replace(layout, model=pair[0], guide=pair[1])
     return Entry(call, call.double())
+
+
+def _first(call: Call) -> Tensor:
+    """The first tensor among the arguments: the data that are mapped and counted."""
+    found = next((leaf for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor)), None)
+    if found is None or found.dim() == 0:
+        raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {[type(a).__name__ for a in call.args]}")
+    return found
+
+
+def _num_data(call: Call) -> int:
+    return 1 if call.whole else len(_first(call))
+
+
+def _with_rows(part: Call, entries: Entries, block: int, split: int) -> Call:
+    """The arguments with those that are rows of data, which is checked where only some of several are run."""
+    several, whole = len(part.args) + len(part.kwargs) > 1, _num_data(part)
+    if part.whole or not several or not (whole > block or 0 < split < whole):
+        return part
+    call = next(iter(entries.values())).on(part).own
+    rows = with_known_rows(call, call.probe()).row_arguments
+    return part if rows is None else part.with_rows(rows)
+
+
+def _rows(part: Call, index: Tensor) -> Call:
+    return part if len(index) == _num_data(part) else part.rows(index)
+
+
+def _split_rows(part: Call, block: int) -> list[Call]:
+    return [_rows(part, index) for index in torch.arange(_num_data(part)).split(block)]
+
+
+def _no_program() -> None:
+    """The model of a call whose arguments alone are wanted."""
 
 
 Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
@@ -195,7 +246,7 @@ Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
 
 def _measure(
     entries: Entries,
-    block: Tensor,
+    block: Call,
     *,
     num_samples: int,
     chunk: int | None,
@@ -243,21 +294,25 @@ def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float
 
 
 def _of_guides(
-    measured: xr.Dataset, entries: Entries, part: Tensor, split: int, simulated: int, block: int
+    measured: xr.Dataset, entries: Entries, part: Call, split: int, simulated: int, block: int
 ) -> dict[str, Any]:
     """Cost of a guide, the split of its gap on the first rows, and the coverage of its intervals."""
     num_data = measured.sizes["datum"]
     columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
     for name, entry in entries.items():
         known = measured["evidence"].sel(guide=name).values
-        parts = _split(entry.on(part[:split]).double, known[:split]) if split else (None, None)
+        parts = (
+            _split(entry.on(_rows(part, torch.arange(min(split, num_data)))).double, known[:split])
+            if split
+            else (None, None)
+        )
         for key, value in zip(("approximation", "amortisation"), parts, strict=True):
             column = np.full(num_data, math.nan)
             if value is not None:
                 column[: len(value)] = value.cpu().numpy()
             columns[key].append(column)
-        seconds, memory = _cost_of(entry.on(part[:block]).own)
-        columns["coverage"].append(_coverage(entry.own, part, simulated) if simulated else math.nan)
+        seconds, memory = _cost_of(entry.on(_rows(part, torch.arange(min(block, num_data)))).own)
+        columns["coverage"].append(_coverage(entry.on(part).own, simulated) if simulated else math.nan)
         columns["seconds"].append(seconds)
         columns["memory"].append(memory)
     dims = {"approximation": ("guide", "datum"), "amortisation": ("guide", "datum")}
@@ -276,18 +331,21 @@ def _cost_of(call: Call) -> Cost:
         return cost(lambda: call.run().elbo_terms)
 
 
-def _coverage(call: Call, part: Tensor, simulated: int) -> float:
+def _coverage(call: Call, simulated: int) -> float:
+    if not call.whole and (call.row_arguments is not None or len(call.args) + len(call.kwargs) == 1):
+        call = call.rows(torch.arange(simulated) % _num_data(call))
     assert call.guide is not None
-    rows = part[torch.arange(simulated, device=part.device) % len(part)]
     simulation = simulate(
         call.model,
         call.guide,
-        rows,
+        *call.args,
         num_simulations=simulated,
         num_samples=99,
         plate=call.plate,
+        whole=call.whole,
         seed=0,
         progress=False,
+        **call.kwargs,
     )
     return float(coverage(sbc(simulation, seed=0), (0.9,)).value[0, : len(simulation.names)].mean())
 
@@ -309,16 +367,17 @@ def _per_datum(weights: WeightSummary, truth: Evidence) -> dict[str, Tensor]:
     }
 
 
-def _offsets(log_det: Tensor | float | None, data: Tensor, name: str) -> Tensor:
+def _offsets(log_det: Tensor | float | None, num_data: int, name: str) -> Tensor:
     """Log-determinants per data point, (N,)."""
     offsets = torch.as_tensor(0.0 if log_det is None else log_det, dtype=torch.float64).cpu()
-    if offsets.shape not in ((), (len(data),)):
-        raise ValueError(f"expected {name} as a number or of shape ({len(data)},), got {tuple(offsets.shape)}")
+    if offsets.shape not in ((), (num_data,)):
+        raise ValueError(f"expected {name} as a number or of shape ({num_data},), got {tuple(offsets.shape)}")
     check_finite(offsets.reshape(-1), name)
-    return offsets.expand(len(data))
+    return offsets.expand(num_data)
 
 
-def _with_data(dataset: xr.Dataset, data: Tensor, offsets: Tensor) -> xr.Dataset:
-    place = principal_map(data).cpu().numpy()
+def _with_data(dataset: xr.Dataset, call: Call, offsets: Tensor) -> xr.Dataset:
+    data = _first(call).reshape(_num_data(call), -1)
+    place = principal_map(data.nan_to_num() if call.missing else data).cpu().numpy()
     dataset = dataset.assign_attrs(dtype=str(data.dtype).removeprefix("torch."))
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))

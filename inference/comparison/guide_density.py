@@ -12,7 +12,6 @@ from torch import Tensor
 from inference.core.call import Call
 from inference.core.draw import Draw, Layout
 from inference.core.handlers import Site, isolated
-from inference.core.run import run_program
 from inference.core.seeding import random_state
 
 
@@ -29,9 +28,9 @@ def guide_log_prob(call: Call, layout: Layout, values: Mapping[str, Tensor], num
         ValueError: If a site is scaled beyond the data plate.
     """
     assert call.guide is not None
-    depth = layout.depth if num_samples > 1 else None
+    manner = call.manners(num_samples).guide
     with isolated(), pyro.validation_enabled(False), random_state(None):
-        run = run_program(call.guide, call.args, call.kwargs, values, num_samples, depth)
+        run = manner.run(call, call.guide, values, num_samples)
     draw = Draw(layout, num_samples, {}, run.sites, run.subsamples, call)
     draw.refuse_scales()
     density = draw.total(run.sites, observed=False)

@@ -40,7 +40,7 @@ def starts_at_modes(problem: LocalProblem, max_steps: int) -> list[Tensor]:
     """
     call = problem.call
     try:
-        log_joint = LogJoint(call.model, *call.args, plate=call.plate, **call.kwargs)
+        log_joint = LogJoint.of(call)
         laplace = _at_modes(log_joint, problem)
         diagonal = [_best_diagonal(log_joint, mode, problem.num_samples, max_steps) for mode in laplace]
         return [_imitated(problem, log_joint, target) for target in (*laplace, *diagonal)]

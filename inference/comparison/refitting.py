@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -64,11 +66,15 @@ def refit(
     max_steps: int = 200,
     tolerance: float = 1e-6,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
 ) -> Refit:
     """Refit a guide: find the best member of its family for each data point.
+
+    The parameters of an AutoGuide, and of any module where all data are one data point, are refitted as a whole.
 
     All data side by side, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own output, from
     the members of its family that are most like Laplace's approximation and like the best Gaussian with independent
@@ -89,6 +95,8 @@ def refit(
         max_steps: Steps of the optimiser.
         tolerance: Gradient norm at which it stops, in nats per natural unit.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed of all noise.
         progress: Show a progress bar over the starts.
         **kwargs: Keyword arguments of both.
@@ -99,7 +107,7 @@ def refit(
             data point.
     """
     return refit_call(
-        Call(model, guide, args, kwargs, plate).double(),
+        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing).double(),
         num_samples=num_samples,
         restarts=restarts,
         max_steps=max_steps,
@@ -120,15 +128,15 @@ def refit_call(
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
-    if not isinstance(own.guide, SupportsLocal):
-        raise TypeError(f"expected a guide with local(x), got {type(own.guide).__name__}")
+    if not isinstance(own.guide, SupportsLocal) and not has_global_parameters(own):
+        raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
     own.check()
     with refuse_batch_dependence(*own.programs), seeded(seed):
-        local = own.guide.local(*own.args, **own.kwargs)
+        local, shared = _freed(own)
         freed = replace(own, guide=local)
-        problem = LocalProblem(freed, local, num_samples)
+        problem = LocalProblem(freed, local, num_samples, shared=shared)
         point = _best_point(problem, restarts, max_steps, tolerance, progress)
         norm = problem.minus_elbo(point, torch.arange(len(point), device=point.device))[1].norm(dim=-1)
         problem.set(point)
@@ -144,9 +152,22 @@ def refit_call(
         own_standard_error=own_error,
         improvement=improvement,
         improvement_error=improvement_error,
-        gradient_norm=norm,
+        gradient_norm=norm.expand_as(elbo),
         guide=local,
     )
+
+
+def _freed(own: Call) -> tuple[nn.Module, bool]:
+    """A guide with free parameters, and whether all data share them."""
+    if isinstance(own.guide, SupportsLocal):
+        return own.guide.local(*own.args, **own.kwargs), False
+    assert isinstance(own.guide, nn.Module)
+    return copy.deepcopy(own.guide), True
+
+
+def has_global_parameters(call: Call) -> bool:
+    """Whether a guide's parameters belong to all its data: then they are refitted as one."""
+    return isinstance(call.guide, AutoGuide) or (call.whole and isinstance(call.guide, nn.Module))
 
 
 def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float, progress: bool) -> Tensor:
@@ -154,7 +175,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
 
     The noise on which points were optimised flatters those that use its accidents, so it decides ties alone.
     """
-    similar = starts_at_modes(problem, max_steps)
+    similar = starts_at_modes(problem, max_steps) if len(problem.start) == problem.layout.num_data else []
     around = [problem.start + _RESTART_SPREAD * torch.randn_like(problem.start) for _ in range(restarts)]
     starts = [problem.start, *similar, *around]
     bar = tqdm(starts, disable=not progress, desc="refit", unit="start")
@@ -164,7 +185,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     fresh, values = int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
-        values.append(evaluations(problem.call, problem.num_samples, fresh))
+        values.append(problem.combined(evaluations(problem.call, problem.num_samples, fresh)))
     taken = _chosen(torch.stack(values), lowest)
     return candidates[taken, torch.arange(len(lowest), device=lowest.device)]
 
@@ -207,8 +228,8 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
 def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     with WhitenedNoise() as noise:
-        draw = call.run(num_samples)
-    return draw.log_weights.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
+        draw = call.run(num_samples, enumerate_guide=True)
+    return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

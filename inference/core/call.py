@@ -1,7 +1,8 @@
 """A call of a model/guide pair: the two programs with what both are called with, as one immutable value.
 
-A pair is a Pyro model and a Pyro guide, functions or modules of one call signature, in which every sample site of
-both halves stands in one common vectorised plate over the data.
+A pair is a Pyro model and a Pyro guide, functions or modules of one call signature. A call knows how its data are laid
+out, as the rows of one common vectorised plate or as one data point, and how several samples are evaluated: side by
+side, as further rows, or one by one. Every door of the library gets both from here.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
-from inference.core.handlers import Site, isolated
+from inference.core.enumeration import Enumeration
+from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.improper import check_angles, is_periodic
+from inference.core.manners import Manners, manners_of, remembered
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
+from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
 
 
@@ -35,7 +39,10 @@ class Call:
         args: Positional arguments of both, data first.
         kwargs: Keyword arguments of both.
         plate: Name of the plate over the data, ``"data"`` if None.
-        broadcast: Evaluate samples side by side; False for programs that cannot broadcast.
+        broadcast: Evaluate samples side by side where the pair can, see :mod:`inference.core.manners`; False evaluates
+            them one by one.
+        whole: Take all data as one data point, whatever the plates: for latents that all data share.
+        missing: NaN in the data stands for a missing value that the model itself masks.
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
             yet, see :func:`inference.core.rows.with_known_rows`.
     """
@@ -46,7 +53,13 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     plate: str | None = None
     broadcast: bool = True
+    whole: bool = False
+    missing: bool = False
     row_arguments: frozenset[int | str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.whole and self.plate is not None:
+            raise ValueError(f"expected whole=True or a plate over the data, got both, plate={self.plate!r}")
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -55,9 +68,9 @@ class Call:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of the first argument; None where it is not a tensor with rows."""
-        first = next(iter(self.args), None)
-        return len(first) if isinstance(first, Tensor) and first.dim() > 0 else None
+        """Rows of the first tensor among the arguments; None where it has no rows."""
+        first = next((leaf for leaf in tree_leaves(self.args) if isinstance(leaf, Tensor)), None)
+        return len(first) if first is not None and first.dim() > 0 else None
 
     def check(self) -> None:
         """Check the arguments, see :func:`inference.core.checks.check_arguments`.
@@ -66,7 +79,7 @@ class Call:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is not finite, or does not have the shape that a program declares.
         """
-        check_arguments(self.programs, self.args, self.kwargs)
+        check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
 
     def double(self) -> Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
@@ -80,7 +93,7 @@ class Call:
         model, guide = copy.deepcopy((self.model, self.guide))
         for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
-        return replace(self, model=model, guide=guide)._with_arguments(_convert)
+        return replace(self, model=model, guide=guide).with_double_arguments()
 
     def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
         """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
@@ -93,10 +106,25 @@ class Call:
             ValueError: If no argument has one row per data point.
         """
         names = self.candidates(num_rows) if self.row_arguments is None else self.row_arguments
-        args = tuple(value[index] if i in names else value for i, value in enumerate(self.args))
-        kwargs = {name: value[index] if name in names else value for name, value in self.kwargs.items()}
+        number = self.num_rows if num_rows is None else num_rows
+
+        def chosen(value: Any) -> Any:
+            return value[index.to(value.device)] if _is_rows(value, number) else value
+
+        args = tuple(tree_map(chosen, value) if i in names else value for i, value in enumerate(self.args))
+        kwargs = {name: tree_map(chosen, value) if name in names else value for name, value in self.kwargs.items()}
         guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
         return replace(self, guide=guide, args=args, kwargs=kwargs)
+
+    def with_rows(self, row_arguments: frozenset[int | str]) -> Call:
+        """The call with the names of the arguments that are rows of data."""
+        return replace(self, row_arguments=row_arguments)
+
+    def count_rows(self, row_arguments: frozenset[int | str]) -> int:
+        """N, the rows of the arguments that are rows of data."""
+        named: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        leaves = tree_leaves([value for name, value in named if name in row_arguments])
+        return len(next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0))
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
         """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
@@ -112,48 +140,118 @@ class Call:
         return found
 
     def run(
-        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+        self,
+        num_samples: int = 1,
+        *,
+        values: Mapping[str, Tensor] | None = None,
+        expose_params: bool = False,
+        enumerate_guide: bool = False,
     ) -> Draw:
-        """Draw latents from the guide and replay the model on them.
+        """Draw latents from the guide and replay the model on them; discrete latents that it leaves out are summed out.
 
         One sample runs without a particle plate, so that a pair which cannot broadcast still runs.
 
         Args:
-            num_samples: S, samples per data point, drawn side by side.
+            num_samples: S, samples per data point.
             values: Values to keep, by name: indices of subsampling plates from another run, and latents, which the
                 guide then scores instead of drawing its own.
             expose_params: Let param statements through to an enclosing handler.
+            enumerate_guide: Take all values of the sites that the guide marks by ``infer={"enumerate": "parallel"}``;
+                False draws them.
 
         Raises:
             ValueError: If model and guide are not a valid pair in the sense of this module; the message names the
                 site.
         """
+        known = manners_of(self, num_samples) if num_samples > 1 else remembered(self)
+        if known is None:
+            draw = self.run_drawn(1, values=values, expose_params=expose_params)
+            if not (draw.left_out or (enumerate_guide and draw.marked)):
+                return draw
+            known = manners_of(self)
+        if not known.enumerates(enumerate_guide):
+            return self.run_drawn(num_samples, values=values, expose_params=expose_params)
+        return self._run_enumerated(known, num_samples, values, expose_params, enumerate_guide)
+
+    def run_drawn(
+        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+    ) -> Draw:
+        """:meth:`run` with every discrete site drawn: in the model, where the guide leaves it out."""
         guide, given = self._guide(), dict(values or {})
-        depth = self._particle_depth() if num_samples > 1 else None
+        manners = self.manners(num_samples)
         with isolated(expose_params=expose_params):
-            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, depth)
-            latents = {name: site.value for name, site in guide_run.drawn.items()}
-            given = given | latents | guide_run.subsamples
-            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, depth)
-        layout = check_pair(model_run.sites, guide_run.sites, self.plate)
+            guide_run = manners.guide.run(self, guide, given, num_samples)
+            given = given | _latents(guide_run) | guide_run.subsamples
+            model_run = manners.model.run(self, self.model, given, num_samples)
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _run_enumerated(
+        self,
+        known: Manners,
+        num_samples: int,
+        values: Mapping[str, Tensor] | None,
+        expose_params: bool,
+        enumerate_guide: bool,
+    ) -> Draw:
+        if num_samples > 1 and not known.side_by_side:
+            return self._run_enumerated_one_by_one(known, num_samples, values, expose_params, enumerate_guide)
+        guide, given, depth = self._guide(), dict(values or {}), known.model.depth
+        first = Enumeration(known.marked if enumerate_guide else frozenset(), -depth - 2)
+        plates = depth if num_samples > 1 else None
+        with isolated(expose_params=expose_params):
+            guide_run = run_program(guide, self.args, self.kwargs, given, num_samples, plates, first)
+            given = given | _latents(guide_run) | guide_run.subsamples
+            second = Enumeration(known.summed, None, guide_run.sites)
+            model_run = run_program(self.model, self.args, self.kwargs, given, num_samples, plates, second)
+        for name in known.dropped:
+            del model_run.sites[name]
+        return self._as_draw(model_run, guide_run, num_samples)
+
+    def _run_enumerated_one_by_one(
+        self,
+        known: Manners,
+        num_samples: int,
+        values: Mapping[str, Tensor] | None,
+        expose_params: bool,
+        enumerate_guide: bool,
+    ) -> Draw:
+        given, draws = dict(values or {}), list[Draw]()
+        for s in range(num_samples):
+            sample = {n: v if n in known.plates else v[s] for n, v in given.items()}
+            sample |= dict(draws[0].subsamples) if draws else {}
+            draws.append(self._run_enumerated(known, 1, sample, expose_params, enumerate_guide))
+        model, guide = ([getattr(d, half) for d in draws] for half in ("model_sites", "guide_sites"))
+        sites = beside(model, known.model.depth), beside(guide, known.model.depth)
+        return Draw(replace(draws[0].layout), num_samples, *sites, draws[0].subsamples, self)
+
+    def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
+        layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)
         subsamples = guide_run.subsamples | model_run.subsamples
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
+
+    def manners(self, num_samples: int) -> Manners:
+        """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
+        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self, num_samples)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""
         with isolated(expose_params=expose_params):
-            run = run_program(self._guide(), self.args, self.kwargs, None, 1, None)
+            run = Single().run(self, self._guide(), None, 1)
         return run.drawn
 
     def probe(self) -> Draw:
-        """One run of one sample without gradient that leaves the random state as it was.
+        """One run of one sample without gradient that leaves the random state as it was, its discrete sites drawn.
 
         Raises:
             ValueError: As :meth:`run`.
         """
         # A probe is no part of the computation, so it must not enter the graph of a make_fx trace either.
         with random_state(None), torch.no_grad(), disable_proxy_modes_tracing():
-            return self.run()
+            draw = self.run_drawn()
+            if not (draw.left_out or draw.marked):
+                return draw
+            numel = self.run(enumerate_guide=True).layout.numel
+            return replace(draw, layout=replace(draw.layout, numel=numel))
 
     def probe_density(self) -> Draw:
         """A probe of a pair whose log weights are wanted.
@@ -176,33 +274,21 @@ class Call:
             raise ValueError("expected a guide, got none")
         return self.guide
 
-    def _with_arguments(self, change: Any) -> Call:
-        kwargs = {name: change(value) for name, value in self.kwargs.items()}
-        return replace(self, args=tuple(map(change, self.args)), kwargs=kwargs)
-
-    def _particle_depth(self) -> int:
-        """Batch dimensions of the pair: a property of the programs and the form of their arguments, found once."""
-        try:
-            arguments = (*map(_form, self.args), *((name, _form(value)) for name, value in self.kwargs.items()))
-            form = (self.plate, *arguments)
-            known = _depths.setdefault(self.model, WeakKeyDictionary()).setdefault(self.guide, {})
-            if form in known:
-                return known[form]
-        except TypeError:  # no weak references to it, or no hash: then it is found each time
-            form, known = None, {}
-        known[form] = self.probe().layout.depth
-        return known[form]
+    def with_double_arguments(self) -> Call:
+        """The call with its data in float64."""
+        args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
 
 
-# Kept while both programs live.
-_depths: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
-
-
-def _form(value: Any) -> Any:
-    return (value.dim(),) if isinstance(value, Tensor) else (type(value), value)
+def _latents(run: RecordSites) -> dict[str, Tensor]:
+    return {name: site.value for name, site in run.drawn.items()}
 
 
 def _has_rows(value: Any, number: int) -> bool:
+    return any(_is_rows(leaf, number) for leaf in tree_leaves(value))
+
+
+def _is_rows(value: Any, number: int | None) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == number
 
 

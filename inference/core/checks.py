@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 @runtime_checkable
@@ -51,23 +52,27 @@ def check_layout(
         raise ValueError(f"expected x on device {device}, where the parameters are, got {x.device}")
 
 
-def check_finite(x: Tensor, name: str = "x") -> None:
+def check_finite(x: Tensor, name: str = "x", *, missing: bool = False) -> None:
     """Refuse NaN and infinity.
 
     Args:
         x: Any tensor.
         name: What to call it.
+        missing: Let NaN pass.
 
     Raises:
         ValueError: With the number of such elements and the place of the first.
     """
     finite = torch.isfinite(x)
+    if missing:
+        finite |= x.isnan()
     if not bool(finite.all()):
         bad = (~finite).nonzero()
         first = tuple(bad[0].tolist())
+        hint = ": where NaN is a missing value that the model masks, say missing=True" if bool(x.isnan().any()) else ""
         raise ValueError(
             f"expected {name} to be finite, got {len(bad)} NaN or infinite of {x.numel()} elements, "
-            f"the first ({float(x[first])}) at {first}"
+            f"the first ({float(x[first])}) at {first}{hint}"
         )
 
 
@@ -96,13 +101,16 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
         raise ValueError(f"expected {name} to be at least {minimum}, got {value}")
 
 
-def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def check_arguments(
+    programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, missing: bool = False
+) -> None:
     """Check the arguments of a pair before anything runs: by the programs' own checks, then for finiteness.
 
     Args:
         programs: The halves of the pair; those that satisfy :class:`ChecksData` see the first argument.
         args: Positional arguments of the pair.
         kwargs: Keyword arguments of the pair.
+        missing: Let NaN pass; the programs' own checks may refuse it.
 
     Raises:
         TypeError: As :func:`check_layout`, or if a second tensor lands where a number of data points is expected.
@@ -113,8 +121,9 @@ def check_arguments(programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapp
             program.check_data(args[0] if args else kwargs.get("x"))
             _check_number(program, args, kwargs)
     for name, value in [*((f"argument {i}", a) for i, a in enumerate(args)), *kwargs.items()]:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            check_finite(value, name)
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                check_finite(leaf, name, missing=missing)
 
 
 def _check_number(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

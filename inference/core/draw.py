@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyro
 import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
+from inference.core.enumeration import expected, is_summable, summed_out
 from inference.core.handlers import Site, masked_log_prob
 from inference.core.improper import check_latent, is_delta, refuse_mask
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from inference.core.call import Call
 
 DATA_PLATE = "data"
-_PARTICLES = "_particles"
+PARTICLES = "_particles"
 
 
 def flatten(layout: Layout, site: Site, num_samples: int) -> Tensor:
@@ -49,6 +49,7 @@ class Layout:
         plate_scale: Full size of the plate over its size here; 1 unless the pair subsamples.
         depth: Number of batch dimensions that the pair uses.
         numel: Elements per data point of the largest site: what one more particle costs.
+        whole: Whether all data are one data point: the plate is then thought of, left of all others, and of size one.
     """
 
     plate: str
@@ -57,10 +58,7 @@ class Layout:
     plate_scale: float
     depth: int
     numel: int
-
-    def particles(self, num_samples: int) -> Any:
-        """The plate that draws samples side by side, left of all of the pair's own."""
-        return pyro.plate(_PARTICLES, num_samples, dim=-self.depth - 1)
+    whole: bool = False
 
     def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
         """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
@@ -95,10 +93,7 @@ class Draw:
 
     def term(self, site: Site, value: Tensor) -> Tensor:
         """A per-site quantity as (S, N), times the site's own ``poutine.scale`` without the data plate's."""
-        scale = self.extra_scale(site)
-        if isinstance(scale, Tensor) or scale != 1.0:
-            value = value * scale
-        return self.layout.per_datum(value, self.num_samples)
+        return self.layout.per_datum(self._scaled(site, value), self.num_samples)
 
     def extra_scale(self, site: Site) -> float | Tensor:
         """The site's scale beyond the data plate's."""
@@ -106,12 +101,49 @@ class Draw:
 
     def total(self, sites: Mapping[str, Site], *, observed: bool | None = None) -> Tensor:
         """Sum of the log-probabilities of sites, (S, N) in nats: all of them, the observed or the latent ones."""
+        self._refuse_enumerated_guide()
         chosen = [s for s in sites.values() if observed is None or s.is_observed == observed]
+        if any(site.enumerated for site in chosen):
+            return summed_out(self.layout, self.num_samples, self.factors(chosen))
         terms = [self.term(site, masked_log_prob(site)) for site in chosen]
-        if not terms:
-            like = next(iter(sites.values())).value
-            return like.new_zeros(self.num_samples, self.layout.num_data)
-        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+        return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else self._zeros()
+
+    def _zeros(self) -> Tensor:
+        values = [site.value for half in (self.model_sites, self.guide_sites) for site in half.values()]
+        like = next((value for value in values if value.is_floating_point()), torch.zeros(()))
+        return like.new_zeros(self.num_samples, self.layout.num_data)
+
+    def factors(self, sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
+        """Sites with the log-probability of each, times its own scale."""
+        return [(site, self._scaled(site, masked_log_prob(site))) for site in sites]
+
+    def _scaled(self, site: Site, value: Tensor) -> Tensor:
+        scale = self.extra_scale(site)
+        return value * scale if isinstance(scale, Tensor) or scale != 1.0 else value
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Latent sites of the model that the guide leaves out."""
+        sites = self.model_sites.items()
+        return frozenset(name for name, site in sites if not site.is_observed and name not in self.guide_sites)
+
+    @property
+    def marked(self) -> frozenset[str]:
+        """Sites that the guide asks to be enumerated, and that can be."""
+        sites = self.guide_sites.items()
+        return frozenset(name for name, site in sites if site.is_marked and is_summable(site))
+
+    @property
+    def summed_by_guide(self) -> list[str]:
+        """The sites that the guide enumerates, of each of whose values it draws the other latents."""
+        return [name for name, site in self.guide_sites.items() if site.is_summed]
+
+    def _refuse_enumerated_guide(self) -> None:
+        if self.summed_by_guide:
+            raise ValueError(
+                f"expected a guide that draws its sites, got {self.summed_by_guide} enumerated: their model's density "
+                "and their guide's are known together alone, as by ELBO, IWELBO and log_weights"
+            )
 
     @property
     def log_joint(self) -> Tensor:
@@ -129,26 +161,60 @@ class Draw:
 
         A loss subtracts it as Pyro's do; it is no part of the density q.
         """
-        if not any(site.is_observed for site in self.guide_sites.values()):
+        observed = [site for site in self.guide_sites.values() if site.is_observed]
+        if not observed:
             return None
-        return self.total(self.guide_sites, observed=True)
+        return (
+            self._expected(self.factors(observed))
+            if self.summed_by_guide
+            else self.total(self.guide_sites, observed=True)
+        )
 
     @property
     def elbo_terms(self) -> Tensor:
-        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats."""
+        """log p(x, z) - log q(z | x) with every ``poutine.scale`` honoured, (S, N) in nats.
+
+        Of sites that the guide enumerates, the expectation under their probabilities.
+        """
+        if self.summed_by_guide:
+            return self._expected(self._ratio([site for site in self.guide_sites.values() if not site.is_observed]))
         return self.log_joint - self.log_guide
+
+    def _ratio(self, guide_sites: Iterable[Site]) -> list[tuple[Site, Tensor]]:
+        """The factors of the model's density over those of the guide's."""
+        return self.factors(self.model_sites.values()) + [(site, -q) for site, q in self.factors(guide_sites)]
+
+    def _expected(self, factors: list[tuple[Site, Tensor]]) -> Tensor:
+        weights = [(site, masked_log_prob(site)) for site in self.guide_sites.values() if site.is_summed]
+        return expected(self.layout, self.num_samples, factors, weights)
+
+    @property
+    def trained_elbo(self) -> Tensor:
+        """The terms whose mean is the ELBO that training maximises, (S, N) in nats: a bound, as no site is scaled.
+
+        Raises:
+            ValueError: As :attr:`log_weights`.
+        """
+        self.refuse_scales()
+        self.check_latents()
+        return self.elbo_terms
 
     @cached_property
     def log_weights(self) -> Tensor:
         """log p(x, z) - log q(z | x), (S, N) in nats.
 
+        Of sites c that the guide enumerates, log sum_c p(x, z_c, c) / q(z_c | x, c): tighter than what it trains.
+
         Raises:
             ValueError: If a site is scaled beyond the data plate: exp of a scaled term is not an importance weight; or
                 the two densities of a latent are not with respect to one measure.
         """
+        if not self.summed_by_guide:
+            return self.trained_elbo
         self.refuse_scales()
         self.check_latents()
-        return self.elbo_terms
+        drawn = [site for site in self.guide_sites.values() if not site.is_observed and not site.is_summed]
+        return summed_out(self.layout, self.num_samples, self._ratio(drawn))
 
     def refuse_scales(self) -> None:
         """Refuse sites that are scaled beyond the data plate.
@@ -168,8 +234,15 @@ class Draw:
         """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
 
         Raises:
-            ValueError: If they are not with respect to one measure; the message names the latent.
+            ValueError: If they are not with respect to one measure, or an auxiliary site that makes latents is a point
+                mass, as an AutoLaplaceApproximation's is in training; the message names the site.
         """
+        for name, site in self.guide_sites.items():
+            if site.is_auxiliary and is_delta(site.fn):
+                raise ValueError(
+                    f"expected a density at guide site {name!r}, got a Delta: of an AutoLaplaceApproximation use "
+                    "what its .laplace_approximation(...) returns"
+                )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])
 
@@ -186,39 +259,52 @@ class Draw:
     @property
     def latents(self) -> dict[str, Tensor]:
         """Values of the latent sites, in trace order of the guide."""
-        drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
+        drawn = {name: site for name, site in self.guide_sites.items() if not (site.is_observed or site.is_summed)}
         return {name: site.value for name, site in drawn.items() if not site.is_auxiliary}
 
     @property
     def guide_values(self) -> dict[str, Tensor]:
         """The values at which the guide can be run again: of its latents, or of the auxiliary sites that make them."""
+        self._refuse_enumerated_guide()
         drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
         return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
 
 
-def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) -> Layout:
+def layout_of(
+    model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None = None, *, whole: bool = False
+) -> Layout:
     """The layout of the recorded sites of a pair, or of a model alone where the guide has none.
+
+    Args:
+        model: Sites of the model.
+        guide: Sites of the guide.
+        plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Whether all data are one data point, whatever the plates.
 
     Raises:
         ValueError: If a site stands outside the data plate, or the plate differs between sites.
     """
+    if whole:
+        return _layout_of_whole([*model.values(), *guide.values()])
+    plate = DATA_PLATE if plate is None else plate
     found: set[tuple[int | None, int, float]] = set()
     depth, numel, num_data = 0, 1, 1
     for half, sites in (("model", model), ("guide", guide)):
         for name, site in sites.items():
-            frames = [f for f in site.frames if f.name != _PARTICLES]
+            frames = [f for f in site.frames if f.name != PARTICLES]
             data = next((f for f in frames if f.name == plate), None)
             if data is None or data.dim is None or data.size == 0:
                 raise ValueError(
                     f"expected every sample site inside one vectorised plate {plate!r} over the data (another name "
-                    f"goes by plate=...), got {half} site {name!r} in plates {[f.name for f in frames]}"
+                    f"goes by plate=..., all data as one data point by whole=True), got {half} site {name!r} in plates "
+                    f"{[f.name for f in frames]}"
                 )
             size = _size(data, site)
             full = data.full_size if data.size > 0 and data.full_size is not None else size
             found.add((data.dim, size, full / size))
             depth = max(depth, *(-f.dim for f in frames if f.dim is not None))
-            particles = math.prod(f.size for f in site.frames if f.name == _PARTICLES)
-            numel, num_data = max(numel, site.value.numel() // (size * particles)), size
+            particles = math.prod(f.size for f in site.frames if f.name == PARTICLES)
+            numel, num_data = max(numel, _numel(site) // (size * particles)), size
     if len(found) != 1:
         raise ValueError(
             f"expected plate {plate!r} to have one dimension and size in model and guide, got (dim, size, scale) "
@@ -228,6 +314,30 @@ def layout_of(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str) 
     assert dim is not None
     assert size == num_data
     return Layout(plate, dim, size, scale, depth, numel)
+
+
+def _numel(site: Site) -> int:
+    """Elements of a site, those of discrete sites that it depends on among them."""
+    if not site.enumerated:
+        return site.value.numel()
+    event = len(site.fn.event_shape)
+    batch = torch.broadcast_shapes(site.fn.batch_shape, site.value.shape[: site.value.dim() - event])
+    return batch.numel() * site.fn.event_shape.numel()
+
+
+def _layout_of_whole(sites: Sequence[Site]) -> Layout:
+    """The layout of all data as one data point, in a plate of size one that no program sees."""
+    particles = next((f for site in sites for f in site.frames if f.name == PARTICLES), None)
+    enumerated = [dim for site in sites for dim in site.enumerated]
+    if particles is None and enumerated:  # which begin two left of the plates, where samples would be
+        depth = -max(enumerated) - 2
+    elif particles is None:
+        depth = 1 + max(len(site.fn.batch_shape) for site in sites)
+    else:
+        assert particles.dim is not None
+        depth = -particles.dim - 1
+    numel = max(site.value.numel() for site in sites) // (1 if particles is None else particles.size)
+    return Layout("the whole data set", -depth, 1, 1.0, depth, max(numel, 1), whole=True)
 
 
 def _size(frame: CondIndepStackFrame, site: Site) -> int:

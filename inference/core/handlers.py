@@ -9,12 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Distribution
+from pyro.distributions import Distribution, MaskedDistribution
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped
@@ -125,6 +126,9 @@ class Site(NamedTuple):
         mask: ``poutine.mask``'s, or None.
         is_observed: Whether the value was given.
         is_auxiliary: Whether a guide drew it to make a latent of it, as AutoGuides do.
+        enumerated: Dimensions left of all plates that run over the values of discrete sites, with a number for each.
+        is_summed: Whether it has all its values side by side, to be summed over.
+        is_marked: Whether its program asks for that.
     """
 
     fn: Distribution
@@ -134,6 +138,9 @@ class Site(NamedTuple):
     mask: bool | Tensor | None
     is_observed: bool
     is_auxiliary: bool = False
+    enumerated: Mapping[int, int] = MappingProxyType({})
+    is_summed: bool = False
+    is_marked: bool = False
 
 
 class RecordSites(Messenger):
@@ -141,6 +148,7 @@ class RecordSites(Messenger):
 
     Args:
         values: Values by site name; a subsampling plate's indices count as the value at the plate's name.
+        given: Sites of the run that the values come from, where discrete ones are enumerated.
 
     Attributes:
         sites: Sample sites in trace order.
@@ -148,9 +156,11 @@ class RecordSites(Messenger):
         deterministic: Values that the program records by ``pyro.deterministic``, which have no density.
     """
 
-    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, values: Mapping[str, Tensor] | None = None, given: Mapping[str, Site] = MappingProxyType({})
+    ) -> None:
         super().__init__()
-        self.values = {} if values is None else values
+        self.values, self.given = {} if values is None else values, given
         self.sites: dict[str, Site] = {}
         self.subsamples: dict[str, Tensor] = {}
         self.deterministic: dict[str, Tensor] = {}
@@ -169,12 +179,15 @@ class RecordSites(Messenger):
                     f"expected a density at any value of site {msg['name']!r}, got a Delta at its own draw"
                 )
             value, event = self.values[msg["name"]], getattr(msg["fn"], "event_shape", ())
+            value = stripped(value, len(getattr(msg["fn"], "batch_shape", value.shape)) + len(event))
             if event and value.shape[value.dim() - len(event) :] != event:
                 raise ValueError(
                     f"expected a value of event shape {tuple(event)} at the model's site {msg['name']!r}, got the "
                     f"guide's of shape {tuple(value.shape)}"
                 )
             msg["value"], msg["done"] = value, True
+            if msg["name"] in self.given:
+                msg["infer"]["_dim_to_id"] = dict(self.given[msg["name"]].enumerated)
         elif not msg["is_observed"]:
             refuse_improper(msg["name"], msg["fn"])  # which cannot be drawn from
 
@@ -188,14 +201,39 @@ class RecordSites(Messenger):
             return
         if name in self.sites:
             raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")
-        auxiliary, observed = bool(msg["infer"].get("is_auxiliary")), msg["is_observed"]
+        infer, frames, source = msg["infer"], msg["cond_indep_stack"], self.given.get(name)
+        summed = "_enumerate_dim" in infer or (source is not None and source.is_summed)
         self.sites[name] = Site(
-            fn, msg["value"], msg["cond_indep_stack"], msg["scale"], msg["mask"], observed, auxiliary
+            fn,
+            msg["value"],
+            frames,
+            msg["scale"],
+            msg["mask"],
+            msg["is_observed"],
+            bool(infer.get("is_auxiliary")),
+            infer.get("_dim_to_id", {}),
+            summed,
+            infer.get("enumerate") == "parallel",
         )
 
 
+def stripped(value: Tensor, dims: int) -> Tensor:
+    """A value of so many dimensions: without those of size one on the left by which it has more."""
+    excess = value.dim() - dims
+    return value.reshape(value.shape[excess:]) if excess > 0 and value.shape[:excess].numel() == 1 else value
+
+
 def masked_log_prob(site: Site) -> Tensor:
-    """Log-probability of a site's value, unscaled, with the mask applied; shape of the site's batch."""
+    """Log-probability of a site's value, unscaled, with the mask applied; shape of the site's batch.
+
+    Of a discrete site that is summed over, the mask is left out: so it counts for nothing, as its sum is one, where a
+    density of one at each value would count their number.
+    """
+    if site.is_summed:
+        fn = site.fn
+        while isinstance(fn, MaskedDistribution):
+            fn = fn.base_dist
+        return fn.log_prob(site.value)
     return apply_mask(site.fn.log_prob(site.value), site.mask)
 
 

@@ -47,10 +47,10 @@ def support_of(fn: Any) -> Constraint:
     return fn.support
 
 
-def latent_mask(site: Site) -> Tensor | None:
+def latent_mask(fn: Any, mask: bool | Tensor | None) -> Tensor | None:
     """The mask of a site's value, by ``poutine.mask`` or by its distribution; None where nothing is masked."""
-    found = [(site.mask, len(site.fn.event_shape))]
-    found += [(fn._mask, len(fn.event_shape)) for fn in layers(site.fn) if isinstance(fn, MaskedDistribution)]
+    found = [(mask, len(fn.event_shape))]
+    found += [(part._mask, len(part.event_shape)) for part in layers(fn) if isinstance(part, MaskedDistribution)]
     masks = [_of_value(mask, event) for mask, event in found if mask is not None and mask is not True]
     if not masks:
         return None
@@ -71,7 +71,7 @@ def refuse_mask(name: str, site: Site) -> None:
     Raises:
         ValueError: With the site's name.
     """
-    if latent_mask(site) is not None:
+    if latent_mask(site.fn, site.mask) is not None:
         raise ValueError(f"expected no mask on latent site {name!r}, got one")
 
 
@@ -92,7 +92,7 @@ def _same_mask(model: Site, guide: Site) -> bool:
     masked_fn = any(isinstance(layer, MaskedDistribution) for site in (model, guide) for layer in layers(site.fn))
     if model.mask is guide.mask and not masked_fn:  # the common case, in which no tensor is read
         return True
-    p, q = latent_mask(model), latent_mask(guide)
+    p, q = (latent_mask(site.fn, site.mask) for site in (model, guide))
     return p is q if p is None or q is None else not bool((p != q).any())
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.draw import Draw
 from inference.core.simulated import replay
+
+if TYPE_CHECKING:
+    from inference.core.call import Call
+
+
+class RowsNotFollowed(ValueError):
+    """No program can be run on some of its data points alone; what each run says of them all may be right."""
+
 
 # Rows that are tried, and choices of arguments.
 _ROWS, _CHOICES = 5, 32
@@ -29,13 +37,14 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
         whole: One sample of it.
 
     Raises:
-        ValueError: If no choice does.
+        RowsNotFollowed: If no choice of arguments can be run on some rows.
+        ValueError: If one can, and none gives the same density.
     """
     if call.row_arguments is not None:
         return call
     number = whole.layout.num_data
-    index, error = _some_rows(number), None
-    for names in islice(_choices(call.candidates(number)), _CHOICES):
+    index, error, differs = _some_rows(number), None, False
+    for names in islice(_choices(_candidates(call, number)), _CHOICES):
         chosen = replace(call, row_arguments=frozenset(names))
         try:
             off = _difference(chosen.rows(index, number), whole, index)
@@ -44,12 +53,20 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
             continue
         if off is None:
             return chosen
+        differs = True
         error = error or ValueError(f"the {off} at a row differs")
-    raise ValueError(
+    raise (ValueError if differs else RowsNotFollowed)(
         f"expected the density of some of the {number} rows, run by themselves, to be what it is in the whole run, got "
         f"another ({error}): is an argument with {number} rows shared by all data points, has a plate a constant size, "
         "or does a program hold a tensor with one row per data point outside its arguments?"
     ) from error
+
+
+def _candidates(call: Call, number: int) -> list[int | str]:
+    try:
+        return call.candidates(number)
+    except ValueError as error:
+        raise RowsNotFollowed(*error.args) from None
 
 
 def _choices(names: list[int | str]) -> Iterator[tuple[int | str, ...]]:
@@ -70,6 +87,7 @@ def _difference(part: Call, whole: Draw, index: Tensor) -> str | None:
     values = {name: _rows_of(whole, name, index) for name in whole.model_sites if _is_drawn(whole, name)}
     subsamples = {name: i for name, i in whole.subsamples.items() if name != whole.layout.plate}
     draw = replay(part, replace(whole.layout, num_data=len(index)), values | subsamples)
+    draw = replace(draw, model_sites={name: draw.model_sites[name] for name in whole.model_sites})
     pairs = [("log joint density", draw.log_joint, whole.log_joint)]
     if part.guide is not None and whole.guide_sites:
         pairs.append(("guide's log-density", draw.log_guide, whole.log_guide))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-from inference.core.draw import _PARTICLES, DATA_PLATE, Layout, layout_of
+from inference.core.draw import PARTICLES, Layout, layout_of
+from inference.core.enumeration import Enumeration, is_summable
 from inference.core.handlers import RecordSites, Site
 from inference.core.improper import is_delta, support_of
+from inference.core.unobserved import unobserved
 
 Program = Callable[..., Any]
 
@@ -23,6 +26,7 @@ def run_program(
     values: Mapping[str, Tensor] | None,
     num_samples: int,
     depth: int | None,
+    enumeration: Enumeration | None = None,
 ) -> RecordSites:
     """Run one half of a pair and record its sites; call it inside :func:`inference.core.handlers.isolated`.
 
@@ -33,18 +37,22 @@ def run_program(
         values: Values to set, see :class:`inference.core.handlers.RecordSites`.
         num_samples: S, samples side by side.
         depth: Batch dimensions of the pair, left of which the samples go; None runs without a particle plate.
+        enumeration: Discrete sites that get all their values side by side.
     """
-    with RecordSites(values) as run:
+    given = {} if enumeration is None else enumeration.given
+    with RecordSites(values, given) as run, nullcontext() if enumeration is None else enumeration.active():
         if depth is None:
             program(*args, **kwargs)
         else:
-            with pyro.plate(_PARTICLES, num_samples, dim=-depth - 1):
+            with pyro.plate(PARTICLES, num_samples, dim=-depth - 1):
                 program(*args, **kwargs)
-    run.subsamples.pop(_PARTICLES, None)
+    run.subsamples.pop(PARTICLES, None)
     return run
 
 
-def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None) -> Layout:
+def check_pair(
+    model: Mapping[str, Site], guide: Mapping[str, Site], plate: str | None = None, *, whole: bool = False
+) -> Layout:
     """The layout of the recorded sites of a pair.
 
     Raises:
@@ -58,12 +66,15 @@ def check_pair(model: Mapping[str, Site], guide: Mapping[str, Site], plate: str 
         raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
-    if set(latents) != set(drawn):
+    free = {name for name in latents if is_summable(model[name])} | unobserved(model)
+    needed = {name for name in latents if name in drawn or name not in free}
+    if needed != set(drawn):
         raise ValueError(
-            f"expected the guide to sample the model's latent sites {sorted(latents)}, got {sorted(drawn)}"
+            f"expected the guide to sample the model's latent sites {sorted(needed)} (discrete ones of finite support "
+            f"may be left out), got {sorted(drawn)}"
         )
     _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
-    return layout_of(model, guide, DATA_PLATE if plate is None else plate)
+    return layout_of(model, guide, plate, whole=whole)
 
 
 def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: list[str]) -> None:
@@ -74,7 +85,9 @@ def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: 
     Raises:
         ValueError: If not; the message names the sites.
     """
-    auxiliary = [name for name, site in guide.items() if site.is_auxiliary and not site.is_observed]
+    auxiliary = [
+        name for name, site in guide.items() if site.is_auxiliary and not (site.is_observed or is_delta(site.fn))
+    ]
     drawn = sum(guide[name].value.numel() for name in auxiliary)
     needed = sum(_coordinates(model[name].fn, guide[name].value) for name in deltas)
     if not auxiliary and deltas:

@@ -4,52 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.core.call import Call
 from inference.core.draw import Draw, Layout
 from inference.core.handlers import Site, isolated
-from inference.core.run import run_program
+
+if TYPE_CHECKING:
+    from inference.core.call import Call
 
 
-def simulated_values(
-    call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1, layout: Layout | None = None
-) -> dict[str, Tensor]:
+def simulated_values(call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1) -> dict[str, Tensor]:
     """Values by site name of one run of the model in which nothing is observed, deterministic ones among them.
 
     Args:
         call: What to run; its guide plays no part.
         values: Values to keep by name, latents and indices of subsampling plates.
-        num_samples: S, side by side.
-        layout: The pair's, needed where S is above one.
+        num_samples: S; above one the call must have a guide.
     """
-    depth = layout.depth if layout is not None and num_samples > 1 else None
+    manner = call.manners(num_samples).model
     with isolated():
-        run = run_program(poutine.uncondition(call.model), call.args, call.kwargs, values, num_samples, depth)
+        run = manner.run(call, poutine.uncondition(call.model), values, num_samples)
     return {name: site.value for name, site in run.sites.items()} | run.deterministic
 
 
 def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> list[str]:
-    """Names of the observed sites of a run, each of which observes an argument as it is.
+    """Names of the observed sites of a run, each of which observes an argument, or a view of a part of one.
 
     Raises:
-        ValueError: If one does not; the message names it.
+        ValueError: If one does not, or two observe the same memory; the message names them.
     """
-    observed, given = {name: site.value for name, site in sites.items() if site.is_observed}, list(arguments)
+    observed, given = (
+        {name: site.value for name, site in sites.items() if site.is_observed},
+        tree_leaves(list(arguments)),
+    )
     for name, value in observed.items():
-        if not any(value is argument for argument in given):
+        if not any(_is_part(value, argument) for argument in given):
             raise ValueError(
-                "expected every observed value to be an argument itself, obs=x, to put simulated data in its place, "
-                f"got a value of shape {tuple(value.shape)} at site {name!r} that is not an argument"
+                "expected every observed value to be an argument or a view of one, obs=x or obs=x.reshape(...), to put "
+                f"simulated data in its place, got a value of shape {tuple(value.shape)} at site {name!r} that is none"
             )
-    return list(observed)
+    names = list(observed)
+    twice = [n for i, n in enumerate(names) if any(_overlap(observed[n], observed[m]) for m in names[:i])]
+    if twice:
+        raise ValueError(f"expected every observed site to have data of its own, got {twice} that observe others' data")
+    return names
 
 
 def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[str, Tensor]) -> Call:
-    """The call with simulated values in place of the arguments that the model observes.
+    """The call with simulated values in place of the arguments, or their parts, that the model observes.
 
     Args:
         call: What was run.
@@ -57,15 +64,50 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
         values: Simulated values by site name.
 
     Raises:
-        ValueError: If an observed value is not an argument.
+        ValueError: If an observed value is not an argument or a view of one.
     """
     observed = observed_arguments(sites, [*call.args, *call.kwargs.values()])
 
     def simulated(argument: Any) -> Any:
-        return next((values[name] for name in observed if sites[name].value is argument), argument)
+        for name in observed:
+            if sites[name].value is argument:
+                return values[name]
+        parts = [name for name in observed if _is_part(sites[name].value, argument)]
+        if not parts:
+            return argument
+        memory = argument.untyped_storage().clone()
+        for name in parts:
+            _view(memory, sites[name].value).copy_(values[name])
+        return _view(memory, argument)
 
-    kwargs = {name: simulated(argument) for name, argument in call.kwargs.items()}
-    return replace(call, args=tuple(map(simulated, call.args)), kwargs=kwargs)
+    args, kwargs = tree_map(simulated, (call.args, dict(call.kwargs)))
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def _is_part(value: Tensor, argument: Any) -> bool:
+    """Whether a value is an argument, or another view of its memory."""
+    if value is argument:
+        return True
+    same = isinstance(argument, Tensor) and value.numel() > 0 and value.dtype == argument.dtype
+    return same and value.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr()
+
+
+def _view(memory: UntypedStorage, like: Tensor) -> Tensor:
+    """The part of a memory that a tensor views of its own."""
+    return like.new_empty(0).set_(memory, like.storage_offset(), like.size(), like.stride())
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether two values share an element."""
+    if first is second or not _is_part(first, second):
+        return first is second
+    places = [_view_of_places(value) for value in (first, second)]
+    return bool(torch.isin(*places).any())
+
+
+def _view_of_places(value: Tensor) -> Tensor:
+    size = value.untyped_storage().nbytes() // value.element_size()
+    return torch.arange(size).as_strided(value.size(), value.stride(), value.storage_offset())
 
 
 def replay(call: Call, layout: Layout, values: Mapping[str, Tensor], num_samples: int = 1) -> Draw:
@@ -77,7 +119,8 @@ def replay(call: Call, layout: Layout, values: Mapping[str, Tensor], num_samples
         values: Latents by name, with S to the left of the pair's batch where S is above one.
         num_samples: S.
     """
-    depth = layout.depth if num_samples > 1 else None
+    manners = call.manners(num_samples)
     with isolated():
-        runs = [run_program(p, call.args, call.kwargs, values, num_samples, depth) for p in call.programs]
-    return Draw(layout, num_samples, runs[0].sites, runs[1].sites if len(runs) > 1 else {}, {}, call)
+        model = manners.model.run(call, call.model, values, num_samples).sites
+        guide = {} if call.guide is None else manners.guide.run(call, call.guide, values, num_samples).sites
+    return Draw(layout, num_samples, model, guide, {}, call)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,13 +58,16 @@ class PosteriorError:
 def posterior_error(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     reference: Mapping[str, Tensor] | None = None,
     log_evidence: Tensor | None = None,
     num_samples: int = 1000,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> PosteriorError:
     r"""Posterior error: compare a guide with the model's exact posterior, or with samples of it.
 
@@ -79,12 +83,16 @@ def posterior_error(
     Args:
         model: Pyro model, with ``posterior(x)`` or else with a ``reference``.
         guide: Pyro guide.
-        x: Data, (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both; a model with arguments beyond x needs a ``reference``.
         reference: Samples of the posterior by latent site, (S', N, ...), for example those of a long Markov chain.
         log_evidence: log p(x_n), (N,) in nats, from elsewhere: gives the divergences against a ``reference``.
         num_samples: S, draws of the guide, and of an exact posterior that is not Gaussian.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed; leaves the global random state as it was.
+        **kwargs: Keyword arguments of both.
 
     Raises:
         TypeError: If the model has no ``posterior(x)`` and there is no reference.
@@ -92,9 +100,9 @@ def posterior_error(
             shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    call = Call(model, guide, (x,), plate=plate)
+    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing)
     call.check()
-    if reference is None and not isinstance(model, SupportsPosterior):
+    if reference is None and (args or kwargs or not isinstance(model, SupportsPosterior)):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
     with seeded(seed), refuse_batch_dependence(model, guide):
         first = call.probe()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
 from inference.core.run import Program
@@ -26,11 +27,12 @@ from inference.posterior.latent_gaussians import latent_distributions, read_gaus
 def latent_kl(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     block: int | None = None,
     plate: str | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Tensor:
     r"""KL divergence of the guide from the prior per data point and latent coordinate.
 
@@ -50,10 +52,12 @@ def latent_kl(
     Args:
         model: Pyro model with one latent site, of event (K,), a priori with independent coordinates.
         guide: Pyro guide with a Gaussian distribution there, or one transformed to a support.
-        x: Data, (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both.
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
         progress: Show a progress bar where there are several blocks.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         (N, K), in nats and float64.
@@ -69,7 +73,7 @@ def latent_kl(
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    distributions = latent_distributions(model, guide, x, block=block, plate=plate, progress=progress)
+    distributions = latent_distributions(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)
     return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
 
 
@@ -78,21 +82,24 @@ def latent_kl(
 def posterior_means(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     block: int | None = None,
     plate: str | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> Tensor:
     """Posterior means of the guide per data point, as :func:`active_units` takes them.
 
     Args:
         model: As for :func:`latent_kl`, with a Gaussian prior.
         guide: As for :func:`latent_kl`, on all vectors.
-        x: Data, (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both.
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
         progress: Show a progress bar where there are several blocks.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         (N, K), float64.
@@ -101,7 +108,7 @@ def posterior_means(
         TypeError: See :func:`latent_kl`.
         ValueError: See :func:`latent_kl`.
     """
-    return read_gaussians(model, guide, x, block=block, plate=plate, progress=progress)[0].mean
+    return read_gaussians(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)[0].mean
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:

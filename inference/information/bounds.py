@@ -16,7 +16,7 @@ from inference.core.draw import Draw
 from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
 from inference.core.memory import at_once
-from inference.core.run import Program, run_program
+from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report
 from inference.information.rates import RateDistortion, rate_distortion
@@ -131,7 +131,8 @@ def _cross(draw: Draw, rows: slice) -> Tensor:
     (size,) = {len(value) for value in values.values()}
     call, guide = draw.call, draw.call.guide
     assert guide is not None
+    manner = call.manners(size).guide
     with isolated():
-        run = run_program(guide, call.args, call.kwargs, values, size, draw.layout.depth)
+        run = manner.run(call, guide, values, size)
     terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.drawn.values()]
     return torch.stack(terms).sum(0).double()

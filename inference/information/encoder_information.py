@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
@@ -74,14 +76,15 @@ class MutualInformation:
 def mutual_information(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     num_samples: int = 2,
     seed: int | None = None,
     level: float = 0.95,
     block: int | None = None,
     plate: str | None = None,
     progress: bool = True,
+    **kwargs: Any,
 ) -> MutualInformation:
     r"""Mutual information of data and latent under the guide, by Monte Carlo over all pairs of data.
 
@@ -122,7 +125,8 @@ def mutual_information(
     Args:
         model: See :func:`latent_kl`; here its prior must be the same for all data.
         guide: See :func:`latent_kl`.
-        x: Data, (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both.
         num_samples: S, draws per data point, at least 2.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
@@ -143,7 +147,7 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    found = read_gaussians(model, guide, x, block=block, plate=plate, progress=progress)
+    found = read_gaussians(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)
     posteriors, prior_mean, prior_sigma = found
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")

@@ -83,6 +83,8 @@ def rate_distortion(
     seed: int | None = None,
     level: float = 0.95,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     progress: bool = True,
     **kwargs: Any,
 ) -> RateDistortion:
@@ -107,6 +109,8 @@ def rate_distortion(
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         progress: Show a progress bar where there are several chunks.
         **kwargs: Keyword arguments of both.
 
@@ -130,7 +134,7 @@ def rate_distortion(
     if chunk is not None:
         check_count(chunk, "chunk")
     check_level(level)
-    call = Call(model, guide, args, kwargs, plate)
+    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
     call.check()
     with refuse_batch_dependence(model, guide):
         first = call.probe_density()

@@ -58,6 +58,8 @@ class Automatic(Method):
             result = Exact().estimate(problem)
             _check_closed_form(problem, result)
             return result
+        if problem.density.dim == 0:  # all latents are discrete
+            return Exact().estimate(problem)
         if problem.log_joint.dim <= _MAX_QUADRATURE_DIM:
             return Quadrature().estimate(problem)
         return self._sample(problem)

@@ -21,6 +21,7 @@ from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
+from inference.core.rows import RowsNotFollowed
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.storage import load_tree, save_tree, tensor_digest
@@ -30,7 +31,7 @@ from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate, replace_rows
+from inference.marginal_likelihood.base.result import Evidence, concatenate, replace_rows, take_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.importance.bridge_sampling import Bridge
 from inference.marginal_likelihood.importance.defensive_mixture import Defensive
@@ -71,6 +72,8 @@ def evidence(
     guide: Program | None = None,
     plate: str | None = None,
     broadcast: bool = True,
+    whole: bool = False,
+    missing: bool = False,
     level: float = 0.95,
     tolerance: float | None = None,
     budget: float | None = None,
@@ -92,7 +95,10 @@ def evidence(
             settings; ``"auto"`` chooses, see :class:`inference.marginal_likelihood.automatic.Automatic`.
         guide: The guide to sample from, for methods that use one.
         plate: Name of the plate over the data, ``"data"`` if None.
-        broadcast: Evaluate samples side by side; False for models that cannot broadcast.
+        broadcast: Evaluate samples side by side where the pair can, else as further rows of the data or one by one, of
+            which a warning tells; False evaluates them one by one.
+        whole: Take all data as one data point, whatever the plates: for latents that all data share.
+        missing: NaN in the data stands for a missing value that the model itself masks.
         level: Confidence level of the intervals.
         tolerance: Half-width of the interval, in nats, that each data point is refined to (at up to 64 times the
             method's cost); None takes what the method gives. Where the tolerance is not met, the interval is wider.
@@ -132,8 +138,8 @@ def evidence(
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
     if guide is not None and isinstance(chosen, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    call = Call(model, guide, (x, *args), kwargs, plate, broadcast).double()
-    check_arguments((), call.args, kwargs)
+    call = Call(model, guide, (x, *args), kwargs, plate, broadcast, whole, missing).double()
+    check_arguments((), call.args, kwargs, missing=missing)
     problem = Problem(call, level, progress)
     deadline = math.inf if budget is None else time.perf_counter() + budget
     blocks = _blocks(problem, block)
@@ -165,7 +171,7 @@ def as_method(method: str | Method) -> Method:
 def _blocks(problem: Problem, block: int) -> list[Problem]:
     """The problem in blocks of rows; as one where its arguments are not rows of data."""
     rows = problem.call.num_rows
-    if rows is None or rows <= block:
+    if problem.call.whole or rows is None or rows <= block:
         return [problem]
     return [_select(problem, torch.arange(start, min(start + block, rows))) for start in range(0, rows, block)]
 
@@ -185,7 +191,7 @@ def _takes_all_rows(problem: Problem) -> bool:
     """Whether the plate over the data has one place for each row; closed forms take rows by definition."""
     if isinstance(problem.call.model, SupportsLogEvidence):
         return True
-    return problem.log_joint.num_data == problem.call.num_rows and not problem.log_joint.subsamples_data
+    return problem.density.num_data == problem.call.num_rows and not problem.density.subsamples_data
 
 
 def _block_seed(seed: int | None, index: int) -> int | None:
@@ -205,8 +211,19 @@ def _estimate(method: Method, problem: Problem, tolerance: float | None, deadlin
         if not bool(wide.any()):
             break
         method = finer
-        result = replace_rows(result, wide.nonzero()[:, 0], method.estimate(_select(problem, wide.nonzero()[:, 0])))
+        index = wide.nonzero()[:, 0]
+        result = replace_rows(result, index, _estimate_rows(method, problem, index))
     return replace(result, seconds=time.perf_counter() - start)
+
+
+def _estimate_rows(method: Method, problem: Problem, index: Tensor) -> Evidence:
+    """The estimate of chosen data points: by themselves where they can be run so."""
+    if len(index) == problem.log_joint.num_data:
+        return method.estimate(problem)
+    try:
+        return method.estimate(_select(problem, index))
+    except RowsNotFollowed:
+        return take_rows(method.estimate(problem), index)
 
 
 class _Parts:
@@ -222,7 +239,7 @@ class _Parts:
             "options": list(options),
             "level": problem.level,
             "seed": seed,
-            "call": [call.plate, call.broadcast],
+            "call": [call.plate, call.broadcast, call.whole, call.missing],
             "data": [[str(key), _described(a)] for key, a in (*enumerate(call.args), *call.kwargs.items())],
             "programs": [_name(program) for program in (call.model, call.guide)],
             "parameters": [_state_digest(program) for program in (call.model, call.guide)],

@@ -42,6 +42,7 @@ class Objective(pyro.infer.ELBO):
         plate: Name of the plate over the data, ``"data"`` if None.
 
     Attributes:
+        whole: Whether all data are one data point, whatever the plates; :func:`inference.fit` sets it.
         step: Training steps so far, (); part of a checkpoint.
         reparameterised: Whether the gradient flows through the samples; False draws without gradient.
     """
@@ -51,7 +52,7 @@ class Objective(pyro.infer.ELBO):
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         check_count(num_particles, "num_particles")
         super().__init__(num_particles=num_particles, vectorize_particles=True)
-        self.plate = plate
+        self.plate, self.whole = plate, False
         self.step = torch.zeros((), dtype=torch.int64)
 
     @property
@@ -90,8 +91,8 @@ class Objective(pyro.infer.ELBO):
     def _draw(self, call: Call) -> Draw:
         if not self.reparameterised:
             with torch.no_grad():
-                return call.run(self.num_samples)
-        draw = call.run(self.num_samples, expose_params=True)
+                return call.run(self.num_samples, enumerate_guide=True)
+        draw = call.run(self.num_samples, expose_params=True, enumerate_guide=True)
         for name in draw.latents:
             if not draw.guide_sites[name].fn.has_rsample:
                 raise ValueError(
@@ -102,11 +103,11 @@ class Objective(pyro.infer.ELBO):
 
     def per_datum(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The objective of a pair per data point, (N,) in nats, with gradient."""
-        return self.terms(Call(model, guide, args, kwargs, self.plate), self.step).bound
+        return self.terms(Call(model, guide, args, kwargs, self.plate, whole=self.whole), self.step).bound
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """Minus the sum of the bound over the data, a scalar with gradient."""
-        bound, scale = self.terms(Call(model, guide, args, kwargs, self.plate), self.step)
+        bound, scale = self.terms(Call(model, guide, args, kwargs, self.plate, whole=self.whole), self.step)
         total = bound.sum()
         return -total if scale == 1.0 else -scale * total
 

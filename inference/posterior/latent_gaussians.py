@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.handlers import Site
 from inference.core.memory import at_once
-from inference.core.run import Program
+from inference.core.rows import with_known_rows
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
@@ -22,23 +21,26 @@ from inference.distributions.gaussian import as_full_normal, diagonal_moments
 _BLOCK = 4096
 
 
-def latent_distributions(
-    model: Program, guide: Program, x: Tensor, *, block: int | None, plate: str | None, progress: bool
-) -> list[tuple[str, Any, Any]]:
-    """For each batch of data the name of the one latent site, its prior and the guide's posterior, in float64."""
+def latent_distributions(call: Call, *, block: int | None, progress: bool) -> list[tuple[str, Any, Any]]:
+    """For each block of data the name of the one latent site, its prior and the guide's posterior, in float64."""
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {type(x).__name__}")
-    if x.dim() == 0 or len(x) == 0:
-        raise ValueError(f"expected at least one data point, got x of shape {tuple(x.shape)}")
-    call = Call(model, guide, (x,), plate=plate)
+    number = call.num_rows
+    if number is None:
+        raise TypeError(
+            f"expected x to be a torch.Tensor of shape (N, D), got {type(next(iter(call.args), None)).__name__}"
+        )
+    if number == 0:
+        raise ValueError("expected at least one data point, got none")
     call.check()
     call = call.double()
-    with refuse_batch_dependence(model, guide):
-        parts = call.args[0].split(block)
+    with refuse_batch_dependence(*call.programs):
+        parts = [call]
+        if number > block:
+            call = with_known_rows(call, call.probe()) if len(call.args) + len(call.kwargs) > 1 else call
+            parts = [call.rows(index) for index in torch.arange(number).split(block)]
         bar = tqdm(parts, disable=not progress or len(parts) == 1, desc="latents", unit="block")
-        return [_latent_distributions(replace(call, args=(part,))) for part in bar]
+        return [_latent_distributions(part) for part in bar]
 
 
 def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
@@ -47,15 +49,13 @@ def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
         raise ValueError(f"expected a pair with one latent site, got {list(draw.latents)}")
     (name,) = draw.latents
     for half, site in (("model", draw.model_sites[name]), ("guide", draw.guide_sites[name])):
-        _check_site(half, name, site, len(call.args[0]))
+        _check_site(half, name, site, draw.layout.num_data)
     return name, draw.model_sites[name].fn, draw.guide_sites[name].fn
 
 
-def read_gaussians(
-    model: Program, guide: Program, x: Tensor, *, block: int | None, plate: str | None, progress: bool
-) -> tuple[Gaussians, Tensor, Tensor]:
+def read_gaussians(call: Call, *, block: int | None, progress: bool) -> tuple[Gaussians, Tensor, Tensor]:
     """The guide's distributions, and the prior's means and standard deviations (N, K), in float64."""
-    found = latent_distributions(model, guide, x, block=block, plate=plate, progress=progress)
+    found = latent_distributions(call, block=block, progress=progress)
     batches = [_numbers(*distributions) for distributions in found]
     mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
     return Gaussians(mean, factor), prior_mean, prior_sigma

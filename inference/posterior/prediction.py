@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
 from torch import Tensor
 
 from inference.core.call import Call
 from inference.core.checks import check_count
+from inference.core.draw import PARTICLES, Draw
+from inference.core.handlers import isolated
 from inference.core.protocols import SupportsDecoder
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -39,6 +45,8 @@ def predictive(
     *args: Any,
     num_samples: int = 1,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
@@ -50,43 +58,57 @@ def predictive(
         *args: Arguments of both, the data first.
         num_samples: S.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of both.
 
     Returns:
-        Values by site name, (S, N, ...), latents and observations.
+        Values by site name, (S, N, ...), latents and observations; with samples left of the sites' own dimensions where
+        all data are taken as a whole. Discrete latents that the guide leaves out are drawn from their posterior given
+        the others.
 
     Raises:
         ValueError: If the data are not finite or model and guide are not a valid pair.
     """
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, args, kwargs, plate)
+    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
-        values = simulated_values(call, {**draw.latents, **draw.subsamples}, num_samples, draw.layout)
+        latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
+        values = simulated_values(call, latents, num_samples)
+    values = {name: _without_thought_of(value, draw) for name, value in values.items()} if whole else values
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
+
+
+def _without_thought_of(value: Tensor, draw: Draw) -> Tensor:
+    """A value without the dimension of the plate that is thought of around all data, which no program sees."""
+    return value.squeeze(1) if draw.num_samples > 1 and value.dim() > draw.layout.depth else value
 
 
 @torch.no_grad()
 def reconstruct(
     model: Program,
     guide: Program,
-    x: Tensor,
-    *,
+    x: Any,
+    *args: Any,
     num_samples: int = 1,
     plate: str | None = None,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> Tensor:
     """Reconstruction: the mean of the data given latents that the guide infers from them, E_q[E[x' | z]].
 
     Args:
         model: A model that can decode.
         guide: Pyro guide of the one latent that it decodes.
-        x: (N, D).
+        x: Data, (N, D), the first argument of both.
+        *args: Further arguments of both.
         num_samples: Latents per data point to average over.
         plate: Name of the plate over the data, ``"data"`` if None.
         seed: Seed; leaves the global random state as it was.
+        **kwargs: Keyword arguments of both.
 
     Returns:
         (N, D).
@@ -98,7 +120,7 @@ def reconstruct(
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, (x,), plate=plate)
+    call = Call(model, guide, (x, *args), kwargs, plate)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)
@@ -107,3 +129,23 @@ def reconstruct(
     (z,) = draw.latents.values()
     mean = model.decode(z)
     return mean if num_samples == 1 else mean.mean(0)
+
+
+def _discrete_latents(draw: Draw) -> dict[str, Tensor]:
+    """Posterior draws of the discrete latents that a guide leaves out, given those that it drew."""
+    names = [name for name, site in draw.model_sites.items() if site.is_summed]
+    if not names:
+        return {}
+    call, layout = draw.call, draw.layout
+    given = poutine.condition(call.model, data={**draw.latents})
+    marked = poutine.infer_config(given, lambda msg: {"enumerate": "parallel"} if msg["name"] in names else {})
+
+    def particles(*args: Any, **kwargs: Any) -> None:
+        plate = pyro.plate(PARTICLES, draw.num_samples, dim=-layout.depth - 1)
+        with plate if draw.num_samples > 1 else nullcontext():
+            marked(*args, **kwargs)
+
+    with isolated():
+        sampled = infer_discrete(particles, first_available_dim=-layout.depth - 2)
+        nodes = poutine.trace(sampled).get_trace(*call.args, **call.kwargs).nodes
+    return {name: nodes[name]["value"] for name in names}

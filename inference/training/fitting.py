@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_leaves, tree_map
 
+from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import local_params
 from inference.core.run import Program, modules_of
 from inference.core.seeding import seeded
 from inference.objectives.evidence_lower_bound import ELBO
+from inference.training.batches import Batches, laid_out
 from inference.training.trainer import History, Trainer
 
 
@@ -29,16 +32,19 @@ def adam(parameters: Sequence[Tensor]) -> Optimizer:
 def fit(
     model: Program,
     guide: Program,
-    data: Tensor | tuple[Tensor, ...],
+    data: Any,
     *,
     steps: int,
     objective: pyro.infer.ELBO | None = None,
     optimizer: Callable[[list[Tensor]], Optimizer] = adam,
     scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     batch_size: int | None = None,
+    plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     device: str | torch.device | None = None,
-    validation: Tensor | tuple[Tensor, ...] | None = None,
+    validation: Any = None,
     evaluate_every: int = 100,
     patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -54,12 +60,16 @@ def fit(
     Args:
         model: Pyro model, a module or a function.
         guide: Pyro guide, a module or a function.
-        data: (N, ...) tensor, or a tuple of tensors of one length N that are the pair's positional arguments.
+        data: (N, ...) tensor, or a tuple of the pair's positional arguments, the first with N rows: tensors, and
+            dictionaries of tensors, of N rows are rows of data; all others go with every mini-batch as they are.
         steps: Number of optimiser steps.
         objective: What to minimise: any ``pyro.infer.ELBO`` with a differentiable loss; :class:`ELBO` by default.
         optimizer: Makes a torch optimiser from the list of parameters; LBFGS is called with the full batch.
         scheduler: Makes a learning-rate schedule from the optimiser; it advances once a step.
         batch_size: Data points per step, without replacement within an epoch; None takes them all in every step.
+        plate: Name of the plate over the data, ``"data"`` if None or the objective's.
+        whole: Take all data as one data point, whatever the plates: for latents that all data share.
+        missing: NaN in the data stands for a missing value that the model itself masks.
         seed: Seed of the noise and of the order of the data.
         device: Where to train; the pair is moved there and stays there. None trains on the pair's own device.
         validation: Held-out data, like ``data``.
@@ -91,10 +101,14 @@ def fit(
             module.to(device)
     for batch in (data, validation):
         if batch is not None:
-            check_arguments(programs, batch, {})
-    batch_size = _check_batch_size(batch_size, len(data[0]))
-    with seeded(seed), local_params():
-        trainer = Trainer(model, guide, data, validation, ELBO() if objective is None else objective, seed)
+            check_arguments(programs, batch, {}, missing=missing)
+    objective = ELBO() if objective is None else objective
+    with seeded(seed), local_params(), laid_out(objective, plate, whole):
+        call = Call(model, guide, data, {}, getattr(objective, "plate", plate), whole=whole)
+        num_data = 1 if whole else call.num_rows or 1
+        batch_size = _check_batch_size(batch_size, num_data)
+        batches = Batches.of(call, partly=batch_size < num_data or validation is not None)
+        trainer = Trainer(model, guide, data, validation, objective, seed, layout=batches)
         trainer.prepare(optimizer, scheduler, batch_size)
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and path.exists():
@@ -102,14 +116,17 @@ def fit(
         return trainer.run(steps, evaluate_every, patience, path, checkpoint_every, progress)
 
 
-def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Tensor, ...]:
+def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Any, ...]:
     batch = data if isinstance(data, tuple) else (data,)
-    for i, part in enumerate(batch):
-        if not isinstance(part, Tensor):
-            raise TypeError(f"expected data as a tensor or a tuple of tensors, got {type(part).__name__} at {i}")
-        if part.dim() == 0 or len(part) != len(batch[0]) or len(part) == 0:
-            raise ValueError(f"expected data of one length N >= 1, got shapes {[tuple(p.shape) for p in batch]}")
-    return batch if device is None else tuple(part.to(device) for part in batch)
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    if first is None:
+        kinds = [type(part).__name__ for part in batch]
+        raise TypeError(f"expected data as a tensor or a tuple with tensors, got {kinds}")
+    if first.dim() == 0 or len(first) == 0:
+        raise ValueError(f"expected data of N >= 1 rows in the first tensor, got shape {tuple(first.shape)}")
+    if device is None:
+        return batch
+    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def _check_batch_size(batch_size: int | None, num_data: int) -> int:

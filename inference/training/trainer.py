@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from inference.core.handlers import LocalParams
@@ -24,6 +25,8 @@ from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state
 from inference.core.storage import load_tree, save_tree, tensor_digest
 from inference.objectives.base import Objective
+from inference.training.batches import Batches
+from inference.training.losses import PairLoss
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
@@ -55,15 +58,13 @@ class History:
         return len(self.loss)
 
 
-def trainable_parameters(
-    model: Program, guide: Program, objective: pyro.infer.ELBO, batch: tuple[Tensor, ...]
-) -> list[Tensor]:
+def trainable_parameters(model: Program, guide: Program, loss: PairLoss, batch: tuple[Any, ...]) -> list[Tensor]:
     """Every trainable tensor of a pair once: modules' parameters, and what functions name in param statements.
 
     Args:
         model: Pyro model.
         guide: Pyro guide.
-        objective: Runs the pair once to find param statements, which modules of ours do not need.
+        loss: Runs the pair once to find param statements, which modules of ours do not need.
         batch: Arguments of that run.
 
     Raises:
@@ -71,14 +72,16 @@ def trainable_parameters(
     """
     found: list[Tensor] = []
     if not (isinstance(model, Module) and isinstance(guide, Module)):
-        with LocalParams() as handler, random_state(None), torch.no_grad():
-            objective.differentiable_loss(model, guide, *batch)
+        with LocalParams() as handler, random_state(None):
+            loss.find_parameters(batch)
         found += handler.seen
     for module in modules_of(model, guide):
         found += module.parameters()
     parameters = list({id(p): p for p in found if p.requires_grad}.values())
     if not parameters:
         raise ValueError("expected a pair with at least one trainable parameter, got none")
+    for parameter in parameters:
+        parameter.grad = None
     return parameters
 
 
@@ -89,13 +92,16 @@ class Trainer:
         self,
         model: Program,
         guide: Program,
-        data: tuple[Tensor, ...],
-        validation: tuple[Tensor, ...] | None,
+        data: tuple[Any, ...],
+        validation: tuple[Any, ...] | None,
         objective: pyro.infer.ELBO,
         seed: int | None,
+        *,
+        layout: Batches,
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
-        self.data, self.validation = data, validation
+        self.data, self.validation, self.layout = data, validation, layout
+        self.loss = PairLoss(objective, model, guide, self.layout.count)
         self.modules = modules_of(model, guide)
         self.history = History()
         self.order_seed = int(torch.randint(2**31, ()))
@@ -111,11 +117,13 @@ class Trainer:
         if isinstance(self.objective, Objective):
             self.objective.step = torch.zeros_like(self.objective.step)
         self.batch_size = batch_size
-        self.parameters = trainable_parameters(self.model, self.guide, self.objective, self.data)
+        self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.data)
         self.optimizer = optimizer(self.parameters)
         self.settings = repr([{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups])
-        if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < len(self.data[0]):
-            raise ValueError(f"expected the full batch for LBFGS, got batch_size={batch_size} of {len(self.data[0])}")
+        if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < self.layout.count(self.data):
+            raise ValueError(
+                f"expected the full batch for LBFGS, got batch_size={batch_size} of {self.layout.count(self.data)}"
+            )
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
@@ -152,9 +160,9 @@ class Trainer:
         self._train_mode(False)
         return history
 
-    def _batches(self, first: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    def _batches(self, first: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""
-        num_data = len(self.data[0])
+        num_data = self.layout.count(self.data)
         if self.batch_size == num_data:
             for step in itertools.count(first):
                 yield step, self.data
@@ -164,20 +172,15 @@ class Trainer:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 generator.manual_seed(self.order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator).to(self.data[0].device)
+                order = torch.randperm(num_data, generator=generator)
             assert order is not None
             at = step % per_epoch * self.batch_size
-            yield step, tuple(part[order[at : at + self.batch_size]] for part in self.data)
+            yield step, self.layout.take(self.data, order[at : at + self.batch_size])
 
-    def _loss(self, batch: tuple[Tensor, ...]) -> Tensor:
-        return self.objective.differentiable_loss(self.model, self.guide, *batch) / len(batch[0])
-
-    def _step(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def _step(self, batch: tuple[Any, ...]) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = self._loss(batch)
-            loss.backward()
-            return loss
+            return self.loss.backward(batch, self.parameters)
 
         loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
         if isinstance(self.objective, Objective):
@@ -203,10 +206,10 @@ class Trainer:
     def _evaluate(self, patience: int | None) -> None:
         assert self.validation is not None
         self._train_mode(False)
-        total, num_data = 0.0, len(self.validation[0])
+        total, num_data = 0.0, self.layout.count(self.validation)
         with random_state(_VALIDATION_SEED):
-            for batch in zip(*(part.split(at_once(_VALIDATION_BATCH)) for part in self.validation), strict=True):
-                total += float(self._loss(batch)) * len(batch[0]) / num_data
+            for batch in self.layout.split(self.validation, at_once(_VALIDATION_BATCH)):
+                total += self.loss.value(batch) * self.layout.count(batch) / num_data
         self._train_mode(True)
         history = self.history
         history.validation.append((history.steps, total))
@@ -245,7 +248,8 @@ class Trainer:
             "optimizer": [type(self.optimizer).__name__, self.settings],
             "objective": [type(self.objective).__name__, self.objective.num_particles],
             "batch_size": self.batch_size,
-            "data": [[list(part.shape), str(part.dtype), tensor_digest(part)] for part in self.data],
+            "data": [_described(leaf) for leaf in tree_leaves(self.data)],
+            "layout": [sorted(map(str, self.layout.rows)), self.layout.whole],
         }
 
     def save(self, path: Path) -> None:
@@ -286,6 +290,10 @@ class Trainer:
         torch.set_rng_state(tree["random"])
         if tree["random_cuda"]:
             torch.cuda.set_rng_state_all(tree["random_cuda"])
+
+
+def _described(leaf: Any) -> Any:
+    return [list(leaf.shape), str(leaf.dtype), tensor_digest(leaf)] if isinstance(leaf, Tensor) else repr(leaf)
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

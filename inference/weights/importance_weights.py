@@ -32,6 +32,8 @@ def iter_log_weights(
     num_samples: int,
     chunk: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -43,9 +45,10 @@ def iter_log_weights(
         guide: Pyro guide.
         *args: Arguments of both.
         num_samples: S, samples per data point.
-        chunk: Samples drawn side by side; None chooses by size, 1 runs without a particle plate (for models that
-            cannot broadcast).
+        chunk: Samples drawn at once; None chooses by size, 1 runs the pair for each sample by itself.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Take all data as one data point, whatever the plates: for latents that all data share.
+        missing: NaN in the data stands for a missing value that the model itself masks.
         seed: Seed of the samples; leaves the global random state as it was, between two chunks, too.
         progress: Show a progress bar where there are several chunks.
         **kwargs: Keyword arguments of both.
@@ -59,10 +62,17 @@ def iter_log_weights(
             :meth:`inference.core.call.Call.run`).
         FloatingPointError: If a weight is NaN or plus infinity.
     """
+    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
+    return log_weights_of(call, num_samples, chunk=chunk, seed=seed, progress=progress)
+
+
+def log_weights_of(
+    call: Call, num_samples: int, *, chunk: int | None = None, seed: int | None = None, progress: bool = True
+) -> Iterator[Tensor]:
+    """:func:`iter_log_weights` of a call."""
     check_count(num_samples, "num_samples")
     if chunk is not None:
         check_count(chunk, "chunk")
-    call = Call(model, guide, args, kwargs, plate)
     call.check()
     return _chunks(call, num_samples, chunk, RandomStream(seed), progress)
 
@@ -76,7 +86,8 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
             # The indices of a subsampling plate, once drawn, hold for all chunks.
-            draw = call.run(min(chunk, num_samples - start), values=first.subsamples)
+            count = min(chunk, num_samples - start)
+            draw = call.run(count, values=first.subsamples, enumerate_guide=True)
         check_log_weights(draw.log_weights)
         yield draw.log_weights
 
@@ -95,6 +106,8 @@ def log_weights(
     num_samples: int,
     chunk: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -110,6 +123,8 @@ def log_weights(
         num_samples: S.
         chunk: See :func:`iter_log_weights`.
         plate: See :func:`iter_log_weights`.
+        whole: See :func:`iter_log_weights`.
+        missing: See :func:`iter_log_weights`.
         seed: See :func:`iter_log_weights`.
         progress: See :func:`iter_log_weights`.
         **kwargs: Keyword arguments of both.
@@ -129,6 +144,8 @@ def log_weights(
         num_samples=num_samples,
         chunk=chunk,
         plate=plate,
+        whole=whole,
+        missing=missing,
         seed=seed,
         progress=progress,
         **kwargs,

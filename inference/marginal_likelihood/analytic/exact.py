@@ -1,4 +1,4 @@
-"""Evidence in closed form, by the model's own ``log_evidence``."""
+"""Evidence in closed form: by the model's own ``log_evidence``, or where all latents are discrete by their sum."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.protocols import SupportsLogEvidence
@@ -15,7 +16,7 @@ from inference.marginal_likelihood.base.result import EXACT, Evidence
 
 @dataclass(frozen=True)
 class Exact(Method):
-    """Closed form: the model's own ``log_evidence``, in float64."""
+    """Closed form: the model's own ``log_evidence``, in float64, or the sum over latents that are all discrete."""
 
     name: ClassVar[str] = "exact"
 
@@ -28,15 +29,30 @@ class Exact(Method):
             ValueError: If the data are not finite or have the wrong shape.
         """
         if not isinstance(problem.call.model, SupportsLogEvidence):
-            raise TypeError(
-                f"expected a model with log_evidence(x) for method='exact', got {type(problem.call.model).__name__}: "
-                "use method='auto' or another"
-            )
+            return self._summed(problem)
         if len(problem.call.args) > 1 or problem.call.kwargs:
             further = f"{problem.call.args[1:]} and {problem.call.kwargs}"
             raise TypeError(f"expected no arguments beyond the data for method='exact', got {further}")
         with refuse_batch_dependence(problem.call.model):
             value = problem.call.model.log_evidence(problem.call.args[0])
+        return self._evidence(value)
+
+    def _summed(self, problem: Problem) -> Evidence:
+        try:
+            log_joint = problem.density
+        except ValueError as error:
+            raise self._refusal(problem) from error
+        if log_joint.dim > 0:
+            raise self._refusal(problem)
+        return self._evidence(log_joint(log_joint.sample_prior(1))[0].double())
+
+    def _refusal(self, problem: Problem) -> TypeError:
+        return TypeError(
+            f"expected a model with log_evidence(x) or discrete latents alone for method='exact', got "
+            f"{type(problem.call.model).__name__}: use method='auto' or another"
+        )
+
+    def _evidence(self, value: Tensor) -> Evidence:
         return Evidence(
             value=value,
             lower=value,

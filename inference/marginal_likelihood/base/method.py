@@ -29,11 +29,21 @@ class Problem:
     level: float = 0.95
     progress: bool = True
 
-    @cached_property
+    @property
     def log_joint(self) -> LogJoint:
-        """The model's log joint density of these data."""
-        call = self.call
-        return LogJoint(call.model, *call.args, plate=call.plate, broadcast=call.broadcast, **call.kwargs)
+        """The model's log joint density of these data, in coordinates to integrate over.
+
+        Raises:
+            ValueError: If all latents are discrete.
+        """
+        if self.density.dim == 0:
+            raise ValueError("expected a continuous latent, got discrete ones alone: use method='exact', their sum")
+        return self.density
+
+    @cached_property
+    def density(self) -> LogJoint:
+        """The model's log joint density of these data; without coordinates where all latents are discrete."""
+        return LogJoint.of(self.call)
 
     @cached_property
     def call_of_rows(self) -> Call:
@@ -44,7 +54,7 @@ class Problem:
         """
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
-        return with_known_rows(self.call, self.log_joint.probe() if self.call.guide is None else self.call.probe())
+        return with_known_rows(self.call, self.density.probe() if self.call.guide is None else self.call.probe())
 
     def require_guide(self, method: str) -> Program:
         """The guide.

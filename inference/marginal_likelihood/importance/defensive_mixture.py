@@ -124,9 +124,7 @@ def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:
         ValueError: If the guide's latents have other sites or sizes than the model's.
     """
     guide = problem.require_guide(Defensive.name)
-    own = LogJoint(
-        guide, *problem.call.args, plate=problem.call.plate, broadcast=problem.call.broadcast, **problem.call.kwargs
-    )
+    own = LogJoint.of(replace(problem.call, model=guide))
     ours = problem.log_joint.coordinates
     sizes, expected = ({name: s.stop - s.start for name, s in c.items()} for c in (own.coordinates, ours))
     if sizes != expected:

@@ -12,7 +12,7 @@ from inference.core.checks import check_count
 from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.weights.importance_weights import iter_log_weights
+from inference.weights.importance_weights import log_weights_of
 from inference.weights.summary import WeightSummary, summarise
 
 
@@ -71,14 +71,8 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
         ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are not
             a valid pair.
     """
-    chunks = iter_log_weights(
-        problem.call.model,
-        problem.require_guide(method),
-        *problem.call.args,
-        num_samples=num_samples,
-        chunk=chunk if problem.call.broadcast else 1,
-        plate=problem.call.plate,
-        progress=problem.progress,
-        **problem.call.kwargs,
+    problem.require_guide(method)
+    chunks = log_weights_of(
+        problem.call, num_samples, chunk=chunk if problem.call.broadcast else 1, progress=problem.progress
     )
     return summarise(chunks, num_samples)

@@ -270,6 +270,7 @@ def test_limits_of_an_exact_guide_are_seldom_called_inconsistent():
             num_samples=99,
             ks=one,
             chi2=one,
+            symmetry=one,
             ks_adjusted=one,
             chi2_adjusted=one,
         )
@@ -651,9 +652,9 @@ def masked(program):
             scalar_guide,
             "observes data, got one of latent sites alone.*'z'",
         ),
-        (functools.partial(scalar_model, copied=True), scalar_guide, "at site 'x' that is not an argument"),
+        (functools.partial(scalar_model, copied=True), scalar_guide, "at site 'x' that is none"),
         (functools.partial(scalar_model, scale=0.5), scalar_guide, "model site 'z' under no scale.*got 0.5"),
-        (twice_model, scalar_guide, "an argument of its own, got one for several of .'x', 'again'"),
+        (twice_model, scalar_guide, "data of its own, got .'again'"),
         (masked(scalar_model), masked(scalar_guide), "latent model site 'z' under no mask"),
     ],
 )

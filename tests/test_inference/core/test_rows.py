@@ -77,11 +77,30 @@ def coupled(x):
         pyro.sample("x", dist.Normal(z, 1 + x.var()), obs=x)
 
 
-@pytest.mark.parametrize("program", [held_outside, of_constant_size, coupled], ids=lambda program: program.__name__)
-@pytest.mark.parametrize("block", [None, 4])
+@pytest.mark.parametrize(
+    ("program", "block"), [(held_outside, 4), (of_constant_size, 4), (coupled, None), (coupled, 4)]
+)
 def test_rows_that_are_not_the_whole_run_s_are_refused(program, block):
     with pytest.raises(ValueError, match=r"^expected the density of some of the 6 rows, run by themselves, .* size"):
         evidence(program, X[:, 0], method="adaptive", block=block, **QUIET)
+
+
+@pytest.mark.parametrize("method", ["quadrature", "laplace", "adaptive", "bridge"])
+@pytest.mark.parametrize(("program", "mean"), [(held_outside, SIGMA), (of_constant_size, 0 * SIGMA)])
+def test_points_of_rows_that_cannot_be_run_alone_go_along_samples(program, mean, method):
+    got = evidence(program, X[:, 0], method=method, **QUIET)
+    truth = dist.Normal(mean, 2**0.5).log_prob(X[:, 0])
+    assert bool(((got.value - truth).abs() < 1e-8 + 5 * got.standard_error).all())
+
+
+def test_latents_of_other_data_points_in_a_density_are_refused():
+    def neighbours(x):
+        with pyro.plate("data", 6):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + z.roll(1, -1), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="to depend on its own latents alone"):
+        evidence(neighbours, X[:, 0], method="laplace", **QUIET)
 
 
 def test_a_guide_whose_rows_are_others_is_refused():

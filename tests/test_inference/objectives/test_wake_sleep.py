@@ -132,7 +132,7 @@ def test_what_cannot_be_dreamt_or_counted_is_refused():
     def other(x):
         return model(2 * x)
 
-    with pytest.raises(ValueError, match=r"expected every observed value to be an argument itself.*site 'x'"):
+    with pytest.raises(ValueError, match=r"expected every observed value to be an argument or a view of one.*site 'x'"):
         WakeSleep(2).differentiable_loss(other, guide, torch.zeros(4, 3).double())
     with pytest.raises(ValueError, match="expected num_particles to be at least 2"):
         WakeWake(1)

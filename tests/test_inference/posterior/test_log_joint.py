@@ -144,7 +144,7 @@ def outside(x):
 
 def discrete(x):
     with pyro.plate("data", len(x)):
-        k = pyro.sample("k", dist.Bernoulli(0.5 * torch.ones(())))
+        k = pyro.sample("k", dist.Poisson(torch.ones(())))
         pyro.sample("x", dist.Normal(k, 1.0), obs=x)
 
 
@@ -168,9 +168,9 @@ def observed(x):
 
 REFUSED = {
     outside: "model site 'mu' in plates",
-    discrete: "continuous distribution with a known support at latent site 'k', got Bernoulli",
+    discrete: "continuous distribution with a known support at latent site 'k', got Poisson",
     scaled: "expected site 'z' to carry no scale",
-    masked: "expected no mask on latent site 'z', got one",
+    masked: "expected no site that depends on a masked latent, got a density of 'x' that changes with one",
     observed: "expected a model with a latent site, got only observed",
 }
 

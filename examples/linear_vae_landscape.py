@@ -16,7 +16,7 @@ from _common import example_parser, finish, parse_with_presets, save
 from torch.func import grad
 
 from inference.plots import landscape_figure, threshold_figure
-from zoo import Scaled, digits, linear_gaussian, load
+from zoo import Scaled, digits, linear_gaussian, load_data
 from zoo.linear import (
     collapse_threshold,
     landscape,
@@ -43,7 +43,7 @@ def read(name, seed):
         return digits(transform=Scaled(16.0), test_size=0).train
     if name == "synthetic":
         return linear_gaussian(1000, data_dim=8, latent_dim=5, seed=seed).train
-    return load(name).train.double()
+    return load_data(name).train.double()
 
 
 def objectives(eigen, var):

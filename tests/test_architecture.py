@@ -30,7 +30,14 @@ FLOORS: dict[str, list[set[str]]] = {
         {"automatic"},
         {"estimate"},
     ],
-    "zoo": [{"mixings", "priors", "classics"}, {"base"}, {"linear", "models"}, {"benchmarks", "data"}],
+    "zoo": [
+        {"mixings", "priors", "classics"},
+        {"base"},
+        {"linear", "models"},
+        {"benchmarks", "data"},
+        {"pretrained"},
+        {"command_line"},
+    ],
 }
 OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest", "registry", "references"}
 # Endings of dotted names: global state that only a user may touch, Pyro's own parameters, and files that execute code.

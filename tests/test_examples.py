@@ -30,6 +30,7 @@ SCRIPTS = (
     "linear_vae_landscape.py",
     "moebius_identifiability.py",
     "posterior_collapse.py",
+    "pretrained_pairs.py",
     "pyro_workflow.py",
     "rate_distortion.py",
     "self_consistency.py",
@@ -486,3 +487,11 @@ def test_nested_sampling_agrees_with_the_evidence(run, capsys):
     assert len(rows) == 2
     assert all(abs(row[-1]) < 4 for row in rows)
     assert "within two standard errors of both together" in capsys.readouterr().out
+
+
+def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
+    made = run("pretrained_pairs.py", "--out", str(tmp_path))
+    assert made == ["linear_vae/digits", "ppca/digits"]
+    assert "elbozoo train ppca --guide exact" in capsys.readouterr().out
+    assert run("pretrained_pairs.py", "--out", str(tmp_path)) == made
+    assert "elbozoo train" not in capsys.readouterr().out  # nothing is made twice

@@ -110,7 +110,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     }
     for block in blocks:
         exec(block.replace("steps=3000", "steps=3"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert "log p: importance" in capsys.readouterr().out
     assert names["weights"].shape == (1000, 360)
     assert names["log_p"].value.shape == (1,)

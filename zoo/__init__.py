@@ -24,6 +24,7 @@ from zoo.data import *
 from zoo.linear import PPCA, FactorAnalysis, LinearGaussian, LinearGaussianModel, LinearVAE, LowRankNormal, Marginal
 from zoo.mixings import *
 from zoo.models import *
+from zoo.pretrained import Card, Pretrained, card, load, pairs
 from zoo.priors import *
 
 if not TYPE_CHECKING:  # a type checker knows the new names alone
@@ -35,6 +36,7 @@ __all__ = [
     *models.__all__,
     *priors.__all__,
     "PPCA",
+    "Card",
     "Classic",
     "FactorAnalysis",
     "KnownAnswer",
@@ -45,11 +47,15 @@ __all__ = [
     "LowRankNormal",
     "Marginal",
     "OptimalDecoder",
+    "Pretrained",
     "ToyChannel",
     "beta_loss",
+    "card",
     "class_information",
     "classic_models",
     "known_answers",
+    "load",
+    "pairs",
     "target_rate_loss",
     "toy_data",
     "train_channel",

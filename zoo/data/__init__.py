@@ -1,7 +1,7 @@
 """Data sets, their files and their preprocessing."""
 
 from zoo.data.catalogue import dataset_names, named_dataset
-from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load_data, mnist
 from zoo.data.ground_truth import MixedDataset, load_mixed, mixed, save_mixed
 from zoo.data.preprocessing import Logit, Raw, Scaled
 from zoo.data.sprite_images import draw_sources, render_sprites, sprite_pair, sprites
@@ -18,7 +18,7 @@ __all__ = [
     "draw_sources",
     "fashion_mnist",
     "linear_gaussian",
-    "load",
+    "load_data",
     "load_mixed",
     "mixed",
     "mnist",

@@ -6,15 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.distributions import Uniform
 
-from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load_data, mnist
+from zoo.data.ground_truth import mixed
 from zoo.data.preprocessing import Scaled
+from zoo.mixings import moebius
 
 _MADE: dict[str, Callable[[], Dataset]] = {
     "digits": digits,
     "digits-scaled": lambda: digits(transform=Scaled(16.0)),
     "digits-logit": digits_logit,
     "synthetic": lambda: linear_gaussian(2000, 20, 8, test_size=500),
+    "moebius": lambda: mixed(
+        moebius(2, minimum=0.7), sources=Uniform(-0.5, 0.5), num=5000, test_size=1000, standardise=True
+    ),
 }
 _IMAGES: dict[str, Callable[..., Dataset]] = {"mnist": mnist, "fashion-mnist": fashion_mnist}
 
@@ -34,7 +40,7 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
 
     Raises:
         FileNotFoundError: If it is neither a name nor a file.
-        ValueError: If the file is damaged or of another format, see :func:`zoo.load`.
+        ValueError: If the file is damaged or of another format, see :func:`zoo.load_data`.
 
     Example:
         >>> named_dataset("synthetic").data_dim
@@ -47,5 +53,5 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
         return _IMAGES[kind](path or None, dtype=torch.float64)
     if not Path(name).suffix and not Path(name).exists():
         raise FileNotFoundError(f"expected a data set, one of {', '.join(dataset_names())}, or a file, got {name!r}")
-    data = load(name)
-    return data if len(data.test) else load(name, test_size=test_size)
+    data = load_data(name)
+    return data if len(data.test) else load_data(name, test_size=test_size)

@@ -263,7 +263,7 @@ def fashion_mnist(
     return _images("fashion_mnist", images, transform, max_train, dtype)
 
 
-def load(
+def load_data(
     source: str | os.PathLike[str] | Tensor | Array,
     *,
     transform: Transform = RAW,
@@ -294,7 +294,7 @@ def load(
             infinite values, a shape that is not (N, D), a test size that does not fit.
 
     Example:
-        >>> load(torch.eye(4), test_size=1)
+        >>> load_data(torch.eye(4), test_size=1)
         Dataset('data', train (3, 4), test (1, 4), torch.float64)
     """
     label, first, second = _read(source)

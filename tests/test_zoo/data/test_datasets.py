@@ -16,7 +16,7 @@ import pytest
 import sklearn.datasets
 import torch
 
-from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load, mnist
+from zoo.data.datasets import Dataset, digits, digits_logit, fashion_mnist, linear_gaussian, load_data, mnist
 from zoo.data.preprocessing import Logit, Raw, Scaled
 
 TRANSFORMS = [Raw(), Scaled(16.0), Scaled(0.25), Logit(17), Logit(17, alpha=0.05, seed=3), Logit(256)]
@@ -414,30 +414,30 @@ def test_an_unexpected_download_is_refused(monkeypatch):
 def test_load_npy(dtype, tmp_path):
     array = small_integers(levels=2).astype(dtype)
     np.save(tmp_path / "mine.npy", array)
-    data = load(tmp_path / "mine.npy")
+    data = load_data(tmp_path / "mine.npy")
     np.testing.assert_array_equal(data.train.numpy(), array.astype(float))
     assert (data.name, data.train.dtype, len(data.test)) == ("mine", torch.float64, 0)
-    np.testing.assert_array_equal(load(str(tmp_path / "mine.npy")).train.numpy(), array.astype(float))
+    np.testing.assert_array_equal(load_data(str(tmp_path / "mine.npy")).train.numpy(), array.astype(float))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_load_npz_with_one_array_or_a_split(save, tmp_path):
     x, held_out = small_integers(0), small_integers(1, (2, 4))
     save(tmp_path / "one.npz", anything=x)
-    np.testing.assert_array_equal(load(tmp_path / "one.npz").train.numpy(), x)
+    np.testing.assert_array_equal(load_data(tmp_path / "one.npz").train.numpy(), x)
     labels = np.array(["a", None], dtype=object)  # beside a split, other keys are never read
     save(tmp_path / "two.npz", x_train=x, x_test=held_out, names=labels)
-    data = load(tmp_path / "two.npz")
+    data = load_data(tmp_path / "two.npz")
     np.testing.assert_array_equal(data.train.numpy(), x)
     np.testing.assert_array_equal(data.test.numpy(), held_out)
     with pytest.raises(ValueError, match="expected test_size=0, for x_test is the test set, got 1"):
-        load(tmp_path / "two.npz", test_size=1)
+        load_data(tmp_path / "two.npz", test_size=1)
     save(tmp_path / "three.npz", a=x, b=x)
     with pytest.raises(ValueError, match=r"expected one array, or the keys x_train and x_test, got \['a', 'b'\]"):
-        load(tmp_path / "three.npz")
+        load_data(tmp_path / "three.npz")
     save(tmp_path / "four.npz", x_train=x, x_test=held_out[:, :3])
     with pytest.raises(ValueError, match=r"expected rows of one shape, got \(6, 4\) and \(2, 3\)"):
-        load(tmp_path / "four.npz")
+        load_data(tmp_path / "four.npz")
 
 
 @pytest.mark.parametrize(
@@ -452,13 +452,13 @@ def test_load_npz_with_one_array_or_a_split(save, tmp_path):
 )
 def test_load_csv(text, tmp_path):
     (tmp_path / "table.csv").write_text(text, encoding="utf-8", newline="")
-    np.testing.assert_array_equal(load(tmp_path / "table.csv").train.numpy(), [[1, 2], [3, -0.45]])
+    np.testing.assert_array_equal(load_data(tmp_path / "table.csv").train.numpy(), [[1, 2], [3, -0.45]])
 
 
 def test_load_csv_that_numpy_wrote(tmp_path):
     x = np.random.RandomState(0).standard_normal((5, 3))
     np.savetxt(tmp_path / "table.csv", x, delimiter=",", header="a,b,c", fmt="%.17g")
-    np.testing.assert_array_equal(load(tmp_path / "table.csv").train.numpy(), x)
+    np.testing.assert_array_equal(load_data(tmp_path / "table.csv").train.numpy(), x)
 
 
 @pytest.mark.parametrize(
@@ -478,17 +478,17 @@ def test_load_csv_that_numpy_wrote(tmp_path):
 def test_load_csv_names_the_cell(text, message, tmp_path):
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
-        load(tmp_path / "table.csv")
+        load_data(tmp_path / "table.csv")
 
 
 def test_load_refuses_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.npy: expected .* no such file"):
-        load(tmp_path / "absent.npy")
+        load_data(tmp_path / "absent.npy")
     (tmp_path / "data.pkl").write_bytes(b"")
     with pytest.raises(ValueError, match=r"expected the suffix .npy, .npz or .csv, got '.pkl'"):
-        load(tmp_path / "data.pkl")
+        load_data(tmp_path / "data.pkl")
     with pytest.raises(TypeError, match="expected a path, a tensor or an array, got list"):
-        load([[1.0]])  # type: ignore[arg-type]
+        load_data([[1.0]])  # type: ignore[arg-type]
 
 
 class Trap:
@@ -506,7 +506,7 @@ def test_load_never_unpickles(suffix, tmp_path):
     trace, path = tmp_path / "trace", tmp_path / f"data{suffix}"
     (np.save if suffix == ".npy" else np.savez)(path, np.array([[Trap(trace)]], dtype=object))
     with pytest.raises(ValueError, match=rf"data{suffix}: not a readable {suffix} .*pickles are refused"):
-        load(path)
+        load_data(path)
     assert not trace.exists()
 
 
@@ -517,7 +517,7 @@ def test_load_refuses_truncated_files(suffix, keep, tmp_path):
     (np.save if suffix == ".npy" else np.savez_compressed)(path, np.ones((6, 4)))
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=f"not a readable {suffix}"):
-        load(path)
+        load_data(path)
 
 
 @pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
@@ -530,7 +530,7 @@ def test_load_reads_or_refuses_flipped_bytes(save, tmp_path):
         damaged[random.randint(len(content))] ^= random.randint(1, 256)
         path.write_bytes(damaged)
         try:
-            load(path)
+            load_data(path)
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) > 100  # and nothing but a ValueError came
@@ -542,13 +542,13 @@ def test_load_refuses_a_damaged_member(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"no array at all")
     with pytest.raises(ValueError, match=r"not a readable .npz"):
-        load(path)
+        load_data(path)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
 def test_load_takes_tensors_and_copies_them(kind):
     x = torch.from_numpy(small_integers()).to(kind)
-    data = load(x)
+    data = load_data(x)
     np.testing.assert_array_equal(data.train.numpy(), x.double().numpy())
     kept = data.train.clone()
     x.zero_()
@@ -557,7 +557,7 @@ def test_load_takes_tensors_and_copies_them(kind):
 
 def test_load_detaches_and_flattens():
     x = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    data = load(x, dtype=torch.float32)
+    data = load_data(x, dtype=torch.float32)
     assert not data.train.requires_grad
     assert data.image_shape == (2, 3)
     assert torch.equal(data.train, x.detach().flatten(1))
@@ -566,7 +566,7 @@ def test_load_detaches_and_flattens():
 def test_load_splits_as_digits_does_and_transforms_before():
     x = small_integers(shape=(20, 3))
     order = np.random.RandomState(7).permutation(20)
-    data = load(x, transform=Logit(17), test_size=5, seed=7)
+    data = load_data(x, transform=Logit(17), test_size=5, seed=7)
     whole, log_det = Logit(17)(torch.from_numpy(x))
     assert torch.equal(data.train, whole[order[:15]])
     assert torch.equal(data.test, whole[order[15:]])
@@ -590,12 +590,12 @@ def test_load_splits_as_digits_does_and_transforms_before():
 )
 def test_load_refuses_what_are_no_rows_of_numbers(array, message):
     with pytest.raises(ValueError, match=message):
-        load(array)
+        load_data(array)
 
 
 def test_load_refuses_what_the_dtype_cannot_hold():
     with pytest.raises(ValueError, match=r"data: expected values that torch.float32 can hold"):
-        load(np.array([[1e300]]), dtype=torch.float32)
+        load_data(np.array([[1e300]]), dtype=torch.float32)
 
 
 # --- files that promise more than they hold --------------------------------------------------------
@@ -648,16 +648,16 @@ def test_an_array_that_promises_more_than_it_holds_is_not_made(suffix, tmp_path)
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x.npy", content)
-    assert peak_of(load, path) < 10e6
+    assert peak_of(load_data, path) < 10e6
 
 
 def test_an_archive_of_many_zeros_is_not_unpacked(tmp_path):
     np.savez_compressed(tmp_path / "rows.npz", x=np.zeros((10_000, 1000)))
-    assert peak_of(load, tmp_path / "rows.npz") < 10e6
+    assert peak_of(load_data, tmp_path / "rows.npz") < 10e6
 
 
 def test_arrays_in_either_order_are_read_as_they_are(tmp_path):
     rows = np.arange(12.0).reshape(3, 4)
     for i, array in enumerate((rows, np.asfortranarray(rows), rows.astype(">f4"), rows.astype(np.int16))):
         np.save(tmp_path / f"{i}.npy", array)
-        assert np.array_equal(load(tmp_path / f"{i}.npy", test_size=0).train.numpy(), rows)
+        assert np.array_equal(load_data(tmp_path / f"{i}.npy", test_size=0).train.numpy(), rows)

@@ -1,0 +1,118 @@
+"""Trained pairs in a folder, those that come with the zoo among them."""
+
+import pytest
+import torch
+
+import zoo
+from guides import MeanField
+from inference import evidence, log_weights
+from zoo import LinearVAE, card
+from zoo.pretrained import load, pairs, save
+
+FAST = {"rows": 4, "split": 1, "num_samples": 20, "simulated": 0, "check": None, "progress": False}
+
+
+def own_pair(tmp_path, name="mine/random"):
+    torch.manual_seed(0)
+    model, guide = LinearVAE(4, 2), MeanField(4, 2, hidden=(8,))
+    found = card(model, guide, torch.randn(4, 4), name=name, **FAST)
+    save(tmp_path / "pairs", model, guide, found)
+    return model, guide, found
+
+
+def test_an_own_pair_joins_a_folder_and_comes_back(tmp_path):
+    model, guide, found = own_pair(tmp_path)
+    assert pairs(tmp_path / "pairs") == ["mine/random"]
+    again = load("mine/random", tmp_path / "pairs")
+    assert again.card == found
+    x = torch.randn(3, 4)
+    options = {"num_samples": 5, "seed": 1}
+    assert torch.equal(log_weights(*again[:2], x, **options), log_weights(model, guide, x, **options))
+    assert not again.model.training
+    assert not again.guide.training
+
+
+def test_a_pair_of_the_same_name_is_replaced(tmp_path):
+    own_pair(tmp_path)
+    _, _, found = own_pair(tmp_path)
+    assert load("mine/random", tmp_path / "pairs").card == found
+    assert [path.name for path in sorted((tmp_path / "pairs/mine/random").iterdir())] == [
+        "card.json",
+        "pair.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../out", "/etc/pair", "a//b", "", "a b", "a/.."])
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="expected a pair's name"):
+        load(name, tmp_path)
+
+
+def test_unknown_names_list_the_known_ones(tmp_path):
+    own_pair(tmp_path)
+    with pytest.raises(ValueError, match="expected one of the pairs mine/random, got 'other'"):
+        load("other", tmp_path / "pairs")
+
+
+def test_a_damaged_card_is_named(tmp_path):
+    own_pair(tmp_path)
+    path = tmp_path / "pairs/mine/random/card.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(ValueError, match=r"card\.json: expected a card as JSON"):
+        load("mine/random", tmp_path / "pairs")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="folder of trained pairs"):
+        pairs(tmp_path / "nowhere")
+
+
+def test_data_are_still_loaded_under_the_old_name():
+    with pytest.warns(DeprecationWarning, match="load_data"):
+        data = zoo.load(torch.eye(3))
+    assert data.train.shape == (3, 3)
+    with pytest.warns(DeprecationWarning, match="load_data"), pytest.raises(FileNotFoundError):
+        zoo.load("rows.npy")
+
+
+# --- the pairs that come with the zoo --------------------------------------------------------------
+
+
+def test_there_are_pairs_of_every_model():
+    models = {name.split("/")[0] for name in zoo.pairs()}
+    assert {"ppca", "linear_vae", "deep_gaussian_vae", "ima_vae"} <= models
+    assert len(zoo.pairs()) >= 16
+
+
+def test_the_pairs_are_small():
+    home = zoo.pretrained.collection._OURS
+    assert sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) < 8e6
+
+
+@pytest.mark.parametrize("name", zoo.pairs())
+def test_the_numbers_of_a_card_are_found_again(name):
+    model, guide, found = zoo.load(name)
+    assert found.name == name
+    assert found.agrees
+    assert found.check is not None
+    data = zoo.named_dataset(found.dataset)
+    x = data.test[: found.num_data]
+    assert sum(found.guarantee.values()) == len(x)
+    weights = log_weights(model, guide, x, num_samples=200, seed=1).double()
+    error = float(weights.std(0).square().sum().sqrt()) / len(x) / 200**0.5
+    assert abs(float(weights.mean()) - found.elbo.value) <= 5 * (error + found.elbo.standard_error) + 1e-9
+    if set(found.guarantee) == {"exact"}:
+        assert evidence(model, x).mean.value == pytest.approx(found.evidence.value, rel=1e-12)
+    for bound in (found.elbo, found.iwae):
+        assert bound.value - 5 * bound.standard_error <= found.evidence.upper + 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.pairs())
+def test_the_evidence_and_gap_of_a_card_are_found_again(name):
+    model, guide, found = zoo.load(name)
+    again = card(model, guide, zoo.named_dataset(found.dataset), name=name, rows=found.num_data, seed=7)
+    assert again.agrees
+    for part in ("evidence", "gap", "rate", "distortion", "coverage"):
+        old, new = getattr(found, part), getattr(again, part)
+        assert max(old.lower, new.lower) <= min(old.upper, new.upper) + 1e-6, part

@@ -37,6 +37,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"benchmarks", "data"},
         {"pretrained"},
         {"command_line"},
+        {"__main__"},
     ],
 }
 OURS = {"inference", "guides", "zoo", "examples", "tests", "conftest", "registry", "references"}

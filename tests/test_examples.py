@@ -238,6 +238,7 @@ def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"compare_objectives.png"}
 
 
+@pytest.mark.slow
 def test_compare_guides_splits_the_gap_of_every_guide_with_a_density(run, tmp_path, capsys):
     tables = run("compare_guides.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
@@ -300,6 +301,7 @@ def test_rate_distortion_prints_the_linear_curve_and_four_deep_ones(run, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"linear.png", "deep.png"}
 
 
+@pytest.mark.slow
 def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsys):
     tables = run("elbo_gap_vs_gamma.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
@@ -331,6 +333,7 @@ def test_evidence_bracket_prints_a_row_for_each_temperature_count(run, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}
 
 
+@pytest.mark.slow
 def test_estimator_scorecard_scores_every_method_on_every_problem(run, tmp_path, capsys):
     results = run("estimator_scorecard.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
@@ -418,6 +421,7 @@ def test_sprites_prints_the_correlations_of_its_factors(run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["sprites.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     run(name)

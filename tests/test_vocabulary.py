@@ -26,6 +26,7 @@ WITHOUT = {
     },
     "plate": {
         "gradient_noise": "the objective has it",
+        "card": "measures pairs of the zoo's form",
         "self_consistency": "asks posterior(x), runs no plate",
         "save_pair": "runs nothing",
         "load_pair": "runs nothing",

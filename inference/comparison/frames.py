@@ -31,6 +31,7 @@ def frame(result: Any) -> pd.DataFrame:
         TypeError: If it is none of these.
 
     Example:
+        >>> import torch
         >>> from zoo import PPCA
         >>> frame(PPCA(5, 2).double().log_evidence(torch.zeros(4, 5).double())).shape
         (4, 1)

@@ -19,7 +19,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.run import Program
-from inference.core.seeding import seeded
+from inference.core.seeding import random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 
@@ -32,6 +32,9 @@ _ROUGH, _POLISHED = 1e-2, 2
 
 # The point that is chosen goes on with so many times the samples, to this gradient norm.
 _MORE, _SETTLED = 8, 1e-5
+
+# A standard error of an ELBO, in nats, above which more samples are drawn.
+_NOISY = 1e-2
 
 # What a point is worth that is never taken, in nats.
 _NEVER = -1e300
@@ -177,8 +180,8 @@ def _refit_block(
     problem.set(problem.start)
     best = _settled(LocalProblem(freed, local, _MORE * num_samples, shared=shared), best, max_steps, tolerance)
     problem.set(best["point"])
-    fresh = int(torch.randint(2**31, ()))
-    ours, refitted = (evaluations(call, num_samples, fresh) for call in (own, freed))
+    enough, fresh = _enough(freed, num_samples), int(torch.randint(2**31, ()))
+    ours, refitted = (evaluations(call, enough, fresh) for call in (own, freed))
     names = ("elbo", "standard_error", "own_elbo", "own_standard_error", "improvement", "improvement_error")
     columns = [column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values)]
     best |= {name: best[name].expand_as(columns[0]) for name in ("steps", "gradient_norm", "converged")}
@@ -226,10 +229,11 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     own = problem.start.unsqueeze(0)
     candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], starts.point[few], own])
     lowest = torch.where(wild, math.inf, fine.value.unflatten(0, few.shape)).argmin(0)
-    fresh, values = int(torch.randint(2**31, ())), []
+    problem.set(candidates[0])
+    enough, fresh, values = _enough(problem.call, problem.num_samples), int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
-        values.append(problem.combined(evaluations(problem.call, problem.num_samples, fresh)))
+        values.append(problem.combined(evaluations(problem.call, enough, fresh)))
     values[: len(few)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
     point = candidates[_chosen(torch.stack(values), lowest), everything]
     steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
@@ -290,6 +294,13 @@ def _surely(values: Tensor) -> Tensor:
     """Lower end of the mean of values (C, E, N) over the evaluations, (C, N)."""
     lower = values.mean(1) - _CLEARLY * values.std(1) / math.sqrt(values.shape[1])
     return lower.nan_to_num(nan=-math.inf)
+
+
+def _enough(call: Call, num_samples: int) -> int:
+    """Samples of an evaluation: more where whitening gains little, as in families that do not move noise linearly."""
+    with random_state(None):
+        _, error = mean_and_error(evaluations(call, num_samples))
+    return _MORE * num_samples if bool((error > _NOISY).any()) else num_samples
 
 
 @torch.no_grad()

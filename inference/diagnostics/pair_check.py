@@ -103,7 +103,7 @@ def check_pair(model: Program, guide: Program, *args: Any, plate: str | None = N
         >>> from guides import MeanField
         >>> from zoo import LinearVAE
         >>> print(check_pair(LinearVAE(5, 2), MeanField(5, 3), torch.randn(8, 5)).problems["pair"])
-        expected a value of event shape (2,) at the model's site 'z', got one of shape (8, 3)
+        expected a value of event shape (2,) at the model's site 'z', got the guide's of shape (8, 3)
     """
     call, doors, shut = Call(model, guide, args, kwargs, plate), list[Door](), ""
     for name, serves, needed, trial in _TRIALS:

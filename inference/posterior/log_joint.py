@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -260,7 +261,8 @@ class LogJoint:
     def _tried(self) -> Manner:
         """The fastest manner at which two samples have the densities that they have by themselves."""
         spent = self._cost[0]
-        with random_state(None):
+        # A trial is no part of the computation, so it must not enter the graph of a make_fx trace either.
+        with random_state(None), disable_proxy_modes_tracing():
             u = torch.cat([self._draw_prior(1) for _ in range(2)])
             manner, told, error = self._first_equal(u)
         if told and self._call.broadcast:

@@ -122,6 +122,7 @@ def test_a_refined_guide_has_less_amortisation_gap_and_the_same_rest(deep):
     torch.testing.assert_close(after.approximation, before.approximation, atol=0.05, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [Mixture, Flow])
 def test_families_without_a_natural_unit_rise_too(deep, family):
     model, _, x = deep

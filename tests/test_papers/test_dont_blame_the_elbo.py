@@ -36,6 +36,7 @@ def train(model, guide, x, steps, rate, batch_size=None, seed=0):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "lowest"), [(None, 17.40), (512, 17.35)], ids=["full batch", "mini-batches"])
 def test_a_learnt_sigma_reaches_the_maximum_of_the_evidence(batch_size, lowest):
     x = digits(test_size=0, transform=Scaled(16.0)).train
@@ -45,6 +46,7 @@ def test_a_learnt_sigma_reaches_the_maximum_of_the_evidence(batch_size, lowest):
     assert model.sigma.item() ** 2 == pytest.approx(0.022751, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_linear_vae_finds_the_principal_components_themselves():
     spectrum = torch.tensor([15.4, 8.7, 4.1, 2.05, 1.0])
     x = linear_gaussian(4000, 10, 5, sigma=0.5, spectrum=spectrum).train

@@ -220,7 +220,13 @@ class Bent(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("latent_dim", "data_dim", "seed", "spread"), [(2, 2, 9, 1), (5, 5, 1, 1), (10, 10, 3, 1), (2, 10, 0, 0.15)]
+    ("latent_dim", "data_dim", "seed", "spread"),
+    [
+        (2, 2, 9, 1),
+        pytest.param(5, 5, 1, 1, marks=pytest.mark.slow),
+        pytest.param(10, 10, 3, 1, marks=pytest.mark.slow),
+        (2, 10, 0, 0.15),
+    ],
 )
 def test_the_gap_is_the_contrast_and_a_full_covariance_closes_it(latent_dim, data_dim, seed, spread):
     network = Bent(latent_dim, data_dim, seed, spread)
@@ -254,6 +260,7 @@ def gauss_hermite(model, x, terms, num=40):
     return whole - torch.linalg.slogdet(factor).logabsdet
 
 
+@pytest.mark.slow
 def test_the_gap_rises_to_the_contrast_tenfold_a_decade():
     network = triangular_mlp(2, seed=2)
     distance, off = {}, {}
@@ -399,7 +406,7 @@ def test_the_intervals_hold_the_closed_forms():
     assert str(got) in repr(got)
 
 
-def test_an_elbo_above_the_evidence_is_said_and_nothing_is_upside_down():
+def test_an_elbo_above_the_evidence_is_said_not_turned_around():
     model = linear_model()
     x = model(n=6).detach()
     exact = evidence(model, x)
@@ -490,7 +497,7 @@ def test_a_guide_that_cannot_be_freed_has_a_gap_without_parts():
     assert got.approximation is None
     assert got.amortisation is None
     assert str(got).endswith("approximation: unknown, amortisation: unknown")
-    with pytest.raises(TypeError, match=r"expected a guide with local\(x\), got Unknown"):
+    with pytest.raises(TypeError, match=r"expected a guide with local\(x\), or an AutoGuide, got Unknown"):
         refit(model, Unknown(), x)
 
 
@@ -587,7 +594,7 @@ def test_a_nested_plate_and_single_precision_run():
         with pyro.plate("data", x.shape[-1], dim=-1):
             with pyro.plate("inner", 3, dim=-2):
                 z = pyro.sample("z", DiagNormal(x.new_zeros(3, x.shape[-1], 2), x.new_ones(1)))
-            pyro.sample("x", dist.Normal(z.sum((-1, -3)), 1.0), obs=x)
+            pyro.sample("x", dist.Normal(z.sum(-1).sum(-2, keepdim=True), 1.0), obs=x)
 
     class Inner(Module):
         def __init__(self, num=1):

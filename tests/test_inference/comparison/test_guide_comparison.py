@@ -900,11 +900,11 @@ def test_an_unknown_split_is_named(draw, tree):
 REFUSED = {
     "no guides": ({"guides": {}}, ValueError, "with at least one entry, got {}"),
     "a list of guides": ({"guides": [mean_field()]}, ValueError, "expected guides as a mapping from names"),
-    "no callable": ({"guides": {"a": 3}}, TypeError, "expected 'a' to be a guide of the given model, or .* got 3"),
-    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, r"expected 'a' to be a guide of .*got \(1, 2, 3\)"),
+    "no callable": ({"guides": {"a": 3}}, TypeError, "expected 'a' to be a guide of the given model, or .* got int"),
+    "three halves": ({"guides": {"a": (1, 2, 3)}}, TypeError, "expected 'a' to be a guide of .*got tuple"),
     "no model": ({"model": None}, TypeError, "expected 'a' to be a guide of the given model, or"),
     "one sample": ({"num_samples": 1}, ValueError, "expected num_samples to be at least 2, got 1"),
-    "no seeds": ({"seeds": []}, ValueError, "expected at least one seed, got none"),
+    "no seeds": ({"seeds": []}, ValueError, "expected at least one seed, all different"),
     "level": ({"level": 95}, ValueError, "expected level between 0 and 1, got 95"),
     "log_det": ({"log_det": torch.zeros(3)}, ValueError, r"expected log_det .*of shape \(30,\), got \(3,\)"),
     "log_det that is not finite": ({"log_det": math.nan}, ValueError, "expected log_det to be finite, got 1 NaN"),
@@ -970,7 +970,7 @@ def test_a_comparison_of_an_older_version_is_named_as_such(tmp_path):
 
 TOO_LATE = {
     "simulated": ({"simulated": 20}, "expected simulated to be 0 or at least 100"),
-    "split": ({"split": 41}, "expected split to be at most the 40 rows of train, got 41"),
+    "split": ({"split": 41}, "expected split of at most the 40 rows of x, got 41"),
     "split of held out": ({"split": 30, "held_out": torch.zeros(20, 5).double()}, "at most the 20 rows of held_out"),
     "name": ({"guides": {"a\0b": Linear(5, 2).double()}}, "expected printable text as every guide's name"),
     "number for a name": (

@@ -309,7 +309,7 @@ def test_predictive_wants_a_positive_number_of_samples(num_samples):
 
 
 def test_data_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="expected argument 0 to be finite, got 1 NaN or infinite of 2"):
+    with pytest.raises(ValueError, match="expected x, the first argument, to be finite, got 1 NaN or infinite of 2"):
         predictive(function_model, function_guide, torch.tensor([0.0, math.nan]))
 
 

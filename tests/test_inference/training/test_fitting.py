@@ -88,6 +88,7 @@ def test_lbfgs_on_the_analytic_elbo_reaches_the_ppca_maximum(digit_rows):
     assert -1e-9 < maximum - analytic_elbo(*pair, x) < 1e-6
 
 
+@pytest.mark.slow
 def test_lbfgs_with_the_tied_guide_reaches_the_ppca_maximum(digit_rows):
     x, maximum = digit_rows
     pair = linear_pair(x, 8, TiedMeanField)

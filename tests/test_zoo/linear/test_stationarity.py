@@ -380,6 +380,7 @@ def test_maxima_of_many_problems_have_no_gap() -> None:
         check_maxima(random_problem(seed), 50, seed)
 
 
+@pytest.mark.slow
 def test_no_spurious_maxima_with_all_parameters_free() -> None:
     """L5: LBFGS in (W, V, log d, log sigma^2), four seeds and four initial noises: all at the maximum likelihood."""
     D, K = len(SEPARATED), 5

@@ -106,6 +106,7 @@ def test_optimal_noise_scores_a_batch_as_the_best_sigma_would():
     assert float(distribution.log_prob(x).sum()) == pytest.approx(float(max(losses)), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_training_with_optimal_noise_reaches_the_linear_maximum():
     model, guide, x = optimal_pair()
     fit(

@@ -221,6 +221,7 @@ def sharp():
     return model, guide, model(n=6).detach()
 
 
+@pytest.mark.slow
 def test_a_float32_model_has_the_evidence_and_gap_of_its_double_copy():
     model, guide, x = sharp()
     twin = copy.deepcopy(model).double(), copy.deepcopy(guide).double(), x.double()

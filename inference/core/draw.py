@@ -14,7 +14,8 @@ from torch import Tensor
 
 from inference.core.enumeration import expected, is_summable, summed_out
 from inference.core.handlers import Site, masked_log_prob
-from inference.core.improper import check_latent, is_delta, refuse_mask
+from inference.core.improper import check_angles, check_latent, is_delta, is_periodic, refuse_mask
+from inference.core.seeding import random_state
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -245,6 +246,17 @@ class Draw:
                 )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])
+
+    def check_angles(self) -> None:
+        """Check by trial that no latent is an angle in one half alone; leaves the random state as it was.
+
+        Raises:
+            ValueError: If one is; the message names the site.
+        """
+        with random_state(None):
+            for name in self.latents:
+                halves = self.model_sites[name].fn, self.guide_sites[name].fn
+                check_angles(name, *halves, *map(is_periodic, halves))
 
     def refuse_masks(self) -> None:
         """Refuse latents that are masked, in model or guide.

@@ -70,6 +70,13 @@ def test_every_import_of_the_packages_is_a_declared_dependency():
             assert module in allowed or names.get(module, module) in declared, f"{path}: {module} is not declared"
 
 
+def test_an_import_loads_no_library_of_a_few_functions():
+    heavy = ("arviz", "matplotlib", "pandas", "scipy.stats", "sklearn", "xarray", "zuko")
+    code = f"import sys, zoo, guides, inference; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
 def test_the_version_is_the_same_everywhere():
     version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)

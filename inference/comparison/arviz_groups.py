@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import arviz as az
 import numpy as np
 import torch
 from torch import Tensor
@@ -86,6 +85,8 @@ def to_arviz(
 
 def _inference_data(groups: Mapping[str, Group]) -> Any:
     """ArviZ's container, on both of its lines."""
+    import arviz as az  # here, as it takes a second
+
     arrays = {name: {k: np.asarray(v.cpu()) for k, v in group.items()} for name, group in groups.items() if group}
     return az.from_dict(arrays) if int(az.__version__.split(".")[0]) >= 1 else az.from_dict(**arrays)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from torch import Tensor
 
 from inference.comparison.paired_differences import bits_per_dim, splits_of
 from inference.core.display import data_frame
 from inference.core.estimates import normal_quantile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 _MEANS = ("elbo", "iwae", "ess", "approximation", "amortisation")
 _ONE_A_GUIDE = ("coverage", "seconds", "memory", "method")
@@ -36,6 +38,9 @@ def frame(result: Any) -> pd.DataFrame:
         >>> frame(PPCA(5, 2).double().log_evidence(torch.zeros(4, 5).double())).shape
         (4, 1)
     """
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(result, xr.DataTree):
         return _of_comparison(result)
     if isinstance(result, xr.Dataset):
@@ -46,6 +51,8 @@ def frame(result: Any) -> pd.DataFrame:
 
 
 def _of_comparison(tree: xr.DataTree) -> pd.DataFrame:
+    import pandas as pd
+
     data_dim, width = int(tree.attrs["data_dim"]), normal_quantile(float(tree.attrs["level"]))
     parts = {split: _means(dataset, width, data_dim).to_dataframe() for split, dataset in splits_of(tree).items()}
     whole = pd.concat(parts, names=["split"]).reorder_levels(["split", "guide", "seed"]).dropna(axis=1, how="all")
@@ -54,6 +61,8 @@ def _of_comparison(tree: xr.DataTree) -> pd.DataFrame:
 
 def _means(dataset: xr.Dataset, width: float, data_dim: int) -> xr.Dataset:
     """Means over the data by seed and guide, and the ends of the gap's interval."""
+    import xarray as xr
+
     means = xr.Dataset({name: dataset[name].mean("datum", skipna=name in _MEANS[3:]) for name in _MEANS})
     for name in ("elbo", "iwae"):
         means[f"{name}_se"] = np.sqrt((dataset[f"{name}_se"] ** 2).sum("datum")) / dataset.sizes["datum"]

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import scipy
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.comparison.local_problem import check_takes_all, row_blocks
@@ -146,7 +146,7 @@ def _of_mean(errors: Tensor) -> float:
 
 def _half_width(level: float) -> float:
     """Half-width in standard errors of an interval for the mean of the few evaluations of an ELBO."""
-    return float(student_t.ppf((1 + level) / 2, EVALUATIONS - 1))
+    return float(scipy.stats.t.ppf((1 + level) / 2, EVALUATIONS - 1))
 
 
 def gap(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
@@ -35,6 +34,9 @@ from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, concatenate
 from inference.marginal_likelihood.estimate import as_method
 from inference.weights.summary import WeightSummary
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Entry(NamedTuple):
@@ -139,6 +141,8 @@ def compare(
             valid pair, a name cannot be saved, ``split`` is above the number of rows, or the model's data cannot be
             simulated; before anything is measured.
     """
+    import xarray as xr
+
     check_count(num_samples, "num_samples", 2)
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
@@ -311,6 +315,8 @@ def _measure(
 
 def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     """The blocks of one seed side by side, with the mean evidence over all of them."""
+    import xarray as xr
+
     truths = {key: concatenate([truth[key] for _, truth in blocks]) for key in blocks[0][1]}
     variables: dict[str, Any] = {}
     for key in next(iter(blocks[0][0].values())):

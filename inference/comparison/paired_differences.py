@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import math
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 import torch
-import xarray as xr
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from inference.core.files import atomic_path, check_seal, reading, seal
 from inference.core.seeding import random_state
 from inference.numerics.multiple_testing import holm
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Rounding of the difference of two values, in units of the data's dtype and of their size.
 _ROUNDING = 256
@@ -29,6 +32,8 @@ def splits_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
     Raises:
         TypeError: If it is not a whole comparison.
     """
+    import xarray as xr
+
     if not isinstance(tree, xr.DataTree) or not tree.children or "data_dim" not in tree.attrs:
         raise TypeError(
             "expected the whole tree that compare returned, whose groups are the data sets (tree, not tree['train']), "
@@ -70,6 +75,8 @@ def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: st
         TypeError: If ``tree`` is not a whole comparison.
         ValueError: If there is no such guide or quantity.
     """
+    import xarray as xr
+
     splits = splits_of(tree)
     results = [_differences(dataset, reference, quantity) for dataset in splits.values()]
     return xr.concat(results, xr.Variable("split", list(splits)))
@@ -77,6 +84,8 @@ def differences(tree: xr.DataTree, reference: str | None = None, *, quantity: st
 
 def _differences(dataset: xr.Dataset, reference: str | None, quantity: str) -> xr.Dataset:
     """Differences of one data set."""
+    import xarray as xr
+
     names = [str(name) for name in dataset["guide"].values]
     if reference is not None and reference not in names:
         raise ValueError(f"expected reference to be one of {names}, got {reference!r}")
@@ -98,10 +107,12 @@ def _differences(dataset: xr.Dataset, reference: str | None, quantity: str) -> x
 
 def _p_values(result: xr.Dataset, count: xr.DataArray, rounding: xr.DataArray) -> xr.DataArray:
     """Two-sided p-values of the differences, adjusted by Holm over the guides of each seed; NaN where undefined."""
+    import xarray as xr
+
     difference, error = np.abs(result["difference"]), result["standard_error"]
     tested = (difference > rounding) | (error > rounding)
     statistic = difference / np.maximum(error, rounding)
-    raw = xr.apply_ufunc(lambda t, n: 2 * student_t.sf(t, np.maximum(n - 1, 1)), statistic, count).where(tested)
+    raw = xr.apply_ufunc(lambda t, n: 2 * scipy.stats.t.sf(t, np.maximum(n - 1, 1)), statistic, count).where(tested)
     raw = raw.transpose("seed", "guide")
     for row in raw.values:
         defined = ~np.isnan(row)
@@ -139,6 +150,8 @@ def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, of another kind or of an older version, with its name.
     """
+    import xarray as xr
+
     with reading(path, "a comparison"):
         content = check_seal(path)
         with xr.open_datatree(io.BytesIO(content), engine="h5netcdf") as file:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import xarray as xr
 
 from inference.comparison.paired_differences import bits_per_dim, differences, models_of, splits_of
 from inference.core.estimates import normal_quantile
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Above this k-hat an importance-weighted estimate is not reliable (Vehtari et al. 2015).
 _HEAVY = 0.7

@@ -21,12 +21,13 @@ from inference.core.checks import check_arguments
 from inference.core.draw import Draw
 from inference.core.enumeration import Enumeration
 from inference.core.handlers import RecordSites, Site, isolated
-from inference.core.improper import check_angles, is_periodic
-from inference.core.manners import Manners, manners_of, remember_as, remembered
+from inference.core.manners import Manners, check_once, manners_of, remember_as, remembered
 from inference.core.protocols import SupportsRows
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
+
+_SINGLE = Manners(Single(), Single())
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,8 @@ class Call:
         names = self.candidates(num_rows) if self.row_arguments is None else self.row_arguments
         number = self.num_rows if num_rows is None else num_rows
 
-        def chosen(value: Any) -> Any:
-            return value[index.to(value.device)] if _is_rows(value, number) else value
-
-        args = tuple(tree_map(chosen, value) if i in names else value for i, value in enumerate(self.args))
-        kwargs = {name: tree_map(chosen, value) if name in names else value for name, value in self.kwargs.items()}
+        args = tuple(rows_of(value, index, number) if i in names else value for i, value in enumerate(self.args))
+        kwargs = {n: rows_of(value, index, number) if n in names else value for n, value in self.kwargs.items()}
         guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
         part = replace(self, guide=guide, args=args, kwargs=kwargs)
         if guide is not self.guide:
@@ -128,8 +126,7 @@ class Call:
     def count_rows(self, row_arguments: frozenset[int | str]) -> int:
         """N, the rows of the arguments that are rows of data."""
         named: list[tuple[int | str, Any]] = [*enumerate(self.args), *self.kwargs.items()]
-        leaves = tree_leaves([value for name, value in named if name in row_arguments])
-        return len(next(leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0))
+        return num_rows([value for name, value in named if name in row_arguments])
 
     def candidates(self, num_rows: int | None = None) -> list[int | str]:
         """Positions and names of the arguments that may be data: tensors of N rows, the first argument's if None.
@@ -170,20 +167,24 @@ class Call:
         """
         known = manners_of(self, num_samples) if num_samples > 1 else remembered(self)
         if known is None:
-            draw = self.run_drawn(1, values=values, expose_params=expose_params)
+            draw = self.run_drawn(values=values, expose_params=expose_params)
             if not (draw.left_out or (enumerate_guide and draw.marked)):
                 return draw
             known = manners_of(self)
         if not known.enumerates(enumerate_guide):
-            return self.run_drawn(num_samples, values=values, expose_params=expose_params)
+            return self._run(known, num_samples, values, expose_params)
         return self._run_enumerated(known, num_samples, values, expose_params, enumerate_guide)
 
-    def run_drawn(
-        self, num_samples: int = 1, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False
+    def run_drawn(self, *, values: Mapping[str, Tensor] | None = None, expose_params: bool = False) -> Draw:
+        """:meth:`run` of one sample with every discrete site drawn: in the model, where the guide leaves it out."""
+        return self._run(_SINGLE, 1, values, expose_params)
+
+    def _run(
+        self, manners: Manners, num_samples: int, values: Mapping[str, Tensor] | None, expose_params: bool
     ) -> Draw:
-        """:meth:`run` with every discrete site drawn: in the model, where the guide leaves it out."""
         guide, given = self._guide(), dict(values or {})
-        manners = self.manners(num_samples)
+        if num_samples == 1:
+            manners = _SINGLE
         with isolated(expose_params=expose_params):
             guide_run = manners.guide.run(self, guide, given, num_samples)
             given = given | _latents(guide_run) | guide_run.subsamples
@@ -236,7 +237,7 @@ class Call:
 
     def manners(self, num_samples: int) -> Manners:
         """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
-        return Manners(Single(), Single()) if num_samples == 1 else manners_of(self, num_samples)
+        return _SINGLE if num_samples == 1 else manners_of(self, num_samples)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:
         """Latent sites of one run of the guide alone, in trace order."""
@@ -268,10 +269,7 @@ class Call:
         draw = self.probe()
         draw.refuse_scales()
         draw.check_latents()
-        with random_state(None):
-            for name in draw.latents:
-                halves = draw.model_sites[name].fn, draw.guide_sites[name].fn
-                check_angles(name, *halves, *map(is_periodic, halves))
+        check_once(self, draw.check_angles)
         return draw
 
     def _guide(self) -> Program:
@@ -283,6 +281,16 @@ class Call:
         """The call with its data in float64."""
         args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs)
+
+
+def num_rows(values: list[Any]) -> int:
+    """Rows of the first tensor among arguments that has some."""
+    return len(next(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim() > 0))
+
+
+def rows_of(value: Any, index: Tensor, number: int | None) -> Any:
+    """An argument of a call with those of its tensors that have so many rows restricted to chosen ones."""
+    return tree_map(lambda leaf: leaf[index.to(leaf.device)] if _is_rows(leaf, number) else leaf, value)
 
 
 def _latents(run: RecordSites) -> dict[str, Tensor]:

@@ -6,11 +6,13 @@ import html
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Values that a line has room for.
 _PLAIN = (bool, int, float, str, torch.Size)
@@ -43,6 +45,8 @@ def as_html(title: str, frame: pd.DataFrame | Mapping[str, Any]) -> str:
         title: Plain text.
         frame: A data frame, or names and values, which make one with a row each.
     """
+    import pandas as pd
+
     if isinstance(frame, Mapping):
         frame = pd.DataFrame({"": [str(value) for value in frame.values()]}, index=list(frame))
     return f"<p>{html.escape(title)}</p>\n{frame.to_html(max_rows=2 * _FEW)}"
@@ -58,6 +62,8 @@ def data_frame(result: Any) -> pd.DataFrame:
     Raises:
         TypeError: If it holds no such tensor.
     """
+    import pandas as pd
+
     columns = _columns(result)
     lengths = [len(column) for column in columns.values()]
     if not lengths:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from inference.core.enumeration import expected, is_summable, summed_out
 from inference.core.handlers import Site, masked_log_prob
-from inference.core.improper import check_latent, is_delta, refuse_mask
+from inference.core.improper import check_angles, check_latent, is_delta, is_periodic, refuse_mask
+from inference.core.seeding import random_state
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -68,7 +69,8 @@ class Layout:
         others = [d for d in range(-self.depth, 0) if d != self.dim]
         if others:
             term = term.sum(others)
-        return term.expand(num_samples, self.num_data)
+        shape = (num_samples, self.num_data)
+        return term if term.shape == shape else term.expand(shape)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Draw:
         if any(site.enumerated for site in chosen):
             return summed_out(self.layout, self.num_samples, self.factors(chosen))
         terms = [self.term(site, masked_log_prob(site)) for site in chosen]
+        if len(terms) == 2:  # nearly always: what a stack sums to, at half the cost
+            return terms[0] + terms[1]
         return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0] if terms else self._zeros()
 
     def _zeros(self) -> Tensor:
@@ -245,6 +249,17 @@ class Draw:
                 )
         for name in self.latents:
             check_latent(name, self.model_sites[name], self.guide_sites[name])
+
+    def check_angles(self) -> None:
+        """Check by trial that no latent is an angle in one half alone; leaves the random state as it was.
+
+        Raises:
+            ValueError: If one is; the message names the site.
+        """
+        with random_state(None):
+            for name in self.latents:
+                halves = self.model_sites[name].fn, self.guide_sites[name].fn
+                check_angles(name, *halves, *map(is_periodic, halves))
 
     def refuse_masks(self) -> None:
         """Refuse latents that are masked, in model or guide.

@@ -28,9 +28,18 @@ def layers(fn: Any) -> Iterator[Any]:
         fn = getattr(fn, "base_dist", None)
 
 
+def wraps(fn: Any, kind: type) -> bool:
+    """Whether a distribution, or one that it wraps, is of a kind."""
+    while fn is not None:
+        if isinstance(fn, kind):
+            return True
+        fn = getattr(fn, "base_dist", None)
+    return False
+
+
 def is_delta(fn: Any) -> bool:
     """Whether a distribution is a point mass."""
-    return any(isinstance(layer, Delta) for layer in layers(fn))
+    return wraps(fn, Delta)
 
 
 def on_circle(fn: Any) -> bool:
@@ -89,7 +98,7 @@ def check_latent(name: str, model: Site, guide: Site) -> None:
 
 
 def _same_mask(model: Site, guide: Site) -> bool:
-    masked_fn = any(isinstance(layer, MaskedDistribution) for site in (model, guide) for layer in layers(site.fn))
+    masked_fn = wraps(model.fn, MaskedDistribution) or wraps(guide.fn, MaskedDistribution)
     if model.mask is guide.mask and not masked_fn:  # the common case, in which no tensor is read
         return True
     p, q = (latent_mask(site.fn, site.mask) for site in (model, guide))
@@ -117,7 +126,7 @@ def refuse_improper(name: str, fn: Any) -> None:
     Raises:
         ValueError: With the site's name.
     """
-    if any(isinstance(layer, ImproperUniform) for layer in layers(fn)):
+    if wraps(fn, ImproperUniform):
         raise ValueError(f"expected a proper distribution at latent site {name!r}, got ImproperUniform")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -36,7 +36,7 @@ FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError
 _FEW = 8
 
 # Kept while both programs live.
-_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Manners]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, WeakKeyDictionary[Any, dict[Hashable, Any]]] = WeakKeyDictionary()
 _warned: WeakSet[Any] = WeakSet()
 
 
@@ -89,14 +89,25 @@ def remember_as(part: Call, whole: Call) -> None:
         _known.setdefault(_owner(part.model), WeakKeyDictionary())[_owner(part.guide)] = _kept(whole)[0]
 
 
-def _kept(call: Call) -> tuple[dict[Hashable, Manners], Hashable]:
+def _kept(call: Call) -> tuple[dict[Hashable, Any], Hashable]:
     owners = _owner(call.model), _owner(call.guide)
     try:
         form = _form(call)
         hash(form)
-        return _known.setdefault(owners[0], WeakKeyDictionary()).setdefault(owners[1], {}), form
+        guides = _known.get(owners[0])
+        if guides is None:
+            guides = _known[owners[0]] = WeakKeyDictionary()
+        return guides.setdefault(owners[1], {}), form
     except TypeError:  # no weak references to it, or no hash: then it is found each time
         return {}, None
+
+
+def check_once(call: Call, check: Callable[[], None]) -> None:
+    """Run a check of a pair and the form of its arguments unless it has passed before."""
+    kept, form = _kept(call)
+    if (check.__name__, form) not in kept:
+        check()
+        kept[check.__name__, form] = True
 
 
 def warn_once(program: Any, error: Exception | None, manner: str) -> None:
@@ -203,22 +214,24 @@ def _compare(
     given = {n: v for n, v in values.items() if n in first.subsamples} | run.subsamples
     try:
         with refuse_batch_dependence(*call.programs):
-            alone, again = (
-                torch.cat([_of_one(call, program, first, given, drawn, s) for s in range(num_samples)])
-                for _ in range(2)
-            )
+            alone = _alone(call, program, first, given, drawn, num_samples)
     except (ValueError, NotImplementedError):  # in training a batch, or dropout, decides; or there is no density
         return
-    if torch.equal(alone.nan_to_num(), again.nan_to_num()):  # else it is random beyond its sites
+    try:
         check_equal(_total(first, run, num_samples), alone)
+    except ValueError:
+        again = _alone(call, program, first, given, drawn, num_samples)
+        if torch.equal(alone.nan_to_num(), again.nan_to_num()):  # else it is random beyond its sites
+            raise
 
 
-def _of_one(
-    call: Call, program: Program, first: Draw, given: dict[str, Tensor], drawn: dict[str, Tensor], sample: int
+def _alone(
+    call: Call, program: Program, first: Draw, given: dict[str, Tensor], drawn: dict[str, Tensor], num_samples: int
 ) -> Tensor:
-    """The sum of all terms of a half at one of several samples by itself, (1, N)."""
-    single = Single().run(call, program, given | {name: value[sample] for name, value in drawn.items()}, 1)
-    return _total(first, single, 1)
+    """The sum of all terms of a half at each of several samples by itself, (S, N)."""
+    samples = [{name: value[s] for name, value in drawn.items()} for s in range(num_samples)]
+    singles = [Single().run(call, program, given | sample, 1) for sample in samples]
+    return torch.cat([_total(first, single, 1) for single in singles])
 
 
 def _total(first: Draw, run: RecordSites, num_samples: int) -> Tensor:
@@ -243,7 +256,7 @@ def _owner(program: Any) -> Any:
 
 
 def _form(call: Call) -> Hashable:
-    functions = [getattr(program, "__func__", None) for program in call.programs]
+    functions = [p.__func__ if isinstance(p, types.MethodType) else None for p in call.programs]
     options = (call.plate, call.whole, call.broadcast, *functions)
     if not call.kwargs and all(type(argument) is Tensor for argument in call.args):  # the common case
         return (options, *[argument.dim() for argument in call.args])

@@ -65,12 +65,22 @@ def check_pair(
     check_observes(model, guide)
     if not latents:
         raise ValueError(f"expected a model with a latent site, got only observed sites {list(model)}")
+    if set(latents) != set(drawn):
+        _check_left_out(model, latents, drawn)
+    _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
+    return layout_of(model, guide, plate, whole=whole)
+
+
+def _check_left_out(model: Mapping[str, Site], latents: list[str], drawn: list[str]) -> None:
+    """Check that a guide samples all latents but those that can be summed out or were not made.
+
+    Raises:
+        ValueError: If not; the message names the sites.
+    """
     free = {name for name in latents if is_summable(model[name])} | unobserved(model)
     needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
         raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")
-    _check_deltas(model, guide, [name for name in drawn if is_delta(guide[name].fn)])
-    return layout_of(model, guide, plate, whole=whole)
 
 
 def check_observes(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:

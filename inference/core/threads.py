@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from typing import Any
 
 from pyro.poutine import runtime
 
 _lock = threading.RLock()
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time() -> AbstractContextManager[Any]:
     """Run a block while no other thread is in such a block; a second thread waits.
 
     Everything of this library that runs a pair, or sets the random state, does so inside. A thread that runs Pyro
     programs or draws random numbers by itself meanwhile disturbs both, as it would any Pyro program.
     """
-    with _lock:
-        yield
+    return _lock
 
 
 def _begin_anew() -> None:

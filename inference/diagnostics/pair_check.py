@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor, nn
@@ -81,6 +80,8 @@ class PairCheck:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
+        import pandas as pd
+
         return as_html(
             "What the pair can be used for", pd.DataFrame(self.doors, columns=Door._fields).set_index("name")
         )

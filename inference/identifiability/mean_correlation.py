@@ -5,9 +5,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 from torch import Tensor
 
 from inference.core.checks import check_finite
@@ -71,7 +70,7 @@ def rank_mcc(codes: Tensor, sources: Tensor) -> MCC:
         ValueError: See :func:`mcc`.
     """
     _check_codes(codes, sources)
-    ranks = (torch.from_numpy(rankdata(t.detach().cpu().numpy(), axis=0)) for t in (codes, sources))
+    ranks = (torch.from_numpy(scipy.stats.rankdata(t.detach().cpu().numpy(), axis=0)) for t in (codes, sources))
     return _match(next(ranks), next(ranks), _constant(codes))
 
 
@@ -133,7 +132,7 @@ def _match(codes: Tensor, sources: Tensor, flat: Tensor) -> MCC:
         warnings.warn(f"codes {list(constant)} are constant: their correlations count as zero", stacklevel=3)
     z, s = (_standardised(t) for t in (codes, sources))
     correlations = torch.where(flat.to(z.device).unsqueeze(1), 0.0, z.T @ s).abs().clamp(max=1.0)
-    rows, columns = linear_sum_assignment(correlations.cpu().numpy(), maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(correlations.cpu().numpy(), maximize=True)
     matching = torch.empty(len(columns), dtype=torch.long)
     matching[columns] = torch.from_numpy(rows)
     value = float(correlations[rows, columns].mean())

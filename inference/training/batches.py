@@ -11,7 +11,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
+from inference.core.call import Call, num_rows, rows_of
 from inference.core.rows import with_known_rows
 from inference.objectives.base import Objective
 
@@ -60,11 +60,12 @@ class Batches:
 
     def count(self, batch: tuple[Any, ...]) -> int:
         """Data points of a batch."""
-        return 1 if self.whole else _call(batch).count_rows(self.rows)
+        return 1 if self.whole else num_rows([part for i, part in enumerate(batch) if i in self.rows])
 
     def take(self, batch: tuple[Any, ...], index: Tensor) -> tuple[Any, ...]:
         """The arguments of chosen data points."""
-        return _call(batch).with_rows(self.rows).rows(index, self.count(batch)).args
+        number = self.count(batch)
+        return tuple(rows_of(part, index, number) if i in self.rows else part for i, part in enumerate(batch))
 
     def split(self, batch: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
         """The arguments in parts of so many data points."""
@@ -73,11 +74,3 @@ class Batches:
             return
         for index in torch.arange(self.count(batch)).split(size):
             yield self.take(batch, index)
-
-
-def _call(batch: tuple[Any, ...]) -> Call:
-    return Call(_no_program, None, batch)
-
-
-def _no_program() -> None:
-    """The program of a call that is not run."""

@@ -8,13 +8,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyro.infer
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -33,6 +30,9 @@ from inference.training.batches import Batches
 from inference.training.callbacks import Callback, Moment
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Losses are read from the device, checked and shown once in so many steps.
 _FLUSH_EVERY = 50
@@ -73,6 +73,8 @@ class History:
         return f"<History of {text}>"
 
     def _repr_html_(self) -> str:
+        import pandas as pd
+
         return as_html(repr(self), pd.DataFrame({"loss": self.loss}).rename_axis("step"))
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -81,6 +83,8 @@ class History:
         Args:
             ax: Where to draw; a new figure, ``.figure`` of the result, if None.
         """
+        from matplotlib.figure import Figure
+
         ax = Figure(layout="constrained").subplots() if ax is None else ax
         ax.plot(range(self.steps), self.loss, linewidth=0.8, color="tab:blue", label="training")
         if self.validation:

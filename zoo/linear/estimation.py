@@ -15,8 +15,7 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import pandas as pd
-import scipy.linalg
+import scipy
 import torch
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
@@ -250,6 +249,8 @@ def _as_float64(rows: Batch) -> Array:
 
 def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
     """The batches with what to call them in an error."""
+    import pandas as pd
+
     if isinstance(x, Tensor | np.ndarray):
         yield "x", x
     elif isinstance(x, pd.DataFrame | pd.Series):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
-import scipy.stats
+import scipy
 from torch import Tensor, nn
 
 from inference import (

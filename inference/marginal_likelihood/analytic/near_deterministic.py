@@ -14,8 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import scipy
 import torch
-from scipy.stats import norm, qmc
 from torch import Tensor
 from torch.func import grad
 
@@ -169,7 +169,7 @@ def _neglected(model: SupportsGaussianDecoder, x: Tensor, z: Tensor, factor: Ten
 
 def _antithetic(like: Tensor) -> Tensor:
     """Antithetic standard normal Sobol points, (P, 1, K)."""
-    half = norm.ppf(qmc.Sobol(like.shape[-1], seed=0).random(_NUM_POINTS // 2))
+    half = scipy.stats.norm.ppf(scipy.stats.qmc.Sobol(like.shape[-1], seed=0).random(_NUM_POINTS // 2))
     noise = torch.as_tensor(half, dtype=like.dtype, device=like.device)
     return torch.cat([noise, -noise]).unsqueeze(1)
 

@@ -85,9 +85,10 @@ def product():
 
 @pytest.mark.parametrize(("prior", "guide"), [(angle, normal), (angles, product), (mixed, normal), (normal, angle)])
 def test_an_angle_against_a_real_number_is_refused(prior, guide):
-    for door in (log_weights, rate_distortion):
+    pair = model_of(prior), guide_of(guide)
+    for door in (log_weights, log_weights, rate_distortion):  # each time
         with pytest.raises(ValueError, match="expected latent site 'z' on one support in model and guide"):
-            door(model_of(prior), guide_of(guide), X, num_samples=2)
+            door(*pair, X, num_samples=2)
     with pytest.raises(ValueError, match="'z'"):
         evidence(model_of(prior), X, method="defensive", guide=guide_of(guide), **QUIET)
 

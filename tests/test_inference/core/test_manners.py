@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from inference import ELBO, Importance, LogJoint, compare, evidence, fit, gap, log_weights, refit
+from inference.core import draw
 from inference.core.call import Call
 from inference.core.handlers import isolated
 from inference.core.samples import AsRows, Mapped, OneByOne, SideBySide
@@ -243,3 +244,45 @@ def test_a_mixture_that_indexes_its_means_is_mapped_over_samples():
     parts = dist.Normal(u[..., None], 0.8).log_prob(x) + shares.log()[:, None]
     expected = parts.logsumexp(-2).sum(-1) + dist.Normal(0.0, 2.0).log_prob(u).sum(-1)
     torch.testing.assert_close(found, expected)
+
+
+def test_trials_are_made_at_the_first_call_of_a_pair_alone(monkeypatch):
+    runs = dict.fromkeys(("model", "guide", "trial for angles"), 0)
+
+    def counted(name, function):
+        def run(*args):
+            runs[name] += 1
+            return function(*args)
+
+        return run
+
+    def model(t):
+        with pyro.plate("data", len(t)):
+            z = pyro.sample("z", dist.Normal(0 * t, 1.0))
+            pyro.sample("t", dist.Normal(z, 1.0), obs=t)
+
+    def guide(t):
+        with pyro.plate("data", len(t)):
+            pyro.sample("z", dist.Normal(t / 2, 1.0))
+
+    monkeypatch.setattr(draw, "is_periodic", counted("trial for angles", draw.is_periodic))
+    pair = counted("model", model), counted("guide", guide)
+    first = log_weights(*pair, T, num_samples=10, seed=0)
+    runs = dict.fromkeys(runs, 0)
+    torch.testing.assert_close(log_weights(*pair, T, num_samples=10, seed=0), first, rtol=0, atol=0)
+    assert runs == {"model": 2, "guide": 2, "trial for angles": 0}  # a probe, and the samples
+
+
+def test_what_a_program_draws_outside_its_sites_does_not_count():
+    """Samples together have other densities than by themselves, but so has each sample run twice."""
+
+    def model(t):
+        with pyro.plate("data", len(t)):
+            z = pyro.sample("z", dist.Normal(0 * t, 1.0))
+            pyro.sample("t", dist.Normal(z + torch.randn_like(t), 1.0), obs=t)
+
+    def guide(t):
+        with pyro.plate("data", len(t)):
+            pyro.sample("z", dist.Normal(t / 2, 1.0))
+
+    assert isinstance(Call(model, guide, (T,)).manners(4).model, SideBySide)

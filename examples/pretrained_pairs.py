@@ -30,7 +30,6 @@ PAIRS = {
     "deep_gaussian_vae/digits-full-rank": f"deep_gaussian_vae --guide full_rank {DIGITS}",
     "deep_gaussian_vae/digits-low-rank": f"deep_gaussian_vae --guide low_rank {DIGITS}",
     "deep_gaussian_vae/digits-mixture": f"deep_gaussian_vae --guide mixture {DIGITS}",
-    "deep_gaussian_vae/digits-student-t": f"deep_gaussian_vae --guide student_t {DIGITS}",
     "deep_gaussian_vae/moebius": f"deep_gaussian_vae --guide mean_field {MOEBIUS}",
     "deep_gaussian_vae/moebius-full-rank": f"deep_gaussian_vae --guide full_rank {MOEBIUS}",
     "ima_vae/digits": f"ima_vae --guide mean_field {DIGITS}",

@@ -63,7 +63,7 @@ def test_every_import_of_the_packages_is_a_declared_dependency():
     config.read(ROOT / "setup.cfg")
     lines = config["options"]["install_requires"] + "\n" + config["options.extras_require"]["flows"]
     declared = {re.split(r"[<>=!~\[ ]", line)[0] for line in lines.split("\n") if line}
-    names = {"pyro": "pyro-ppl", "sklearn": "scikit-learn", "arviz_stats": "arviz"}
+    names = {"pyro": "pyro-ppl", "sklearn": "scikit-learn", "opt_einsum": "opt-einsum", "arviz_stats": "arviz"}
     allowed = {*sys.stdlib_module_names, "zoo", "guides", "inference"}
     for path in [p for package in ("zoo", "guides", "inference") for p in (ROOT / package).glob("**/*.py")]:
         for module in imported(path):

@@ -78,12 +78,27 @@ def _weight_cells(dataset: xr.Dataset, width: float, data_dim: int) -> dict[str,
     return {head: column for head, column in cells.items() if any(column)}
 
 
+def least_below_evidence(dataset: xr.Dataset, name: str, width: float) -> xr.DataArray:
+    """How far the mean of a bound lies below the lower end of the mean evidence, at least; never negative.
+
+    Args:
+        dataset: One split of a comparison.
+        name: Of the bound, ``elbo`` or ``iwae``.
+        width: Half-width of an interval in standard errors.
+    """
+    error = _error_of_mean(dataset, name)
+    return (dataset["mean_evidence_lower"] - dataset[name].mean("datum") - width * error).clip(min=0.0)
+
+
+def _error_of_mean(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    return (dataset[f"{name}_se"] ** 2).sum("datum") ** 0.5 / dataset.sizes["datum"]
+
+
 def _below_evidence(dataset: xr.Dataset, name: str, width: float, other: xr.DataArray | float = 0.0) -> list[str]:
     """How far the mean of a bound lies below the evidence: at least so far where that has a lower end alone."""
-    mean = dataset[name].mean("datum")
-    error = np.sqrt((dataset[f"{name}_se"] ** 2).sum("datum")) / dataset.sizes["datum"]
-    least = (dataset["mean_evidence_lower"] - mean - width * error).clip(min=0.0).mean("seed").values
-    cells = _cells(dataset["mean_evidence"] - mean, np.hypot(error, other))
+    mean, error = dataset[name].mean("datum"), _error_of_mean(dataset, name)
+    least = least_below_evidence(dataset, name, width).mean("seed").values
+    cells = _cells(dataset["mean_evidence"] - mean, (error**2 + other**2) ** 0.5)
     return [f">= {_number(v)}" if o else cell for o, v, cell in zip(_open(dataset), least, cells, strict=True)]
 
 

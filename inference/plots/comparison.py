@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.comparison.paired_differences import principal_map, splits_of
+from inference.comparison.tables import least_below_evidence
+from inference.core.estimates import normal_quantile
 from inference.core.files import atomic_path
 from inference.plots.calibration import _check
 
@@ -44,7 +46,7 @@ def _panels(
 def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
     """Histogram over the data of the gap, evidence minus ELBO, one panel per guide; guides of one evidence share axes.
 
-    Where nothing bounds the mean evidence from above, the mean gap is called a lower bound.
+    Where nothing bounds the mean evidence from above, the mean gap is the lower bound that :func:`table` prints.
 
     Args:
         tree: What :func:`inference.compare` returned.
@@ -53,6 +55,7 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
 
     dataset = _split(tree, split)
     first = dataset.isel(seed=0)
+    least = least_below_evidence(first, "elbo", normal_quantile(float(tree.attrs["level"])))
 
     def bins_of(one: xr.Dataset) -> list[float]:
         same = np.isclose(first["mean_evidence"], one["mean_evidence"], rtol=1e-9)
@@ -61,9 +64,10 @@ def gap_histogram(tree: xr.DataTree, split: str = "train") -> Figure:
         return list(np.linspace(ends.min() - margin, ends.max() + margin, 61))
 
     def draw(ax: Axes, one: xr.Dataset) -> None:
-        gap, least = one["gap"].values, "≥ " if np.isinf(one["mean_evidence_upper"]) else ""
+        gap, is_open = one["gap"].values, np.isinf(one["mean_evidence_upper"])
+        mean = float(least.sel(guide=one["guide"])) if is_open else gap.mean() + 0.0
         ax.hist(gap, bins=bins_of(one), color="tab:blue", alpha=0.8)
-        ax.axvline(float(gap.mean()), color="black", linewidth=1, label=f"mean {least}{gap.mean() + 0.0:.4f}")
+        ax.axvline(mean, color="black", linewidth=1, label=f"mean {'≥ ' if is_open else ''}{mean:.4f}")
         ax.set_xlabel("gap, log p - ELBO (nats)")
         ax.set_ylabel("data")
         ax.legend(fontsize=8, frameon=False)

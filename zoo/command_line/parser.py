@@ -121,7 +121,7 @@ def _add_compare(kinds: argparse._SubParsersAction) -> None:
     _add_training(parser)
     _add_seed(parser)
     _add_rows(parser, 128)
-    _add_method(parser, default=None)
+    _add_method(parser)
     parser.add_argument("--samples", type=int, default=1000, help="importance samples per row")
     parser.add_argument("--split", type=int, default=16, help="rows whose gap is split; 0 splits none")
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder to write to")
@@ -184,5 +184,5 @@ def _add_measured_pair(parser: argparse.ArgumentParser) -> None:
     _add_rows(parser, 64)
 
 
-def _add_method(parser: argparse.ArgumentParser, default: str | None = "auto") -> None:
-    parser.add_argument("--method", choices=sorted(METHODS), default=default, help="how log p(x) is found")
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=sorted(METHODS), default="auto", help="how log p(x) is found")

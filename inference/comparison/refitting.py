@@ -205,7 +205,8 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     """Of the optimiser's points and their starts the best by fresh noise that all share, and how it was reached.
 
     The noise on which points were optimised flatters those that use its accidents, so it decides ties alone; and a
-    point where it ended on a slope is not taken: a part of the guide may stand where no draw is.
+    point where it ended on a slope, beside the nats that it won, is not taken: a part of the guide may stand where no
+    draw is.
     """
     starts = _starts(problem, restarts, max_steps)
     rough = minimise(
@@ -225,7 +226,9 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
         least_gain=_NO_GAIN,
     )
     # Steps that lead from one steep place to another exploit what the noise does not see.
-    wild = (fine.gradient_norm > _ROUGH).unflatten(0, few.shape)
+    before, _ = problem.minus_elbo(problem.start, everything)
+    scale = 1 + (before - fine.value.unflatten(0, few.shape).amin(0)).nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    wild = fine.gradient_norm.unflatten(0, few.shape) > _ROUGH * scale
     own = problem.start.unsqueeze(0)
     candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], starts.point[few], own])
     lowest = torch.where(wild, math.inf, fine.value.unflatten(0, few.shape)).argmin(0)
@@ -237,7 +240,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     values[: len(few)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
     point = candidates[_chosen(torch.stack(values), lowest), everything]
     steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
-    return {"point": point, "steps": steps.amax(0)}
+    return {"point": point, "steps": steps.amax(0), "scale": scale}
 
 
 def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tolerance: float) -> dict[str, Tensor]:
@@ -250,7 +253,7 @@ def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tol
         least_gain=_NO_GAIN,
     )
     everything = torch.arange(len(found.point), device=found.point.device)
-    wild = found.gradient_norm > _ROUGH
+    wild = found.gradient_norm > _ROUGH * best["scale"]
     point = torch.where(wild.unsqueeze(-1), best["point"], found.point)
     norm = torch.where(wild, problem.minus_elbo(best["point"], everything)[1].norm(dim=-1), found.gradient_norm)
     steps = best["steps"] + found.steps

@@ -63,7 +63,7 @@ def parse(argv):
     parser.add_argument("--steps", type=int, default=3000, help="training steps per pair")
     parser.add_argument("--learning-rate", type=float, help="Adam's, decayed; where None, 2e-2 linear and 2e-3 deep")
     parser.add_argument("--rows", type=int, default=20, help="held-out rows on which the gap is measured")
-    parser.add_argument("--refit-steps", type=int, default=100, help="of the search for the family's best, at most")
+    parser.add_argument("--refit-steps", type=int, default=200, help="of the search for the family's best, at most")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 

@@ -22,6 +22,7 @@ from inference.comparison.local_problem import check_takes_all, row_blocks
 from inference.comparison.refitting import (
     EVALUATIONS,
     Refit,
+    can_be_refitted,
     evaluations,
     has_global_parameters,
     mean_and_error,
@@ -31,7 +32,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
-from inference.core.protocols import SupportsLocal, SupportsRows
+from inference.core.protocols import SupportsRows
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -216,7 +217,7 @@ def gap(
     parts: dict[str, Any]
     level = known.level if known.level < 1 else level
     width = _half_width(level)
-    if isinstance(call.guide, SupportsLocal) or has_global_parameters(call):
+    if can_be_refitted(call):
         found = refit_call(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )

@@ -151,7 +151,7 @@ def refit_call(
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
-    if not isinstance(own.guide, SupportsLocal) and not has_global_parameters(own):
+    if not can_be_refitted(own):
         raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
@@ -194,6 +194,11 @@ def _freed(own: Call) -> tuple[nn.Module, bool]:
         return own.guide.local(*own.args, **own.kwargs), False
     assert isinstance(own.guide, nn.Module)
     return copy.deepcopy(own.guide), True
+
+
+def can_be_refitted(call: Call) -> bool:
+    """Whether a guide's parameters can be freed, for each data point or for all at once."""
+    return isinstance(call.guide, SupportsLocal) or has_global_parameters(call)
 
 
 def has_global_parameters(call: Call) -> bool:

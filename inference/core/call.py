@@ -228,7 +228,7 @@ class Call:
             draws.append(self._run_enumerated(known, 1, sample, expose_params, enumerate_guide))
         model, guide = ([getattr(d, half) for d in draws] for half in ("model_sites", "guide_sites"))
         sites = beside(model, known.model.depth), beside(guide, known.model.depth)
-        return Draw(replace(draws[0].layout), num_samples, *sites, draws[0].subsamples, self)
+        return Draw(draws[0].layout, num_samples, *sites, draws[0].subsamples, self)
 
     def _as_draw(self, model_run: RecordSites, guide_run: RecordSites, num_samples: int) -> Draw:
         layout = check_pair(model_run.sites, guide_run.sites, self.plate, whole=self.whole)

@@ -120,13 +120,13 @@ def expected(layout: Layout, num_samples: int, factors: Factors, weights: Factor
     Raises:
         ValueError: As :func:`summed_out`.
     """
-    graph, law = _Graph(layout, num_samples, factors), _Graph(layout, num_samples, weights)
+    graph, guide = _Graph(layout, num_samples, factors), _Graph(layout, num_samples, weights)
     with _refused():
-        parts = contract_tensor_tree(graph.tree, graph.sums - law.sums, ring=ExactLogRing(dim_to_size=graph.sizes))
+        parts = contract_tensor_tree(graph.tree, graph.sums - guide.sums, ring=ExactLogRing(dim_to_size=graph.sizes))
     total = torch.zeros(())
     for plates, terms in parts.items():
-        log_probs = [q for here, found in law.tree.items() if here <= plates for q in found]
-        total = total + sum(graph.per_datum(_average(term, log_probs, law.sums)) for term in terms)
+        log_probs = [q for here, found in guide.tree.items() if here <= plates for q in found]
+        total = total + sum(graph.per_datum(_average(term, log_probs, guide.sums)) for term in terms)
     return total
 
 

@@ -46,7 +46,7 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     path = Path(path)
     _make_folder(path)
     _remove_orphans(path)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}{path.suffix[-16:]}")
+    temporary = _temporary(path)
     try:
         yield temporary
         _synchronise(temporary)
@@ -74,7 +74,7 @@ def check_writable(path: AnyPath) -> None:
     except OSError as error:
         raise _named(error, path) from error
     _make_folder(path)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}{path.suffix[-16:]}")
+    temporary = _temporary(path)
     try:
         temporary.write_bytes(b"0")
     except OSError as error:
@@ -188,6 +188,11 @@ def _named(error: OSError, path: Path) -> OSError:
 def _prefix(path: Path) -> str:
     """How the names of a file's temporary companions begin: short, so that every name that fits has some."""
     return f".{hashlib.sha256(path.name.encode(errors='surrogateescape')).hexdigest()[:12]}-"
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside a file, by which :func:`_remove_orphans` knows the process that is to remove it."""
+    return path.with_name(f"{_prefix(path)}{os.getpid()}-{secrets.token_hex(4)}{path.suffix[-16:]}")
 
 
 def _remove_orphans(path: Path) -> None:

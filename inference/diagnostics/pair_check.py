@@ -215,7 +215,7 @@ def _weights(call: Call) -> None:
 
 
 def _log_joint(call: Call) -> None:
-    log_joint = LogJoint(call.model, *call.args, plate=call.plate, **call.kwargs)
+    log_joint = LogJoint.of(call)
     value = log_joint(log_joint.sample_prior(1))
     if not bool(torch.isfinite(value).all()):
         raise ValueError("expected a finite log joint density at latents of the prior, got one that is not")

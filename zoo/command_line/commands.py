@@ -15,8 +15,8 @@ from inference.core.storage import atomic_path
 from zoo.command_line.building import build, train
 from zoo.command_line.report import write_report
 from zoo.data import Dataset, named_dataset
-from zoo.pretrained import Card, card, load, pairs, save
-from zoo.pretrained.cards import check_name, describe, strict_json
+from zoo.pretrained import Card, card, load, load_card, pairs, save
+from zoo.pretrained.cards import check_name, describe, measured_rows, strict_json
 
 
 class Found(NamedTuple):
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 def run_list(args: argparse.Namespace) -> None:
     """A line for each trained pair."""
-    cards = {name: load(name, args.folder).card for name in pairs(args.folder)}
+    cards = {name: load_card(name, args.folder) for name in pairs(args.folder)}
     if _wants_json(args, {name: json.loads(one.to_json()) for name, one in cards.items()}):
         return
     width = max((len(name) for name in cards), default=0) + 2
@@ -43,7 +43,7 @@ def run_list(args: argparse.Namespace) -> None:
 
 def run_show(args: argparse.Namespace) -> None:
     """The card of one pair."""
-    one = load(args.pair, args.folder).card
+    one = load_card(args.pair, args.folder)
     if not _wants_json(args, json.loads(one.to_json())):
         print(one)
 
@@ -89,7 +89,7 @@ def run_compare(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     data = named_dataset(args.data)
     compared = {name: _find(name, args.folder)[:2] for name in args.pairs} or _trained(data, args)
-    x = _measured(data, args.rows)
+    x = measured_rows(data, args.rows)
     _check_width(compared, x)
     options = {"num_samples": args.samples, "split": min(args.split, len(x)), "method": args.method}
     tree = compare(None, compared, x, seed=args.seed, **options)
@@ -120,13 +120,15 @@ def run_card(args: argparse.Namespace) -> None:
     if args.data is None:
         raise ValueError("expected --data, on which the card's numbers are measured")
     check_name(args.name)
-    one, _ = _pair_and_rows(args)
+    one = _find(args.pair, args.folder)
+    data = named_dataset(args.data)
+    _check_width({args.pair: one[:2]}, data.train)
     options = {"rows": args.rows, "split": args.split, "num_samples": args.samples, "simulated": args.simulated}
     command = args.trained_by or ("" if one.card is None else one.card.command)
     found = card(
         one.model,
         one.guide,
-        named_dataset(args.data),
+        data,
         name=args.name,
         dataset=args.data,
         command=command,
@@ -142,7 +144,7 @@ def _pair_and_rows(args: argparse.Namespace) -> tuple[Found, Tensor]:
     check_count(args.rows, "--rows")
     one = _find(args.pair, args.folder)
     name = args.data if args.data is not None else _data_of(one, args.pair)
-    x = _measured(named_dataset(name), args.rows)
+    x = measured_rows(named_dataset(name), args.rows)
     _check_width({args.pair: one[:2]}, x)
     return one, x
 
@@ -162,10 +164,6 @@ def _data_of(one: Found, name: str) -> str:
     if one.card is None or not one.card.dataset:
         raise ValueError(f"expected --data, as {name} does not say on which data it is to be measured")
     return one.card.dataset
-
-
-def _measured(data: Dataset, rows: int) -> Tensor:
-    return (data.test if len(data.test) else data.train)[:rows]
 
 
 def _check_width(compared: dict[str, Any], x: Tensor) -> None:

@@ -339,8 +339,13 @@ def describe(module: Any) -> str:
 def _rows_of(data: Dataset | Tensor, rows: int) -> tuple[Tensor, str]:
     if isinstance(data, Tensor):
         return data[:rows], "a tensor"
-    part, kind = (data.test, "held-out") if len(data.test) else (data.train, "training")
-    return part[:rows], f"{data.name}, {data.transform}, {kind} rows"
+    kind = "held-out" if len(data.test) else "training"
+    return measured_rows(data, rows), f"{data.name}, {data.transform}, {kind} rows"
+
+
+def measured_rows(data: Dataset, rows: int) -> Tensor:
+    """The rows of a data set on which pairs are measured: held-out ones where there are any."""
+    return (data.test if len(data.test) else data.train)[:rows]
 
 
 def _check_method(known: Evidence) -> Any:

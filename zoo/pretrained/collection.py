@@ -68,15 +68,29 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> Any:
             "zoo.load reads trained pairs now; data are read by zoo.load_data", DeprecationWarning, stacklevel=2
         )
         return load_data(name)
-    home = _place(name, folder)
-    if not (home / _CARD).is_file():
+    card = load_card(name, folder)
+    model, guide = load_pair(_place(name, folder) / _WEIGHTS)
+    return Pretrained(model.eval(), guide.eval(), card)
+
+
+def load_card(name: str, folder: str | os.PathLike[str] | None = None) -> Card:
+    """The card of a trained pair alone, without its weights.
+
+    Args:
+        name: See :func:`load`.
+        folder: See :func:`load`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If there is no such pair, or its card is damaged.
+    """
+    path = _place(name, folder) / _CARD
+    if not path.is_file():
         raise ValueError(f"expected one of the pairs {', '.join(pairs(folder))}, got {name!r}")
     try:
-        card = Card.from_json((home / _CARD).read_text())
+        return Card.from_json(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{home / _CARD}: {error}") from error
-    model, guide = load_pair(home / _WEIGHTS)
-    return Pretrained(model.eval(), guide.eval(), card)
+        raise ValueError(f"{path}: {error}") from error
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, guide: nn.Module, card: Card) -> Path:

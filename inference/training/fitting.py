@@ -23,6 +23,7 @@ from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.batches import Batches, laid_out
 from inference.training.callbacks import Callback, check_callbacks
+from inference.training.capturing import Level, check_level
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
@@ -54,6 +55,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     callbacks: Sequence[Callback] = (),
+    capture: Level = "off",
     progress: bool = True,
 ) -> History:
     """Stochastic variational inference (SVI): train a pair in place.
@@ -104,6 +106,7 @@ def fit(
     """
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     callbacks = check_callbacks(callbacks)
+    check_level(capture)
     if objective is not None:
         check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
@@ -129,7 +132,7 @@ def fit(
         batch_size = _check_batch_size(batch_size, num_data)
         batches = Batches.of(call, partly=batch_size < num_data or validation is not None)
         trainer = Trainer(model, guide, data, validation, objective, seed, layout=batches)
-        trainer.callbacks = callbacks
+        trainer.callbacks, trainer.level = callbacks, capture
         trainer.prepare(optimizer, scheduler, batch_size, evaluate_every)
         file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
         if file is not None:

@@ -1,0 +1,179 @@
+"""Flat graphs of tensor operations: what a Python function does to tensors, recorded once and replayed without Python.
+
+Every tensor that is named as an input is one by identity, so that a program is recorded as it stands: its parameters
+and buffers need not be swapped, and what it changes in place is changed in place by the replay.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+_READ = torch.ops.aten._local_scalar_dense.default
+# What stands for an operation whose result has no memory of its own, or shares it with a constant.
+_INSTEAD = {
+    torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default,
+    torch.ops.aten.lift_fresh.default: torch.ops.aten.clone.default,
+}
+
+
+class FlatGraph(NamedTuple):
+    """A recorded function.
+
+    Attributes:
+        module: From the inputs to the results; then, if it assumes something, whether that holds; then draws of noise
+            that nothing uses, without which the draws after them would be others.
+        assumes: Whether the function read truth values, as for a branch or for a check of a distribution's arguments.
+    """
+
+    module: GraphModule
+    assumes: bool
+
+
+def flat_graph(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> FlatGraph:
+    """The operations of a function on tensors, as a graph from the inputs to its results; it is run once.
+
+    Args:
+        function: Computes on the very tensors of ``inputs``.
+        inputs: Every tensor that may be another one, or have other values, at a replay.
+
+    Raises:
+        RuntimeError: If the function reads numbers from tensors, or makes tensors whose shapes depend on values; or
+            any other error of the function.
+    """
+    recorder = _Recorder(inputs)
+    with recorder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the function has been run before, and has warned then
+        results = list(function())
+        results += [recorder.holds()] if recorder.read else []
+    return FlatGraph(recorder.module(results), bool(recorder.read))
+
+
+def scripted(graph: GraphModule, inputs: Sequence[Tensor]) -> Replay:
+    """A replay of a graph from C++, without a compiler; operation by operation what the graph says."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and has no successor that needs no compiler
+        function = torch.jit.trace(lambda *tensors: graph(*tensors), tuple(inputs), check_trace=False)
+
+    def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        # Its optimisations split operations, which changes the rounding.
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            return function(*tensors)
+
+    return replay
+
+
+def own_memory(tensors: Sequence[Tensor], like: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors in the layout of others, copied where they are not, or share memory with each other or with further ones.
+
+    Args:
+        tensors: What is to be a program's own.
+        like: Tensors of the layout, one for each.
+        others: What none may share memory with.
+    """
+    taken, results = {_address(tensor) for tensor in others}, []
+    for tensor, other in zip(tensors, like, strict=True):
+        if tensor.stride() != other.stride() or _address(tensor) in taken:
+            tensor = torch.empty_like(other).copy_(tensor)
+        taken.add(_address(tensor))
+        results.append(tensor)
+    return results
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Recorder(TorchDispatchMode):
+    """Records every operation while it is active.
+
+    Attributes:
+        read: Each truth value that was read from a tensor, with the tensor.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.read: list[tuple[Tensor, bool]] = []
+        self._graph, self._constants = Graph(), dict[str, Tensor]()
+        self._nodes, self._varying = dict[int, Node](), set[int]()
+        self._kept: list[Tensor] = []  # an address in use is the address of one tensor
+        for i, tensor in enumerate(inputs):
+            self._enter(tensor, self._graph.placeholder(f"input_{i}"), varies=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func, kwargs = _INSTEAD.get(func, func), kwargs or {}
+        varies = torch.Tag.nondeterministic_seeded in func.tags
+        varies |= any(id(leaf) in self._varying for leaf in tree_leaves((args, kwargs)))
+        if func is _READ or torch.Tag.data_dependent_output in func.tags:
+            return self._value(func, args, kwargs, varies)
+        if _has_dynamic_shape(func, args):
+            raise RuntimeError(f"the shape of the result of {func} depends on values")
+        results = func(*args, **kwargs)
+        node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        if isinstance(results, Tensor):
+            self._enter(results, node, varies)
+        elif isinstance(results, tuple | list):
+            for i, result in enumerate(results):
+                if isinstance(result, Tensor):
+                    self._enter(result, self._graph.call_function(operator.getitem, (node, i)), varies)
+        return results
+
+    def holds(self) -> Tensor:
+        """Whether all truth values are what they were, a truth value itself."""
+        flags = [tensor.reshape(()) if value else tensor.reshape(()).logical_not() for tensor, value in self.read]
+        return torch.stack(flags).all()
+
+    def module(self, results: Sequence[Tensor]) -> GraphModule:
+        """The graph to the results, and to all noise that nothing uses."""
+        wanted = [self._node(result) for result in results]
+        noise = [node for node in self._graph.nodes if _is_noise(node)]
+        self._graph.output(tuple(wanted))
+        self._graph.eliminate_dead_code(lambda node: node.is_impure() or _is_noise(node))
+        (output,) = self._graph.find_nodes(op="output")
+        output.args = ((*wanted, *(node for node in noise if not node.users)),)
+        return GraphModule(self._constants, self._graph)
+
+    def _value(self, func: Any, args: Any, kwargs: Any, varies: bool) -> Any:
+        value = func(*args, **kwargs)
+        if varies:
+            if func is not _READ or args[0].dtype != torch.bool:
+                raise RuntimeError("a number is read from a tensor")
+            self.read.append((args[0], value))
+        return value
+
+    def _enter(self, tensor: Tensor, node: Node, varies: bool) -> None:
+        self._nodes[id(tensor)] = node
+        self._kept.append(tensor)
+        if varies:
+            self._varying.add(id(tensor))
+
+    def _node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            name = f"constant_{len(self._constants)}"
+            self._constants[name] = value
+            self._enter(value, self._graph.get_attr(name), varies=False)
+        return self._nodes[id(value)]
+
+
+def _is_noise(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _has_dynamic_shape(func: Any, args: Any) -> bool:
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    return any(index.dtype in (torch.bool, torch.uint8) for index in args[1] if index is not None)

@@ -29,12 +29,12 @@ Level = Literal["auto", "off", "graph"]
 
 _logger = logging.getLogger(__name__)
 
-# Automatic capture waits for so many batches of a form, and until so many more are expected: tracing takes as long as
-# some hundred steps, and a second more in a process that has not traced before.
-_WAIT, _WORTH = 50, 2000
+# Automatic capture waits for so many batches of a form, and wants so many more to come: it takes about as long as a
+# hundred steps.
+_WAIT, _WORTH = 50, 500
 
-# Replays of a graph between two checks: at first, and at most.
-_FIRST_CHECK, _LAST_CHECK = 50, 1000
+# Replays of a graph between two checks, at most.
+_LAST_CHECK = 1000
 
 
 class Stale(Exception):
@@ -59,7 +59,7 @@ class _Graph:
     assumes: bool
     batch: tuple[Any, ...]
     unchecked: int = 0
-    interval: int = _FIRST_CHECK
+    interval: int = 1
 
 
 class Capture:
@@ -121,7 +121,7 @@ class Capture:
         if due:
             self._check_python(self._python)
         for graph in due:
-            graph.unchecked, graph.interval = 0, min(2 * graph.interval, _LAST_CHECK)
+            graph.interval, graph.unchecked = min(2 * max(graph.unchecked, graph.interval), _LAST_CHECK), 0
 
     def give_up(self, reason: str) -> None:
         """Go on without graphs, and say why."""
@@ -227,7 +227,7 @@ class Capture:
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
         graph = flat_graph(step, inputs)
-        return _Graph(scripted(graph.module, inputs), has_gradient, graph.assumes, batch)
+        return _Graph(scripted(graph.module), has_gradient, graph.assumes, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
@@ -329,5 +329,5 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error) or repr(error)
-    return (text if isinstance(error, Stale) else f"{type(error).__name__}: {text}").splitlines()[0][:200]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return lines[0][:200] if isinstance(error, Stale) else f"{type(error).__name__}: {lines[0][:200]}"

@@ -30,8 +30,11 @@ from inference.training.trainer import History, Trainer
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:
-    """Adam with learning rate 1e-3, the default optimiser."""
-    return torch.optim.Adam(parameters, lr=1e-3)
+    """Adam with learning rate 1e-3, the default optimiser: all parameters in one operation where there is one."""
+    try:
+        return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    except RuntimeError:  # for these parameters or on this device there is none
+        return torch.optim.Adam(parameters, lr=1e-3)
 
 
 def fit(
@@ -91,6 +94,14 @@ def fit(
         checkpoint_every: Steps between checkpoints; the last step is always written.
         callbacks: Called after each step, evaluation and checkpoint and at the end; one that returns true stops the
             run, which then counts as stopped early. See :class:`inference.Callback`.
+        capture: How steps run. ``"off"``: by the pair's own Python. ``"graph"``: each form of batch is recorded once as
+            a graph of tensor operations and replayed without Python, to the same bits. What else Python does must be
+            the same in every step: where a step changes it, reads numbers from tensors or makes shapes of values, the
+            pair's own Python goes on. The graph is compared with it on the same noise at growing intervals, and before
+            anything is evaluated, saved or returned; where they differ, a warning says so, and the steps since the last
+            comparison are taken again without it. ``"auto"``: a graph where some hundred steps are to come. Which way
+            steps run, and why, is logged. Python's state that no attribute, closure or global shows, as that of an
+            iterator, is seen by the comparisons alone.
         progress: Show a progress bar.
 
     Returns:

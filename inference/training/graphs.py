@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
+# In the order of their numbers.
+_MEMORY_FORMATS = [torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d]
+
 _READ = torch.ops.aten._local_scalar_dense.default
+# Raises an error where a number is not zero.
+_CHECK = torch.ops.aten._linalg_check_errors.default
 # What stands for an operation whose result has no memory of its own, or shares it with a constant.
 _INSTEAD = {
     torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default,
@@ -59,18 +64,100 @@ def flat_graph(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor
     return FlatGraph(recorder.module(results), bool(recorder.read))
 
 
-def scripted(graph: GraphModule, inputs: Sequence[Tensor]) -> Replay:
-    """A replay of a graph from C++, without a compiler; operation by operation what the graph says."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and has no successor that needs no compiler
-        function = torch.jit.trace(lambda *tensors: graph(*tensors), tuple(inputs), check_trace=False)
+def scripted(graph: GraphModule) -> Replay:
+    """A replay of a graph from C++, without a compiler; operation by operation what the graph says.
+
+    Raises:
+        RuntimeError: If an operation takes what has no name in TorchScript, such as a generator of one's own.
+    """
+    script = _Script(graph)
+    function = torch._C._create_function_from_graph("replay", script.graph)
 
     def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         # Its optimisations split operations, which changes the rounding.
         with torch.no_grad(), torch.jit.optimized_execution(False):
-            return function(*tensors)
+            return function(*tensors, *script.constants)
 
     return replay
+
+
+class _Script:
+    """The operations of a graph in TorchScript's terms.
+
+    Attributes:
+        graph: From the inputs, and the constants after them, to a tuple of results.
+        constants: Tensors that the graph refers to.
+    """
+
+    def __init__(self, module: GraphModule) -> None:
+        graph: Any = torch._C.Graph()
+        self.graph, self.constants = graph, list[Tensor]()
+        self._values = dict[Node, Any]()
+        nodes = list(module.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder":
+                self._values[node] = self.graph.addInput()
+        for node in nodes:
+            if node.op == "get_attr":
+                self._values[node] = self._constant(getattr(module, node.target))
+        for node in nodes:
+            if node.op == "call_function":
+                self._values[node] = self._call(node)
+        results = self._insert("prim::ListConstruct", [self._values[node] for node in nodes[-1].args[0]])
+        results[0].setType(torch._C.ListType(torch._C.TensorType.get()))
+        self.graph.registerOutput(results[0])
+
+    def _call(self, node: Node) -> Any:
+        target: Any = node.target
+        if target is operator.getitem:
+            source, i = cast("tuple[Node, int]", node.args)
+            values = self._values[source]
+            if isinstance(values, list):
+                return values[i]
+            return self._insert("aten::__getitem__", [values, self.graph.insertConstant(i)])[0]
+        schema = target._schema
+        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+        values = [given.get(a.name, a.default_value) for a in schema.arguments]
+        if target is torch.ops.aten._to_copy.default and not isinstance(values[0], Node):  # of a number
+            values[0] = self._constant(torch.tensor(values[0]))
+        inputs = [self._value(value, a.type) for value, a in zip(values, schema.arguments, strict=True)]
+        outputs = self._insert(schema.name, inputs, len(schema.returns))
+        for output, result in zip(outputs, schema.returns, strict=True):
+            output.setType(result.type)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _constant(self, tensor: Tensor) -> Any:
+        """One more input, after all others."""
+        self.constants.append(tensor)
+        return self.graph.addInput()
+
+    def _insert(self, name: str, inputs: list[Any], num_outputs: int = 1) -> list[Any]:
+        node = self.graph.insertNode(self.graph.create(name, inputs, num_outputs))
+        return list(node.outputs())
+
+    def _value(self, value: Any, kind: Any) -> Any:
+        """A value as one of a kind, of an argument's type, in the graph."""
+        if isinstance(value, Node):
+            return self._values[value]
+        if isinstance(value, torch._C.Value):
+            return value
+        if kind.kind() == "OptionalType":
+            kind = kind if value is None else kind.getElementType()
+        if isinstance(value, list | tuple) and (not value or any(isinstance(v, Node | None) for v in value)):
+            element = kind.getElementType()
+            (made,) = self._insert("prim::ListConstruct", [self._value(v, element) for v in value])
+            made.setType(kind)
+            return made
+        return self.graph.insertConstant(_plain(value, kind))
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A constant as TorchScript knows it."""
+    if isinstance(value, torch.memory_format):
+        return _MEMORY_FORMATS.index(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, kind.getElementType()) for item in value]
+    return float(value) if kind.kind() == "FloatType" and value is not None else value
 
 
 def own_memory(tensors: Sequence[Tensor], like: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
@@ -114,11 +201,17 @@ class _Recorder(TorchDispatchMode):
         func, kwargs = _INSTEAD.get(func, func), kwargs or {}
         varies = torch.Tag.nondeterministic_seeded in func.tags
         varies |= any(id(leaf) in self._varying for leaf in tree_leaves((args, kwargs)))
+        if func is _CHECK:
+            self.read.append((args[0], False))
+            return func(*args, **kwargs)
         if func is _READ or torch.Tag.data_dependent_output in func.tags:
             return self._value(func, args, kwargs, varies)
         if _has_dynamic_shape(func, args):
             raise RuntimeError(f"the shape of the result of {func} depends on values")
         results = func(*args, **kwargs)
+        if func is torch.ops.aten.detach.default:  # another name of the same numbers
+            self._enter(results, self._node(args[0]), varies)
+            return results
         node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
         if isinstance(results, Tensor):
             self._enter(results, node, varies)
@@ -130,7 +223,7 @@ class _Recorder(TorchDispatchMode):
 
     def holds(self) -> Tensor:
         """Whether all truth values are what they were, a truth value itself."""
-        flags = [tensor.reshape(()) if value else tensor.reshape(()).logical_not() for tensor, value in self.read]
+        flags = [tensor.all() if value else tensor.any().logical_not() for tensor, value in self.read]
         return torch.stack(flags).all()
 
     def module(self, results: Sequence[Tensor]) -> GraphModule:

@@ -227,7 +227,7 @@ class Capture:
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
         graph = flat_graph(step, inputs)
-        return _Graph(scripted(graph.module), has_gradient, graph.assumes, batch)
+        return _Graph(scripted(graph), has_gradient, graph.assumes, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; state and gradients are put back."""

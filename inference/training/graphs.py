@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -36,12 +36,14 @@ class FlatGraph(NamedTuple):
     """A recorded function.
 
     Attributes:
-        module: From the inputs to the results; then, if it assumes something, whether that holds; then draws of noise
+        graph: From the inputs to the results; then, if it assumes something, whether that holds; then draws of noise
             that nothing uses, without which the draws after them would be others.
+        constants: Other tensors that it refers to, by name.
         assumes: Whether the function read truth values, as for a branch or for a check of a distribution's arguments.
     """
 
-    module: GraphModule
+    graph: Graph
+    constants: dict[str, Tensor]
     assumes: bool
 
 
@@ -61,16 +63,16 @@ def flat_graph(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor
         warnings.simplefilter("ignore")  # the function has been run before, and has warned then
         results = list(function())
         results += [recorder.holds()] if recorder.read else []
-    return FlatGraph(recorder.module(results), bool(recorder.read))
+    return FlatGraph(recorder.graph(results), recorder.constants, bool(recorder.read))
 
 
-def scripted(graph: GraphModule) -> Replay:
+def scripted(flat: FlatGraph) -> Replay:
     """A replay of a graph from C++, without a compiler; operation by operation what the graph says.
 
     Raises:
         RuntimeError: If an operation takes what has no name in TorchScript, such as a generator of one's own.
     """
-    script = _Script(graph)
+    script = _Script(flat)
     function = torch._C._create_function_from_graph("replay", script.graph)
 
     def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -89,17 +91,17 @@ class _Script:
         constants: Tensors that the graph refers to.
     """
 
-    def __init__(self, module: GraphModule) -> None:
+    def __init__(self, flat: FlatGraph) -> None:
         graph: Any = torch._C.Graph()
         self.graph, self.constants = graph, list[Tensor]()
         self._values = dict[Node, Any]()
-        nodes = list(module.graph.nodes)
+        nodes = list(flat.graph.nodes)
         for node in nodes:
             if node.op == "placeholder":
                 self._values[node] = self.graph.addInput()
         for node in nodes:
             if node.op == "get_attr":
-                self._values[node] = self._constant(getattr(module, node.target))
+                self._values[node] = self._constant(flat.constants[node.target])
         for node in nodes:
             if node.op == "call_function":
                 self._values[node] = self._call(node)
@@ -186,12 +188,13 @@ class _Recorder(TorchDispatchMode):
 
     Attributes:
         read: Each truth value that was read from a tensor, with the tensor.
+        constants: Tensors that were met and are neither inputs nor results, by name.
     """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.read: list[tuple[Tensor, bool]] = []
-        self._graph, self._constants = Graph(), dict[str, Tensor]()
+        self._graph, self.constants = Graph(), dict[str, Tensor]()
         self._nodes, self._varying = dict[int, Node](), set[int]()
         self._kept: list[Tensor] = []  # an address in use is the address of one tensor
         for i, tensor in enumerate(inputs):
@@ -226,7 +229,7 @@ class _Recorder(TorchDispatchMode):
         flags = [tensor.all() if value else tensor.any().logical_not() for tensor, value in self.read]
         return torch.stack(flags).all()
 
-    def module(self, results: Sequence[Tensor]) -> GraphModule:
+    def graph(self, results: Sequence[Tensor]) -> Graph:
         """The graph to the results, and to all noise that nothing uses."""
         wanted = [self._node(result) for result in results]
         noise = [node for node in self._graph.nodes if _is_noise(node)]
@@ -234,7 +237,7 @@ class _Recorder(TorchDispatchMode):
         self._graph.eliminate_dead_code(lambda node: node.is_impure() or _is_noise(node))
         (output,) = self._graph.find_nodes(op="output")
         output.args = ((*wanted, *(node for node in noise if not node.users)),)
-        return GraphModule(self._constants, self._graph)
+        return self._graph
 
     def _value(self, func: Any, args: Any, kwargs: Any, varies: bool) -> Any:
         value = func(*args, **kwargs)
@@ -254,8 +257,8 @@ class _Recorder(TorchDispatchMode):
         if not isinstance(value, Tensor):
             return value
         if id(value) not in self._nodes:
-            name = f"constant_{len(self._constants)}"
-            self._constants[name] = value
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = value
             self._enter(value, self._graph.get_attr(name), varies=False)
         return self._nodes[id(value)]
 

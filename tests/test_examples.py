@@ -144,7 +144,9 @@ def test_elbo_gap_measures_saves_and_prints(chosen, models, count, run, tmp_path
             assert " -" not in re.sub(r"-\d+\.\d+ \[", "", row.split(f"{gap.evidence.value.mean():.3f}")[-1])
             torch.testing.assert_close(gap.approximation + gap.amortisation, gap.total)
     assert float(gaps["pPCA"]["exact"].total.abs().max()) < 1e-9
-    for name in {"pPCA rotated", "linear VAE"}.intersection(models):  # of linear models the decoder's prediction is the approximation
+    for name in {"pPCA rotated", "linear VAE"}.intersection(
+        models
+    ):  # of linear models the decoder's prediction is the approximation
         row = next(line for line in printed.splitlines() if line.startswith(f"{name} / mean_field"))
         assert f"{gaps[name]['mean_field'].approximation.mean():.3f}" == row.split()[-2]
     assert printed.splitlines()[-1] == f"figure: {tmp_path / 'gaps.png'}"

@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 from inference.core.fingerprint import described, say_differences
 from inference.core.seeding import random_states, set_random_states
+from inference.objectives.base import Objective
 from inference.training.callbacks import Callback
-from inference.training.graphs import Replay, flat_graph, own_memory, scripted
+from inference.training.graphs import Replay, compiled, flat_graph, own_memory, scripted
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
 
-Level = Literal["auto", "off", "graph"]
+Level = Literal["auto", "off", "graph", "compile"]
 
 _logger = logging.getLogger(__name__)
 
@@ -144,6 +145,8 @@ class Capture:
             return f"{type(self._trainer.objective).__name__} has only loss_and_grads"
         if any(_is_foreign(callback) for callback in self._trainer.callbacks):
             return "a callback on every step may change the pair"
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self._trainer.parameters):
+            return "a hook waits for a parameter's gradient"
         return ""
 
     def _tensors(self) -> list[Tensor]:
@@ -227,7 +230,8 @@ class Capture:
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
         graph = flat_graph(step, inputs)
-        return _Graph(scripted(graph), has_gradient, graph.assumes, batch)
+        make = compiled if self._level == "compile" else scripted
+        return _Graph(make(graph), has_gradient, graph.assumes, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
@@ -264,7 +268,7 @@ class Capture:
             ("gradient", got_gradients, gradients),
             ("buffers", buffers, after[0]),
         ):
-            if not all(map(_same, one, other)):
+            if not all(map(_close if self._level == "compile" else _same, one, other)):
                 raise Stale(f"its {name} is another on the same noise")
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -290,11 +294,21 @@ class Capture:
         generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a pair may use
         return {
             **{name: described(getattr(t, name), values=False) for name in ("model", "guide", "objective")},
+            "count": None if isinstance(t.objective, Objective) else described(getattr(t.objective, "step", None)),
+            "hooks": described(self._hooks()),
             "modes": [part.training for module in t.modules for part in module.modules()],
             "tensors": [id(tensor) for tensor in self._tensors()],
             "the state of random": hash(random.getstate()),
             "the state of numpy.random": repr(described(generator)),
         }
+
+    def _hooks(self) -> list[Any]:
+        """Functions that run in a step beside the pair's own, which may keep something, too."""
+        t = self._trainer
+        hooks = [hook for p in t.parameters for hook in (p._backward_hooks or {}).values()]
+        parts = [part for module in t.modules for part in module.modules()]
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        return [*hooks, *(hook for part in parts for kind in kinds for hook in getattr(part, kind).values())]
 
     def _check_python(self, before: dict[str, Any]) -> None:
         if text := say_differences(before, self._described()):
@@ -326,6 +340,14 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors agree to half of their digits, in the mean square."""
+    if one is None or other is None or not other.is_floating_point():
+        return _same(one, other)
+    tolerance = torch.finfo(other.dtype).eps ** 0.5
+    return one.shape == other.shape and bool((one - other).norm() <= tolerance * other.norm())
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,16 +18,17 @@ from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
 from inference.comparison.paired_differences import principal_map
 from inference.comparison.pooled_weights import Pooled, pooled_weights
-from inference.comparison.refitting import refit_call
+from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
 from inference.core.call import Call
-from inference.core.checks import check_arguments, check_count, check_finite
+from inference.core.checks import check_count, check_finite
 from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
-from inference.core.rows import with_known_rows
+from inference.core.rows import RowBlocks, with_known_rows
 from inference.core.run import Program
-from inference.core.seeding import random_state, seeded
+from inference.core.seeding import block_seed, random_state, seeded
+from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
@@ -152,13 +153,13 @@ def compare(
     check_count(simulated, "simulated", 0)
     check_level(level)
     chosen = None if method is None else as_method(method)
-    named = {TRAIN: (*x, *args) if isinstance(x, tuple) else (x, *args)}
+    named = {TRAIN: opened((*x, *args) if isinstance(x, tuple) else (x, *args))}
     if held_out is not None:
-        named[HELD_OUT] = held_out if isinstance(held_out, tuple) else (held_out,)
+        named[HELD_OUT] = opened(held_out if isinstance(held_out, tuple) else (held_out,))
     layout = Call(model or _no_program, None, (), kwargs, plate, whole=whole, missing=missing)
     data = {name: replace(layout, args=part) for name, part in named.items()}
     for call in data.values():
-        check_arguments(() if model is None else (model,), call.args, kwargs, missing=missing)
+        call.check()
     shape = _first(data[TRAIN]).shape[1:]
     if held_out is not None and not whole and _first(data[HELD_OUT]).shape[1:] != shape:
         raise ValueError(
@@ -185,7 +186,7 @@ def compare(
             for entries in by_seed.values():
                 setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
                 part = _with_rows(part, entries, block, split)
-                blocks = [_measure(entries, rows, method=chosen, **setting) for rows in _split_rows(part, block)]
+                blocks = _measured(entries, RowBlocks(part, block), method=chosen, **setting)
                 columns = _collect(entries, blocks)
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
@@ -193,7 +194,7 @@ def compare(
     tree.attrs = {
         "num_samples": num_samples,
         "level": level,
-        "data_dim": _first(data[TRAIN]).numel() if whole else math.prod(shape),
+        "data_dim": math.prod(_first(data[TRAIN]).shape) if whole else math.prod(shape),
         "trained": int(seeds is not None),
     }
     return tree
@@ -251,10 +252,10 @@ def _as_entry(name: str, model: Program | None, entry: Any, layout: Call) -> Ent
     return Entry(call, call.double())
 
 
-def _first(call: Call) -> Tensor:
+def _first(call: Call) -> Tensor | Column:
     """The first tensor among the arguments: the data that are mapped and counted."""
-    found = next((leaf for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor)), None)
-    if found is None or found.dim() == 0:
+    found = next((leaf for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor | Column)), None)
+    if found is None or len(found.shape) == 0:
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {[type(a).__name__ for a in call.args]}")
     return found
 
@@ -269,7 +270,7 @@ def _with_rows(part: Call, entries: Entries, block: int, split: int) -> Call:
     if part.whole or not several or not (whole > block or 0 < split < whole):
         return part
     call = next(iter(entries.values())).on(part).own
-    rows = with_known_rows(call, call.probe()).row_arguments
+    rows = with_known_rows(call).row_arguments
     return part if rows is None else part.with_rows(rows)
 
 
@@ -277,15 +278,22 @@ def _rows(part: Call, index: Tensor) -> Call:
     return part if len(index) == _num_data(part) else part.rows(index)
 
 
-def _split_rows(part: Call, block: int) -> list[Call]:
-    return [_rows(part, index) for index in torch.arange(_num_data(part)).split(block)]
-
-
 def _no_program() -> None:
     """The model of a call whose arguments alone are wanted."""
 
 
 Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
+
+
+def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block]:
+    """Everything per data point, block by block; each of several has a seed of its own."""
+    if len(parts) == 1:
+        return [_measure(entries, parts[0], **settings)]
+    seed, blocks = int(torch.randint(2**31, ())), list[Block]()
+    for i in range(len(parts)):
+        with random_state(block_seed(seed, i)):
+            blocks.append(_measure(entries, parts[i], **settings))
+    return blocks
 
 
 def _measure(
@@ -379,8 +387,8 @@ def _of_guides(
 def _split(call: Call, known: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     if not isinstance(call.guide, SupportsLocal):
         return None, None
-    found = refit_call(call, restarts=0, seed=0, progress=False)
-    return torch.as_tensor(known).to(found.elbo) - found.elbo, found.improvement
+    found = refit_columns(call, restarts=0, seed=0, progress=False)
+    return torch.as_tensor(known).to(found["elbo"]) - found["elbo"], found["improvement"]
 
 
 def _cost_of(call: Call) -> Cost:
@@ -439,7 +447,8 @@ def _offsets(log_det: Tensor | float | None, num_data: int, name: str) -> Tensor
 
 
 def _with_data(dataset: xr.Dataset, call: Call, offsets: Tensor) -> xr.Dataset:
-    data = _first(call).reshape(_num_data(call), -1)
-    place = principal_map(data.nan_to_num() if call.missing else data).cpu().numpy()
-    dataset = dataset.assign_attrs(dtype=str(data.dtype).removeprefix("torch."))
+    data = _first(call)
+    rows = data[:].unsqueeze(0) if call.whole else data
+    place = principal_map(rows, missing=call.missing).cpu().numpy()
+    dataset = dataset.assign_attrs(dtype=str(data[:1].dtype).removeprefix("torch."))
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))

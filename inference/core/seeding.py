@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from inference.core.checks import check_count
@@ -44,6 +45,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     else:
         with random_state(seed):
             yield
+
+
+def block_seed(seed: int | None, index: int) -> int | None:
+    """A stream of its own for each block: neighbouring seeds must not share the noise of neighbouring blocks."""
+    return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 class RandomStream:

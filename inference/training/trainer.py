@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from inference.core.module import Module
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
-from inference.training.batches import Batches
+from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
@@ -160,19 +159,19 @@ class Trainer:
         self,
         model: Program,
         guide: Program,
-        data: tuple[Any, ...],
+        supply: Supply,
         validation: tuple[Any, ...] | None,
         objective: pyro.infer.ELBO,
         seed: int | None,
         *,
-        layout: Batches,
+        order_seed: int,
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
-        self.data, self.validation, self.layout = data, validation, layout
+        self.supply, self.validation, self.layout = supply, validation, supply.layout
         self.loss = PairLoss(objective, model, guide, self.layout.count)
         self.modules = modules_of(model, guide)
         self.history = History()
-        self.order_seed = int(torch.randint(2**31, ()))
+        self.order_seed = order_seed
         self.best: list[Tensor] | None = None
         self.pending: list[Tensor] = []
         self.latest: State | None = None
@@ -183,19 +182,18 @@ class Trainer:
         self,
         optimizer: Callable[[list[Tensor]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
-        batch_size: int,
         evaluate_every: int,
     ) -> None:
         """Make optimiser and schedule, and begin the objective's own schedule anew."""
         if isinstance(self.objective, Objective):
             self.objective.step = torch.zeros_like(self.objective.step)
-        self.batch_size, self.evaluate_every = batch_size, evaluate_every
-        self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.data)
+        self.evaluate_every = evaluate_every
+        self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.supply.first)
         self.optimizer = optimizer(self.parameters)
         self.settings = optimizer_settings(self.optimizer)
-        if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < self.layout.count(self.data):
+        if isinstance(self.optimizer, torch.optim.LBFGS) and not self.supply.full:
             raise ValueError(
-                f"expected the full batch for LBFGS, got batch_size={batch_size} of {self.layout.count(self.data)}"
+                f"expected the full batch for LBFGS, got batches of {self.layout.count(self.supply.first)}"
             )
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if isinstance(self.scheduler, ReduceLROnPlateau):
@@ -234,7 +232,7 @@ class Trainer:
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
     ) -> None:
         history, start = self.history, time.perf_counter() - self.history.seconds
-        for step, batch in self._batches(history.steps):
+        for step, batch in self.supply.from_step(history.steps, self.order_seed):
             if step >= steps or history.stopped_early:
                 break
             self.last_loss = self._step(batch)
@@ -256,6 +254,8 @@ class Trainer:
             if checkpoint is not None and (save or history.stopped_early):
                 checkpoint.save()
                 history.stopped_early |= self._tell(Callback.on_checkpoint)
+            if last or history.stopped_early:  # before another batch is read
+                break
         # An evaluation beside the others is no part of the file, for a longer run has none here.
         if self.validation is not None and history.steps % self.evaluate_every and not history.stopped_early:
             self._evaluate(patience)
@@ -274,23 +274,6 @@ class Trainer:
             wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
         self._train_mode(True)
         return any(wishes)
-
-    def _batches(self, first: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""
-        num_data = self.layout.count(self.data)
-        if self.batch_size == num_data:
-            for step in itertools.count(first):
-                yield step, self.data
-        per_epoch = math.ceil(num_data / self.batch_size)
-        generator, order, epoch = torch.Generator(), None, -1
-        for step in itertools.count(first):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator.manual_seed(self.order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator)
-            assert order is not None
-            at = step % per_epoch * self.batch_size
-            yield step, self.layout.take(self.data, order[at : at + self.batch_size])
 
     def _step(self, batch: tuple[Any, ...]) -> Tensor:
         def closure() -> Tensor:

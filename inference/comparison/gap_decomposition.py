@@ -28,10 +28,11 @@ from inference.comparison.refitting import (
     refit_columns,
 )
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
+from inference.core.call import Call, check_same_call
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
+from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks
 from inference.core.run import Program
 from inference.core.seeding import block_seed, seeded
@@ -210,6 +211,7 @@ def gap(
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
+    check_same_call(call, (num_samples, restarts, max_steps, level, seed))
     blocks = row_blocks(call, num_samples)
     layout = blocks[0].probe().layout
     check_takes_all(layout)
@@ -288,12 +290,15 @@ def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[s
 
 def _elbo(blocks: RowBlocks, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
-    values = []
+    group = ranks()
+    seed = group.agreed(seed)
+
+    def compute(i: int) -> Tensor:
+        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
+            return evaluations(blocks[i], num_samples)
+
     with refuse_batch_dependence(*blocks.call.programs):
-        for i in range(len(blocks)):
-            with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-                values.append(evaluations(blocks[i], num_samples))
-    return mean_and_error(torch.cat(values, -1))
+        return mean_and_error(torch.cat(list(group.in_turn(len(blocks), compute)), -1))
 
 
 def _amortised(call: Call) -> bool:

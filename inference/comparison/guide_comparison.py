@@ -20,11 +20,12 @@ from inference.comparison.paired_differences import principal_map
 from inference.comparison.pooled_weights import Pooled, pooled_weights
 from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
-from inference.core.call import Call
+from inference.core.call import Call, check_same_call
 from inference.core.checks import check_count, check_finite
 from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
+from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks, with_known_rows
 from inference.core.run import Program
 from inference.core.seeding import block_seed, random_state, seeded
@@ -173,6 +174,7 @@ def compare(
     _check_sizes(data, split, simulated, chunk)
     by_seed = _entries(model, guides, None if seeds is None else list(seeds), layout)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
+        check_same_call(entry.on(data[TRAIN]).own, (num_samples, seed, block, level, repr(chosen)))
         for part in data.values():
             entry.on(part).own.check()
         if simulated:
@@ -180,7 +182,8 @@ def compare(
     groups: dict[str, xr.Dataset] = {}
     num_blocks = sum(-(-_num_data(part) // block) for part in data.values())
     total = sum(map(len, by_seed.values())) * num_blocks
-    with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
+    seed, hidden = ranks().agreed(seed), not (progress and ranks().first)
+    with seeded(seed), tqdm(total=total, disable=hidden, desc="compare", unit="block") as bar:
         for name, part in data.items():
             measured = []
             for entries in by_seed.values():
@@ -282,18 +285,20 @@ def _no_program() -> None:
     """The model of a call whose arguments alone are wanted."""
 
 
-Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
+Block = tuple[dict[str, dict[str, Tensor]], dict[str, Evidence]]
 
 
 def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block]:
     """Everything per data point, block by block; each of several has a seed of its own."""
     if len(parts) == 1:
         return [_measure(entries, parts[0], **settings)]
-    seed, blocks = int(torch.randint(2**31, ())), list[Block]()
-    for i in range(len(parts)):
+    seed = int(torch.randint(2**31, ()))
+
+    def compute(i: int) -> Block:
         with random_state(block_seed(seed, i)):
-            blocks.append(_measure(entries, parts[i], **settings))
-    return blocks
+            return _measure(entries, parts[i], **settings)
+
+    return list(ranks().in_turn(len(parts), compute))
 
 
 def _measure(
@@ -306,17 +311,16 @@ def _measure(
     method: Method | None,
     bar: Any,
 ) -> Block:
-    """Everything per data point of a block: columns by the guide's name, evidence by the model's identity."""
+    """Everything per data point of a block: columns, and the evidence of its model, by the guide's name."""
     by_model = dict[int, dict[str, Entry]]()
     for name, entry in entries.items():
         by_model.setdefault(id(entry.own.model), {})[name] = entry.on(block)
-    truths, columns = dict[int, Evidence](), dict[str, dict[str, Tensor]]()
-    for model_id, group in by_model.items():
+    truths, columns = dict[str, Evidence](), dict[str, dict[str, Tensor]]()
+    for group in by_model.values():
         pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
-        truths[model_id], contradicted = _confronted(
-            _reference(group[pooled.best], pooled, method, level), pooled, level
-        )
-        columns |= {name: _per_datum(weights, truths[model_id], contradicted) for name, weights in pooled.own.items()}
+        truth, contradicted = _confronted(_reference(group[pooled.best], pooled, method, level), pooled, level)
+        truths |= dict.fromkeys(group, truth)
+        columns |= {name: _per_datum(weights, truth, contradicted) for name, weights in pooled.own.items()}
         bar.update(len(group))
     return columns, truths
 
@@ -325,12 +329,11 @@ def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     """The blocks of one seed side by side, with the mean evidence over all of them."""
     import xarray as xr
 
-    truths = {key: concatenate([truth[key] for _, truth in blocks]) for key in blocks[0][1]}
+    own = [concatenate([truths[name] for _, truths in blocks]) for name in entries]
     variables: dict[str, Any] = {}
     for key in next(iter(blocks[0][0].values())):
         rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in entries]
         variables[key] = (("guide", "datum"), torch.stack(rows).numpy())
-    own = [truths[id(entry.own.model)] for entry in entries.values()]
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
     for i, end in enumerate(("", "_lower", "_upper")):

@@ -18,6 +18,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
+from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks
 from inference.core.run import Program
 from inference.core.seeding import block_seed, random_state, seeded
@@ -188,12 +189,17 @@ def refit_columns(
     with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
         blocks = RowBlocks(own, None) if shared else row_blocks(own, _MORE * num_samples)
-        found = []
-        for i in tqdm(range(len(blocks)), disable=not progress, desc="refit", unit="block"):
+        group = ranks()
+        seed = group.agreed(seed)
+
+        def compute(i: int) -> dict[str, Tensor]:
             with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-                found.append(_refit_block(blocks[i], num_samples, restarts, max_steps, tolerance))
-    names = [name for name in found[0] if with_point or name != "point"]
-    return {name: torch.cat([part[name] for part in found]) for name in names}
+                part = _refit_block(blocks[i], num_samples, restarts, max_steps, tolerance)
+            return {name: column for name, column in part.items() if with_point or name != "point"}
+
+        hidden = not (progress and group.first)
+        found = list(tqdm(group.in_turn(len(blocks), compute), total=len(blocks), disable=hidden, desc="refit"))
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
 def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:

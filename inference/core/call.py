@@ -24,11 +24,13 @@ from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.manners import Manners, check_once, manners_of, remember_as, remembered
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsRows
+from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
 from inference.core.sources import Column, as_arguments
+from inference.core.storage import tensor_digest
 
 _SINGLE = Manners(Single(), Single())
 
@@ -313,6 +315,23 @@ class Call:
         """The call with its data in float64."""
         args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
         return replace(self, args=args, kwargs=kwargs, doubles=False)
+
+
+def check_same_call(call: Call, settings: Any) -> None:
+    """Check that all ranks make one call: with the same settings, halves and, as far as the first rows tell, data.
+
+    Raises:
+        ValueError: On all ranks, if not.
+    """
+    group = ranks()
+    if group.size == 1:
+        return
+    rows = call if call.whole or call.num_rows is None else call.rows(slice(0, 1))
+    halves = {name: tensor_digest(t) for m in modules_of(*call.programs) for name, t in m.state_dict().items()}
+    data = [tensor_digest(leaf) for leaf in tree_leaves((rows.args, dict(rows.kwargs))) if isinstance(leaf, Tensor)]
+    for what, value in (("settings", repr(settings)), ("number of rows", call.num_rows), ("first row", data)):
+        group.check_same(value, what)
+    group.check_same(halves, "parameters")
 
 
 def num_rows(values: list[Any]) -> int:

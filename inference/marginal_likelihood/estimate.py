@@ -12,13 +12,14 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call
+from inference.core.call import Call, check_same_call
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
+from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks, RowsNotFollowed
 from inference.core.run import Program
 from inference.core.seeding import block_seed, seeded
@@ -176,16 +177,25 @@ def evidence_of_call(
     if call.stated_rows is not None:
         _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
-    blocks = _Blocks(problem, block)
+    blocks, group = _Blocks(problem, block), ranks()
+    settings = {"method": method, "seed": seed, "block": block, "tolerance": tolerance}
+    check_same_call(call, settings)
+    seed = group.agreed(seed)
+
+    def estimate(i: int) -> Evidence:
+        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
+            return _estimate(method, blocks[i], tolerance, deadline)
+
+    checkpoint = checkpoint if group.first else None
     with locked(checkpoint):
-        settings = {"method": method, "seed": seed, "block": block, "tolerance": tolerance}
         parts = Blocks(checkpoint, problem, blocks[0], settings)
+        parts.done = group.of_first(lambda: parts.done)
+        begun, hidden = len(parts.done), not (progress and group.first) or len(blocks) == 1
         try:
-            for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
-                if i < len(parts.done):
-                    continue
-                with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-                    parts.add(_estimate(method, blocks[i], tolerance, deadline))
+            with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
+                for part in group.in_turn(len(blocks), estimate, begun):
+                    parts.add(part)
+                    bar.update()
         finally:
             parts.write()
     return concatenate(parts.done)

@@ -19,6 +19,7 @@ from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.files import locked
 from inference.core.handlers import local_params
+from inference.core.ranks import ranks
 from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
 from inference.core.sources import Column, as_arguments, opened
@@ -130,8 +131,9 @@ def fit(
     for batch in (data, validation):
         if batch is not None:
             check_arguments(programs, batch, {}, missing=missing)
-    objective = ELBO() if objective is None else objective
-    with locked(checkpoint), seeded(seed), local_params(), laid_out(objective, plate, whole):
+    objective, group = ELBO() if objective is None else objective, ranks()
+    checkpoint = checkpoint if group.first else None
+    with locked(checkpoint), seeded(group.agreed(seed)), local_params(), laid_out(objective, plate, whole):
         order_seed = int(torch.randint(2**31, ()))
         call = Call(model, guide, plate=getattr(objective, "plate", plate), whole=whole)
         supply: Supply
@@ -144,9 +146,9 @@ def fit(
         trainer = Trainer(model, guide, supply, validation, objective, seed, order_seed=order_seed)
         trainer.callbacks = callbacks
         trainer.prepare(optimizer, scheduler, evaluate_every)
+        trainer.share()
         file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
-        if file is not None:
-            file.load(steps, patience)
+        trainer.resume(file, steps, patience)
         return trainer.run(steps, patience, file, checkpoint_every, progress)
 
 

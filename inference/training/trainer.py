@@ -22,6 +22,7 @@ from inference.core.fingerprint import described
 from inference.core.handlers import LocalParams
 from inference.core.memory import at_once
 from inference.core.module import Module
+from inference.core.ranks import alone, ranks
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
@@ -29,6 +30,7 @@ from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
+from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 _FLUSH_EVERY = 50
 _VALIDATION_BATCH = 4096
 _VALIDATION_SEED = 0
+
+# Rows by which ranks compare their data.
+_COMPARED = 16
 
 
 @dataclass(kw_only=True)
@@ -96,7 +101,9 @@ class History:
         return ax
 
 
-def trainable_parameters(model: Program, guide: Program, loss: PairLoss, batch: tuple[Any, ...]) -> list[Tensor]:
+def trainable_parameters(
+    model: Program, guide: Program, loss: PairLoss | SharedLoss, batch: tuple[Any, ...]
+) -> list[Tensor]:
     """Every trainable tensor of a pair once: modules' parameters, and what functions name in param statements.
 
     Args:
@@ -168,7 +175,7 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
         self.supply, self.validation, self.layout = supply, validation, supply.layout
-        self.loss = PairLoss(objective, model, guide, self.layout.count)
+        self.loss: PairLoss | SharedLoss = PairLoss(objective, model, guide, self.layout.count)
         self.modules = modules_of(model, guide)
         self.history = History()
         self.order_seed = order_seed
@@ -199,6 +206,35 @@ class Trainer:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
 
+    def share(self) -> None:
+        """Compute with the other ranks: begin where the first one does, and take a share of each batch.
+
+        Raises:
+            ValueError: If the ranks have other data, or as :class:`inference.training.shares.SharedLoss`.
+        """
+        group = ranks()
+        if group.size == 1 or isinstance(self.loss, SharedLoss):
+            return
+        group.check_same(described(list(self.layout.take(self.supply.first, slice(0, _COMPARED)))), "data")
+        group.copy_first(self.tensors())
+        self.loss = SharedLoss(self.loss, self.layout, group, self.supply.first, self.modules)
+
+    def resume(self, checkpoint: Checkpoint | None, steps: int, patience: int | None) -> None:
+        """Go on from the first rank's checkpoint, if there is one, on all ranks."""
+        group = ranks()
+        saved = group.of_first(lambda: self._resumed(checkpoint, steps, patience))
+        if saved is not None and not group.first:
+            state, self.history, self.order_seed = saved
+            self.restore(state)
+
+    def _resumed(
+        self, checkpoint: Checkpoint | None, steps: int, patience: int | None
+    ) -> tuple[State, History, int] | None:
+        if checkpoint is None:
+            return None
+        checkpoint.load(steps, patience)
+        return self.state(), self.history, self.order_seed
+
     def run(
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, progress: bool
     ) -> History:
@@ -214,7 +250,8 @@ class Trainer:
         self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
         self._train_mode(True)
         try:
-            with tqdm(total=steps, initial=self.history.steps, disable=not progress, desc="fit", unit="step") as bar:
+            hidden = not (progress and ranks().first)
+            with tqdm(total=steps, initial=self.history.steps, disable=hidden, desc="fit", unit="step") as bar:
                 self._take_steps(steps, patience, checkpoint, checkpoint_every, bar)
         except BaseException as error:
             self._fall_back(error)
@@ -267,10 +304,14 @@ class Trainer:
         """Call a hook of all callbacks; whether one wants to stop."""
         if not self.callbacks or self.last_loss is None:
             return False
+        return ranks().of_first(lambda: self._wishes(hook))
+
+    def _wishes(self, hook: Callable[[Any, Moment], Any]) -> bool:
+        assert self.last_loss is not None
         steps = self.history.steps + len(self.pending)
         now = Moment(model=self.model, guide=self.guide, step=steps, history=self.history, last_loss=self.last_loss)
         self._train_mode(False)
-        with random_state(None):  # the run goes on as without
+        with random_state(None), alone():  # the run goes on as without
             wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
         self._train_mode(True)
         return any(wishes)

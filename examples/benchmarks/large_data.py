@@ -21,12 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import machine
+from timing import machine, parse_with_smoke
 
 from guides import MeanField
 from inference import AnalyticKLELBO, Callback, Importance, evidence, fit
 from zoo import LinearVAE
 
+SMOKE = {"rows": [300, 600], "ranks": [1], "gigabytes": 0.002, "steps": 2, "samples": 2}
 DIM, LATENT, BATCH, BLOCK = 784, 8, 256, 2048
 
 
@@ -155,8 +156,9 @@ def table(title, rows, lines):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    rows = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="of each column")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="for training and evidence")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the largest file, measured on one rank")
     parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--samples", type=int, default=4, help="of the evidence, for each row")
@@ -164,7 +166,7 @@ def main(argv=None):
     for hidden in ("--case", "--file"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    options = parse_with_smoke(parser, argv, SMOKE)
     if options.case:
         run_case(options)
         return {}

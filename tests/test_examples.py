@@ -44,7 +44,12 @@ BENCHMARKS = (
     "benchmarks/ppca_fit.py",
     "benchmarks/svi_step.py",
 )
-PROTOCOLS = ("benchmarks/coverage.py", "benchmarks/gap_coverage.py", "benchmarks/nested_sampling.py")
+PROTOCOLS = (
+    "benchmarks/coverage.py",
+    "benchmarks/gap_coverage.py",
+    "benchmarks/large_data.py",
+    "benchmarks/nested_sampling.py",
+)
 HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
 
 

@@ -21,6 +21,7 @@ from inference.core.fingerprint import described, say_differences
 from inference.core.seeding import random_states, set_random_states
 from inference.training.callbacks import Callback
 from inference.training.graphs import Replay, flat_graph, own_memory, scripted
+from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
@@ -140,6 +141,10 @@ class Capture:
 
     def _obstacle(self) -> str:
         """Why no step can be captured; empty where nothing speaks against it."""
+        if isinstance(self._trainer.loss, SharedLoss):
+            return "several ranks share each batch"
+        if not self._trainer.supply.can_be_repeated:
+            return "an IterableDataset gives its batches once, and what a graph took in vain is taken again"
         if not self._trainer.loss.is_differentiable:
             return f"{type(self._trainer.objective).__name__} has only loss_and_grads"
         if any(_is_foreign(callback) for callback in self._trainer.callbacks):

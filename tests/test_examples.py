@@ -317,7 +317,8 @@ def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsy
     first = next(iter(tables.values()))[0]
     assert [row[5] for row in first.values()] == [8.461, 7.155]
     assert min(row[6] for row in first.values()) > 0
-    assert "amortisation is below one nat up to gamma^2 = 10^nan" in printed  # after three steps
+    assert "amortisation is below one nat at none of these precisions" in printed  # after three steps
+    assert f"the gap is {first[5.0][0]:.4f}" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["elbo_gap_vs_gamma.png"]
 
 
@@ -387,23 +388,27 @@ def test_linear_vae_landscape_finds_the_thresholds_at_the_eigenvalues(run, tmp_p
     assert {path.suffix for path in tmp_path.iterdir()} == {".png"}
 
 
-def test_self_consistency_prints_a_row_a_precision_beside_the_papers(run, tmp_path, capsys):
+def test_self_consistency_prints_a_row_a_precision_and_the_slopes(run, tmp_path, capsys):
     rows = run("self_consistency.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
     assert list(rows) == [10.0, 1000.0]
-    for values, paper in zip(rows.values(), ("(0.011)", "(4.5e-05)"), strict=True):
+    for values, paper in zip(rows.values(), ("(1.08)", "(0.999)"), strict=True):
         assert values.shape == (2, 3)  # seeds; squared error, variance, ratio to the formula
         assert bool((values > 0).all())
-        assert f"{values[:, 0].median():.3g} {paper}" in printed
+        assert f"{values[:, 2].median():.3g} {paper}" in printed
+    first, last = (rows[g][:, 1].median() for g in (10.0, 1000.0))
+    assert f"sigma^2 {float((last / first).log()) / math.log(100):.2f}; theory -2" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["self_consistency.png"]
 
 
 def test_moebius_identifiability_measures_both_kinds_of_maps(run, tmp_path, capsys):
     rows, broken, correlation = run("moebius_identifiability.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert [row.shape for row in rows.values()] == [(2, 3), (2, 3)]  # maps; contrast of the mixing, MCC, of the decoder
+    # maps; contrast of the mixing, MCC, contrast of the decoder, MCC by batches
+    assert [row.shape for row in rows.values()] == [(2, 4), (2, 4)]
+    assert rows[10.0][:, 3].tolist() == pytest.approx(rows[10.0][:, 1].tolist())  # twenty data are one batch
     assert max(row[:, 0].max() for row in rows.values()) < 1e-12  # Moebius maps are conformal
-    assert broken.shape == (6, 3)
+    assert broken.shape == (6, 4)
     assert broken[:, 0].min() > 1e-3
     assert correlation == pytest.approx(np.corrcoef(np.log(broken[:, 0]), broken[:, 1])[0, 1])
     assert f"{correlation:.3f} (paper -0.507)" in printed

@@ -1,7 +1,7 @@
 """Every claim of four papers decided by a run: reproduced, differs, refuted or not decided, with the numbers.
 
 The same as ``elbozoo reproduce``: results are kept one by one in the folder, so that a second call goes on, and a page
-of all verdicts is written as Markdown and HTML.
+of all verdicts is written as Markdown and HTML. With --smoke one claim is run, of a second.
 
     python examples/reproduce.py --fast
     python examples/reproduce.py --only lucas

@@ -26,6 +26,9 @@ SCRIPTS = (
     "elbo_gap.py",
     "elbo_gap_vs_gamma.py",
     "estimator_scorecard.py",
+    "gap_against_collapse.py",
+    "gap_along_training.py",
+    "guides_on_one_decoder.py",
     "evidence_bracket.py",
     "linear_vae_landscape.py",
     "moebius_identifiability.py",
@@ -33,6 +36,7 @@ SCRIPTS = (
     "pretrained_pairs.py",
     "pyro_workflow.py",
     "rate_distortion.py",
+    "reproduce.py",
     "self_consistency.py",
     "sprites.py",
     "training_choices.py",
@@ -496,6 +500,52 @@ def test_nested_sampling_agrees_with_the_evidence(run, capsys):
     assert len(rows) == 2
     assert all(abs(row[-1]) < 4 for row in rows)
     assert "within two standard errors of both together" in capsys.readouterr().out
+
+
+def test_reproduce_is_the_command_under_another_name(run, tmp_path, capsys):
+    assert run("reproduce.py", "--out", str(tmp_path)) == 0
+    assert "alemi-tight-bounds  reproduced" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"rows", "claims.md", "claims.html"}
+
+
+def test_gap_along_training_splits_the_gap_and_goes_on(run, tmp_path, capsys):
+    tables = run("gap_along_training.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert list(tables) == [f"{kind}, sigma^2 from {var}" for kind in ("linear", "deep") for var in (30, 1)]
+    for name, rows in tables.items():
+        assert [row[0] for row in rows] == [0, 1]
+        for _, log_p, elbo, error, approximation, amortisation, predicted, alive, _ in rows:
+            assert log_p - elbo == pytest.approx(approximation + amortisation, abs=1e-6)
+            assert approximation > -4 * error - 1e-9
+            assert predicted > 0
+            assert alive in (0, 1, 2)
+            if name.startswith("linear"):
+                assert approximation == pytest.approx(predicted, abs=1e-6)  # exact there
+        assert f"{name}: ends at log p {rows[-1][1]:.3f}" in printed
+    assert run("gap_along_training.py", "--resume", "--out", str(tmp_path)) == tables
+    assert "fit" not in capsys.readouterr().err  # nothing is trained twice
+    assert {path.name for path in tmp_path.iterdir()} == {"rows", "gap_along_training.png"}
+
+
+def test_gap_against_collapse_prints_every_noise_and_concludes(run, tmp_path, capsys):
+    rows = run("gap_against_collapse.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert [row[0] for row in rows] == [30.0, 1.0]
+    assert all(gap > -4 * error for _, _, gap, error, *_ in rows)
+    assert f"the best model, log p {max(row[1] for row in rows):.2f}" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"rows", "gap_against_collapse.png"}
+
+
+def test_guides_on_one_decoder_finds_the_families_in_order(run, tmp_path, capsys):
+    tables, grid = run("guides_on_one_decoder.py", "--out", str(tmp_path))
+    printed = capsys.readouterr().out
+    found = tables[1.0]
+    assert found["contrast"] == pytest.approx(0.5 * math.log(2))  # of the shear alone: the nonlinearity scales columns
+    assert found["mean field"][0] == pytest.approx(found["predicted"], rel=0.2)
+    assert found["full rank"][0] < found["mean field"][0]
+    assert grid[4, 20][0] > 0
+    assert f"predicted {found['predicted']:.3f}; a full covariance leaves" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"rows", "guides_on_one_decoder.png"}
 
 
 def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):

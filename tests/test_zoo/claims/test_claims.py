@@ -110,13 +110,15 @@ def test_results_are_kept_and_those_of_other_settings_are_not_taken(tmp_path):
 
 
 def test_a_run_that_fails_or_is_interrupted_leaves_the_others(tmp_path, capsys):
-    def fail(settings):
+    def fail(_):
         raise ValueError("no such thing")
 
-    def stop(settings):
+    def stop(_):
         raise KeyboardInterrupt
 
-    claims = [replace(ONE, name=name, run=run) for name, run in (("a", fail), ("b", ONE.run), ("c", stop), ("d", ONE.run))]
+    claims = [
+        replace(ONE, name=name, run=run) for name, run in (("a", fail), ("b", ONE.run), ("c", stop), ("d", ONE.run))
+    ]
     rows = run_claims(claims, Settings(), tmp_path, progress=False)
     assert [row.verdict for row in rows] == [UNDECIDED, REPRODUCED, UNDECIDED, UNDECIDED]
     assert rows[0].note == "the run failed: ValueError: no such thing"
@@ -130,7 +132,10 @@ def test_the_page_has_a_row_a_claim_with_number_verdict_and_command(tmp_path):
     rows = run_claims([ONE, slow, replace(ONE, name="none", run=None, reason="no data")], Settings(fast=True), tmp_path)
     text = markdown(rows, Settings(fast=True))
     assert "1 of 3 claims are decided: 1 reproduced, 0 differs, 0 refuted, 2 not decided." in text
-    assert "| Two is two | not recoverable | two 2 [2 ± 1.0e-09] | **reproduced** | `elbozoo reproduce --only one` |" in text
+    assert (
+        "| Two is two | not recoverable | two 2 [2 ± 1.0e-09] | **reproduced** | `elbozoo reproduce --only one` |"
+        in text
+    )
     assert "| a \\| b | not recoverable | left out by --fast | **not decided** |" in text
     assert "no data" in text
     assert "<td>reproduced</td>" in as_html(rows, Settings())

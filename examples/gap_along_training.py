@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from _common import cosine_decay, example_parser, finish, kept, panels, parse_with_presets, save, table_line
 
@@ -140,16 +141,16 @@ def draw(tables):
     figure, axes = panels(2, len(tables), size=(3.5 * len(tables), 6), sharex=True)
     upper, lower = axes[: len(tables)], axes[len(tables) :]
     for top, bottom, (name, rows) in zip(upper, lower, tables.items(), strict=True):
-        values = torch.tensor(rows, dtype=torch.float64)
-        step = values[:, 0].clamp(min=1)
+        values = np.array(rows)
+        step = values[:, 0].clip(min=1)
         top.plot(step, values[:, 1], "k-", label="log p")
         top.plot(step, values[:, 2], "C0o--", markersize=3, label="ELBO")
         top.set(xscale="log", title=name)
-        bottom.stackplot(step, values[:, 4].clamp(min=0), values[:, 5].clamp(min=0), colors=("C1", "C2"), alpha=0.6)
+        bottom.stackplot(step, values[:, 4].clip(min=0), values[:, 5].clip(min=0), colors=("C1", "C2"), alpha=0.6)
         bottom.plot(step, values[:, 6], "k:", label="predicted approximation")
         bottom.fill_between([], [], color="C1", alpha=0.6, label="approximation")
         bottom.fill_between([], [], color="C2", alpha=0.6, label="amortisation")
-        bottom.set(xlabel="step", yscale="symlog")
+        bottom.set(xlabel="step")
         bottom.set_yscale("symlog", linthresh=0.1)
         bottom.set_ylim(0, None)
         alive = bottom.twinx()

@@ -193,7 +193,8 @@ def test_posterior_collapse_prints_a_row_a_run_and_draws_the_curves(run, tmp_pat
     for kind in ("deep", "linear"):
         live = torch.cat([values[:, 5:] for name, values in rows.items() if name.startswith(kind)])
         assert f"{kind}: as many latents live as predicted in {int((live[:, 0] == live[:, 1]).sum())} of 4" in printed
-    assert {path.name for path in tmp_path.iterdir()} == {"collapse_deep.png", "collapse_linear.png", "alive.png"}
+    made = {"rows", "collapse_deep.png", "collapse_linear.png", "alive.png"}
+    assert {path.name for path in tmp_path.iterdir()} == made
 
 
 def test_the_collapsed_linear_vae_keeps_what_the_spectrum_predicts(run, capsys, tmp_path):

@@ -1,7 +1,7 @@
 """The claims of four papers, what is run for each, and the verdict that follows from the numbers."""
 
 from zoo.claims.claim import VERDICTS, Claim, Measured, Settings
-from zoo.claims.page import as_html, markdown, summary
+from zoo.claims.page import as_html, markdown, verdict_counts
 from zoo.claims.registry import all_claims, chosen_claims
 from zoo.claims.running import Row, run_claims
 
@@ -16,5 +16,5 @@ __all__ = [
     "chosen_claims",
     "markdown",
     "run_claims",
-    "summary",
+    "verdict_counts",
 ]

@@ -24,7 +24,7 @@ never its numbers."""
 
 def markdown(rows: Sequence[Row], settings: Settings) -> str:
     """The page as Markdown."""
-    lines = ["# Claims of the papers", "", _INTRODUCTION, "", summary(rows), "", _produced(settings), ""]
+    lines = ["# Claims of the papers", "", _INTRODUCTION, "", verdict_counts(rows), "", _produced(settings), ""]
     for paper in dict.fromkeys(row.claim.paper for row in rows):
         lines += [f"## {paper}", "", _line(_HEADS), _line(["---"] * len(_HEADS))]
         lines += [_line(cells(row, settings)) for row in rows if row.claim.paper == paper]
@@ -34,7 +34,7 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
 
 def as_html(rows: Sequence[Row], settings: Settings) -> str:
     """The page as one HTML file."""
-    paragraphs = (_INTRODUCTION.replace("*", ""), summary(rows), _produced(settings).replace("`", ""))
+    paragraphs = (_INTRODUCTION.replace("*", ""), verdict_counts(rows), _produced(settings).replace("`", ""))
     body = ["<h1>Claims of the papers</h1>", *(f"<p>{html.escape(text)}</p>" for text in paragraphs)]
     for paper in dict.fromkeys(row.claim.paper for row in rows):
         body += [f"<h2>{html.escape(paper)}</h2>", "<table>", _html_line(_HEADS, "th")]
@@ -43,7 +43,7 @@ def as_html(rows: Sequence[Row], settings: Settings) -> str:
     return _PAGE.format(body="\n".join(body))
 
 
-def summary(rows: Sequence[Row]) -> str:
+def verdict_counts(rows: Sequence[Row]) -> str:
     """How many rows have which verdict."""
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
     decided = len(rows) - counts[UNDECIDED]

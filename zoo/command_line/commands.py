@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inference import Gap, compare, evidence, gap, load_pair, save_comparison, save_pair, table
 from inference.core.checks import check_count
 from inference.core.storage import atomic_path
-from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, summary
+from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, verdict_counts
 from zoo.claims.page import shown
 from zoo.command_line.building import build, train
 from zoo.command_line.report import write_report
@@ -155,7 +155,7 @@ def run_reproduce(args: argparse.Namespace) -> None:
         print(f"{row.claim.name:{width}s}{row.verdict:14s}{row.note}".rstrip())
         for one in row.measured:
             print(f"{'':{width}s}{shown(one)}")
-    print(f"\n{summary(rows)}\nwrote {args.out / 'claims.md'} and {args.out / 'claims.html'}")
+    print(f"\n{verdict_counts(rows)}\nwrote {args.out / 'claims.md'} and {args.out / 'claims.html'}")
 
 
 def _pair_and_rows(args: argparse.Namespace) -> tuple[Found, Tensor]:

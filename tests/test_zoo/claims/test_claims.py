@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from zoo.claims import VERDICTS, Claim, Measured, Settings, all_claims, chosen_claims, markdown, run_claims, summary
+from zoo.claims import (
+    VERDICTS,
+    Claim,
+    Measured,
+    Settings,
+    all_claims,
+    chosen_claims,
+    markdown,
+    run_claims,
+    verdict_counts,
+)
 from zoo.claims.claim import DIFFERS, REFUTED, REPRODUCED, UNDECIDED, at_least, at_most, close
 from zoo.claims.page import as_html, shown
 from zoo.command_line import main
@@ -141,7 +151,7 @@ def test_the_page_has_a_row_a_claim_with_number_verdict_and_command(tmp_path):
     assert "<td>reproduced</td>" in as_html(rows, Settings())
     assert shown(Measured(name="x", value=3.0, error=0.25, lower=2.0)) == "x 3 ± 0.25 [≥ 2]"
     assert shown(Measured(name="x", value=1.0, upper=0.5)) == "x 1 [≤ 0.5] (outside)"
-    assert "claims are decided" in summary(rows)
+    assert "claims are decided" in verdict_counts(rows)
 
 
 def test_the_command_runs_writes_and_goes_on(tmp_path, capsys):
@@ -156,7 +166,7 @@ def test_the_command_runs_writes_and_goes_on(tmp_path, capsys):
     assert main(["reproduce", "--only", "elephant", "--out", str(tmp_path)]) == 1
 
 
-def test_the_committed_page_has_every_claim_and_its_counts_are_its_own():
+def test_the_committed_page_has_every_claim_and_its_own_counts():
     text = PAGE.read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ") and "**" in line]
     assert len(rows) == len(all_claims())

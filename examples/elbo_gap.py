@@ -36,7 +36,7 @@ GUIDES = {
 MODELS = ("ppca", "linear_vae", "deep_vae", "ima_vae")
 INDEPENDENT = ("tied", "linear", "mean_field")  # guides with independent coordinates, whose gap is predicted
 SMOKE = {"steps": 30, "latent_dim": 2, "rows": 2, "refit_steps": 5}
-WIDTHS = (31, 26, 26, 11, 27)
+WIDTHS = (30, 26, 25, 10, 26)
 LEGEND = """
 log p >= ELBO, so gap = log p - ELBO >= 0; gap = approximation + amortisation.
 approximation: left by the best guide of this family that a refit of each row found; a better one would move nats from
@@ -175,7 +175,7 @@ def run_all(pairs, data, args):
 def line(name, texts):
     """A line of the table."""
     first, *rest = texts
-    return table_line(name, [first], first=25, width=9) + "".join(f"{text:>{w}s}" for text, w in zip(rest, WIDTHS))
+    return table_line(name, [first], first=25, width=9) + "".join(f" {text:>{w}s}" for text, w in zip(rest, WIDTHS))
 
 
 def main(argv=None):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 from nested_sampling import digits_pair
-from timing import add_threads, benchmark_parser, interleaved, machine, report
+from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
 
 from inference import Annealed, Quadrature, evidence
 
 METHODS = ("adaptive", "auto", "bridge", "importance", "smoothed", "defensive", "laplace")
+SMOKE = {"repeats": 1, "data": 2, "steps": 10, "temperatures": 10, "tolerances": [1e-2], "latent_dims": [4, 1]}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--temperatures", type=int, default=1000, help="of annealing")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-7, 1e-4, 1e-2], help="of quadrature")
     parser.add_argument("--latent-dims", type=int, nargs=2, default=[8, 3], help="K of either table")
-    args = parser.parse_args(argv)
+    args = parse_with_smoke(parser, argv, SMOKE)
     torch.set_num_threads(args.threads)
     print(machine())
     high, low = args.latent_dims

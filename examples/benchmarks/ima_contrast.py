@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timing import benchmark_parser, interleaved, machine, report
+from timing import benchmark_parser, interleaved, machine, parse_with_smoke, report
 from torch import Tensor, nn
 from torch.func import jacrev
 
@@ -25,6 +25,7 @@ from inference import column_contrast, local_ima_contrast
 
 LATENT_DIM, DATA_DIM, HIDDEN = 20, 50, (64, 64)
 TARGET = 50  # times faster than the loop over torch.autograd.functional.jacobian
+SMOKE = {"points": 40, "subset": 4, "repeats": 1, "memory": [20, 40]}
 OURS, LOOP = "elbozoo local_ima_contrast", "loop, autograd jacobian"
 
 
@@ -86,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--subset", type=int, default=200, help="points of the loops")
     parser.add_argument("--memory", type=int, nargs=2, default=[10_000, 1_000_000], help="numbers of points")
     parser.add_argument("--peak-of", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    return parse_with_smoke(parser, argv, SMOKE)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from svi_step import LOG_2PI, NETWORKS, Decoder
-from timing import add_threads, benchmark_parser, interleaved, machine, report
+from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
 
 from guides import MeanField
 from inference import iter_log_weights, iwae, log_weights
+
+SMOKE = {"repeats": 1, "samples": 20, "chunk": 10, "data": 4}
 
 
 @torch.no_grad()
@@ -36,7 +38,7 @@ def main(argv=None):
     parser.add_argument("--data", type=int, default=64, help="number of data points")
     parser.add_argument("--samples", type=int, default=1000, help="per datum")
     parser.add_argument("--chunk", type=int, default=100, help="samples at a time")
-    args = parser.parse_args(argv)
+    args = parse_with_smoke(parser, argv, SMOKE)
     torch.set_num_threads(args.threads)
     print(machine())
     for name, (data_dim, hidden, latent_dim) in NETWORKS.items():

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from timing import add_threads, benchmark_parser
+from timing import add_threads, benchmark_parser, parse_with_smoke
 
 from zoo.linear import maximum_likelihood
 
@@ -29,6 +29,7 @@ REST = 0.2  # seconds
 BATCH_ROWS = 5000
 TARGET = 0.9  # of the time of scikit-learn
 MEMORY_LIMIT = 20  # MB
+SMOKE = {"repeats": 1, "sizes": [(2000, 24)], "streams": [(100, 24), (200, 24)]}
 
 
 def make_data(num: int, dim: int) -> NDArray[np.float64]:
@@ -109,7 +110,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=size, nargs="+", default=sizes, metavar="NxD", help="arrays to time")
     parser.add_argument("--streams", type=size, nargs=2, default=streams, metavar="NxD", help="streams to compare")
     parser.add_argument("--peak-of", type=size, help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    return parse_with_smoke(parser, argv, SMOKE)
 
 
 def main(argv: list[str] | None = None) -> None:

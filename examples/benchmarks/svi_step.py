@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from timing import add_threads, benchmark_parser, interleaved, machine, report
+from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
 from torch import nn
 
 from guides import MeanField, mlp
@@ -20,6 +20,7 @@ from inference.distributions.gaussian import DiagNormal
 from zoo import LatentVariableModel
 
 NETWORKS = {"small 64-32-8": (64, (32,), 8), "large 784-512-512-32": (784, (512, 512), 32)}
+SMOKE = {"repeats": 1, "steps": 2}
 BATCH, RATE, LOG_2PI = 256, 1e-3, math.log(2 * math.pi)
 
 
@@ -119,7 +120,7 @@ def main(argv=None):
     add_threads(parser)
     parser.add_argument("--steps", type=int, default=200, help="steps per timing")
     parser.add_argument("--device", default="cpu", help="where to train")
-    args = parser.parse_args(argv)
+    args = parse_with_smoke(parser, argv, SMOKE)
     torch.set_num_threads(args.threads)
     print(machine())
     for name, shape in NETWORKS.items():

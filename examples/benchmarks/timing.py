@@ -6,7 +6,7 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -20,6 +20,16 @@ def benchmark_parser(description: str | None, *, repeats: int = 7) -> argparse.A
     parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="turns of each candidate")
     return parser
+
+
+def parse_with_smoke(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, smoke: Mapping[str, object]
+) -> argparse.Namespace:
+    """Parse, where ``--smoke`` replaces the defaults by tiny settings that show whether the benchmark runs at all."""
+    parser.add_argument("--smoke", action="store_true", help="tiny settings, a few seconds")
+    if parser.parse_known_args(argv)[0].smoke:
+        parser.set_defaults(**smoke)
+    return parser.parse_args(argv)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -115,13 +115,13 @@ def posterior_moments(model, x):
 
 def test_nuts_samples_the_posterior(model):
     x = data_for(model, 3)
-    mcmc = MCMC(NUTS(model), num_samples=300, warmup_steps=100, disable_progbar=True)
+    mcmc = MCMC(NUTS(model), num_samples=150, warmup_steps=60, disable_progbar=True)
     mcmc.run(x)
     z, (mean, sd, kurtosis) = mcmc.get_samples()["z"], posterior_moments(model, x)
     squares = ((z - mean) / sd).square()
     mean_error = sd / effective_sample_size(z[None]).sqrt()
     squares_error = ((kurtosis - 1) / effective_sample_size(squares[None])).sqrt()
-    assert z.shape == (300, 3, model.latent_dim)
+    assert z.shape == (150, 3, model.latent_dim)
     assert largest((z.mean(0) - mean) / mean_error) < 5
     assert largest((squares.mean(0) - 1) / squares_error) < 5
 

@@ -72,7 +72,8 @@ def test_training_moves_every_parameter_and_raises_the_elbo(pair, objective):
     assert_training_raises_the_elbo(pair, train_by_fit, objective)
 
 
-@under(*OBJECTIVES, pairs=SOME)
+# For one pair: on all of them a step of one is a step of the other, as the next test has it.
+@under(*OBJECTIVES, pairs=SOME[:1])
 @pytest.mark.parametrize("train", [train_by_svi, train_by_torch])
 def test_training_by_hand_raises_the_elbo_as_well(pair, train, objective):
     assert_training_raises_the_elbo(pair, train, objective)
@@ -345,19 +346,19 @@ def reference_loss(model, guide, x):
     """Minus the ELBO summed over data, and its standard error: none where the model has the closed form."""
     if isinstance(model, SupportsExpectedLogLikelihood):
         return -AnalyticELBO().per_datum(model, guide, x).sum(), 0.0
-    value, error = elbo_per_datum(model, guide, x, num=4000)
+    value, error = elbo_per_datum(model, guide, x, num=1000)
     return -len(x) * value, len(x) * error
 
 
 @under(*objectives_that(lambda member: member.samples_elbo and member.value))
-@pytest.mark.parametrize("num_particles", [1, 400])
+@pytest.mark.parametrize("num_particles", [1, 20])
 def test_vmap_over_an_ensemble_draws_for_each_member(make_pair, objective, num_particles):
     pairs = [make_pair() for _ in range(3)]
     x = data_for(pairs[0][0])
     got = ensemble_losses([objective(num_particles=num_particles)(*pair) for pair in pairs], x)
     for loss, (model, guide) in zip(got, pairs):
-        per_datum = torch.stack([objective().per_datum(model, guide, x).detach() for _ in range(100)])
-        variance = per_datum.var(0).sum()
+        draws = objective().per_datum(model, guide, x.repeat(100, 1)).detach().reshape(100, len(x))
+        variance = draws.var(0).sum()
         expected, error = reference_loss(model, guide, x)
         assert largest(loss - expected) < 5 * math.hypot(float((variance / num_particles).sqrt()), error) + 1e-9
 

@@ -58,10 +58,6 @@ GUIDES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-# Guides whose divergence from the prior has no closed form.
-_WITHOUT_KL = (guides.Mixture, guides.StudentT, guides.Flow)
-
-
 def _with_posterior(model: nn.Module) -> Any:
     if not isinstance(model, SupportsPosterior):
         raise ValueError(f"expected a linear model for this guide, got {type(model).__name__}")
@@ -94,7 +90,7 @@ def train(pair: tuple[nn.Module, nn.Module], x: Tensor, args: argparse.Namespace
         guide,
         x,
         steps=args.steps,
-        objective=_objective(model, guide, args.steps),
+        objective=_objective(model, guide, x, args.steps),
         optimizer=partial(Adam, lr=args.learning_rate or rate),
         scheduler=partial(LambdaLR, lr_lambda=lambda step: _LAST_RATE ** (step / args.steps)),
         batch_size=min(args.batch_size, len(x)),
@@ -113,12 +109,21 @@ def _network(model: nn.Module) -> list[Tensor]:
     return [] if network is None else list(network.parameters())
 
 
-def _objective(model: nn.Module, guide: nn.Module, steps: int) -> Any:
-    objective = ELBO() if isinstance(guide, _WITHOUT_KL) else AnalyticKLELBO()
+def _objective(model: nn.Module, guide: nn.Module, x: Tensor, steps: int) -> Any:
+    objective = AnalyticKLELBO() if _has_closed_kl(model, guide, x[:1]) else ELBO()
     if not isinstance(model, IMAVAE):
         return objective
     rising = GeometricAnnealing(math.ceil(_RISING * steps), 1.0, float(model.gamma2))
     return AnnealedPrecision(objective, rising)
+
+
+def _has_closed_kl(model: nn.Module, guide: nn.Module, x: Tensor) -> bool:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            AnalyticKLELBO().per_datum(model, guide, x)
+        except NotImplementedError:
+            return False
+    return True
 
 
 def _device(name: str) -> str:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 import scipy
+import torch
 from torch import Tensor, nn
 
 from inference import (
@@ -32,6 +33,7 @@ from inference import (
 from inference.core.checks import check_count
 from inference.core.estimates import Interval, log_mean_exp, normal_quantile
 from inference.diagnostics import collapsed
+from inference.marginal_likelihood.base.result import take_rows
 from zoo.data import Dataset
 
 # Above this k-hat an importance-weighted estimate is not reliable (Vehtari et al. 2015).
@@ -279,7 +281,8 @@ def card(
     if second is not None:
         other = evidence(model, x, guide=guide, method=second, seed=seed + 1, progress=progress)
     weights = log_weights(model, guide, x, num_samples=num_samples, seed=seed, progress=progress).double()
-    parts = gap(model, guide, x[:split], method=method, seed=seed, progress=progress).mean
+    first = take_rows(known, torch.arange(min(split, len(x))))
+    parts = gap(model, guide, x[:split], known=first, seed=seed, progress=progress).mean
     plane = rate_distortion(model, guide, x, seed=seed, progress=progress)
     shapes = pareto_k(weights).value
     second_part = next((part for key, part in parts.items() if key not in ("gap", "approximation")), None)

@@ -11,31 +11,33 @@ import scipy.integrate
 import scipy.linalg
 import scipy.stats
 import torch
+from calibrated_pairs import (
+    ACCEPT,
+    DETECT,
+    NUM,
+    SEED,
+    counts,
+    counts_guide,
+    model,
+    simulation,
+)
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
 from registry import data_for
-from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from torch.distributions import MultivariateNormal, kl_divergence
 
-from guides import Exact, FullRank, MeanField, Resampled, TiedMeanField
+from guides import Exact, Resampled, TiedMeanField
 from inference import (
     Simulation,
     c2st,
-    c2st_joint,
     c2st_per_datum,
     coverage,
     log_weights,
     pareto_k,
     posterior_error,
-    predictive,
     sbc,
     simulate,
     tarp,
 )
 from inference.calibration.simulation_based_calibration import SBC, ecdf_band
-from inference.diagnostics.accuracy import gaussian_wasserstein
-from inference.distributions.gaussian import FullNormal
 from inference.numerics.multiple_testing import holm
 from inference.plots.calibration import (
     coverage_figure,
@@ -47,64 +49,7 @@ from inference.plots.calibration import (
 from inference.plots.comparison import pareto_k_figure, save_figure
 from zoo import LinearVAE
 
-NUM, SEED = 4000, 20
-ACCEPT, DETECT = 0.01, 1e-6
-
-
-@functools.cache
-def model():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LinearVAE(5, 2, sigma=0.5).double()
-
-
-def widened(factor, shift=0.0):
-    """The exact guide with its standard deviations multiplied and its mean moved."""
-
-    def guide(x):
-        distribution = model().posterior(x)
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", FullNormal(distribution.loc + shift, factor * distribution._unbroadcasted_scale_tril))
-
-    return guide
-
-
-@functools.cache
-def simulation(factor=1.0, shift=0.0):
-    guide = Exact(model()) if (factor, shift) == (1.0, 0.0) else widened(factor, shift)
-    x = torch.zeros(1000, 5).double()
-    return simulate(model(), guide, x, num_simulations=NUM, seed=SEED, progress=False)
-
-
-# --- a pair in a user's hand: two latent sites, counts ------------------------------------------------------------
-
-
-def counts_model(x):
-    """A total and how it is shared: Poisson counts whose posterior is a Gamma and a Beta."""
-    with pyro.plate("people", len(x), dim=-1):
-        total = pyro.sample("total", dist.Gamma(torch.tensor(4.0), 0.5))
-        share = pyro.sample("share", dist.Beta(torch.tensor(2.0), 3.0))
-        rates = torch.stack([total * share, total * (1 - share)], -1)
-        pyro.sample("counts", dist.Poisson(rates).to_event(1), obs=x)
-
-
-def counts_guide(x, excess=0.0):
-    with pyro.plate("people", len(x), dim=-1):
-        pyro.sample("total", dist.Gamma(4.0 + x.sum(-1), 1.5))
-        pyro.sample("share", dist.Beta(2.0 + x[:, 0] + excess, 3.0 + x[:, 1] + excess))
-
-
-def counts(guide):
-    return simulate(
-        counts_model,
-        guide,
-        torch.zeros(500, 2),
-        num_simulations=NUM,
-        plate="people",
-        quantities={"squared": lambda sites: sites["total"] ** 2 + sites["share"] ** 2},
-        seed=SEED,
-        progress=False,
-    )
+# --- a pair in a user's hand: two latent sites, counts ---------------------------------------------------
 
 
 def test_a_users_pair_with_two_latent_sites_and_counts():
@@ -178,7 +123,7 @@ def test_nested_plates_covariates_and_several_observations(chunk):
     assert scipy.stats.kstest(noise, "norm").pvalue > ACCEPT
 
 
-# --- ranks ---------------------------------------------------------------------------------------------------------
+# --- ranks -----------------------------------------------------------------------------------------------
 
 
 def test_ranks_are_uniform_for_the_exact_guide_alone():
@@ -241,7 +186,7 @@ def test_the_band_holds_whole_curves_with_its_probability(level):
     assert ((lower <= skewed) & (skewed <= upper)).all(1).mean() < 0.01
 
 
-# --- coverage ------------------------------------------------------------------------------------------------------
+# --- coverage --------------------------------------------------------------------------------------------
 
 
 def test_coverage_of_exact_and_wide_guides_is_the_known_one():
@@ -297,343 +242,7 @@ def test_coverage_where_all_intervals_hold_or_none_does():
     assert outside.upper.item() == pytest.approx(1 - 0.025 ** (1 / 200), rel=1e-9)
 
 
-# --- TARP ----------------------------------------------------------------------------------------------------------
-
-
-def test_tarp_is_an_independent_implementations():
-    source, random = simulation(1.3), np.random.default_rng(3)
-    truth, draws = source.truth.numpy(), source.draws.numpy()
-    references = random.normal(size=truth.shape)
-    scale = draws.reshape(-1, 2).std(0, ddof=1)
-    fractions = np.empty(NUM)
-    for n in range(NUM):
-        nearer = np.linalg.norm((draws[:, n] - references[n]) / scale, axis=1)
-        fractions[n] = np.mean(nearer < np.linalg.norm((truth[n] - references[n]) / scale))
-    result = tarp(source, references=torch.from_numpy(references))
-    assert (result.ranks.numpy() == np.round(99 * fractions)).all()
-    # Lemos et al. count f < alpha; between two possible fractions, j - 1 and j of 99, their curve is constant.
-    for j in range(1, 101):
-        assert result.coverage[j].item() == pytest.approx(np.mean(fractions < (j - 0.5) / 99), abs=1e-12)
-    assert (result.coverage[0].item(), result.coverage[-1].item()) == (0.0, 1.0)
-
-
-def test_tarp_accepts_the_exact_guide_and_tells_which_way_others_err():
-    exact, wide, narrow = (tarp(simulation(f)) for f in (1.0, 1.3, 1 / 1.3))
-    assert min(exact.p_value, exact.area_p_value) > ACCEPT
-    assert bool(((exact.coverage >= exact.lower) & (exact.coverage <= exact.upper)).all())
-    for bad in (wide, narrow):
-        assert max(bad.p_value, bad.area_p_value) < DETECT
-        assert not bool(((bad.coverage >= bad.lower) & (bad.coverage <= bad.upper)).all())
-    assert narrow.area < 0 < wide.area
-
-
-def test_the_area_is_the_curves():
-    result = tarp(simulation(1.3))
-    levels, excess = result.levels.numpy(), (result.coverage - result.levels).numpy()
-    upper = levels >= 0.5
-    assert result.area == pytest.approx(scipy.integrate.trapezoid(excess[upper], levels[upper]), abs=2e-4)
-    assert result.deviation == np.abs(excess).max()
-
-
-# --- what one test cannot see, another does ------------------------------------------------------------------------
-
-
-def sum_model(x):
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 0.3).to_event(1), obs=x)
-
-
-def sum_posterior(x):
-    """Mean x / 2.09 in each coordinate, variance 1 - 1 / 2.09, covariance -1 / 2.09."""
-    covariance = torch.eye(2).double() - 1 / 2.09
-    return dist.MultivariateNormal((x / 2.09).expand(len(x), 2), covariance)
-
-
-def sum_guide(x):
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", sum_posterior(x))
-
-
-def marginal_guide(x):
-    """Both marginals are the posterior's, and there is no correlation."""
-    distribution = sum_posterior(x)
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(distribution.mean, distribution.variance.sqrt()).to_event(1))
-
-
-def prior_guide(x):
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-
-
-@functools.cache
-def sums(guide):
-    x = torch.zeros(1000, 1).double()
-    return simulate(sum_model, guide, x, num_simulations=NUM, seed=SEED, progress=False)
-
-
-def test_joint_quantities_detect_wrong_correlations_of_a_guide():
-    result = sbc(sums(marginal_guide))
-    assert bool((result.ks[:2] > ACCEPT).all())
-    assert float(result.ks_adjusted[2]) < DETECT
-    assert result.worst == "log_likelihood"
-    assert tarp(sums(marginal_guide)).p_value < DETECT
-    assert tarp(sums(sum_guide)).p_value > ACCEPT
-    assert sbc(sums(sum_guide)).p_value > ACCEPT
-
-
-NOISE_VAR = 7 / 3  # for which the posterior's correlation is -0.3
-
-
-def weakly_correlated_model(x):
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), NOISE_VAR**0.5).to_event(1), obs=x)
-
-
-def guide_of_correlation(share):
-    """The posterior, with a share of its covariance of the two coordinates."""
-    var = 2 + NOISE_VAR
-    covariance = (1 - 1 / var) * torch.eye(2).double() - share / var * (1 - torch.eye(2).double())
-
-    def guide(x):
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", dist.MultivariateNormal((x / var).expand(len(x), 2), covariance))
-
-    return guide
-
-
-def test_a_missing_correlation_of_a_third_is_seen_in_1000_data():
-    covariance = torch.eye(2).double() - 1 / (2 + NOISE_VAR)
-    assert float(covariance[0, 1] / covariance[0, 0]) == pytest.approx(-0.3)
-    x, options = torch.zeros(1000, 1).double(), {"num_simulations": 1000, "progress": False}
-    for seed in range(4):
-        planted = sbc(simulate(weakly_correlated_model, guide_of_correlation(0.0), x, seed=seed, **options), seed=seed)
-        right = sbc(simulate(weakly_correlated_model, guide_of_correlation(1.0), x, seed=seed, **options), seed=seed)
-        assert planted.worst == "log_likelihood"
-        assert float(planted.ks_adjusted[2]) < 0.01
-        assert bool((planted.ks_adjusted[:2] > 0.01).all())
-        assert float(right.ks_adjusted.min()) > 0.01
-
-
-def test_the_prior_as_guide_is_detected_by_data_dependent_quantities():
-    source = sums(prior_guide)
-    assert bool((sbc(source).ks[:2] > ACCEPT).all())
-    assert tarp(source).p_value > ACCEPT
-    assert float(sbc(source).ks_adjusted[2]) < DETECT
-    assert tarp(source, references=source.data.expand(NUM, 2)).p_value < DETECT
-    exact = sums(sum_guide)
-    assert tarp(exact, references=exact.data.expand(NUM, 2)).p_value > ACCEPT
-
-
-# --- classifiers ---------------------------------------------------------------------------------------------------
-
-
-def test_c2st_is_the_bayes_rate_of_two_gaussians():
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(2000, 2, generator=generator) for _ in range(2))
-    same, apart = c2st(a, b), c2st(a, b + torch.tensor([1.0, 0.0]))
-    best = scipy.stats.norm.cdf(0.5)
-    assert abs(same.accuracy - 0.5) < 4 * same.standard_error
-    assert same.p_value > ACCEPT
-    # A network on 3200 samples comes close to the best accuracy there is, and cannot beat it.
-    assert apart.accuracy < best + 4 * apart.standard_error
-    assert apart.accuracy > best - 0.02 - 4 * apart.standard_error
-    assert apart.p_value < DETECT
-    error = math.sqrt((1 + 5 / 4) * apart.accuracy * (1 - apart.accuracy) / 4000)
-    assert apart.standard_error.item() == pytest.approx(error, rel=1e-12)
-
-
-def test_c2st_rejects_the_null_no_more_often_than_stated():
-    p_values = []
-    for seed in range(200):
-        generator = torch.Generator().manual_seed(seed)
-        a, b = (torch.randn(200, 3, generator=generator) for _ in range(2))
-        p_values.append(float(c2st(a, b, classifier=LogisticRegression(), seed=seed).p_value))
-    # The 99.9 % binomial limits of the numbers below .05 and .01; independent folds would reject at nearly .1.
-    assert sum(p < 0.05 for p in p_values) <= scipy.stats.binom.ppf(0.999, 200, 0.05)
-    assert sum(p < 0.01 for p in p_values) <= scipy.stats.binom.ppf(0.999, 200, 0.01)
-    c = torch.randn(200, 3, generator=torch.Generator().manual_seed(200)) + 0.6
-    assert c2st(a, c, classifier=LogisticRegression(), seed=0).p_value < 1e-4
-
-
-def test_c2st_of_joint_samples():
-    exact, marginal = (c2st_joint(sums(guide)) for guide in (sum_guide, marginal_guide))
-    assert abs(exact.accuracy - 0.5) < 4 * exact.standard_error
-    assert marginal.accuracy > 0.5 + 10 * marginal.standard_error
-    assert c2st_joint(sums(prior_guide)).p_value < DETECT
-
-
-def test_c2st_per_datum_against_the_exact_posterior():
-    x, classifier = data_for(model(), 6), QuadraticDiscriminantAnalysis()
-    reference = predictive(model(), Exact(model()), x, num_samples=1000, seed=1)["z"]
-    exact = predictive(model(), Exact(model()), x, num_samples=1000, seed=2)["z"]
-    wide = predictive(model(), widened(2.0), x, num_samples=1000, seed=2)["z"]
-    options = {"classifier": classifier, "progress": False}
-    right, wrong = c2st_per_datum(exact, reference, **options), c2st_per_datum(wide, reference, **options)
-    assert right.accuracy.shape == (6,)
-    assert ((right.accuracy - 0.5).abs() < 4 * right.standard_error).all()
-    # Where the densities cross, r^2 = 2 K log 2 / (1 - 1/4): chi-squared distributions of two degrees give the best
-    # accuracy.
-    crossing = 4 * math.log(2) / 0.75
-    best = 0.5 * (scipy.stats.chi2.cdf(crossing, 2) + scipy.stats.chi2.sf(crossing / 4, 2))
-    assert ((wrong.accuracy - best).abs() < 4 * wrong.standard_error + 0.005).all()
-    assert (wrong.p_value < DETECT).all()
-
-
-@pytest.mark.slow
-def test_c2st_and_errors_against_nuts():
-    x = data_for(model(), 2)
-    kernel = NUTS(model(), jit_compile=False)
-    mcmc = MCMC(kernel, num_samples=2000, warmup_steps=300, disable_progbar=True)
-    mcmc.run(x)
-    chain = mcmc.get_samples()["z"][::4]
-    exact, wide = (predictive(model(), g, x, num_samples=500, seed=2)["z"] for g in (Exact(model()), widened(2.0)))
-    right, wrong = (c2st_per_datum(draws, chain, progress=False) for draws in (exact, wide))
-    assert ((right.accuracy - 0.5).abs() < 4 * right.standard_error).all()
-    assert (wrong.p_value < 1e-4).all()
-    error = posterior_error(model(), Exact(model()), x, reference={"z": chain}, seed=0)
-    assert error.mean_error.abs().max() < 4 / math.sqrt(500)
-    assert error.log_variance_ratio.abs().max() < 4 * math.sqrt(2 / 500)
-
-
-# --- errors against a reference ------------------------------------------------------------------------------------
-
-
-def random_gaussians(num=5, dim=3):
-    means, factors = torch.randn(num, dim).double(), torch.randn(num, dim, dim).double()
-    return means, factors @ factors.mT + 0.1 * torch.eye(dim).double()
-
-
-def test_wasserstein_is_scipys():
-    (m, a), (n, b) = random_gaussians(), random_gaussians()
-    got = gaussian_wasserstein(m, a, n, b)
-    for i in range(len(m)):
-        root = scipy.linalg.sqrtm(b[i].numpy())
-        cross = scipy.linalg.sqrtm(root @ a[i].numpy() @ root).real
-        squared = (m[i] - n[i]).square().sum().item() + np.trace(a[i].numpy() + b[i].numpy() - 2 * cross)
-        assert got[i].item() == pytest.approx(math.sqrt(squared), rel=1e-9)
-
-
-def test_wasserstein_of_commuting_singular_and_equal_gaussians():
-    mean, s, t = torch.zeros(1, 2).double(), torch.tensor([[2.0, 0.0]]).double(), torch.tensor([[0.5, 1e-9]]).double()
-    got = gaussian_wasserstein(mean, torch.diag_embed(s**2), mean + 1, torch.diag_embed(t**2))
-    assert got.item() == pytest.approx(math.sqrt(2 + 1.5**2), rel=1e-9)
-    _, covariance = random_gaussians()
-    assert gaussian_wasserstein(mean[:, :1], covariance, mean[:, :1], covariance).max() < 1e-13
-
-
-@pytest.mark.parametrize("family", [MeanField, FullRank])
-def test_gaussian_guides_are_measured_in_closed_form(family):
-    x, guide = data_for(model()), family(5, 2, hidden=(8,)).double()
-    got, (q, p) = posterior_error(model(), guide, x), (guide.posterior(x), model().posterior(x))
-    full = MultivariateNormal(q.mean, q.covariance_matrix if family is FullRank else torch.diag_embed(q.variance))
-    assert got.closed_form
-    assert got.names == ("z[0]", "z[1]")
-    for estimate, pair in ((got.kl, (full, p)), (got.reverse_kl, (p, full))):
-        assert (estimate.value - kl_divergence(*pair)).abs().max() < 1e-10
-        assert estimate.standard_error.abs().max() == 0
-    assert (got.mean_error - (q.mean - p.mean) / p.variance.sqrt()).abs().max() < 1e-12
-    assert (got.log_variance_ratio - (q.variance / p.variance).log()).abs().max() < 1e-12
-    covariance = full.covariance_matrix.detach()
-    expected = gaussian_wasserstein(q.mean, covariance, p.mean, p.covariance_matrix)
-    assert (got.wasserstein - expected).abs().max() < 1e-12
-
-
-def test_the_exact_guide_has_no_error():
-    got = posterior_error(model(), Exact(model()), data_for(model()))
-    for error in (got.kl.value, got.reverse_kl.value, got.wasserstein, got.mean_error, got.log_variance_ratio):
-        assert error.abs().max() < 1e-12
-
-
-def test_monte_carlo_meets_the_closed_form():
-    x, guide = data_for(model(), 8), TiedMeanField(model())
-    exact = posterior_error(model(), guide, x)
-    samples = predictive(model(), Exact(model()), x, num_samples=20_000, seed=5)["z"]
-    evidence = model().log_evidence(x).detach()
-    options = {"reference": {"z": samples}, "num_samples": 20_000, "seed": 6}
-    got = posterior_error(model(), guide, x, log_evidence=evidence, **options)
-    assert not got.closed_form
-    for a, b in ((got.kl, exact.kl), (got.reverse_kl, exact.reverse_kl)):
-        assert ((a.value - b.value).abs() < 4 * a.standard_error).all()
-        # The twin: off by a hundredth of a nat.
-        assert ((a.value + 0.01 - b.value).abs() > 4 * a.standard_error).any()
-    assert ((got.mean_error - exact.mean_error).abs() < 4 / math.sqrt(20_000)).all()
-    assert ((got.log_variance_ratio - exact.log_variance_ratio).abs() < 4 * math.sqrt(2 / 20_000)).all()
-    assert posterior_error(model(), guide, x, **options).kl is None
-
-
-class Heavy:
-    """A model whose exact posterior is no Gaussian: a Gamma prior of Poisson counts."""
-
-    def __call__(self, x):
-        with pyro.plate("data", len(x), dim=-1):
-            rate = pyro.sample("rate", dist.Gamma(torch.full((1,), 2.0).double(), 1.0).to_event(1))
-            pyro.sample("x", dist.Poisson(rate).to_event(1), obs=x)
-
-    def posterior(self, x):
-        return dist.Gamma(2.0 + x, 2.0).to_event(1)
-
-
-def heavy_guide(x):
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("rate", dist.Gamma(1.0 + x, 1.5).to_event(1))
-
-
-def test_a_posterior_that_is_no_gaussian_is_measured_by_its_density():
-    x = torch.tensor([[1.0], [3.0], [8.0]]).double()
-    got = posterior_error(Heavy(), heavy_guide, x, num_samples=20_000, seed=0)
-    q, p = torch.distributions.Gamma(1.0 + x, 1.5), torch.distributions.Gamma(2.0 + x, 2.0)
-    assert not got.closed_form
-    for estimate, pair in ((got.kl, (q, p)), (got.reverse_kl, (p, q))):
-        assert ((estimate.value - kl_divergence(*pair)[:, 0]).abs() < 4 * estimate.standard_error).all()
-        assert (estimate.standard_error < 0.1 * estimate.value).all()
-    distance = ((q.mean - p.mean).square() + (q.stddev - p.stddev).square()).sqrt()[:, 0]
-    assert ((got.wasserstein - distance).abs() < 4 * (q.stddev + p.stddev)[:, 0] / math.sqrt(20_000)).all()
-
-
-def test_a_pair_with_several_sites_and_a_reference():
-    x = torch.tensor([[1.0, 2.0], [7.0, 3.0]])
-
-    def model(x):
-        return _as_data(counts_model)(x)
-
-    def guide(x):
-        return _as_data(functools.partial(counts_guide, excess=2.0))(x)
-
-    total, share = dist.Gamma(4.0 + x.sum(-1), 1.5), dist.Beta(2.0 + x[:, 0], 3.0 + x[:, 1])
-    reference = {"total": total.sample((20_000,)), "share": share.sample((20_000,))}
-    rates = torch.stack([reference["total"] * reference["share"], reference["total"] * (1 - reference["share"])], -1)
-    z = (reference["total"][0], reference["share"][0])
-    joint = dist.Gamma(4.0, 0.5).log_prob(z[0]) + dist.Beta(2.0, 3.0).log_prob(z[1])
-    joint = joint + dist.Poisson(rates[0]).log_prob(x).sum(-1)
-    evidence = joint - total.log_prob(z[0]) - share.log_prob(z[1])
-    got = posterior_error(model, guide, x, reference=reference, log_evidence=evidence, num_samples=20_000, seed=0)
-    wrong = torch.distributions.Beta(4.0 + x[:, 0], 5.0 + x[:, 1])
-    right = torch.distributions.Beta(2.0 + x[:, 0], 3.0 + x[:, 1])
-    assert got.names == ("total", "share")
-    for estimate, pair in ((got.kl, (wrong, right)), (got.reverse_kl, (right, wrong))):
-        assert ((estimate.value - kl_divergence(*pair)).abs() < 4 * estimate.standard_error + 1e-5).all()
-
-
-def _as_data(program):
-    """The counts' pair with its plate named as by custom."""
-
-    def run(x):
-        with _Renamed():
-            return program(x)
-
-    return run
-
-
-class _Renamed(poutine.messenger.Messenger):
-    def _process_message(self, msg):
-        frames = msg.get("cond_indep_stack", ())
-        msg["cond_indep_stack"] = tuple(f._replace(name="data") if f.name == "people" else f for f in frames)
-
-
-# --- refusals ------------------------------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------------
 
 
 def observed_only(x):
@@ -786,7 +395,7 @@ def test_seeds_repeat_and_leave_the_random_state():
     assert len({tuple(row) for row in a.data.tolist()}) == 25  # each round makes data of its own
 
 
-# --- figures -------------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------
 
 
 def test_figures_show_the_numbers(tmp_path):

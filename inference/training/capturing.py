@@ -21,6 +21,7 @@ from inference.core.fingerprint import described, say_differences
 from inference.core.seeding import random_states, set_random_states
 from inference.training.callbacks import Callback
 from inference.training.graphs import Replay, flat_graph, own_memory, scripted
+from inference.training.losses import PairLoss
 from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
@@ -221,11 +222,12 @@ class Capture:
         return loss
 
     def _traced(self, batch: tuple[Any, ...]) -> _Graph:
-        inputs, parameters = self._inputs(batch), self._trainer.parameters
+        inputs, parameters, whole = self._inputs(batch), self._trainer.parameters, self._trainer.loss
+        assert isinstance(whole, PairLoss)  # several ranks are an obstacle
         has_gradient: list[bool] = []
 
         def step() -> list[Tensor]:
-            loss = self._trainer.loss.with_gradient(batch)
+            loss = whole.with_gradient(batch)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             has_gradient[:] = [gradient is not None for gradient in gradients]
             given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]

@@ -346,9 +346,9 @@ def test_evidence_bracket_prints_a_row_for_each_temperature_count(run, tmp_path,
     printed = capsys.readouterr().out
     assert list(results) == [3, 4]
     for found in results.values():
-        assert [row[0] for row in found["simulated"]] == [5, 20]
+        assert [row[0] for row in found["simulated"]] == [5, 10]
         for num, mean, _, certified, cpu, wall, _ in found["simulated"]:
-            assert certified == pytest.approx(mean + 2 * math.log(40) / 6)  # Markov's price, shared by six data
+            assert certified == pytest.approx(mean + 2 * math.log(40) / 4)  # Markov's price, shared by four data
             assert re.search(rf"simulated +{num} +{mean:.4f} .* {certified:.3f} +{cpu:.1f} +{wall:.1f}", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}
 

@@ -22,6 +22,8 @@ from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.callbacks import Callback
 from inference.training.graphs import Replay, compiled, flat_graph, own_memory, scripted
+from inference.training.losses import PairLoss
+from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
@@ -89,7 +91,7 @@ class Capture:
         return not any(graph.unchecked for graph in self._graphs.values())
 
     def backward(self, batch: tuple[Any, ...]) -> Tensor:
-        """The loss of a batch in nats per data point, after the parameters without gradient have got theirs.
+        """The loss of a batch in nats per data point, after the parameters have got its gradient in place of theirs.
 
         Raises:
             Stale: If a graph cannot be replayed.
@@ -141,6 +143,10 @@ class Capture:
 
     def _obstacle(self) -> str:
         """Why no step can be captured; empty where nothing speaks against it."""
+        if isinstance(self._trainer.loss, SharedLoss):
+            return "several ranks share each batch"
+        if not self._trainer.supply.can_be_repeated:
+            return "an IterableDataset gives its batches once, and what a graph took in vain is taken again"
         if not self._trainer.loss.is_differentiable:
             return f"{type(self._trainer.objective).__name__} has only loss_and_grads"
         if any(_is_foreign(callback) for callback in self._trainer.callbacks):
@@ -177,14 +183,14 @@ class Capture:
         return self._seen[form] > _WAIT and remaining * self._seen[form] / self._calls >= _WORTH
 
     def _eager(self, batch: tuple[Any, ...]) -> Tensor:
+        for parameter in self._trainer.parameters:
+            parameter.grad = None
         return self._trainer.loss.backward(batch, self._trainer.parameters)
 
     def _replayed(self, graph: _Graph, batch: tuple[Any, ...]) -> Tensor:
         graph.batch, graph.unchecked = batch, graph.unchecked + 1
         loss, gradients, holds = self._run(graph, batch)
-        for parameter, gradient in zip(self._trainer.parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient
+        self._set_gradients(gradients)
         if holds is not None:
             self._holds.append(holds)
         return loss
@@ -219,11 +225,12 @@ class Capture:
         return loss
 
     def _traced(self, batch: tuple[Any, ...]) -> _Graph:
-        inputs, parameters = self._inputs(batch), self._trainer.parameters
+        inputs, parameters, whole = self._inputs(batch), self._trainer.parameters, self._trainer.loss
+        assert isinstance(whole, PairLoss)  # several ranks are an obstacle
         has_gradient: list[bool] = []
 
         def step() -> list[Tensor]:
-            loss = self._trainer.loss.with_gradient(batch)
+            loss = whole.with_gradient(batch)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             has_gradient[:] = [gradient is not None for gradient in gradients]
             given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]
@@ -236,7 +243,6 @@ class Capture:
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
         before, gradients = self._state(), self._gradients()
-        self._set_gradients([None] * len(gradients))
         try:
             loss = self._eager(graph.batch)
             after, expected = self._state(), self._gradients()

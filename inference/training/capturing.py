@@ -36,6 +36,12 @@ _logger = logging.getLogger(__name__)
 # hundred steps.
 _WAIT, _WORTH = 50, 500
 
+# Graphs at most: batches of further forms are not captured.
+_MOST = 8
+
+# What a batch may hold beside tensors: constants of its form.
+_PLAIN = bool | int | float | str | None
+
 # Replays of a graph between two checks, at most.
 _LAST_CHECK = 1000
 
@@ -79,8 +85,7 @@ class Capture:
         self._graphs: dict[Any, _Graph] = {}
         self._seen, self._calls = Counter[Any](), 0
         self._holds: list[Tensor] = []
-        self._fixed, self._python = self._tensors(), dict[str, Any]()
-        self._buffers = self._fixed[len(trainer.parameters) : len(trainer.tensors())]
+        self._fixed, self._buffers, self._python = list[Tensor](), list[Tensor](), dict[str, Any]()
         self._off = level == "off"
         if not self._off and (reason := self._obstacle()):
             self.give_up(reason)
@@ -99,11 +104,10 @@ class Capture:
         if self._off:
             return self._eager(batch)
         form = self._form(batch)
-        graph = self._graphs.get(form)
+        graph, self._calls = self._graphs.get(form), self._calls + 1
         if graph is not None:
             return self._replayed(graph, batch)
         self._seen[form] += 1
-        self._calls += 1
         return self._capture(form, batch) if self._is_worth(form) else self._eager(batch)
 
     def check(self, final: bool) -> None:
@@ -122,7 +126,7 @@ class Capture:
         for graph in due:
             self._check_graph(graph)
         if due:
-            self._check_python(self._python)
+            self._check_python()
         for graph in due:
             graph.interval, graph.unchecked = min(2 * max(graph.unchecked, graph.interval), _LAST_CHECK), 0
 
@@ -137,7 +141,7 @@ class Capture:
         """Go on without graphs where callbacks have changed more of the pair than its tensors."""
         if self._graphs and not self._off:
             try:
-                self._check_python(self._python)
+                self._check_python()
             except Stale as stale:
                 self.give_up(f"{stale}, by a callback")
 
@@ -172,11 +176,16 @@ class Capture:
         """All of a batch but its numbers, and which parameters are trained."""
         leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         forms = (
-            (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), repr(x)) for x in leaves
+            (x.shape, x.stride(), x.dtype, x.device)
+            if isinstance(x, Tensor)
+            else (type(x), x if isinstance(x, _PLAIN) else None)
+            for x in leaves
         )
         return (*forms, *(p.requires_grad for p in self._trainer.parameters))
 
     def _is_worth(self, form: Any) -> bool:
+        if len(self._graphs) >= _MOST:
+            return False
         if self._level != "auto":
             return True
         remaining = self._steps - self._trainer.steps_taken
@@ -206,23 +215,44 @@ class Capture:
 
     def _capture(self, form: Any, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a step by the pair's own Python, and a graph of it for the next ones."""
-        before, python = self._state(), self._described()
-        loss = self._eager(batch)
+        try:
+            self._look(batch)
+        except Stale as stale:
+            return self._eager_from_here(stale, batch)
+        before, loss = self._state(), self._eager(batch)
         after, gradients = self._state(), self._gradients()
         try:
-            self._check_python(python)
+            self._check_python()
             self._set_state(before)
             graph = self._traced(batch)
             self._set_state(before)
             self._compare(graph, batch, loss, gradients, after)
-            self._check_python(python)
-            self._graphs[form], self._python = graph, python
-            _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
+            self._check_python()
         except Exception as error:  # a user's program may fail to trace in any way
+            self._set_state(after)
+            self.check(final=True)
             self.give_up(_first_line(error))
+        else:
+            self._graphs[form] = graph
+            _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
         self._set_state(after)
         self._set_gradients(gradients)
         return loss
+
+    def _look(self, batch: tuple[Any, ...]) -> None:
+        """Find the tensors of the pair and what else must stay as it is."""
+        for leaf in tree_leaves(batch):
+            if not isinstance(leaf, Tensor | _PLAIN):
+                raise Stale(f"an argument is a {type(leaf).__name__}")
+        if not self._graphs:
+            t = self._trainer
+            self._fixed, self._python = self._tensors(), self._described()
+            self._buffers = self._fixed[len(t.parameters) : len(t.tensors())]
+
+    def _eager_from_here(self, stale: Stale, batch: tuple[Any, ...]) -> Tensor:
+        self.check(final=True)
+        self.give_up(str(stale))
+        return self._eager(batch)
 
     def _traced(self, batch: tuple[Any, ...]) -> _Graph:
         inputs, parameters, whole = self._inputs(batch), self._trainer.parameters, self._trainer.loss
@@ -295,7 +325,17 @@ class Capture:
             parameter.grad = gradient
 
     def _described(self) -> dict[str, Any]:
-        """What must stay as it is for a graph to hold, as far as it can be seen."""
+        """What must stay as it is for a graph to hold, as far as it can be seen.
+
+        Raises:
+            Stale: If the pair holds what cannot be described.
+        """
+        try:
+            return self._description()
+        except Exception as error:  # of objects of a user's own
+            raise Stale(f"the pair cannot be described, {_first_line(error)}") from error
+
+    def _description(self) -> dict[str, Any]:
         t = self._trainer
         generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a pair may use
         return {
@@ -316,8 +356,8 @@ class Capture:
         kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
         return [*hooks, *(hook for part in parts for kind in kinds for hook in getattr(part, kind).values())]
 
-    def _check_python(self, before: dict[str, Any]) -> None:
-        if text := say_differences(before, self._described()):
+    def _check_python(self) -> None:
+        if text := say_differences(self._python, self._described()):
             raise Stale(f"the pair's Python has changed ({text})")
 
 

@@ -356,6 +356,23 @@ def test_what_cannot_be_captured_runs_as_it_is(model, reason, caplog):
     assert reason in ways(caplog)[-1]
 
 
+def test_a_second_form_that_fails_checks_the_first(caplog):
+    class Ragged(DeepGaussianVAE):
+        def likelihood(self, z):
+            return super().likelihood(z if len(z) == 10 else z * float(z.detach().std()))
+
+    torch.manual_seed(0)
+    pair = Ragged(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
+    assert_eager(pair, rows(), caplog, "a number is read from a tensor", batch_size=10, steps=20)
+    assert "are replayed" in ways(caplog)[0]
+
+
+def test_forms_beyond_some_are_not_captured(caplog, monkeypatch):
+    monkeypatch.setattr(capturing, "_MOST", 1)
+    assert_captured(small(), rows(), caplog, batch_size=10)
+    assert len(ways(caplog)) == 1
+
+
 def test_numbers_that_go_through_numpy_are_found_and_undone(caplog):
     torch.manual_seed(0)
     pair = Numpy(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))

@@ -172,8 +172,14 @@ def _repetitions(index: Tensor) -> list[Tensor]:
 
 def row_blocks(call: Call, num_samples: int) -> RowBlocks:
     """The call in blocks of rows, so that memory does not grow with their number; as one where rows stand by themselves
-    in none."""
+    in none.
+
+    Raises:
+        ValueError: If the rows that the caller has named are not rows of data.
+    """
     size, rows = at_once(_DRAWS, num_samples), call.num_rows
+    if call.stated_rows is not None:  # checked where they are stated, used or not
+        call = with_known_rows(call)
     if rows is None or rows <= size:
         return RowBlocks(call, None)
     try:

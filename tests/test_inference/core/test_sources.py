@@ -15,6 +15,7 @@ from inference import (
     latent_kl,
     log_weights,
     posterior_means,
+    rate_distortion,
     sbc,
     simulate,
 )
@@ -179,3 +180,23 @@ def test_a_digest_does_not_depend_on_layout_or_blocks():
         blocks = tensor_digest(X)
     assert tensor_digest(X) == blocks == tensor_digest(X.mT.contiguous().mT)
     assert tensor_digest(X.clone().index_fill_(0, torch.tensor([7]), 0.0)) != blocks
+
+
+ROWS = 9000  # more than are run at once
+
+
+def test_weights_of_many_rows_are_drawn_block_by_block(pair, monkeypatch):
+    """Each row's weights have the mean that they have by themselves, and no run sees more rows than a block has."""
+    model, guide = pair
+    x, seen, forward = X[:4].repeat(ROWS // 4, 1), [], type(guide).forward
+    monkeypatch.setattr(type(guide), "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    weights = log_weights(model, guide, x, num_samples=2, **QUIET)
+    rates = rate_distortion(model, guide, x, num_samples=2, **QUIET)
+    assert max(seen) <= 4096
+    assert weights.shape == (2, ROWS)
+    few = log_weights(model, guide, X[:4], num_samples=20_000, **QUIET)
+    for n in range(4):
+        alone = few[:, n]
+        for found in (weights[:, n::4].flatten(), -rates.totals.value[n::4]):
+            error = (found.var() / len(found) + alone.var() / len(alone)).sqrt()
+            assert abs(found.mean() - alone.mean()) < 4.5 * error

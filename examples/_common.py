@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from inference import ELBO, AnnealedPrecision, GeometricAnnealing, History, fit, fit_many
+from inference.core.files import atomic_path
 from inference.diagnostics import collapsed, latent_kl
 from inference.plots import save_figure
 
@@ -39,7 +41,7 @@ def chosen_device(name: str) -> str:
 
 
 def example_parser(
-    description: str | None, name: str, *, device: bool = False, seed: str | None = None
+    description: str | None, name: str, *, device: bool = False, seed: str | None = None, resume: bool = False
 ) -> argparse.ArgumentParser:
     """A parser with the shared options.
 
@@ -48,6 +50,7 @@ def example_parser(
         name: Folder below ``out/`` to write to, unless ``--out`` says otherwise.
         device: Whether the script has a ``--device``.
         seed: What ``--seed`` is the seed of; None for a script without.
+        resume: Whether the script keeps its results by :func:`kept` and so has a ``--resume``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
     parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder to write to")
@@ -55,6 +58,9 @@ def example_parser(
         parser.add_argument("--device", type=chosen_device, default="auto", help="auto is CUDA where there is one")
     if seed is not None:
         parser.add_argument("--seed", type=int, default=0, help=f"of {seed}")
+    if resume:
+        text = "take the results that an earlier call with the same settings left in the folder"
+        parser.add_argument("--resume", action="store_true", help=text)
     return parser
 
 
@@ -87,6 +93,30 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return ""
     return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+# What may differ between two calls whose results are the same.
+_IRRELEVANT = {"out", "resume", "started", "device", "smoke"}
+
+
+def kept(args: argparse.Namespace, name: str, compute: Callable[[], Any]) -> Any:
+    """A result of numbers in lists and dictionaries: written to the folder as it comes, and taken from there to resume.
+
+    Args:
+        args: The script's options, with ``resume``.
+        name: Of the result, a file name without ending.
+        compute: Makes the result.
+    """
+    settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in _IRRELEVANT}
+    path = args.out / "rows" / f"{name}.json"
+    if args.resume and path.exists():
+        stored = json.loads(path.read_text())
+        if stored["settings"] == settings:
+            return stored["result"]
+    result = compute()
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"settings": settings, "result": result}))
+    return result
 
 
 def finish(args: argparse.Namespace) -> None:

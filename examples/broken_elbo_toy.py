@@ -85,6 +85,14 @@ def show(results, entropy):
             print(table_line("", ranges, first=22, width=15))
 
 
+def conclude(results):
+    """How close all are in ELBO, and how far apart in rate."""
+    totals, rates, classes = (torch.stack([v[:, i].mean() for v in results.values()]) for i in (2, 0, 5))
+    print(f"the ELBOs of all rows lie within {totals.max() - totals.min():.4f} nats, their rates between", end=" ")
+    print(f"{rates.min():.4f} and {rates.max():.4f}, what the code knows of the class between", end=" ")
+    print(f"{classes.min():.4f} and {classes.max():.4f}: the ELBO does not tell a code from none")
+
+
 def draw(joint, channels, results):
     """Data, encoder, decoder and marginal of the first run of each objective, one row each."""
     figure, axes = panels(len(channels), 4, size=(11, 2.3 * len(channels)))
@@ -95,7 +103,8 @@ def draw(joint, channels, results):
         draw_codes(row[1:], log_p, channel)
         label_row(row, f"{name}\nR = {results[name][0, 0]:.4f}")
     for ax in (axes[0, 0], axes[0, 3]):
-        ax.legend(fontsize=7, frameon=False)
+        ax.set_ylim(0, 1.45 * ax.get_ylim()[1])  # room above the data
+        ax.legend(fontsize=7, frameon=False, loc="upper right")
     return figure
 
 
@@ -104,7 +113,7 @@ def draw_data(ax, log_p, channel):
     symbols = range(len(log_p))
     ax.bar(symbols, log_p.exp().numpy(), color="lightgrey", label="data p(x)")
     model = generated(decoder, marginal)[0].exp().numpy()
-    ax.step(symbols, model, where="mid", color="tab:red", label="model g(x)")
+    ax.plot(symbols, model, ".", color="tab:red", markersize=4, label="model g(x)")
 
 
 def draw_codes(row, log_p, channel):
@@ -117,7 +126,7 @@ def draw_codes(row, log_p, channel):
     codes = range(len(order))
     row[2].bar(codes, marginal[0][order].exp().numpy(), color="lightgrey", label="marginal m(z)")
     aggregate = optimal_marginal(log_p, encoder)[0][order].exp().numpy()
-    row[2].step(codes, aggregate, where="mid", color="tab:red", label="aggregate e(z)")
+    row[2].plot(codes, aggregate, ".", color="tab:red", markersize=4, label="aggregate e(z)")
 
 
 def label_row(row, title):
@@ -129,6 +138,8 @@ def label_row(row, title):
         ax.set_ylabel(y_label, fontsize=8)
         ax.tick_params(labelsize=7)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in row[1:3]:
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def main(argv=None):
@@ -142,6 +153,7 @@ def main(argv=None):
     channels["by hand: e = p(z*|x)"] = hand_built(joint)
     results = {name: measure(joint, channel) for name, channel in channels.items()}
     show(results, -(log_p.exp() * log_p).sum().item())
+    conclude(results)
     save(draw(joint, channels, results), args, "toy.png")
     finish(args)
     return results

@@ -1,8 +1,9 @@
 """Where can a linear VAE get stuck? Its stationary points, and the noise at which a collapsed latent wakes up.
 
-Every stationary point keeps some principal components as columns of W and collapses the other columns to zero. With
-sigma^2 fixed, a zero column is stable where sigma^2 exceeds every eigenvalue left out; with sigma^2 learned it never
-is. The evidence and the ELBO agree on that: collapse is not the ELBO's doing (Lucas et al. 2019, Figure 1).
+The stationary points whose W'W is diagonal keep some principal components as columns of W and collapse the other
+columns to zero; outside this family the ELBO has saddles, but no maxima. With sigma^2 fixed, a zero column is stable
+where sigma^2 exceeds every eigenvalue left out; with sigma^2 learned it never is. The evidence and the ELBO agree on
+that: collapse is not the ELBO's doing (Lucas et al. 2019, Figure 1).
 
     python examples/linear_vae_landscape.py --data synthetic --latent-dim 3
 """

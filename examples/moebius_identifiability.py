@@ -3,7 +3,9 @@
 Trains near-deterministic VAEs (Reizinger et al., 2022, arXiv 2206.02416) on uniform sources under random Moebius maps,
 whose Jacobians have orthogonal columns (c_IMA = 0), at several precisions gamma^2 of the noise; then on Moebius maps
 followed by a linear map of determinant one, which breaks the orthogonality. All pairs of a row are trained at once.
-Prints the mean correlation coefficient (MCC) between codes and true sources together with the paper's.
+Prints the mean correlation coefficient (MCC) between codes and true sources over the whole held-out set, and over
+batches of 64 as in the paper's public runs, beside theirs: there codes that know nothing have an MCC of .151 for K = 3,
+where over 12 000 data points they have .011.
 
     python examples/moebius_identifiability.py
     python examples/moebius_identifiability.py --paper-scale
@@ -32,6 +34,7 @@ from zoo import IMAVAE, Composition, Uniform, mixed, moebius, unit_determinant
 
 # The public runs of the paper: MCC and contrast of the decoder by gamma^2; correlation, and MCC by rising contrast.
 PAPER = {1e1: (0.152, 1.35), 1e2: (0.151, 1.05), 1e3: (0.712, 4.2e-3), 1e4: (0.961, 1.6e-3), 1e5: (0.960, 3.7e-3)}
+BATCH = 64  # over which the paper's public runs take their MCC
 PAPER_CORRELATION, PAPER_BINS = -0.507, (0.884, 0.859, 0.724, 0.611, 0.651)
 PAPER_SCALE = {"gamma2": list(PAPER), "maps": 20, "broken": 98, "rows": 60_000, "steps": 60_000}
 SMOKE = {"gamma2": [10.0, 1000.0], "maps": 2, "broken": 6, "rows": 100, "steps": 3, "latent_dim": 2}
@@ -60,7 +63,7 @@ def new_pair(dim):
 
 
 def run(datasets, gamma2, args):
-    """Train a pair for each data set; contrast of its mixing, MCC, contrast of the learnt decoder: (M, 3)."""
+    """Train a pair for each data set; its mixing's contrast, MCC, the decoder's contrast, MCC by batches: (M, 4)."""
     pairs, _ = train_near_deterministic(partial(new_pair, args.latent_dim), datasets, gamma2, args)
     return np.array([measure(*pair, data, args.device) for pair, data in zip(pairs, datasets, strict=True)])
 
@@ -69,21 +72,23 @@ def run(datasets, gamma2, args):
 def measure(model, guide, data, device):
     codes = guide.posterior(data.test.to(device)).mean
     of_mixing = ima_contrast(data.mixing, data.truth["z_test"].double())
-    found = mcc(codes.cpu(), data.truth["z_test"]).value
-    return float(of_mixing), found, float(ima_contrast(model.decode, codes))
+    codes, truth = codes.cpu(), data.truth["z_test"]
+    batches = [mcc(a, b).value for a, b in zip(codes.split(BATCH), truth.split(BATCH)) if len(a) in (BATCH, len(codes))]
+    contrast = float(ima_contrast(model.decode, codes.to(device)))
+    return float(of_mixing), mcc(codes, truth).value, contrast, float(np.mean(batches))
 
 
 def run_moebius(maps, args):
     """A row of the table for each precision; precision to the results of :func:`run`."""
     print("mean over the maps, and the paper's in brackets")
-    print(f"{'gamma^2':>9s}{'MCC':>18s}{'least MCC':>11s}{'C_IMA of decoder':>24s}")
+    print(f"{'gamma^2':>9s}{'MCC':>8s}{'least MCC':>11s}{'MCC by batches of 64':>24s}{'C_IMA of decoder':>24s}")
     datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(maps)]
     rows = {}
     for gamma2 in args.gamma2:
         rows[gamma2] = run(datasets, gamma2, args)
-        _, found, contrast = rows[gamma2].mean(0)
+        _, found, contrast, by_batch = rows[gamma2].mean(0)
         paper = PAPER.get(gamma2, (np.nan, np.nan))
-        cells = f"{f'{found:.3f} ({paper[0]:.3f})':>18s}{rows[gamma2][:, 1].min():>11.3f}"
+        cells = f"{found:>8.3f}{rows[gamma2][:, 1].min():>11.3f}{f'{by_batch:.3f} ({paper[0]:.3f})':>24s}"
         print(f"{gamma2:9.0e}{cells}{f'{contrast:.2g} ({paper[1]:.2g})':>24s}")
     return rows
 
@@ -94,7 +99,7 @@ def run_broken(maps, args):
     mixings = [Composition([first, second]) for first, second in zip(maps, linear, strict=True)]
     datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(mixings)]
     broken = run(datasets, args.gamma2[-1], args)
-    contrasts, found, of_decoders = broken.T
+    contrasts, found, of_decoders, _ = broken.T
     correlation = np.corrcoef(np.log10(contrasts), found)[0, 1]
     fifths = np.array_split(found[np.argsort(contrasts)], 5)
     medians = " ".join(f"{np.median(part):.3f}" for part in fifths if len(part))
@@ -124,7 +129,9 @@ def draw_moebius(ax, rows):
     for gamma2, row in rows.items():
         ax.plot([gamma2] * len(row), row[:, 1], ".", color="tab:blue", alpha=0.5)
     ax.plot(list(rows), [row[:, 1].mean() for row in rows.values()], "o-", color="tab:blue", label="here, mean")
-    ax.plot(list(PAPER), [found for found, _ in PAPER.values()], "k--", marker="x", linewidth=0.8, label="paper, mean")
+    ax.plot(list(rows), [row[:, 3].mean() for row in rows.values()], "s:", color="tab:blue", label="by batches of 64")
+    label = "paper, by batches of 64"
+    ax.plot(list(PAPER), [found for found, _ in PAPER.values()], "k--", marker="x", linewidth=0.8, label=label)
     ax.set(xscale="log", xlabel="gamma^2", ylabel="MCC", title="Moebius maps", ylim=(0, 1.03))
 
 
@@ -135,6 +142,8 @@ def main(argv=None):
     maps = [moebius(dim, seed=seed) for seed in range(max(args.maps, args.broken))]
     rows = run_moebius(maps[: args.maps], args)
     broken, correlation = run_broken(maps[: args.broken], args)
+    better = rows[max(rows)][:, 1].mean() - broken[:, 1].mean()
+    print(f"at gamma^2 = {max(rows):.0e} the MCC of Moebius maps is {better:+.3f} above that of the broken ones")
     save(draw(rows, broken, correlation), args, "moebius_identifiability.png")
     finish(args)
     return rows, broken, correlation

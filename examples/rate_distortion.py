@@ -27,6 +27,7 @@ from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, S
 from zoo.linear import spectrum
 
 LINEAR_DIM, DEEP_DIM, SMALLEST_BETA = 10, 8, 0.1
+CONVERGED = 1e-2  # norm of the gradient of D + beta R, in nats per natural unit of the parameters
 DECODERS, MARGINALS = ("simple decoder", "powerful decoder"), ("simple marginal", "powerful marginal")
 SMOKE = {"points": 2, "iterations": 3, "deep": True, "epochs": 1, "betas": [2.0]}
 
@@ -54,6 +55,20 @@ def train_linear(beta, seed, x, args):
     return model, guide
 
 
+def slope(beta, model, guide, x):
+    """The norm of the gradient at which the optimiser stopped."""
+    parameters = [p for half in (model, guide) for p in half.parameters() if p.requires_grad]
+    loss = -AnalyticBetaELBO(beta).per_datum(model, guide, x).mean()
+    return math.hypot(*(float(g.norm()) for g in torch.autograd.grad(loss, parameters)))
+
+
+def warn_unless_converged(slopes, args):
+    """Say at which betas the optimiser stopped short: their differences are the optimiser's."""
+    if short := [f"{beta:.4g} ({norm:.2g})" for beta, norm in slopes.items() if not norm < CONVERGED]:
+        print(f"NOT CONVERGED after {args.iterations} iterations, gradient norm above {CONVERGED:g}", end="")
+        print(f" at beta = {', '.join(short)}: raise --iterations")
+
+
 def linear_curve(args):
     """Points equally spaced in rate, from .3 to .95 of that at beta = .1, and their distance to the closed form."""
     x = digits(transform=Scaled(16.0), test_size=0).train
@@ -62,8 +77,16 @@ def linear_curve(args):
     largest = water_filling(eigenvalues, args.var, LINEAR_DIM, beta=SMALLEST_BETA).rate
     rates = torch.linspace(0.3, 0.95, args.points).double() * largest
     truth = [curve(rate=rate) for rate in rates.tolist()]
-    points = rate_distortion_curve(partial(train_linear, x=x, args=args), [t.beta for t in truth], x)
+    slopes = {}
+
+    def trained(beta, seed):
+        pair = train_linear(beta, seed, x, args)
+        slopes[beta] = slope(beta, *pair, x)
+        return pair
+
+    points = rate_distortion_curve(trained, [t.beta for t in truth], x)
     errors = show_linear(points, truth, curve, args)
+    warn_unless_converged(slopes, args)
     fine = [curve(rate=rate) for rate in torch.linspace(0.2 * largest, largest, 200).tolist()]
     known = [t.rate for t in fine], [t.distortion for t in fine]
     title = f"Linear VAE on digits, K = {LINEAR_DIM}, sigma^2 = {args.var}"
@@ -140,7 +163,9 @@ def show_deep(name, points, entropy):
 def main(argv=None):
     args = parse(argv)
     errors = linear_curve(args)
-    print(f"largest difference {errors.abs().max():.5f} nats")
+    above = errors[:, 2]
+    print(f"the codes trained lie {above.min():.5f} to {above.max():.5f} nats above the curve in closed form", end="")
+    print(f"; largest difference of R or D {errors[:, :2].abs().max():.5f} nats")
     curves = deep_curves(args) if args.deep else {}
     finish(args)
     return errors, curves

@@ -37,8 +37,10 @@ from inference.diagnostics import (
 from inference.identifiability import *
 from inference.information import (
     CurvePoint,
+    ELBOEntropies,
     MutualInformation,
     RateDistortion,
+    elbo_entropies,
     empirical_entropy,
     information_bounds,
     mutual_information,
@@ -68,6 +70,7 @@ __all__ = [
     *training.__all__,
     *weights.__all__,
     "CurvePoint",
+    "ELBOEntropies",
     "GradientNoise",
     "MutualInformation",
     "PairCheck",
@@ -77,6 +80,7 @@ __all__ = [
     "check_pair",
     "collapse_curve",
     "collapsed",
+    "elbo_entropies",
     "empirical_entropy",
     "gradient_noise",
     "information_bounds",

@@ -35,7 +35,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"base"},
         {"linear", "models"},
         {"benchmarks", "data"},
-        {"pretrained"},
+        {"pretrained", "claims"},
         {"command_line"},
         {"__main__"},
     ],

@@ -18,6 +18,7 @@ RETIRED = {"batch_size", "tol", "confidence", "n_samples", "num_draws", "broadca
 WITHOUT = {
     "seed": {
         "check_pair": "returns no draws",
+        "elbo_entropies": "draws nothing",
         "eubo": "draws nothing",
         "latent_kl": "draws nothing",
         "posterior_means": "draws nothing",
@@ -27,12 +28,14 @@ WITHOUT = {
     "plate": {
         "gradient_noise": "the objective has it",
         "card": "measures pairs of the zoo's form",
+        "elbo_entropies": "asks posterior(x), runs no plate",
         "self_consistency": "asks posterior(x), runs no plate",
         "save_pair": "runs nothing",
         "load_pair": "runs nothing",
     },
     "progress": {
         "check_pair": "a few runs",
+        "elbo_entropies": "one run",
         "eubo": "one run",
         "posterior_error": "two runs",
         "predictive": "one run",

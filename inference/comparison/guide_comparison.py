@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """A pair that is compared: as it was given, and in float64, converted once. Both are called without data yet."""
+    """A pair that is compared: as it was given, and in float64, converted once. Both are called without data yet.
+
+    The data of the second are converted where it is settled, or some of its rows are taken.
+    """
 
     own: Call
     double: Call
@@ -52,7 +55,7 @@ class Entry(NamedTuple):
         own = replace(self.own, args=data.args, kwargs=data.kwargs)
         if self.double is self.own:
             return Entry(own, own)
-        return Entry(own, replace(own.with_double_arguments(), model=self.double.model, guide=self.double.guide))
+        return Entry(own, replace(own, model=self.double.model, guide=self.double.guide, doubles=True))
 
 
 Entries = Mapping[str, Entry]
@@ -348,7 +351,7 @@ def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float
     if isinstance(entry.own.model, SupportsLogEvidence):
         return Exact().estimate(Problem(entry.own, level, progress=False))
     if method is not None:
-        return method.estimate(Problem(entry.double, level, progress=False))
+        return method.estimate(Problem(entry.double.settled(), level, progress=False))
     return pooled.evidence(level)
 
 

@@ -132,8 +132,9 @@ class BILBO(Objective):
     the bound.
 
     Warning:
-        In a batch of B data points the rate is too small by about m^2 / (2 B (m + v)^2) per coordinate. Train with
-        large batches, and report the :class:`inference.ELBO` of the frozen model.
+        In a batch of B data points the rate is too small by about m^2 (kappa - 1) / (4 B (m + v)^2) per coordinate,
+        with kappa the kurtosis of the means: m^2 / (2 B (m + v)^2) where they are Gaussian. Train with large batches,
+        and report the :class:`inference.ELBO` of the frozen model.
 
     References:
         Fyffe, 2019, arXiv 1912.10309. Barron, "A General and Adaptive Robust Loss Function", 2019, arXiv 1701.03077.

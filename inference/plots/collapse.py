@@ -18,13 +18,20 @@ _TABLE_EPSILON = 0.01
 _SIZE = (5.6, 3.6)
 
 
-def collapse_curve_figure(runs: Mapping[str, Tensor], *, delta: float = 0.01, epsilons: Tensor | None = None) -> Figure:
+def collapse_curve_figure(
+    runs: Mapping[str, Tensor],
+    *,
+    delta: float = 0.01,
+    epsilons: Tensor | None = None,
+    marked: float = _TABLE_EPSILON,
+) -> Figure:
     """Share of collapsed latents against epsilon, one curve per run.
 
     Args:
         runs: Divergences (N, K) by name of the run, from :func:`inference.latent_kl`.
         delta: Share of the data that may exceed epsilon.
         epsilons: (E,) positive nats; None takes 300 from 1e-3 to the largest divergence.
+        marked: The epsilon of the table that the figure goes with.
 
     Raises:
         TypeError: See :func:`inference.collapse_curve`.
@@ -41,7 +48,7 @@ def collapse_curve_figure(runs: Mapping[str, Tensor], *, delta: float = 0.01, ep
         # Curves of collapsed runs lie on each other: the first is drawn widest, so that all are seen.
         width = 1.5 + 3.5 * (1 - (i + 1) / len(runs))
         ax.step(epsilons.numpy(), share.numpy(), where="post", linewidth=width, label=name)
-    ax.axvline(_TABLE_EPSILON, color="black", linewidth=0.8, linestyle=":", label=f"epsilon = {_TABLE_EPSILON:g}")
+    ax.axvline(marked, color="black", linewidth=0.8, linestyle=":", label=f"epsilon = {marked:g}")
     ax.set_xscale("log")
     ax.set_ylim(-4, 104)
     ax.set_xlabel("epsilon (nats)")

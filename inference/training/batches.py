@@ -115,6 +115,11 @@ class Supply(Protocol):
         """Whether each batch is all the data."""
         ...
 
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether the batches of an epoch can be had again."""
+        ...
+
     def from_step(self, step: int, order_seed: int) -> Iterator[tuple[int, Arguments]]:
         """The batches from a step on; an epoch's order depends on the seed and its number alone."""
         ...
@@ -142,6 +147,11 @@ class InMemory:
     def full(self) -> bool:
         """Whether each batch is all the data."""
         return self.batch_size == self.layout.count(self.data)
+
+    @property
+    def can_be_repeated(self) -> bool:
+        """That they can."""
+        return True
 
     @property
     def first(self) -> Arguments:

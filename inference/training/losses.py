@@ -43,6 +43,15 @@ class PairLoss:
         else:  # some of Pyro's need a gradient
             self._gradients(batch)
 
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the loss is a tensor with gradient; else its gradient is added by the objective itself."""
+        return not self._by_steps
+
+    def with_gradient(self, batch: tuple[Any, ...]) -> Tensor:
+        """The loss of a batch in nats per data point, with gradient."""
+        return self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
+
     def backward(self, batch: tuple[Any, ...], parameters: list[Tensor]) -> Tensor:
         """The loss of a batch in nats per data point, detached, after its gradient has been added to the parameters'.
 
@@ -50,7 +59,7 @@ class PairLoss:
             ValueError: If no parameter has got one.
         """
         if not self._by_steps:
-            loss = self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
+            loss = self.with_gradient(batch)
             loss.backward()
             return loss.detach()
         loss = self._gradients(batch)

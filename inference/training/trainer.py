@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from inference.core.seeding import random_state, random_states, set_random_state
 from inference.objectives.base import Objective
 from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
+from inference.training.capturing import Capture, Level, Stale
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
 from inference.training.shares import SharedLoss
@@ -184,6 +186,7 @@ class Trainer:
         self.latest: State | None = None
         self.last_loss: Tensor | None = None
         self.callbacks: tuple[Callback, ...] = ()
+        self.level: Level = "off"
 
     def prepare(
         self,
@@ -245,6 +248,7 @@ class Trainer:
         """
         self.history.stopped_early = self._out_of_patience(patience)
         self.good, self.latest = self.state(), None
+        self.checked, self.capture = self.good, Capture(self, self.level, steps)
         # Buffers may be infinite by intention, as masks are.
         self.watched = [t for t in self.tensors() if t.is_floating_point() and bool(t.isfinite().all())]
         self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
@@ -268,6 +272,29 @@ class Trainer:
     def _take_steps(
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
     ) -> None:
+        """Take all steps, those again that a captured graph took in vain."""
+        while True:
+            try:
+                return self._go_on(steps, patience, checkpoint, checkpoint_every, bar)
+            except Stale as stale:
+                self._repeat(stale)
+                bar.update(self.history.steps - bar.n)
+
+    def _repeat(self, stale: Stale) -> None:
+        """Go back to where the captured step was last known to be the pair's own, and go on without it."""
+        taken = self.steps_taken
+        self.restore(self.checked)
+        self.good = self.latest = self.checked
+        warnings.warn(
+            f"the captured step is not what the pair does: {stale}; steps {self.history.steps} to {taken} are taken "
+            "again, and all others, without it",
+            stacklevel=2,
+        )
+        self.capture.give_up(str(stale))
+
+    def _go_on(
+        self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
+    ) -> None:
         history, start = self.history, time.perf_counter() - self.history.seconds
         for step, batch in self.supply.from_step(history.steps, self.order_seed):
             if step >= steps or history.stopped_early:
@@ -279,6 +306,7 @@ class Trainer:
             evaluate = self.validation is not None and (step + 1) % self.evaluate_every == 0
             save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last)
             if len(self.pending) == _FLUSH_EVERY or evaluate or save or last:
+                self.capture.check(final=evaluate or save or last)
                 self._flush(bar)
                 if evaluate:
                     self._evaluate(patience)
@@ -286,6 +314,7 @@ class Trainer:
                 history.stopped_early |= stop
                 history.seconds = time.perf_counter() - start
                 self.good = self.latest = self.state()
+                self.checked = self.good if self.capture.is_checked else self.checked
             elif checkpoint is not None:
                 self.latest = self.state()
             if checkpoint is not None and (save or history.stopped_early):
@@ -308,18 +337,20 @@ class Trainer:
 
     def _wishes(self, hook: Callable[[Any, Moment], Any]) -> bool:
         assert self.last_loss is not None
-        steps = self.history.steps + len(self.pending)
-        now = Moment(model=self.model, guide=self.guide, step=steps, history=self.history, last_loss=self.last_loss)
+        now = Moment(
+            model=self.model, guide=self.guide, step=self.steps_taken, history=self.history, last_loss=self.last_loss
+        )
         self._train_mode(False)
         with random_state(None), alone():  # the run goes on as without
             wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
         self._train_mode(True)
+        self.capture.after_callbacks()
         return any(wishes)
 
     def _step(self, batch: tuple[Any, ...]) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            return self.loss.backward(batch, self.parameters)
+            return self.capture.backward(batch)
 
         loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
         if isinstance(self.objective, Objective):
@@ -335,11 +366,13 @@ class Trainer:
         bar.update(len(losses))
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
+                self.capture.check(final=True)  # whose own error may say more
                 step = self.history.steps + offset
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning rate, standardised data or float64"
                 )
         if unchanged != 0:
+            self.capture.check(final=True)
             first, last = self.history.steps, self.history.steps + len(losses) - 1
             raise FloatingPointError(
                 f"a parameter or buffer is NaN or infinite after steps {first} to {last}, though the loss is finite: a "
@@ -375,6 +408,11 @@ class Trainer:
                 return step
         return None
 
+    @property
+    def steps_taken(self) -> int:
+        """Steps so far, those included whose losses have not been read."""
+        return self.history.steps + len(self.pending)
+
     def tensors(self) -> list[Tensor]:
         """All tensors that training changes: parameters, those in Pyro's store, and buffers."""
         buffers = [b for module in self.modules for b in module.buffers()]
@@ -383,7 +421,7 @@ class Trainer:
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         return State(
-            steps=self.history.steps + len(self.pending),
+            steps=self.steps_taken,
             tensors=[t.detach().clone() for t in self.tensors()],
             optimizer=tree_map(_copied, self.optimizer.state_dict()),
             scheduler=None if self.scheduler is None else copy.deepcopy(_plain(self.scheduler.state_dict())),

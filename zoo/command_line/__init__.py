@@ -1,4 +1,4 @@
-"""The command line: list, show, train, evidence, gap, compare and card."""
+"""The command line: list, show, train, evidence, gap, compare, card and reproduce."""
 
 from zoo.command_line.parser import main
 

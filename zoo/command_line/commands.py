@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from inference import Gap, compare, evidence, gap, load_pair, save_comparison, save_pair, table
 from inference.core.checks import check_count
 from inference.core.storage import atomic_path
+from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, verdict_counts
+from zoo.claims.page import shown
 from zoo.command_line.building import build, train
 from zoo.command_line.report import write_report
 from zoo.data import Dataset, named_dataset
@@ -138,6 +140,22 @@ def run_card(args: argparse.Namespace) -> None:
     )
     home = save(args.out, one.model, one.guide, found)
     print(f"{found}\n\nwrote {home}")
+
+
+def run_reproduce(args: argparse.Namespace) -> None:
+    """Run claims of the papers, and write the page of their verdicts."""
+    settings = Settings(fast=args.fast, paper_scale=args.paper_scale, mnist=args.mnist, seed=args.seed)
+    claims = chosen_claims(args.only)
+    rows = run_claims(claims, settings, args.out / "rows", again=args.again)
+    for name, page in (("claims.md", markdown), ("claims.html", as_html)):
+        with atomic_path(args.out / name) as path:
+            path.write_text(page(rows, settings), encoding="utf-8")
+    width = max(len(row.claim.name) for row in rows) + 2
+    for row in rows:
+        print(f"{row.claim.name:{width}s}{row.verdict:14s}{row.note}".rstrip())
+        for one in row.measured:
+            print(f"{'':{width}s}{shown(one)}")
+    print(f"\n{verdict_counts(rows)}\nwrote {args.out / 'claims.md'} and {args.out / 'claims.html'}")
 
 
 def _pair_and_rows(args: argparse.Namespace) -> tuple[Found, Tensor]:

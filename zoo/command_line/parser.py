@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="elbozoo", description=_DESCRIPTION, formatter_class=_Formatter)
     parser.add_argument("--version", action="version", version=f"elbozoo {_version()}")
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_list, _add_show, _add_train, _add_evidence, _add_gap, _add_compare, _add_card):
+    for add in (_add_list, _add_show, _add_train, _add_evidence, _add_gap, _add_compare, _add_card, _add_reproduce):
         add(kinds)
     return parser
 
@@ -137,6 +137,18 @@ def _add_card(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--split", type=int, default=16, help="rows whose gap is split")
     parser.add_argument("--simulated", type=int, default=1000, help="simulated data that count coverage; 0 leaves it")
     parser.add_argument("--out", type=Path, default=Path("pairs"), help="folder of trained pairs to add to")
+
+
+def _add_reproduce(kinds: argparse._SubParsersAction) -> None:
+    parser = _command(kinds, "reproduce", "run the claims of four papers, and write a page of the verdicts")
+    parser.add_argument("--only", metavar="WORD", help="claims with this in their name, paper or sentence")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--fast", action="store_true", help="leave out what takes minutes")
+    size.add_argument("--paper-scale", action="store_true", help="steps and runs as in the papers, where known: hours")
+    parser.add_argument("--mnist", type=Path, help="file or folder of MNIST, for the claims that need it")
+    parser.add_argument("--again", action="store_true", help="run what an earlier call has left in --out, too")
+    _add_seed(parser)
+    parser.add_argument("--out", type=Path, default=Path("out") / "claims", help="folder of results and page")
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-r"""Every stationary point of probabilistic PCA and of the linear VAE, in closed form: where the ELBO can get stuck.
+r"""The stationary points of probabilistic PCA and the linear VAE whose W'W is diagonal: where the ELBO can get stuck.
 
 .. math::
     W = U_A (\Lambda_A - \sigma^2 I)^{1/2} P, \qquad A \subseteq \{i : \lambda_i > \sigma^2\}, \quad |A| \le K,
@@ -6,7 +6,9 @@ r"""Every stationary point of probabilistic PCA and of the linear VAE, in closed
 with :math:`\lambda_i, u_i` the eigenpairs of the data covariance S (divisor N), P a signed permutation and a zero
 column (a collapsed latent) for each of the K - q missing components, q = \|A\|. All of them are stationary for the
 evidence and for the ELBO with its best guide, their gap is zero, and both objectives agree on which is a maximum.
-(The ELBO has saddles outside this family, with a positive gap, but no maxima.)
+
+They are not all. The evidence is stationary at every rotation W R of them, too, where the ELBO in general is not; and
+the ELBO has saddles, but no maxima, whose W'W is not diagonal and whose gap is positive.
 
 **Sign convention.** Hessians are those of the *negative* objective, per data point, in nats: a local maximum has no
 negative eigenvalue, and each negative one is a direction of ascent.
@@ -169,7 +171,7 @@ def stationary_point(
 def stationary_points(
     eigenvalues: Tensor, eigenvectors: Tensor, latent_dim: int, var: float
 ) -> Iterator[StationaryPoint]:
-    """All stationary points of the family at a fixed sigma^2, one for each admissible A: lazily, for they are many.
+    """The stationary points with diagonal W'W at a fixed sigma^2, one for each admissible A: lazily, for they are many.
 
     Exactly one is a local maximum, the one that keeps the leading components above sigma^2. Inertias are of the
     Hessian in W, (D K, D K). Arguments as for :func:`stationary_point`.
@@ -191,7 +193,7 @@ def stationary_points(
 def stationary_points_of_learned_noise(
     eigenvalues: Tensor, eigenvectors: Tensor, latent_dim: int
 ) -> Iterator[StationaryPoint]:
-    r"""All stationary points in (W, log sigma^2) jointly: sigma^2 is the mean of the eigenvalues left out.
+    r"""Those stationary in (W, log sigma^2) with diagonal W'W: sigma^2 is the mean of the eigenvalues left out.
 
     That mean lies below the largest eigenvalue left out, so a collapsed latent is never stable, and the only local
     maximum is the global one. Inertias are of the joint Hessian, (D K + 1, D K + 1): one more positive eigenvalue.

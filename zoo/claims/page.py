@@ -1,0 +1,124 @@
+"""The page of claims, as Markdown and as HTML: one table a paper, one row a claim."""
+
+from __future__ import annotations
+
+import html
+import math
+import platform
+from collections.abc import Sequence
+
+import torch
+
+from inference.core.release import __version__
+from zoo.claims.claim import UNDECIDED, VERDICTS, Measured, Settings
+from zoo.claims.running import Row
+
+_HEADS = ("claim", "paper", "found here", "verdict", "command", "s")
+_INTRODUCTION = """Each row is a claim, or an experiment, of one of four papers, and a command that decides it here. The
+verdict is computed from the numbers of the run: *reproduced* if every number is where the claim needs it, by two
+standard errors where it has one; *refuted* if the claim is about all models of a kind and a number is outside;
+*differs* if the claim is an observation and a number is outside; *not decided* otherwise. The bracket behind a number
+is the interval that the claim needs. Where the paper's data or networks were others, the claim's direction is tested,
+never its numbers."""
+
+
+def markdown(rows: Sequence[Row], settings: Settings) -> str:
+    """The page as Markdown."""
+    lines = ["# Claims of the papers", "", _INTRODUCTION, "", verdict_counts(rows), "", _produced(settings), ""]
+    for paper in dict.fromkeys(row.claim.paper for row in rows):
+        lines += [f"## {paper}", "", _line(_HEADS), _line(["---"] * len(_HEADS))]
+        lines += [_line(cells(row, settings)) for row in rows if row.claim.paper == paper]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_html(rows: Sequence[Row], settings: Settings) -> str:
+    """The page as one HTML file."""
+    paragraphs = (_INTRODUCTION.replace("*", ""), verdict_counts(rows), _produced(settings).replace("`", ""))
+    body = ["<h1>Claims of the papers</h1>", *(f"<p>{html.escape(text)}</p>" for text in paragraphs)]
+    for paper in dict.fromkeys(row.claim.paper for row in rows):
+        body += [f"<h2>{html.escape(paper)}</h2>", "<table>", _html_line(_HEADS, "th")]
+        body += [_html_line(cells(row, settings), "td") for row in rows if row.claim.paper == paper]
+        body.append("</table>")
+    return _PAGE.format(body="\n".join(body))
+
+
+def verdict_counts(rows: Sequence[Row]) -> str:
+    """How many rows have which verdict."""
+    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+    decided = len(rows) - counts[UNDECIDED]
+    parts = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
+    return f"{decided} of {len(rows)} claims are decided: {parts}."
+
+
+def command(row: Row, settings: Settings) -> str:
+    """What runs this row alone."""
+    words = ["elbozoo reproduce --only", row.claim.name]
+    if settings.paper_scale:
+        words.append("--paper-scale")
+    if row.claim.needs_mnist:
+        words.append("--mnist PATH")
+    if settings.seed:
+        words.append(f"--seed {settings.seed}")
+    return " ".join(words)
+
+
+def cells(row: Row, settings: Settings) -> list[str]:
+    """The cells of a row, as Markdown."""
+    found = "; ".join(shown(one) for one in row.measured) or row.note
+    seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
+    ran = f"`{command(row, settings)}`" if row.claim.run is not None else ""
+    return [row.claim.sentence, row.claim.paper_number, found, f"**{row.verdict}**", ran, seconds]
+
+
+def shown(one: Measured) -> str:
+    """A number with its error and the interval that the claim needs."""
+    mark = {True: "", False: " (outside)", None: " (open)"}[one.holds]
+    error = f" ± {one.error:.2g}" if one.error else ""
+    return f"{one.name} {_number(one.value)}{error} [{_interval(one)}]{mark}"
+
+
+def _interval(one: Measured) -> str:
+    if math.isinf(one.lower):
+        return f"≤ {_number(one.upper)}"
+    if math.isinf(one.upper):
+        return f"≥ {_number(one.lower)}"
+    return f"{_number((one.lower + one.upper) / 2)} ± {_number((one.upper - one.lower) / 2)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.4g}" if abs(value) < 1e4 else f"{value:.6g}"
+
+
+def _produced(settings: Settings) -> str:
+    words = ["elbozoo reproduce"]
+    words += ["--fast"] if settings.fast else []
+    words += ["--paper-scale"] if settings.paper_scale else []
+    words += ["--mnist PATH"] if settings.mnist else []
+    made = f"elbozoo {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    seconds = "Seconds are those of one core; of a run that several rows share, the first row has them."
+    return f"Made by `{' '.join(words)}`, seed {settings.seed}, {made}. {seconds}"
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+
+
+def _html_line(texts: Sequence[str], tag: str) -> str:
+    plain = [html.escape(text.replace("**", "").replace("`", "")) for text in texts]
+    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in plain) + "</tr>"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Claims of the papers</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+table {{ border-collapse: collapse; font-size: .85rem; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; vertical-align: top; }}
+</style></head>
+<body>
+{body}
+</body>
+</html>
+"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +33,7 @@ from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate
+from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
 from inference.marginal_likelihood.estimate import as_method
 from inference.weights.summary import WeightSummary
 
@@ -301,7 +301,21 @@ def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block
         with random_state(block_seed(seed, i)):
             return _measure(entries, parts[i], **settings)
 
-    return list(ranks().in_turn(len(parts), compute))
+    assert parts.call.num_rows is not None
+    return [_joined(ranks().in_turn(len(parts), compute), parts.call.num_rows)]
+
+
+def _joined(blocks: Iterable[Block], number: int) -> Block:
+    """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.result.Joined`."""
+    columns, truths, start = dict[str, dict[str, Tensor]](), dict[str, Joined](), 0
+    for found, evidences in blocks:
+        for name, values in found.items():
+            for key, value in values.items():
+                column = columns.setdefault(name, {}).setdefault(key, value.new_empty(number))
+                column[start : start + len(value)] = value
+            truths.setdefault(name, Joined(number)).add(evidences[name])
+        start += len(next(iter(evidences.values())).value)
+    return columns, {name: concatenate(joined.parts()) for name, joined in truths.items()}
 
 
 def _measure(

@@ -572,7 +572,7 @@ def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_cost_against_rows_is_measured_in_processes_of_their_own(run, capsys):
+def test_cost_against_rows_is_measured_in_own_processes(run, capsys):
     found = run("benchmarks/large_data.py")
     printed = capsys.readouterr().out
     assert "seconds by rows" in printed

@@ -13,14 +13,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem, row_blocks, write_rows
+from inference.comparison.local_problem import LocalProblem, rows_at_once, write_rows
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks
+from inference.core.rows import RowBlocks, row_blocks
 from inference.core.run import Program
 from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
@@ -192,7 +192,7 @@ def refit_columns(
     own.check()
     with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
-        blocks = RowBlocks(own, None) if shared else row_blocks(own, _MORE * num_samples)
+        blocks = RowBlocks(own, None) if shared else row_blocks(own, rows_at_once(_MORE * num_samples))
         group = ranks()
         seed = group.agreed(seed)
 

@@ -95,7 +95,7 @@ def _run(one: Claim, settings: Settings, mark: str) -> dict:
 
 
 def fingerprint(one: Claim, settings: Settings) -> str:
-    """What a stored result depends on: settings, version, and the source of the module of the run."""
+    """Settings, version, and the source of the run's module: changes of other code are not seen, hence ``--again``."""
     source = inspect.getsource(inspect.getmodule(one.run) or one.run)  # type: ignore[arg-type]
     mnist = str(settings.mnist) if one.needs_mnist else ""
     parts = (one.name, str(settings.paper_scale), str(settings.seed), mnist, __version__, source)

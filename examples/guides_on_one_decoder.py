@@ -114,17 +114,17 @@ def show(tables, grid, args):
 def conclude(tables, grid, args):
     """How close the mean field is to its prediction, what the others leave, and what widens or narrows amortisation."""
     found = tables[max(tables)]
-    left = ", ".join(f"{name} {found[name][0]:.3f} ({found[name][1]:.3f})" for name in args.families)
+    left = ", ".join(f"{name} {found[name][0]:.4f} ({found[name][1]:.1g})" for name in args.families)
     print(
-        f"\nat the strongest shear, of contrast {found['contrast']:.3f} nats, the best guides leave {left} nats", end=""
+        f"\nat the strongest shear, of contrast {found['contrast']:.4f} nats, the best guides leave {left} nats", end=""
     )
-    print(f"; predicted for independent coordinates {found['predicted']:.3f}")
+    print(f"; predicted for independent coordinates {found['predicted']:.4f}")
     narrow, wide = grid[min(args.widths), max(args.sizes)], grid[max(args.widths), max(args.sizes)]
     few = grid[max(args.widths), min(args.sizes)]
     print(
-        f"the widest encoder loses {wide[0]:.3f} ({wide[1]:.3f}) nats on new data after {max(args.sizes)} data", end=""
+        f"the widest encoder loses {wide[0]:.4f} ({wide[1]:.1g}) nats on new data after {max(args.sizes)} data", end=""
     )
-    print(f", {few[0]:.3f} ({few[1]:.3f}) after {min(args.sizes)}; the narrowest {narrow[0]:.3f} ({narrow[1]:.3f})")
+    print(f", {few[0]:.4f} ({few[1]:.1g}) after {min(args.sizes)}; the narrowest {narrow[0]:.4f} ({narrow[1]:.1g})")
 
 
 def draw(tables, grid, args):
@@ -151,7 +151,8 @@ def draw(tables, grid, args):
 
 def main(argv=None):
     args = parse(argv)
-    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them (standard errors)\n")
+    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them", end="")
+    print(" (standard errors of the estimates, for these data)\n")
     tables = {s: kept(args, f"families_{s:g}", partial(families, s, args)) for s in args.strengths}
     middle = sorted(args.strengths)[len(args.strengths) // 2]
     grid = {

@@ -571,7 +571,7 @@ def test_guides_on_one_decoder_finds_the_families_in_order(run, tmp_path, capsys
     assert found["mean field"][0] == pytest.approx(found["predicted"], rel=0.2)
     assert found["full rank"][0] < found["mean field"][0]
     assert grid[4, 20][0] > 0
-    assert f"predicted for independent coordinates {found['predicted']:.3f}" in printed
+    assert f"predicted for independent coordinates {found['predicted']:.4f}" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "guides_on_one_decoder.png"}
 
 

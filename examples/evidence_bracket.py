@@ -32,7 +32,7 @@ from inference import (
 )
 
 HEAD = f"{'':18s}{'T':>6s}{'mean':>9s}{'95 %':>8s}{'certified':>11s}{'CPU s':>8s}{'wall s':>8s}"
-SMOKE = {"steps": 30, "num_data": 6, "latent_dim": [3, 4], "temperatures": [5, 20], "chains": 4, "samples": 30}
+SMOKE = {"steps": 30, "num_data": 4, "latent_dim": [3], "temperatures": [5, 10], "chains": 4, "samples": 20}
 
 
 def parse(argv):

@@ -50,7 +50,7 @@ class NetworkGuide(EncoderGuide):
     def encode(self, x: Tensor) -> Tensor:
         """Output of the encoder network, (N, P), on standardised data (N, D)."""
         parameters = self.encoder(self.standardise(x))
-        if not isinstance(parameters, Tensor) or parameters.shape != (len(x), self.num_parameters):
+        if not isinstance(parameters, Tensor) or parameters.shape != (x.shape[0], self.num_parameters):
             got = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters).__name__
             raise ValueError(f"expected the encoder's output of shape {(len(x), self.num_parameters)}, got {got}")
         return parameters

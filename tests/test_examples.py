@@ -48,7 +48,12 @@ BENCHMARKS = (
     "benchmarks/ppca_fit.py",
     "benchmarks/svi_step.py",
 )
-PROTOCOLS = ("benchmarks/coverage.py", "benchmarks/gap_coverage.py", "benchmarks/nested_sampling.py")
+PROTOCOLS = (
+    "benchmarks/coverage.py",
+    "benchmarks/gap_coverage.py",
+    "benchmarks/large_data.py",
+    "benchmarks/nested_sampling.py",
+)
 HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
 
 
@@ -356,11 +361,11 @@ def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsy
 def test_evidence_bracket_prints_a_row_for_each_temperature_count(run, tmp_path, capsys):
     results = run("evidence_bracket.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert list(results) == [3, 4]
+    assert list(results) == [3]
     for found in results.values():
-        assert [row[0] for row in found["simulated"]] == [5, 20]
+        assert [row[0] for row in found["simulated"]] == [5, 10]
         for num, mean, _, certified, cpu, wall, _ in found["simulated"]:
-            assert certified == pytest.approx(mean + 2 * math.log(40) / 6)  # Markov's price, shared by six data
+            assert certified == pytest.approx(mean + 2 * math.log(40) / 4)  # Markov's price, shared by four data
             assert re.search(rf"simulated +{num} +{mean:.4f} .* {certified:.3f} +{cpu:.1f} +{wall:.1f}", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"evidence_bracket.png"}
 

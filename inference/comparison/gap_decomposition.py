@@ -10,8 +10,8 @@ with q the guide and q* the best of its family for data point n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import scipy
@@ -21,25 +21,27 @@ from torch import Tensor
 from inference.comparison.local_problem import check_takes_all, row_blocks
 from inference.comparison.refitting import (
     EVALUATIONS,
-    Refit,
     can_be_refitted,
     evaluations,
     has_global_parameters,
     mean_and_error,
-    refit_call,
+    refit_columns,
 )
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
+from inference.core.call import Call, check_same_call
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
+from inference.core.ranks import ranks
+from inference.core.rows import RowBlocks
 from inference.core.run import Program
-from inference.core.seeding import seeded
+from inference.core.seeding import block_seed, seeded
+from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.estimate import as_method, evidence
+from inference.marginal_likelihood.estimate import as_method, evidence_of_call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,26 +208,31 @@ def gap(
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
     """
     stated = None if rows is None else frozenset(rows)
-    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double()
+    given = opened((x, *args))
+    call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
-    layout = call.probe().layout
+    check_same_call(call, (num_samples, restarts, max_steps, level, seed))
+    blocks = row_blocks(call, num_samples)
+    layout = blocks[0].probe().layout
     check_takes_all(layout)
+    num_data = layout.num_data if len(blocks) == 1 else call.num_rows
     if known is None:
-        known = _evidence(call, as_method(method), level, seed, progress)
-    if len(known.value) != layout.num_data:
-        raise ValueError(f"expected the evidence of {layout.num_data} data points, got that of {len(known.value)}")
+        own = replace(call, guide=None) if isinstance(as_method(method), Exact) else call
+        known = evidence_of_call(own, as_method(method), level=level, seed=seed, progress=progress)
+    if len(known.value) != num_data:
+        raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
     parts: dict[str, Any]
     level = known.level if known.level < 1 else level
     width = _half_width(level)
     if can_be_refitted(call):
-        found = refit_call(
+        found = refit_columns(
             call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
         )
-        elbo, error = found.own_elbo, found.own_standard_error
-        known, contradicted = _confronted(known, (elbo, found.elbo), (error, found.standard_error), level)
+        elbo, error = found["own_elbo"], found["own_standard_error"]
+        known, contradicted = _confronted(known, (elbo, found["elbo"]), (error, found["standard_error"]), level)
         parts = _parts(found, known, width) | {"second": "amortisation" if _amortised(call) else "optimisation"}
     else:
-        elbo, error = _elbo(call, num_samples, seed)
+        elbo, error = _elbo(blocks, num_samples, seed)
         known, contradicted = _confronted(known, (elbo,), (error,), level)
         parts = dict.fromkeys(_PARTS)
     lower = (known.lower - elbo - width * error).clamp(min=0)
@@ -265,47 +272,35 @@ _PARTS = (
 )
 
 
-def _parts(found: Refit, known: Evidence, width: float) -> dict[str, Any]:
+def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[str, Any]:
     """The two parts with their intervals, by name, and how far the refit came."""
     values = (
-        known.value - found.elbo,
-        found.standard_error,
-        (known.upper - found.elbo + width * found.standard_error).clamp(min=0),
-        found.improvement,
-        found.improvement_error,
-        (found.improvement - width * found.improvement_error).clamp(min=0),
-        found.gradient_norm,
-        found.converged,
-        found.steps,
+        known.value - found["elbo"],
+        found["standard_error"],
+        (known.upper - found["elbo"] + width * found["standard_error"]).clamp(min=0),
+        found["improvement"],
+        found["improvement_error"],
+        (found["improvement"] - width * found["improvement_error"]).clamp(min=0),
+        found["gradient_norm"],
+        found["converged"],
+        found["steps"],
     )
     return dict(zip(_PARTS, values, strict=True))
 
 
-def _elbo(call: Call, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
+def _elbo(blocks: RowBlocks, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
-    with refuse_batch_dependence(*call.programs), seeded(seed):
-        blocks = [evaluations(block, num_samples) for block in row_blocks(call, num_samples)]
-    return mean_and_error(torch.cat(blocks, -1))
+    group = ranks()
+    seed = group.agreed(seed)
+
+    def compute(i: int) -> Tensor:
+        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
+            return evaluations(blocks[i], num_samples)
+
+    with refuse_batch_dependence(*blocks.call.programs):
+        return mean_and_error(torch.cat(list(group.in_turn(len(blocks), compute)), -1))
 
 
 def _amortised(call: Call) -> bool:
     """Whether an encoder gives the guide's parameters, rather than an optimiser."""
     return not isinstance(call.guide, SupportsRows) and not has_global_parameters(call)
-
-
-def _evidence(call: Call, method: Method, level: float, seed: int | None, progress: bool) -> Evidence:
-    guide = None if isinstance(method, Exact) else call.guide
-    return evidence(
-        call.model,
-        *call.args,
-        method=method,
-        guide=guide,
-        plate=call.plate,
-        rows=call.stated_rows,
-        whole=call.whole,
-        missing=call.missing,
-        level=level,
-        seed=seed,
-        progress=progress,
-        **call.kwargs,
-    )

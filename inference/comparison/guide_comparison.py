@@ -18,16 +18,18 @@ from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
 from inference.comparison.paired_differences import principal_map
 from inference.comparison.pooled_weights import Pooled, pooled_weights
-from inference.comparison.refitting import refit_call
+from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
-from inference.core.call import Call
-from inference.core.checks import check_arguments, check_count, check_finite
+from inference.core.call import Call, check_same_call
+from inference.core.checks import check_count, check_finite
 from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
-from inference.core.rows import with_known_rows
+from inference.core.ranks import ranks
+from inference.core.rows import RowBlocks, with_known_rows
 from inference.core.run import Program
-from inference.core.seeding import random_state, seeded
+from inference.core.seeding import block_seed, random_state, seeded
+from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
@@ -152,13 +154,13 @@ def compare(
     check_count(simulated, "simulated", 0)
     check_level(level)
     chosen = None if method is None else as_method(method)
-    named = {TRAIN: (*x, *args) if isinstance(x, tuple) else (x, *args)}
+    named = {TRAIN: opened((*x, *args) if isinstance(x, tuple) else (x, *args))}
     if held_out is not None:
-        named[HELD_OUT] = held_out if isinstance(held_out, tuple) else (held_out,)
+        named[HELD_OUT] = opened(held_out if isinstance(held_out, tuple) else (held_out,))
     layout = Call(model or _no_program, None, (), kwargs, plate, whole=whole, missing=missing)
     data = {name: replace(layout, args=part) for name, part in named.items()}
     for call in data.values():
-        check_arguments(() if model is None else (model,), call.args, kwargs, missing=missing)
+        call.check()
     shape = _first(data[TRAIN]).shape[1:]
     if held_out is not None and not whole and _first(data[HELD_OUT]).shape[1:] != shape:
         raise ValueError(
@@ -172,6 +174,7 @@ def compare(
     _check_sizes(data, split, simulated, chunk)
     by_seed = _entries(model, guides, None if seeds is None else list(seeds), layout)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
+        check_same_call(entry.on(data[TRAIN]).own, (num_samples, seed, block, level, repr(chosen)))
         for part in data.values():
             entry.on(part).own.check()
         if simulated:
@@ -179,13 +182,14 @@ def compare(
     groups: dict[str, xr.Dataset] = {}
     num_blocks = sum(-(-_num_data(part) // block) for part in data.values())
     total = sum(map(len, by_seed.values())) * num_blocks
-    with seeded(seed), tqdm(total=total, disable=not progress, desc="compare", unit="block") as bar:
+    seed, hidden = ranks().agreed(seed), not (progress and ranks().first)
+    with seeded(seed), tqdm(total=total, disable=hidden, desc="compare", unit="block") as bar:
         for name, part in data.items():
             measured = []
             for entries in by_seed.values():
                 setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
                 part = _with_rows(part, entries, block, split)
-                blocks = [_measure(entries, rows, method=chosen, **setting) for rows in _split_rows(part, block)]
+                blocks = _measured(entries, RowBlocks(part, block), method=chosen, **setting)
                 columns = _collect(entries, blocks)
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
@@ -193,7 +197,7 @@ def compare(
     tree.attrs = {
         "num_samples": num_samples,
         "level": level,
-        "data_dim": _first(data[TRAIN]).numel() if whole else math.prod(shape),
+        "data_dim": math.prod(_first(data[TRAIN]).shape) if whole else math.prod(shape),
         "trained": int(seeds is not None),
     }
     return tree
@@ -251,10 +255,10 @@ def _as_entry(name: str, model: Program | None, entry: Any, layout: Call) -> Ent
     return Entry(call, call.double())
 
 
-def _first(call: Call) -> Tensor:
+def _first(call: Call) -> Tensor | Column:
     """The first tensor among the arguments: the data that are mapped and counted."""
-    found = next((leaf for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor)), None)
-    if found is None or found.dim() == 0:
+    found = next((leaf for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor | Column)), None)
+    if found is None or len(found.shape) == 0:
         raise TypeError(f"expected x to be a torch.Tensor of shape (N, D), got {[type(a).__name__ for a in call.args]}")
     return found
 
@@ -269,7 +273,7 @@ def _with_rows(part: Call, entries: Entries, block: int, split: int) -> Call:
     if part.whole or not several or not (whole > block or 0 < split < whole):
         return part
     call = next(iter(entries.values())).on(part).own
-    rows = with_known_rows(call, call.probe()).row_arguments
+    rows = with_known_rows(call).row_arguments
     return part if rows is None else part.with_rows(rows)
 
 
@@ -277,15 +281,24 @@ def _rows(part: Call, index: Tensor) -> Call:
     return part if len(index) == _num_data(part) else part.rows(index)
 
 
-def _split_rows(part: Call, block: int) -> list[Call]:
-    return [_rows(part, index) for index in torch.arange(_num_data(part)).split(block)]
-
-
 def _no_program() -> None:
     """The model of a call whose arguments alone are wanted."""
 
 
-Block = tuple[dict[str, dict[str, Tensor]], dict[int, Evidence]]
+Block = tuple[dict[str, dict[str, Tensor]], dict[str, Evidence]]
+
+
+def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block]:
+    """Everything per data point, block by block; each of several has a seed of its own."""
+    if len(parts) == 1:
+        return [_measure(entries, parts[0], **settings)]
+    seed = int(torch.randint(2**31, ()))
+
+    def compute(i: int) -> Block:
+        with random_state(block_seed(seed, i)):
+            return _measure(entries, parts[i], **settings)
+
+    return list(ranks().in_turn(len(parts), compute))
 
 
 def _measure(
@@ -298,17 +311,16 @@ def _measure(
     method: Method | None,
     bar: Any,
 ) -> Block:
-    """Everything per data point of a block: columns by the guide's name, evidence by the model's identity."""
+    """Everything per data point of a block: columns, and the evidence of its model, by the guide's name."""
     by_model = dict[int, dict[str, Entry]]()
     for name, entry in entries.items():
         by_model.setdefault(id(entry.own.model), {})[name] = entry.on(block)
-    truths, columns = dict[int, Evidence](), dict[str, dict[str, Tensor]]()
-    for model_id, group in by_model.items():
+    truths, columns = dict[str, Evidence](), dict[str, dict[str, Tensor]]()
+    for group in by_model.values():
         pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
-        truths[model_id], contradicted = _confronted(
-            _reference(group[pooled.best], pooled, method, level), pooled, level
-        )
-        columns |= {name: _per_datum(weights, truths[model_id], contradicted) for name, weights in pooled.own.items()}
+        truth, contradicted = _confronted(_reference(group[pooled.best], pooled, method, level), pooled, level)
+        truths |= dict.fromkeys(group, truth)
+        columns |= {name: _per_datum(weights, truth, contradicted) for name, weights in pooled.own.items()}
         bar.update(len(group))
     return columns, truths
 
@@ -317,12 +329,11 @@ def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     """The blocks of one seed side by side, with the mean evidence over all of them."""
     import xarray as xr
 
-    truths = {key: concatenate([truth[key] for _, truth in blocks]) for key in blocks[0][1]}
+    own = [concatenate([truths[name] for _, truths in blocks]) for name in entries]
     variables: dict[str, Any] = {}
     for key in next(iter(blocks[0][0].values())):
         rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in entries]
         variables[key] = (("guide", "datum"), torch.stack(rows).numpy())
-    own = [truths[id(entry.own.model)] for entry in entries.values()]
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
     for i, end in enumerate(("", "_lower", "_upper")):
@@ -379,8 +390,8 @@ def _of_guides(
 def _split(call: Call, known: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
     if not isinstance(call.guide, SupportsLocal):
         return None, None
-    found = refit_call(call, restarts=0, seed=0, progress=False)
-    return torch.as_tensor(known).to(found.elbo) - found.elbo, found.improvement
+    found = refit_columns(call, restarts=0, seed=0, progress=False)
+    return torch.as_tensor(known).to(found["elbo"]) - found["elbo"], found["improvement"]
 
 
 def _cost_of(call: Call) -> Cost:
@@ -439,7 +450,8 @@ def _offsets(log_det: Tensor | float | None, num_data: int, name: str) -> Tensor
 
 
 def _with_data(dataset: xr.Dataset, call: Call, offsets: Tensor) -> xr.Dataset:
-    data = _first(call).reshape(_num_data(call), -1)
-    place = principal_map(data.nan_to_num() if call.missing else data).cpu().numpy()
-    dataset = dataset.assign_attrs(dtype=str(data.dtype).removeprefix("torch."))
+    data = _first(call)
+    rows = data[:].unsqueeze(0) if call.whole else data
+    place = principal_map(rows, missing=call.missing).cpu().numpy()
+    dataset = dataset.assign_attrs(dtype=str(data[:1].dtype).removeprefix("torch."))
     return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))

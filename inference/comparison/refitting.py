@@ -18,8 +18,10 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
+from inference.core.ranks import ranks
+from inference.core.rows import RowBlocks
 from inference.core.run import Program
-from inference.core.seeding import random_state, seeded
+from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 
@@ -151,28 +153,57 @@ def refit_call(
     progress: bool = True,
 ) -> Refit:
     """:func:`refit` of a call that is in float64 already."""
+    columns = refit_columns(
+        own,
+        num_samples=num_samples,
+        restarts=restarts,
+        max_steps=max_steps,
+        tolerance=tolerance,
+        seed=seed,
+        progress=progress,
+        with_point=True,
+    )
+    with refuse_batch_dependence(*own.programs):
+        guide, _ = _freed(own.settled())
+    write_rows(guide, columns.pop("point"))
+    return Refit(guide=guide, **columns)
+
+
+def refit_columns(
+    own: Call,
+    *,
+    num_samples: int = 128,
+    restarts: int = 2,
+    max_steps: int = 200,
+    tolerance: float = 1e-6,
+    seed: int | None = None,
+    progress: bool = True,
+    with_point: bool = False,
+) -> dict[str, Tensor]:
+    """What a :class:`Refit` says of each data point by name, block by block, and its free parameters ``point``."""
     if not can_be_refitted(own):
         raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
     own.check()
-    with refuse_batch_dependence(*own.programs), seeded(seed):
+    with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
-        blocks = [own] if shared else row_blocks(own, _MORE * num_samples)
-        bar = tqdm(blocks, disable=not progress, desc="refit", unit="block")
-        found = [_refit_block(block, num_samples, restarts, max_steps, tolerance) for block in bar]
-        guide = found[0][0] if len(blocks) == 1 else _freed(own)[0]
-    columns = {name: torch.cat([part[name] for _, part in found]) for name in found[0][1]}
-    if len(blocks) > 1:
-        write_rows(guide, columns["point"])
-    del columns["point"]
-    return Refit(guide=guide, **columns)
+        blocks = RowBlocks(own, None) if shared else row_blocks(own, _MORE * num_samples)
+        group = ranks()
+        seed = group.agreed(seed)
+
+        def compute(i: int) -> dict[str, Tensor]:
+            with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
+                part = _refit_block(blocks[i], num_samples, restarts, max_steps, tolerance)
+            return {name: column for name, column in part.items() if with_point or name != "point"}
+
+        hidden = not (progress and group.first)
+        found = list(tqdm(group.in_turn(len(blocks), compute), total=len(blocks), disable=hidden, desc="refit"))
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def _refit_block(
-    own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A block of rows: the refitted guide, its free parameters ``point``, and what a :class:`Refit` says of them."""
+def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
+    """A block of rows: the refitted guide's free parameters ``point``, and what a :class:`Refit` says of them."""
     local, shared = _freed(own)
     freed = replace(own, guide=local)
     problem = LocalProblem(freed, local, num_samples, shared=shared)
@@ -185,7 +216,7 @@ def _refit_block(
     names = ("elbo", "standard_error", "own_elbo", "own_standard_error", "improvement", "improvement_error")
     columns = [column for values in (refitted, ours, refitted - ours) for column in mean_and_error(values)]
     best |= {name: best[name].expand_as(columns[0]) for name in ("steps", "gradient_norm", "converged")}
-    return local, best | dict(zip(names, columns, strict=True))
+    return best | dict(zip(names, columns, strict=True))
 
 
 def _freed(own: Call) -> tuple[nn.Module, bool]:

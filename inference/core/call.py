@@ -22,12 +22,20 @@ from inference.core.draw import Draw
 from inference.core.enumeration import Enumeration
 from inference.core.handlers import RecordSites, Site, isolated
 from inference.core.manners import Manners, check_once, manners_of, remember_as, remembered
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsRows
+from inference.core.ranks import ranks
+from inference.core.rows import RowBlocks
 from inference.core.run import Program, check_pair, modules_of, run_program
 from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
+from inference.core.sources import Column, as_arguments
+from inference.core.storage import tensor_digest
 
 _SINGLE = Manners(Single(), Single())
+
+# Rows that are converted at once to be checked.
+_CHECKED = 4096
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Call:
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
             yet, see :func:`inference.core.rows.with_known_rows`.
         stated_rows: Those that the caller says are, which is checked before it is believed; None where nothing is said.
+        doubles: Whether rows are converted to float64 as they are taken, see :meth:`double_by_rows`.
     """
 
     model: Program
@@ -59,8 +68,12 @@ class Call:
     missing: bool = False
     row_arguments: frozenset[int | str] | None = None
     stated_rows: frozenset[int | str] | None = None
+    doubles: bool = False
 
     def __post_init__(self) -> None:
+        args, kwargs = as_arguments(self.args, self.kwargs)
+        object.__setattr__(self, "args", args)
+        object.__setattr__(self, "kwargs", kwargs)
         if self.whole and self.plate is not None:
             raise ValueError(f"expected whole=True or a plate over the data, got both, plate={self.plate!r}")
 
@@ -72,8 +85,8 @@ class Call:
     @property
     def num_rows(self) -> int | None:
         """Rows of the first tensor among the arguments; None where it has no rows."""
-        first = next((leaf for leaf in tree_leaves(self.args) if isinstance(leaf, Tensor)), None)
-        return len(first) if first is not None and first.dim() > 0 else None
+        first = next((leaf for leaf in tree_leaves(self.args) if isinstance(leaf, Tensor | Column)), None)
+        return len(first) if first is not None and len(first.shape) > 0 else None
 
     def check(self) -> None:
         """Check the arguments, see :func:`inference.core.checks.check_arguments`.
@@ -82,7 +95,15 @@ class Call:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is not finite, or does not have the shape that a program declares.
         """
-        check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
+        lazy = any(isinstance(leaf, Column) for leaf in tree_leaves((self.args, dict(self.kwargs))))
+        if not (lazy or self.doubles) or self.num_rows is None:
+            check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
+            return
+        check_arguments((), self.args, self.kwargs, missing=self.missing)
+        blocks = RowBlocks(self, None if self.whole else at_once(_CHECKED))
+        for i in range(1 if lazy else len(blocks)):  # what is read later is checked then
+            part = blocks[i]
+            check_arguments(part.programs, part.args, part.kwargs, missing=self.missing)
 
     def double(self) -> Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
@@ -90,19 +111,30 @@ class Call:
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
         where a half is neither a module nor a module's method, or all is float64 already.
         """
+        return self.double_by_rows().settled()
+
+    def double_by_rows(self) -> Call:
+        """:meth:`double` whose data are converted when some of their rows are taken, and not before."""
         owned = all(modules_of(program) for program in self.programs)
         if not owned or all(map(_is_double, modules_of(*self.programs))):
             return self
         model, guide = copy.deepcopy((self.model, self.guide))
         for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
-        return replace(self, model=model, guide=guide).with_double_arguments()
+        return replace(self, model=model, guide=guide, doubles=True)
 
-    def rows(self, index: Tensor, num_rows: int | None = None) -> Call:
+    def settled(self) -> Call:
+        """The call as it is run: on all its rows, read, and converted where they are to be."""
+        if any(isinstance(leaf, Column) for leaf in tree_leaves((self.args, dict(self.kwargs)))):
+            args, kwargs = tree_map(_read, (self.args, dict(self.kwargs)))
+            return replace(self, args=args, kwargs=kwargs).settled()
+        return self.with_double_arguments() if self.doubles else self
+
+    def rows(self, index: Tensor | slice, num_rows: int | None = None) -> Call:
         """The call of chosen rows, which may repeat: of the arguments that are rows of data, and of the guide.
 
         Args:
-            index: Integers from 0 to the number of rows less one, (M,).
+            index: Integers from 0 to the number of rows less one, (M,); or a slice, which copies nothing.
             num_rows: N. The first argument's rows if None.
 
         Raises:
@@ -113,8 +145,10 @@ class Call:
 
         args = tuple(rows_of(value, index, number) if i in names else value for i, value in enumerate(self.args))
         kwargs = {n: rows_of(value, index, number) if n in names else value for n, value in self.kwargs.items()}
-        guide = self.guide.rows(index) if isinstance(self.guide, SupportsRows) else self.guide
-        part = replace(self, guide=guide, args=args, kwargs=kwargs)
+        guide = self.guide
+        if isinstance(guide, SupportsRows):
+            guide = guide.rows(torch.arange(number or 0)[index])
+        part = replace(self, guide=guide, args=args, kwargs=kwargs).settled()
         if guide is not self.guide:
             remember_as(part, self)
         return part
@@ -280,17 +314,40 @@ class Call:
     def with_double_arguments(self) -> Call:
         """The call with its data in float64."""
         args, kwargs = tree_map(_convert, (self.args, dict(self.kwargs)))
-        return replace(self, args=args, kwargs=kwargs)
+        return replace(self, args=args, kwargs=kwargs, doubles=False)
+
+
+def check_same_call(call: Call, settings: Any) -> None:
+    """Check that all ranks make one call: with the same settings, halves and, as far as the first rows tell, data.
+
+    Raises:
+        ValueError: On all ranks, if not.
+    """
+    group = ranks()
+    if group.size == 1:
+        return
+    rows = call if call.whole or call.num_rows is None else call.rows(slice(0, 1))
+    halves = {name: tensor_digest(t) for m in modules_of(*call.programs) for name, t in m.state_dict().items()}
+    data = [tensor_digest(leaf) for leaf in tree_leaves((rows.args, dict(rows.kwargs))) if isinstance(leaf, Tensor)]
+    for what, value in (("settings", repr(settings)), ("number of rows", call.num_rows), ("first row", data)):
+        group.check_same(value, what)
+    group.check_same(halves, "parameters")
 
 
 def num_rows(values: list[Any]) -> int:
     """Rows of the first tensor among arguments that has some."""
-    return len(next(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim() > 0))
+    return len(next(leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor | Column) and len(leaf.shape) > 0))
 
 
-def rows_of(value: Any, index: Tensor, number: int | None) -> Any:
+def rows_of(value: Any, index: Tensor | slice, number: int | None) -> Any:
     """An argument of a call with those of its tensors that have so many rows restricted to chosen ones."""
-    return tree_map(lambda leaf: leaf[index.to(leaf.device)] if _is_rows(leaf, number) else leaf, value)
+
+    def chosen(leaf: Any) -> Any:
+        if not _is_rows(leaf, number):
+            return leaf
+        return leaf[index.to(leaf.device) if isinstance(index, Tensor) and isinstance(leaf, Tensor) else index]
+
+    return tree_map(chosen, value)
 
 
 def _latents(run: RecordSites) -> dict[str, Tensor]:
@@ -302,7 +359,11 @@ def _has_rows(value: Any, number: int) -> bool:
 
 
 def _is_rows(value: Any, number: int | None) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == number
+    return isinstance(value, Tensor | Column) and len(value.shape) > 0 and len(value) == number
+
+
+def _read(value: Any) -> Any:
+    return value[:] if isinstance(value, Column) else value
 
 
 def _convert(value: Any) -> Any:

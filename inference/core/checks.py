@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+
+from inference.core.sources import blocks_of
 
 
 @runtime_checkable
@@ -63,9 +66,9 @@ def check_finite(x: Tensor, name: str = "x", *, missing: bool = False) -> None:
     Raises:
         ValueError: With the number of such elements and the place of the first.
     """
-    finite = torch.isfinite(x)
-    if missing:
-        finite |= x.isnan()
+    if id(x) in _seen.get() or _all_finite(x.detach(), missing):
+        return
+    finite = torch.isfinite(x) | (x.isnan() if missing else False)
     if not bool(finite.all()):
         bad = (~finite).nonzero()
         first = tuple(bad[0].tolist())
@@ -74,6 +77,16 @@ def check_finite(x: Tensor, name: str = "x", *, missing: bool = False) -> None:
             f"expected {name} to be finite, got {len(bad)} NaN or infinite of {x.numel()} elements, "
             f"the first ({float(x[first])}) at {first}{hint}"
         )
+
+
+# Tensors that are known to be finite while one call is checked, by identity.
+_seen: ContextVar[frozenset[int]] = ContextVar("seen", default=frozenset())
+
+
+def _all_finite(x: Tensor, missing: bool) -> bool:
+    """Whether the sum of each block is finite, which tells at no memory; False where a sum overflows, too."""
+    sums = torch.stack([(block.nansum() if missing else block.sum()) for block in blocks_of(x)])
+    return bool(sums.isfinite().all())
 
 
 def check_log_weights(log_weights: Tensor) -> None:
@@ -116,15 +129,22 @@ def check_arguments(
         TypeError: As :func:`check_layout`, or if a second tensor lands where a number of data points is expected.
         ValueError: As :func:`check_layout` and :func:`check_finite`.
     """
-    for program in programs:
-        if isinstance(program, ChecksData):
-            program.check_data(args[0] if args else kwargs.get("x"))
-            _check_number(program, args, kwargs)
-    names = ["x, the first argument,", *(f"argument {i}" for i in range(1, len(args)))]
-    for name, value in [*zip(names, args), *kwargs.items()]:
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                check_finite(leaf, name, missing=missing)
+    x = args[0] if args else kwargs.get("x")
+    known = isinstance(x, Tensor) and x.is_floating_point() and _all_finite(x.detach(), missing=False)
+    token = _seen.set(_seen.get() | {id(x)}) if known else None
+    try:
+        for program in programs:
+            if isinstance(program, ChecksData):
+                program.check_data(x)
+                _check_number(program, args, kwargs)
+        names = ["x, the first argument,", *(f"argument {i}" for i in range(1, len(args)))]
+        for name, value in [*zip(names, args), *kwargs.items()]:
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                    check_finite(leaf, name, missing=missing)
+    finally:
+        if token is not None:
+            _seen.reset(token)
 
 
 def _check_number(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

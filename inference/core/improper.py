@@ -11,7 +11,7 @@ from pyro.distributions import Delta, ImproperUniform, MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent, VonMises, constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 if TYPE_CHECKING:
     from inference.core.handlers import Site
@@ -50,10 +50,32 @@ def on_circle(fn: Any) -> bool:
 
 
 def support_of(fn: Any) -> Constraint:
-    """The support over which a distribution integrates to one: an interval for angles, else what it declares."""
+    """The support over which a distribution integrates to one: an interval for angles, else what it declares.
+
+    Raises:
+        NotImplementedError: If it declares none, or is a mixture of components on supports that may differ.
+    """
     if on_circle(fn):
         return constraints.independent(constraints.interval(-math.pi, math.pi), len(fn.event_shape))
-    return fn.support
+    return _of_components(fn.support)
+
+
+def _of_components(support: Constraint) -> Constraint:
+    """A support with that of the components in place of a mixture's, for which no coordinates are known."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_of_components(support.base_constraint), support.reinterpreted_batch_ndims)
+    if not isinstance(support, MixtureSameFamilyConstraint):
+        return support
+    common = support.base_constraint
+    if any(isinstance(bound, Tensor) and bound.dim() for bound in _bounds(common)):
+        raise NotImplementedError
+    return common
+
+
+def _bounds(support: Constraint) -> Iterator[Any]:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    yield from vars(support).values()
 
 
 def latent_mask(fn: Any, mask: bool | Tensor | None) -> Tensor | None:

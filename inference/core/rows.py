@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+from inference.core.checks import check_arguments
 from inference.core.draw import Draw
+from inference.core.memory import at_once
 from inference.core.simulated import replay
+from inference.core.sources import Column
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -24,9 +28,12 @@ class RowsNotFollowed(ValueError):
 # Rows that are tried, and choices of arguments.
 _ROWS, _CHOICES = 5, 32
 
+# Rows beyond which the first of them stand for the whole run.
+_MANY = 4096
+
 
 @torch.no_grad()
-def with_known_rows(call: Call, whole: Draw) -> Call:
+def with_known_rows(call: Call, whole: Draw | None = None, *, probe: Callable[[Call], Draw] | None = None) -> Call:
     """The call with the names of the arguments that are rows of data.
 
     Of the arguments with one row per data point as many are taken as give the same density of some rows by themselves
@@ -34,8 +41,9 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
     at once.
 
     Args:
-        call: What was run, on all its data.
-        whole: One sample of it.
+        call: What is run, on all its data.
+        whole: One sample of it; None runs it here, and of many rows the first alone.
+        probe: Runs a call once for that; :meth:`inference.core.call.Call.probe` if None.
 
     Raises:
         RowsNotFollowed: If no choice of arguments can be run on some rows.
@@ -43,12 +51,20 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
     """
     if call.row_arguments is not None:
         return call
-    number = whole.layout.num_data
-    index, error, differs = _some_rows(number), None, False
+    run = (lambda part: part.probe()) if probe is None else probe
+    many = whole is None and call.num_rows is not None and call.num_rows > at_once(_MANY)
+    if whole is None and not many:
+        whole = run(call.settled())
+    number = call.num_rows if whole is None else whole.layout.num_data
+    assert number is not None
+    error, differs = None, False
     for names in islice(_choices(call, number), _CHOICES):
         chosen = replace(call, row_arguments=frozenset(names))
         try:
-            off = _difference(chosen.rows(index, number), whole, index)
+            part = chosen.rows(slice(0, at_once(_MANY)), number) if many else chosen
+            seen = run(part) if whole is None else whole
+            index = _some_rows(seen.layout.num_data)
+            off = _difference(part.rows(index, seen.layout.num_data), seen, index)
         except (RuntimeError, ValueError, IndexError, TypeError) as failure:
             error = error or failure
             continue
@@ -62,6 +78,42 @@ def with_known_rows(call: Call, whole: Draw) -> Call:
         f"run, got another ({error}): is an argument with {number} rows shared by all data points, has a plate a "
         "constant size, or does a program hold a tensor with one row per data point outside its arguments?"
     ) from error
+
+
+class RowBlocks(Sequence["Call"]):
+    """A call in blocks of rows, each of which is made when it is asked for: the data are never copied as a whole.
+
+    Args:
+        call: The call, whose arguments that are rows are known where there is more than one block.
+        size: Rows of a block; None takes all as one.
+    """
+
+    def __init__(self, call: Call, size: int | None) -> None:
+        self.call = call
+        rows = None if call.whole or size is None else call.num_rows
+        self._starts = range(1) if rows is None or size is None else range(0, rows, size)
+        self._reads = any(isinstance(leaf, Column) for leaf in tree_leaves((call.args, dict(call.kwargs))))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, place: int) -> Call: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Call]: ...
+
+    def __getitem__(self, place: int | slice) -> Call | list[Call]:
+        """The call of one block, with its data in float64 where they are to be, or of several."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        if len(self) == 1:
+            return self.call.settled()
+        start = self._starts[place]
+        part = self.call.rows(slice(start, min(start + self._starts.step, self._starts.stop)))
+        if self._reads:
+            check_arguments((), part.args, part.kwargs, missing=part.missing)
+        return part
 
 
 def _candidates(call: Call, number: int) -> list[int | str]:

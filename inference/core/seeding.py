@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+import numpy as np
 import torch
 
 from inference.core.checks import check_count
 from inference.core.threads import one_at_a_time
+
+_depth: ContextVar[int] = ContextVar("depth", default=0)
 
 
 @contextmanager
@@ -25,10 +29,19 @@ def random_state(seed: int | None) -> Iterator[None]:
     if seed is not None:
         check_count(seed, "seed", 0)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with one_at_a_time(), torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(int(seed))
-        yield
+    token = _depth.set(_depth.get() + 1)
+    try:
+        with one_at_a_time(), torch.random.fork_rng(devices=devices):
+            if seed is not None:
+                torch.manual_seed(int(seed))
+            yield
+    finally:
+        _depth.reset(token)
+
+
+def depth() -> int:
+    """How many random states the present one stands in: draws of an inner one leave the outer ones as they were."""
+    return _depth.get()
 
 
 @contextmanager
@@ -44,6 +57,11 @@ def seeded(seed: int | None) -> Iterator[None]:
     else:
         with random_state(seed):
             yield
+
+
+def block_seed(seed: int | None, index: int) -> int | None:
+    """A stream of its own for each block: neighbouring seeds must not share the noise of neighbouring blocks."""
+    return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
 
 
 class RandomStream:

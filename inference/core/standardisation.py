@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from inference.core.checks import check_finite, check_layout
+from inference.core.sources import as_tensors, blocks_of
 
 Self = TypeVar("Self", bound="StandardisesData")
 
@@ -36,16 +37,21 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()
-    def fit(self, x: Tensor) -> None:
+    def fit(self, x: Any) -> None:
         """Take shift and scale from data (N, D): the mean, and the root mean variance over dimensions.
+
+        Args:
+            x: A tensor, an array (memory-mapped or not) or a data frame, read block by block.
 
         Raises:
             ValueError: If the data are constant, not finite or of the wrong shape.
         """
+        x = as_tensors(x)
         check_layout(x, data_dim=len(self.shift))
         check_finite(x)
-        mean = x.double().mean(0)
-        scale = (x.double() - mean).square().mean().sqrt()
+        blocks = blocks_of(x)
+        mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / len(x)
+        scale = (torch.stack([(block.double() - mean).square().sum() for block in blocks]).sum() / x.numel()).sqrt()
         if not scale > math.sqrt(torch.finfo(self.scale.dtype).tiny):
             raise ValueError(f"expected data that vary, got a standard deviation of {float(scale)}")
         self.shift.copy_(mean)
@@ -65,7 +71,7 @@ class StandardisesData:
 
     standardise: Standardise
 
-    def standardise_by(self: Self, x: Tensor) -> Self:
+    def standardise_by(self: Self, x: Any) -> Self:
         """Let network and noise work in units of ``x`` (N, D), its mean and one global scale; returns the instance.
 
         Raises:

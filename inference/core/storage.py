@@ -18,6 +18,7 @@ from safetensors import torch as safe
 from torch import Tensor
 
 from inference.core.files import AnyPath, Unreadable, atomic_path, reading
+from inference.core.sources import blocks_of
 
 _TENSOR = "__tensor__"
 
@@ -73,8 +74,11 @@ def load_tree(path: AnyPath, what: str = "a saved file") -> Any:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's bytes, in hexadecimal."""
-    return hashlib.sha256(_bytes(tensor)).hexdigest()
+    """SHA-256 of a tensor's bytes, in hexadecimal; read block by block."""
+    total = hashlib.sha256()
+    for block in blocks_of(tensor.detach()):
+        total.update(_bytes(block))
+    return total.hexdigest()
 
 
 def _check_header(content: bytes, tensors: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
 from inference.core.run import Program
+from inference.core.sources import opened
 from inference.distributions.gaussian import coordinate_kl
 from inference.posterior.latent_gaussians import latent_distributions, read_gaussians
 
@@ -73,7 +74,9 @@ def latent_kl(
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    distributions = latent_distributions(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)
+    distributions = latent_distributions(
+        Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress
+    )
     return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
 
 
@@ -108,7 +111,7 @@ def posterior_means(
         TypeError: See :func:`latent_kl`.
         ValueError: See :func:`latent_kl`.
     """
-    return read_gaussians(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)[0].mean
+    return read_gaussians(Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress)[0].mean
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:

@@ -17,6 +17,7 @@ from inference.core.estimates import Interval, check_level
 from inference.core.memory import at_once
 from inference.core.run import Program
 from inference.core.seeding import seeded
+from inference.core.sources import opened
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import LOG_2PI
 from inference.posterior.latent_gaussians import read_gaussians
@@ -147,7 +148,7 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    found = read_gaussians(Call(model, guide, (x, *args), kwargs, plate), block=block, progress=progress)
+    found = read_gaussians(Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress)
     posteriors, prior_mean, prior_sigma = found
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")

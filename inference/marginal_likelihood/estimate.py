@@ -9,21 +9,21 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call
+from inference.core.call import Call, check_same_call
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
-from inference.core.rows import RowsNotFollowed
+from inference.core.ranks import ranks
+from inference.core.rows import RowBlocks, RowsNotFollowed
 from inference.core.run import Program
-from inference.core.seeding import seeded
+from inference.core.seeding import block_seed, seeded
+from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.analytic.laplace import Laplace
 from inference.marginal_likelihood.analytic.near_deterministic import Limit
@@ -131,9 +131,37 @@ def evidence(
         >>> evidence(PPCA(5, 2).double(), torch.zeros(4, 5).double()).guarantee
         ('exact', 'exact', 'exact', 'exact')
     """
-    chosen = as_method(method)
     if misplaced := kwargs.keys() & {"num_samples", "chunk"}:
         raise TypeError(f"expected {sorted(misplaced)} in the method, as in method=Importance(num_samples=1000)")
+    stated = None if rows is None else frozenset(rows)
+    given = opened((x, *args))
+    call = Call(model, guide, given, kwargs, plate, broadcast, whole, missing, stated_rows=stated).double_by_rows()
+    return evidence_of_call(
+        call,
+        as_method(method),
+        level=level,
+        tolerance=tolerance,
+        budget=budget,
+        block=block,
+        checkpoint=checkpoint,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def evidence_of_call(
+    call: Call,
+    method: Method,
+    *,
+    level: float = 0.95,
+    tolerance: float | None = None,
+    budget: float | None = None,
+    block: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Evidence:
+    """:func:`evidence` of a call whose halves are in float64 already."""
     check_level(level)
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
@@ -142,24 +170,32 @@ def evidence(
             raise ValueError(f"expected a positive finite {name}, got {limit}")
     if checkpoint is not None and seed is None:
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
-    if guide is not None and isinstance(chosen, Exact):
+    if call.guide is not None and isinstance(method, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
-    stated = None if rows is None else frozenset(rows)
-    call = Call(model, guide, (x, *args), kwargs, plate, broadcast, whole, missing, stated_rows=stated).double()
-    check_arguments((), call.args, kwargs, missing=missing)
+    check_arguments((), call.args, call.kwargs, missing=call.missing)
     problem = Problem(call, level, progress)
-    if stated is not None:
+    if call.stated_rows is not None:
         _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
-    blocks = _blocks(problem, block)
+    blocks, group = _Blocks(problem, block), ranks()
+    settings = {"method": method, "seed": seed, "block": block, "tolerance": tolerance}
+    check_same_call(call, settings)
+    seed = group.agreed(seed)
+
+    def estimate(i: int) -> Evidence:
+        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
+            return _estimate(method, blocks[i], tolerance, deadline)
+
+    checkpoint = checkpoint if group.first else None
     with locked(checkpoint):
-        parts = Blocks(checkpoint, problem, {"method": chosen, "seed": seed, "block": block, "tolerance": tolerance})
+        parts = Blocks(checkpoint, problem, blocks[0], settings)
+        parts.done = group.of_first(lambda: parts.done)
+        begun, hidden = len(parts.done), not (progress and group.first) or len(blocks) == 1
         try:
-            for i in tqdm(range(len(blocks)), disable=not progress or len(blocks) == 1, desc="evidence", unit="block"):
-                if i < len(parts.done):
-                    continue
-                with seeded(seed if len(blocks) == 1 else _block_seed(seed, i)):
-                    parts.add(_estimate(chosen, blocks[i], tolerance, deadline))
+            with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
+                for part in group.in_turn(len(blocks), estimate, begun):
+                    parts.add(part)
+                    bar.update()
         finally:
             parts.write()
     return concatenate(parts.done)
@@ -183,12 +219,22 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]()
 
 
-def _blocks(problem: Problem, block: int) -> list[Problem]:
-    """The problem in blocks of rows; as one where its arguments are not rows of data."""
-    rows = problem.call.num_rows
-    if problem.call.whole or rows is None or rows <= block:
-        return [problem]
-    return [_select(problem, torch.arange(start, min(start + block, rows))) for start in range(0, rows, block)]
+class _Blocks:
+    """A problem in blocks of rows; as one where its arguments are not rows of data."""
+
+    def __init__(self, problem: Problem, block: int) -> None:
+        call, rows = problem.call, problem.call.num_rows
+        self._problem, several = problem, not call.whole and rows is not None and rows > block
+        self._calls = RowBlocks(problem.call_of_rows if several else call, block if several else None)
+        self._first = replace(problem, call=self._calls[0])
+        if several:
+            _check_takes_all(self._first)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __getitem__(self, i: int) -> Problem:
+        return replace(self._problem, call=self._calls[i]) if i else self._first
 
 
 def _select(problem: Problem, index: Tensor) -> Problem:
@@ -197,21 +243,20 @@ def _select(problem: Problem, index: Tensor) -> Problem:
     Raises:
         ValueError: If the first argument has not one row for each data point, or the model subsamples.
     """
-    if problem.call.num_rows is None or not _takes_all_rows(problem):
-        raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")
+    _check_takes_all(problem)
     return replace(problem, call=problem.call_of_rows.rows(index))
 
 
-def _takes_all_rows(problem: Problem) -> bool:
-    """Whether the plate over the data has one place for each row; closed forms take rows by definition."""
-    if isinstance(problem.call.model, SupportsLogEvidence):
-        return True
-    return problem.density.num_data == problem.call.num_rows and not problem.density.subsamples_data
+def _check_takes_all(problem: Problem) -> None:
+    """Check that the plate over the data has one place for each row; closed forms take rows by definition.
 
-
-def _block_seed(seed: int | None, index: int) -> int | None:
-    """A stream of its own for each block: neighbouring seeds must not share the noise of neighbouring blocks."""
-    return None if seed is None else int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
+    Raises:
+        ValueError: If not.
+    """
+    if isinstance(problem.call.model, SupportsLogEvidence) and problem.call.num_rows is not None:
+        return
+    if problem.density.num_data != problem.call.num_rows or problem.density.subsamples_data:
+        raise ValueError("expected a model of all rows of its first argument, to estimate some of them by themselves")
 
 
 def _estimate(method: Method, problem: Problem, tolerance: float | None, deadline: float) -> Evidence:

@@ -17,6 +17,7 @@ from torch.distributions import kl_divergence
 from inference.core.call import Call
 from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
+from inference.core.ranks import batch_mean
 from inference.objectives.base import Objective, Terms, check_nonnegative
 
 
@@ -100,7 +101,7 @@ class AnalyticTargetRate(_ClosedForm):
         self.target, self.weight = check_nonnegative(target, "target"), check_nonnegative(weight, "weight")
 
     def _combine(self, elbo: Tensor, rate: Tensor) -> Tensor:
-        return elbo + rate - self.weight * (self.target - rate.mean()).abs()
+        return elbo + rate - self.weight * (self.target - batch_mean(rate)).abs()
 
 
 def _exact_terms(call: Call) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch.distributions import kl_divergence
 from inference.core.draw import Draw, flatten
 from inference.core.handlers import Site, apply_mask
 from inference.core.improper import is_delta
+from inference.core.ranks import batch_mean
 from inference.distributions.gaussian import coordinate_kl
 from inference.objectives.base import Objective, check_nonnegative, check_weight
 from inference.objectives.schedules import Schedule
@@ -142,7 +143,7 @@ class FreeBitsELBO(Objective):
         """
         bound = draw.total(draw.model_sites, observed=True).mean(0)
         for name in draw.latents:
-            bound = bound - _coordinate_rates(draw, name).mean((0, 1)).clamp(min=self.free_nats).sum()
+            bound = bound - batch_mean(_coordinate_rates(draw, name), (0, 1)).clamp(min=self.free_nats).sum()
         return bound
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from inference.core.draw import Draw
+from inference.core.ranks import batch_mean
 from inference.objectives.base import Objective, check_nonnegative
 from inference.objectives.evidence_lower_bound import reconstruction_and_rate, sampled_reconstruction_and_rate
 
@@ -27,7 +28,7 @@ class _AtRate(Objective):
     def bound(self, draw: Draw) -> Tensor:
         """Minus distortion and penalty per data point, (N,); the penalty is the same for all."""
         reconstruction, rate = self._reconstruction_and_rate(draw)
-        return reconstruction.mean(0) - self.weight * (rate.mean() - self.rate).abs()
+        return reconstruction.mean(0) - self.weight * (batch_mean(rate) - self.rate).abs()
 
 
 class TargetRate(_AtRate):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.handlers import Site
 from inference.core.memory import at_once
-from inference.core.rows import with_known_rows
+from inference.core.rows import RowBlocks, with_known_rows
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 
@@ -21,7 +22,7 @@ from inference.distributions.gaussian import as_full_normal, diagonal_moments
 _BLOCK = 4096
 
 
-def latent_distributions(call: Call, *, block: int | None, progress: bool) -> list[tuple[str, Any, Any]]:
+def latent_distributions(call: Call, *, block: int | None, progress: bool) -> Iterator[tuple[str, Any, Any]]:
     """For each block of data the name of the one latent site, its prior and the guide's posterior, in float64."""
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
@@ -33,14 +34,14 @@ def latent_distributions(call: Call, *, block: int | None, progress: bool) -> li
     if number == 0:
         raise ValueError("expected at least one data point, got none")
     call.check()
-    call = call.double()
+    call = call.double_by_rows()
     with refuse_batch_dependence(*call.programs):
-        parts = [call]
-        if number > block:
-            call = with_known_rows(call, call.probe()) if len(call.args) + len(call.kwargs) > 1 else call
-            parts = [call.rows(index) for index in torch.arange(number).split(block)]
-        bar = tqdm(parts, disable=not progress or len(parts) == 1, desc="latents", unit="block")
-        return [_latent_distributions(part) for part in bar]
+        if number > block and len(call.args) + len(call.kwargs) > 1:
+            call = with_known_rows(call)
+        parts = RowBlocks(call, block)
+        bar = tqdm(range(len(parts)), disable=not progress or len(parts) == 1, desc="latents", unit="block")
+        for i in bar:
+            yield _latent_distributions(parts[i])
 
 
 def _latent_distributions(call: Call) -> tuple[str, Any, Any]:

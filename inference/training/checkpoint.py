@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from inference.core.call import Call
 from inference.core.files import reading
@@ -16,11 +14,15 @@ from inference.core.fingerprint import described, probe, same_numbers, say_diffe
 from inference.core.memory import at_once
 from inference.core.protocols import supports_freeze
 from inference.core.storage import load_tree, save_tree, tensor_digest
+from inference.training.batches import Loaded
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
 
 _KIND = "a checkpoint of this run"
+
+# Rows at which a pair is run to be recognised: a file costs the same whatever the number of data points.
+_PROBED = 1024
 
 
 class Checkpoint:
@@ -54,10 +56,8 @@ class Checkpoint:
             "seed": t.seed,
             "parameters": [list(p.shape) for p in t.parameters],
             "optimizer": t.settings,
-            "batch_size": t.batch_size,
-            "data": described(list(t.data)),
+            **t.supply.described(),
             "validation": None if t.validation is None else [described(list(t.validation)), t.evaluate_every],
-            "device": sorted({leaf.device.type for leaf in tree_leaves(t.data) if isinstance(leaf, Tensor)}),
             "layout": [sorted(map(str, t.layout.rows)), t.layout.whole],
             "memory_limit": at_once(2**20),
         }
@@ -75,7 +75,8 @@ class Checkpoint:
     def probe(self) -> list[float] | None:
         """Log-densities of the pair at a fixed draw, see :func:`inference.core.fingerprint.probe`."""
         t = self.trainer
-        batch = t.data if t.layout.whole else t.layout.take(t.data, torch.arange(t.batch_size))
+        first = t.supply.first
+        batch = t.layout.take(first, slice(0, min(t.layout.count(first), _PROBED)))
         plate = getattr(t.objective, "plate", None)
         call = Call(t.model, t.guide, batch, plate=plate, whole=t.layout.whole)
         modes = [(m, m.training) for module in t.modules for m in module.modules()]
@@ -103,6 +104,7 @@ class Checkpoint:
             "validation": torch.tensor(history.validation, dtype=torch.float64).reshape(-1, 2),
             "seconds": history.seconds,
             "order_seed": t.order_seed,
+            "last_batch": t.supply.digest_before(state.steps) if isinstance(t.supply, Loaded) else None,
             "state": {name: getattr(state, name) for name in state.__dataclass_fields__},
         }
         save_tree(self.path, tree)
@@ -159,6 +161,8 @@ class Checkpoint:
         history.loss = tree["loss"].tolist()
         history.validation = [(int(step), loss) for step, loss in tree["validation"].tolist()]
         history.seconds, t.order_seed = float(tree["seconds"]), int(tree["order_seed"])
+        if isinstance(t.supply, Loaded):
+            t.supply.expected = tree["last_batch"]
         t.restore(State(**tree["state"]))
 
     def _check_pair(self, expected: list[float] | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyro.infer
@@ -11,26 +12,33 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, IterableDataset
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.files import locked
 from inference.core.handlers import local_params
+from inference.core.ranks import ranks
 from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
+from inference.core.sources import Column, as_arguments, opened
 from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
-from inference.training.batches import Batches, laid_out
+from inference.training.batches import Batches, InMemory, Loaded, Supply, as_loader, laid_out, moved
 from inference.training.callbacks import Callback, check_callbacks
+from inference.training.capturing import Level, check_level
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:
-    """Adam with learning rate 1e-3, the default optimiser."""
-    return torch.optim.Adam(parameters, lr=1e-3)
+    """Adam with learning rate 1e-3, the default optimiser: all parameters in one operation where there is one."""
+    try:
+        return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+    except RuntimeError:  # for these parameters or on this device there is none
+        return torch.optim.Adam(parameters, lr=1e-3)
 
 
 def fit(
@@ -54,6 +62,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     callbacks: Sequence[Callback] = (),
+    capture: Level = "off",
     progress: bool = True,
 ) -> History:
     """Stochastic variational inference (SVI): train a pair in place.
@@ -69,18 +78,21 @@ def fit(
         model: Pyro model, a module or a function.
         guide: Pyro guide, a module or a function.
         data: (N, ...) tensor, or a tuple of the pair's positional arguments, the first with N rows: tensors, and
-            dictionaries of tensors, of N rows are rows of data; all others go with every mini-batch as they are.
+            dictionaries of tensors, of N rows are rows of data; all others go with every mini-batch as they are. NumPy
+            arrays, memory-mapped ones among them, and data frames serve as tensors and are not copied. Or a
+            ``DataLoader``, whose batches are the arguments of a step, or an ``IterableDataset`` with ``batch_size``.
         steps: Number of optimiser steps.
         objective: What to minimise: any ``pyro.infer.ELBO`` with a differentiable loss; :class:`ELBO` by default.
         optimizer: Makes a torch optimiser from the list of parameters; LBFGS is called with the full batch.
         scheduler: Makes a learning-rate schedule from the optimiser; it advances once a step.
-        batch_size: Data points per step, without replacement within an epoch; None takes them all in every step.
+        batch_size: Data points per step, without replacement within an epoch; None takes them all in every step, or
+            those of a ``DataLoader``'s batch.
         plate: Name of the plate over the data, ``"data"`` if None or the objective's.
         whole: Take all data as one data point, whatever the plates: for latents that all data share.
         missing: NaN in the data stands for a missing value that the model itself masks.
         seed: Seed of the noise and of the order of the data.
         device: Where to train; the pair is moved there and stays there. None trains on the pair's own device.
-        validation: Held-out data, like ``data``.
+        validation: Held-out data, like ``data``; of a ``DataLoader`` all rows in their order.
         evaluate_every: Steps between evaluations on the validation data.
         patience: Evaluations without improvement after which to stop.
         checkpoint: File to write now and then, and to resume from where it exists. It belongs to the run with this
@@ -89,6 +101,14 @@ def fit(
         checkpoint_every: Steps between checkpoints; the last step is always written.
         callbacks: Called after each step, evaluation and checkpoint and at the end; one that returns true stops the
             run, which then counts as stopped early. See :class:`inference.Callback`.
+        capture: How steps run. ``"off"``: by the pair's own Python. ``"graph"``: each form of batch is recorded once as
+            a graph of tensor operations and replayed without Python, to the same bits. What else Python does must be
+            the same in every step: where a step changes it, reads numbers from tensors or makes shapes of values, the
+            pair's own Python goes on. The graph is compared with it on the same noise at growing intervals, and before
+            anything is evaluated, saved or returned; where they differ, a warning says so, and the steps since the last
+            comparison are taken again without it. ``"auto"``: a graph where some hundred steps are to come. Which way
+            steps run, and why, is logged. Python's state that no attribute, closure or global shows, as that of an
+            iterator, is seen by the comparisons alone.
         progress: Show a progress bar.
 
     Returns:
@@ -98,12 +118,13 @@ def fit(
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If data are not finite or do not fit the pair, if the model observes nothing, if LBFGS is given
             mini-batches, or if the checkpoint is damaged, belongs to another run or a longer one, or is being written
-            by another run.
+            by another run; if one is wanted of an ``IterableDataset``, which cannot be resumed.
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     callbacks = check_callbacks(callbacks)
+    check_level(capture)
     if objective is not None:
         check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):
@@ -112,7 +133,11 @@ def fit(
         check_count(patience, "patience")
         if validation is None:
             raise ValueError("expected validation data for patience, got none")
-    data, validation = _as_batch(data, device), None if validation is None else _as_batch(validation, device)
+    loader = as_loader(data, batch_size)
+    if loader is not None:
+        _check_loader(loader, whole, checkpoint, seed)
+    data = None if loader is not None else _as_batch(data, device)
+    validation = None if validation is None else _as_batch(validation, device)
     programs = (model, guide)
     for module in modules_of(*programs):
         if device is not None:
@@ -120,34 +145,70 @@ def fit(
     for batch in (data, validation):
         if batch is not None:
             check_arguments(programs, batch, {}, missing=missing)
-    objective = ELBO() if objective is None else objective
-    with locked(checkpoint), seeded(seed), local_params(), laid_out(objective, plate, whole):
-        call = Call(model, guide, data, {}, getattr(objective, "plate", plate), whole=whole)
+    objective, group = ELBO() if objective is None else objective, ranks()
+    checkpoint = checkpoint if group.first else None
+    with locked(checkpoint), seeded(group.agreed(seed)), local_params(), laid_out(objective, plate, whole):
+        order_seed = int(torch.randint(2**31, ()))
+        call = Call(model, guide, plate=getattr(objective, "plate", plate), whole=whole)
+        supply: Supply
+        if loader is None:
+            supply = _in_memory(replace(call, args=data), batch_size, validated=validation is not None)
+        else:
+            supply = _loaded(call, Loaded(loader, order_seed, device or _device_of(*programs), missing))
         if not isinstance(objective, Objective):  # ours check the pair themselves
-            refuse_swapped(model, guide, data)
-        num_data = 1 if whole else call.num_rows or 1
-        batch_size = _check_batch_size(batch_size, num_data)
-        batches = Batches.of(call, partly=batch_size < num_data or validation is not None)
-        trainer = Trainer(model, guide, data, validation, objective, seed, layout=batches)
-        trainer.callbacks = callbacks
-        trainer.prepare(optimizer, scheduler, batch_size, evaluate_every)
+            refuse_swapped(model, guide, supply.first)
+        trainer = Trainer(model, guide, supply, validation, objective, seed, order_seed=order_seed)
+        trainer.callbacks, trainer.level = callbacks, capture
+        trainer.prepare(optimizer, scheduler, evaluate_every)
+        trainer.share()
         file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
-        if file is not None:
-            file.load(steps, patience)
+        trainer.resume(file, steps, patience)
         return trainer.run(steps, patience, file, checkpoint_every, progress)
 
 
 def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Any, ...]:
-    batch = data if isinstance(data, tuple) else (data,)
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    batch, _ = as_arguments(opened(data if isinstance(data, tuple) else (data,)), {})
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor | Column)), None)
     if first is None:
         kinds = [type(part).__name__ for part in batch]
         raise TypeError(f"expected data as a tensor or a tuple with tensors, got {kinds}")
-    if first.dim() == 0 or len(first) == 0:
+    if len(first.shape) == 0 or len(first) == 0:
         raise ValueError(f"expected data of N >= 1 rows in the first tensor, got shape {tuple(first.shape)}")
-    if device is None:
-        return batch
-    return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+    return moved(batch, device)
+
+
+def _check_loader(loader: DataLoader[Any], whole: bool, checkpoint: Any, seed: int | None) -> None:
+    """Refuse what batches of a loader cannot do.
+
+    Raises:
+        ValueError: If all data are to be one data point, or a run of data that come but once is to be resumed.
+    """
+    if whole:
+        raise ValueError("expected data in memory for whole=True, all data as one data point, got a DataLoader")
+    if checkpoint is not None and isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            f"expected data that can be had again for a checkpoint, got {type(loader.dataset).__name__}, an "
+            "IterableDataset, whose place nobody knows: an interrupted run could not go on to the same numbers"
+        )
+    if checkpoint is not None and seed is None:
+        raise ValueError("expected a seed for a checkpoint of a DataLoader's run, whose order it gives, got none")
+
+
+def _in_memory(call: Call, batch_size: int | None, *, validated: bool) -> InMemory:
+    num_data = 1 if call.whole else call.num_rows or 1
+    batch_size = _check_batch_size(batch_size, num_data)
+    return InMemory(call.args, batch_size, Batches.of(call, partly=batch_size < num_data or validated))
+
+
+def _loaded(call: Call, supply: Loaded) -> Loaded:
+    check_arguments(call.programs, supply.first, {}, missing=supply.missing)
+    supply.layout = Batches.of(replace(call, args=supply.first), partly=True, device=supply.device)
+    return supply
+
+
+def _device_of(*programs: Program) -> torch.device | None:
+    """Where a pair's parameters are; None where it has none."""
+    return next((p.device for module in modules_of(*programs) for p in module.parameters()), None)
 
 
 def _check_batch_size(batch_size: int | None, num_data: int) -> int:

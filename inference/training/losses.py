@@ -25,10 +25,13 @@ class PairLoss:
         model: Pyro model.
         guide: Pyro guide.
         count: The number of data points of a batch.
+
+    Attributes:
+        count: By what the loss of a batch is divided.
     """
 
     def __init__(self, objective: Any, model: Program, guide: Program, count: Callable[[tuple[Any, ...]], int]) -> None:
-        self._objective, self._pair, self._count = objective, (model, guide), count
+        self._objective, self._pair, self.count = objective, (model, guide), count
         self._by_steps = _defines(objective, "loss_and_grads") < _defines(objective, "differentiable_loss")
         self._announced = (_announced(model), _announced(guide)) if self._by_steps else self._pair
 
@@ -40,6 +43,15 @@ class PairLoss:
         else:  # some of Pyro's need a gradient
             self._gradients(batch)
 
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the loss is a tensor with gradient; else its gradient is added by the objective itself."""
+        return not self._by_steps
+
+    def with_gradient(self, batch: tuple[Any, ...]) -> Tensor:
+        """The loss of a batch in nats per data point, with gradient."""
+        return self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
+
     def backward(self, batch: tuple[Any, ...], parameters: list[Tensor]) -> Tensor:
         """The loss of a batch in nats per data point, detached, after its gradient has been added to the parameters'.
 
@@ -47,7 +59,7 @@ class PairLoss:
             ValueError: If no parameter has got one.
         """
         if not self._by_steps:
-            loss = self._objective.differentiable_loss(*self._pair, *batch) / self._count(batch)
+            loss = self.with_gradient(batch)
             loss.backward()
             return loss.detach()
         loss = self._gradients(batch)
@@ -55,15 +67,15 @@ class PairLoss:
         if not gradients:
             raise ValueError(f"expected {type(self._objective).__name__} to give a gradient, got none")
         for gradient in gradients:
-            gradient.div_(self._count(batch))
-        return loss / self._count(batch)
+            gradient.div_(self.count(batch))
+        return loss / self.count(batch)
 
     def value(self, batch: tuple[Any, ...]) -> float:
         """The loss of a batch in nats per data point, without gradient."""
         objective = self._objective
         if isinstance(objective, Objective) or not hasattr(objective, "loss"):
-            return float(objective.differentiable_loss(*self._pair, *batch)) / self._count(batch)
-        return float(objective.loss(*self._pair, *batch)) / self._count(batch)
+            return float(objective.differentiable_loss(*self._pair, *batch)) / self.count(batch)
+        return float(objective.loss(*self._pair, *batch)) / self.count(batch)
 
     def _gradients(self, batch: tuple[Any, ...]) -> Tensor:
         if not self._by_steps:

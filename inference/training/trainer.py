@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +23,16 @@ from inference.core.fingerprint import described
 from inference.core.handlers import LocalParams
 from inference.core.memory import at_once
 from inference.core.module import Module
+from inference.core.ranks import alone, ranks
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
-from inference.training.batches import Batches
+from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
+from inference.training.capturing import Capture, Level, Stale
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
+from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 _FLUSH_EVERY = 50
 _VALIDATION_BATCH = 4096
 _VALIDATION_SEED = 0
+
+# Rows by which ranks compare their data.
+_COMPARED = 16
 
 
 @dataclass(kw_only=True)
@@ -97,7 +103,9 @@ class History:
         return ax
 
 
-def trainable_parameters(model: Program, guide: Program, loss: PairLoss, batch: tuple[Any, ...]) -> list[Tensor]:
+def trainable_parameters(
+    model: Program, guide: Program, loss: PairLoss | SharedLoss, batch: tuple[Any, ...]
+) -> list[Tensor]:
     """Every trainable tensor of a pair once: modules' parameters, and what functions name in param statements.
 
     Args:
@@ -160,46 +168,75 @@ class Trainer:
         self,
         model: Program,
         guide: Program,
-        data: tuple[Any, ...],
+        supply: Supply,
         validation: tuple[Any, ...] | None,
         objective: pyro.infer.ELBO,
         seed: int | None,
         *,
-        layout: Batches,
+        order_seed: int,
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
-        self.data, self.validation, self.layout = data, validation, layout
-        self.loss = PairLoss(objective, model, guide, self.layout.count)
+        self.supply, self.validation, self.layout = supply, validation, supply.layout
+        self.loss: PairLoss | SharedLoss = PairLoss(objective, model, guide, self.layout.count)
         self.modules = modules_of(model, guide)
         self.history = History()
-        self.order_seed = int(torch.randint(2**31, ()))
+        self.order_seed = order_seed
         self.best: list[Tensor] | None = None
         self.pending: list[Tensor] = []
         self.latest: State | None = None
         self.last_loss: Tensor | None = None
         self.callbacks: tuple[Callback, ...] = ()
+        self.level: Level = "off"
 
     def prepare(
         self,
         optimizer: Callable[[list[Tensor]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
-        batch_size: int,
         evaluate_every: int,
     ) -> None:
         """Make optimiser and schedule, and begin the objective's own schedule anew."""
         if isinstance(self.objective, Objective):
             self.objective.step = torch.zeros_like(self.objective.step)
-        self.batch_size, self.evaluate_every = batch_size, evaluate_every
-        self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.data)
+        self.evaluate_every = evaluate_every
+        self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.supply.first)
         self.optimizer = optimizer(self.parameters)
         self.settings = optimizer_settings(self.optimizer)
-        if isinstance(self.optimizer, torch.optim.LBFGS) and batch_size < self.layout.count(self.data):
+        if isinstance(self.optimizer, torch.optim.LBFGS) and not self.supply.full:
             raise ValueError(
-                f"expected the full batch for LBFGS, got batch_size={batch_size} of {self.layout.count(self.data)}"
+                f"expected the full batch for LBFGS, got batches of {self.layout.count(self.supply.first)}"
             )
         self.scheduler = None if scheduler is None else scheduler(self.optimizer)
         if isinstance(self.scheduler, ReduceLROnPlateau):
             raise TypeError("expected a schedule that depends on the step alone, got ReduceLROnPlateau")
+
+    def share(self) -> None:
+        """Compute with the other ranks: begin where the first one does, and take a share of each batch.
+
+        Raises:
+            ValueError: If the ranks have other data, or as :class:`inference.training.shares.SharedLoss`.
+        """
+        group = ranks()
+        if group.size == 1 or isinstance(self.loss, SharedLoss):
+            return
+        group.check_same(described(list(self.layout.take(self.supply.first, slice(0, _COMPARED)))), "data")
+        group.copy_first(self.tensors())
+        self.loss = SharedLoss(self.loss, self.layout, group, self.supply.first, self.modules)
+
+    def resume(self, checkpoint: Checkpoint | None, steps: int, patience: int | None) -> None:
+        """Go on from the first rank's checkpoint, if there is one, on all ranks."""
+        group = ranks()
+        saved = group.of_first(lambda: self._resumed(checkpoint, steps, patience))
+        if saved is not None and not group.first:
+            state, self.history, self.order_seed = saved
+            self.restore(state)
+
+    def _resumed(
+        self, checkpoint: Checkpoint | None, steps: int, patience: int | None
+    ) -> tuple[State, History, int] | None:
+        if checkpoint is None:
+            return None
+        checkpoint.load(steps, patience)
+        return self.state(), self.history, self.order_seed
 
     def run(
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, progress: bool
@@ -211,12 +248,14 @@ class Trainer:
         """
         self.history.stopped_early = self._out_of_patience(patience)
         self.good, self.latest = self.state(), None
+        self.checked, self.capture = self.good, Capture(self, self.level, steps)
         # Buffers may be infinite by intention, as masks are.
         self.watched = [t for t in self.tensors() if t.is_floating_point() and bool(t.isfinite().all())]
         self.watched += [p for p in self.parameters if not any(p is t for t in self.watched)]
         self._train_mode(True)
         try:
-            with tqdm(total=steps, initial=self.history.steps, disable=not progress, desc="fit", unit="step") as bar:
+            hidden = not (progress and ranks().first)
+            with tqdm(total=steps, initial=self.history.steps, disable=hidden, desc="fit", unit="step") as bar:
                 self._take_steps(steps, patience, checkpoint, checkpoint_every, bar)
         except BaseException as error:
             self._fall_back(error)
@@ -233,8 +272,31 @@ class Trainer:
     def _take_steps(
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
     ) -> None:
+        """Take all steps, those again that a captured graph took in vain."""
+        while True:
+            try:
+                return self._go_on(steps, patience, checkpoint, checkpoint_every, bar)
+            except Stale as stale:
+                self._repeat(stale)
+                bar.update(self.history.steps - bar.n)
+
+    def _repeat(self, stale: Stale) -> None:
+        """Go back to where the captured step was last known to be the pair's own, and go on without it."""
+        taken = self.steps_taken
+        self.restore(self.checked)
+        self.good = self.latest = self.checked
+        warnings.warn(
+            f"the captured step is not what the pair does: {stale}; steps {self.history.steps} to {taken} are taken "
+            "again, and all others, without it",
+            stacklevel=2,
+        )
+        self.capture.give_up(str(stale))
+
+    def _go_on(
+        self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
+    ) -> None:
         history, start = self.history, time.perf_counter() - self.history.seconds
-        for step, batch in self._batches(history.steps):
+        for step, batch in self.supply.from_step(history.steps, self.order_seed):
             if step >= steps or history.stopped_early:
                 break
             self.last_loss = self._step(batch)
@@ -244,6 +306,7 @@ class Trainer:
             evaluate = self.validation is not None and (step + 1) % self.evaluate_every == 0
             save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last)
             if len(self.pending) == _FLUSH_EVERY or evaluate or save or last:
+                self.capture.check(final=evaluate or save or last)
                 self._flush(bar)
                 if evaluate:
                     self._evaluate(patience)
@@ -251,11 +314,14 @@ class Trainer:
                 history.stopped_early |= stop
                 history.seconds = time.perf_counter() - start
                 self.good = self.latest = self.state()
+                self.checked = self.good if self.capture.is_checked else self.checked
             elif checkpoint is not None:
                 self.latest = self.state()
             if checkpoint is not None and (save or history.stopped_early):
                 checkpoint.save()
                 history.stopped_early |= self._tell(Callback.on_checkpoint)
+            if last or history.stopped_early:  # before another batch is read
+                break
         # An evaluation beside the others is no part of the file, for a longer run has none here.
         if self.validation is not None and history.steps % self.evaluate_every and not history.stopped_early:
             self._evaluate(patience)
@@ -267,35 +333,24 @@ class Trainer:
         """Call a hook of all callbacks; whether one wants to stop."""
         if not self.callbacks or self.last_loss is None:
             return False
-        steps = self.history.steps + len(self.pending)
-        now = Moment(model=self.model, guide=self.guide, step=steps, history=self.history, last_loss=self.last_loss)
+        return ranks().of_first(lambda: self._wishes(hook))
+
+    def _wishes(self, hook: Callable[[Any, Moment], Any]) -> bool:
+        assert self.last_loss is not None
+        now = Moment(
+            model=self.model, guide=self.guide, step=self.steps_taken, history=self.history, last_loss=self.last_loss
+        )
         self._train_mode(False)
-        with random_state(None):  # the run goes on as without
+        with random_state(None), alone():  # the run goes on as without
             wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
         self._train_mode(True)
+        self.capture.after_callbacks()
         return any(wishes)
-
-    def _batches(self, first: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
-        """Batches from step ``first`` on; an epoch's order depends on the seed and its number alone."""
-        num_data = self.layout.count(self.data)
-        if self.batch_size == num_data:
-            for step in itertools.count(first):
-                yield step, self.data
-        per_epoch = math.ceil(num_data / self.batch_size)
-        generator, order, epoch = torch.Generator(), None, -1
-        for step in itertools.count(first):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator.manual_seed(self.order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator)
-            assert order is not None
-            at = step % per_epoch * self.batch_size
-            yield step, self.layout.take(self.data, order[at : at + self.batch_size])
 
     def _step(self, batch: tuple[Any, ...]) -> Tensor:
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            return self.loss.backward(batch, self.parameters)
+            return self.capture.backward(batch)
 
         loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
         if isinstance(self.objective, Objective):
@@ -311,11 +366,13 @@ class Trainer:
         bar.update(len(losses))
         for offset, loss in enumerate(losses):
             if not math.isfinite(loss):
+                self.capture.check(final=True)  # whose own error may say more
                 step = self.history.steps + offset
                 raise FloatingPointError(
                     f"the loss is {loss} at step {step}: try a smaller learning rate, standardised data or float64"
                 )
         if unchanged != 0:
+            self.capture.check(final=True)
             first, last = self.history.steps, self.history.steps + len(losses) - 1
             raise FloatingPointError(
                 f"a parameter or buffer is NaN or infinite after steps {first} to {last}, though the loss is finite: a "
@@ -351,6 +408,11 @@ class Trainer:
                 return step
         return None
 
+    @property
+    def steps_taken(self) -> int:
+        """Steps so far, those included whose losses have not been read."""
+        return self.history.steps + len(self.pending)
+
     def tensors(self) -> list[Tensor]:
         """All tensors that training changes: parameters, those in Pyro's store, and buffers."""
         buffers = [b for module in self.modules for b in module.buffers()]
@@ -359,7 +421,7 @@ class Trainer:
     def state(self) -> State:
         """A copy of all that the next step depends on."""
         return State(
-            steps=self.history.steps + len(self.pending),
+            steps=self.steps_taken,
             tensors=[t.detach().clone() for t in self.tensors()],
             optimizer=tree_map(_copied, self.optimizer.state_dict()),
             scheduler=None if self.scheduler is None else copy.deepcopy(_plain(self.scheduler.state_dict())),

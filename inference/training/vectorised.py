@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 
 from inference.core.call import Call
 from inference.core.checks import check_arguments
+from inference.core.module import Module
 from inference.objectives.base import Objective, Terms, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.fitting import fit
@@ -64,11 +65,11 @@ def fit_many(
     if not pairs:
         raise ValueError("expected one pair or more, got none")
     rows = _rows_of_each(data, len(pairs))
-    for (model, guide), x in zip(pairs, rows, strict=True):
-        for half in (model, guide):
-            if not isinstance(half, nn.Module):
-                raise TypeError(f"expected pairs of modules, got {type(half).__name__}")
-        check_arguments((model, guide), (x,), {})
+    for half in (half for pair in pairs for half in pair):
+        if not isinstance(half, nn.Module):
+            raise TypeError(f"expected pairs of modules, got {type(half).__name__}")
+    for pair, x in zip(pairs, rows[:1] if isinstance(data, Tensor) else rows):
+        check_arguments(pair, (x,), {})  # of pairs of one form, the same data need one check
     if objective is not None:
         check_objective(objective)
     stack = _Stack([_Both(*pair) for pair in pairs])
@@ -97,12 +98,13 @@ class _Both(nn.Module):
         return dict(self.named_parameters()) | dict(self.named_buffers())
 
 
-class _Stack(nn.Module):
+class _Stack(Module):
     """The tensors of several pairs, stacked: parameters and buffers of its own."""
 
     def __init__(self, pairs: Sequence[_Both]) -> None:
         super().__init__()
-        forms = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in pair.tensors().items()} for pair in pairs]
+        tensors = [pair.tensors() for pair in pairs]
+        forms = [{n: (t.shape, t.dtype, t.requires_grad) for n, t in own.items()} for own in tensors]
         for form in forms:
             if form != forms[0]:
                 odd = sorted(n for n in form.keys() | forms[0].keys() if form.get(n) != forms[0].get(n))
@@ -110,16 +112,15 @@ class _Stack(nn.Module):
         self.pairs = tuple(pairs)  # a tuple: their own parameters are not the stack's
         self.names = tuple(forms[0])
         for name in forms[0]:
-            stacked = torch.stack([pair.tensors()[name].detach() for pair in pairs])
+            stacked = torch.stack([own[name].detach() for own in tensors])
             if forms[0][name][2]:
                 self.register_parameter(_plain(name), nn.Parameter(stacked))
             else:
                 self.register_buffer(_plain(name), stacked)
 
     def train(self, mode: bool = True) -> _Stack:
-        """Set the mode of all pairs, too."""
-        for pair in self.pairs:
-            pair.train(mode)
+        """Set the mode of the first pair, too, whose Python is run for all."""
+        self.pairs[0].train(mode)
         return super().train(mode)
 
     def stacked(self) -> dict[str, Tensor]:
@@ -128,10 +129,13 @@ class _Stack(nn.Module):
 
     @torch.no_grad()
     def hand_back(self) -> None:
-        """Copy every pair's share into its own tensors."""
+        """Copy every pair's share into its own tensors, and give all of them the mode."""
+        own = [pair.tensors() for pair in self.pairs]
         for name, stacked in self.stacked().items():
-            for pair, share in zip(self.pairs, stacked, strict=True):
-                pair.tensors()[name].copy_(share)
+            for tensors, share in zip(own, stacked, strict=True):
+                tensors[name].copy_(share)
+        for pair in self.pairs:
+            pair.train(self.training)
 
 
 class _Sweep(Objective):

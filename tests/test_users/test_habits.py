@@ -68,10 +68,10 @@ REFUSED = {
         ValueError,
         r"expected a network of inputs \(M, latent_dim=3\)",
     ),
-    "a data frame": (
-        lambda: PPCA.from_data(pd.DataFrame(X.numpy()), 2),
+    "a data frame with text": (
+        lambda: PPCA.from_data(pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), 1),
         TypeError,
-        "a DataFrame: pass x.to_numpy",
+        "a data frame whose columns hold numbers, got b",
     ),
     "one row": (lambda: PPCA.from_data(X[:1], 2), ValueError, "the data are constant, or a single row"),
     "missing values": (lambda: evidence(lambda x: MODEL(x), X * torch.nan, guide=GUIDE), ValueError, "expected x"),

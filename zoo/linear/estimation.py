@@ -12,6 +12,7 @@ import functools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +24,10 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.memory import at_once
+from inference.core.ranks import Ranks, ranks
+from inference.core.sources import as_tensors
 from zoo.linear.gaussian_algebra import LinearGaussian
+from zoo.linear.triangular_factor import Factor, merged
 
 Array: TypeAlias = NDArray[np.float64]
 Batch: TypeAlias = "Tensor | NDArray[Any]"
@@ -65,8 +69,9 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
         Chan, Golub and LeVeque, "Algorithms for Computing the Sample Variance", 1983 (merging of moments).
 
     Args:
-        x: Data, (N, D) of a floating dtype; or an iterable of such batches, read once, their sizes free. A list or
-            tuple of one tensor, as a ``DataLoader`` over a ``TensorDataset`` yields, counts as that tensor.
+        x: Data, (N, D) of a floating dtype, a tensor, an array or a data frame; or an iterable of such batches, read
+            once, their sizes free. A list or tuple of one tensor, as a ``DataLoader`` over a ``TensorDataset`` yields,
+            counts as that tensor. Of several ranks each reads its share of the rows, or of the batches.
         latent_dim: K.
 
     Returns:
@@ -84,6 +89,8 @@ def maximum_likelihood(x: Data, latent_dim: int) -> LinearGaussian:
         (tensor([1.3229, 0.0000, 0.0000], dtype=torch.float64), tensor(0.2500, dtype=torch.float64))
     """
     check_count(latent_dim, "latent_dim")
+    if ranks().size > 1:
+        return _from_spectrum(*_shared_spectrum(x), latent_dim)
     mean, covariance = _moments(x)
     if latent_dim >= len(mean):
         _mean_of_discarded(covariance, latent_dim)  # names the rank
@@ -132,6 +139,8 @@ def spectrum(x: Data) -> Spectrum:
     Raises:
         TypeError, ValueError: As :func:`maximum_likelihood`, where they concern x.
     """
+    if ranks().size > 1:
+        return Spectrum(*map(torch.from_numpy, _shared_spectrum(x)))
     mean, covariance = _moments(x)
     eigenvalues, axes = _eigh(covariance, len(mean))
     return Spectrum(*map(torch.from_numpy, (mean, eigenvalues.clip(0.0), axes)))
@@ -143,17 +152,65 @@ def _eigh(covariance: Array, num: int) -> tuple[Array, Array]:
     with _single_threaded_blas():
         values, vectors = scipy.linalg.eigh(covariance.T, subset_by_index=window, check_finite=False)
     values, vectors = values[::-1].copy(), vectors[:, ::-1]
-    peak = vectors[np.abs(vectors).argmax(0), np.arange(num)]
-    return values, vectors * np.where(peak < 0, -1.0, 1.0)
+    return values, _with_sign(vectors)
+
+
+def _with_sign(vectors: Array) -> Array:
+    """Columns whose entries of largest magnitude are positive."""
+    peak = vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
+    return vectors * np.where(peak < 0, -1.0, 1.0)
+
+
+def _shared_spectrum(x: Data) -> tuple[Array, Array, Array]:
+    """Mean, variances and axes of rows that the ranks share, from their triangular factors."""
+    group = ranks()
+    total = merged(group.in_turn(group.size, lambda rank: _factor(x, replace(group, rank=rank))))
+    if total.count == 0:
+        raise ValueError("expected at least one batch, got none")
+    with np.errstate(over="ignore"):
+        variances, axes = total.spectrum()
+    if not np.isfinite(variances).all():
+        raise ValueError("expected x with a finite covariance in float64, got values whose squares overflow")
+    return total.mean, variances, _with_sign(axes)
+
+
+def _factor(x: Data, group: Ranks) -> Factor:
+    """The factor of one rank's share: of the rows of an array, or of the batches of an iterable."""
+    found: Factor | None = None
+    whole = isinstance(x, Tensor | np.ndarray)
+    for i, (name, batch) in enumerate(_batches(x)):
+        _check_batch(batch, name, found.mean.size if found else None)
+        found = found or Factor(batch.shape[1])
+        own = group.share(len(batch)) if whole else slice(0, len(batch) if i % group.size == group.rank else 0)
+        share = range(len(batch))[own]
+        for first in share[:: at_once(_CHUNK_ROWS)]:
+            chunk = _as_float64(batch[first : min(first + at_once(_CHUNK_ROWS), share.stop)])
+            _check_finite(chunk, name, first)
+            found.add(chunk)
+    return found or Factor(0)
+
+
+def _from_spectrum(mean: Array, variances: Array, axes: Array, latent_dim: int) -> LinearGaussian:
+    """Maximum-likelihood parameters from the spectrum of a triangular factor."""
+    deviations = np.sqrt(variances)
+    rank = int((deviations > _ROUNDING * len(mean) * deviations[0]).sum())
+    _check_rank(rank, latent_dim)
+    var = float(variances[latent_dim:].mean())
+    W = axes[:, :latent_dim] * np.sqrt(np.maximum(variances[:latent_dim] - var, 0.0))
+    return LinearGaussian(torch.from_numpy(W), torch.from_numpy(mean), torch.tensor(var, dtype=torch.float64).sqrt())
+
+
+def _check_rank(rank: int, latent_dim: int) -> None:
+    if latent_dim >= rank:
+        constant = ": the data are constant, or a single row" if rank == 0 else ""
+        raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}{constant}")
 
 
 def _mean_of_discarded(covariance: Array, latent_dim: int) -> float:
     """Mean of the eigenvalues beyond K, from all of them; raises where K is not below the rank."""
     values, _ = _eigh(covariance, len(covariance))
     rank = int((values > _ROUNDING * len(values) * values[0]).sum())
-    if latent_dim >= rank:
-        constant = ": the data are constant, or a single row" if rank == 0 else ""
-        raise ValueError(f"expected latent_dim below the rank {rank} of the data, got {latent_dim}{constant}")
+    _check_rank(rank, latent_dim)
     return float(values[latent_dim:].clip(0.0).mean())
 
 
@@ -249,12 +306,9 @@ def _as_float64(rows: Batch) -> Array:
 
 def _batches(x: Data) -> Iterator[tuple[str, Batch]]:
     """The batches with what to call them in an error."""
-    import pandas as pd
-
+    x = x if isinstance(x, np.ndarray | list | tuple) else as_tensors(x)  # a data frame
     if isinstance(x, Tensor | np.ndarray):
         yield "x", x
-    elif isinstance(x, pd.DataFrame | pd.Series):
-        raise TypeError(f"expected x to be a tensor or an array, got a {type(x).__name__}: pass x.to_numpy()")
     elif isinstance(x, Iterable):
         for i, batch in enumerate(x):
             yield f"batch {i}", batch[0] if isinstance(batch, list | tuple) and len(batch) == 1 else batch

@@ -17,7 +17,7 @@ def decode_rows(network: nn.Module, z: Tensor, data_dim: int) -> Tensor:
     """
     flat = z.reshape(-1, z.shape[-1])
     output = network(flat)
-    if output.shape != (len(flat), data_dim):
+    if output.shape != (flat.shape[0], data_dim):
         raise ValueError(f"expected the decoder's output of shape {(len(flat), data_dim)}, got {tuple(output.shape)}")
     return output.reshape(*z.shape[:-1], data_dim)
 

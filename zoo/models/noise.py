@@ -19,6 +19,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from inference.core.checks import check_count
+from inference.core.ranks import batch_mean
 from inference.distributions.gaussian import DiagNormal
 
 
@@ -205,5 +206,6 @@ class ResidualNormal(TorchDistribution):
         """Log-density in nats at the variance for this very batch."""
         squares = (value - self.loc).square()
         data = value.expand_as(squares).flatten(0, -2)
-        variance = self.variance_of(squares.flatten(0, -2).mean(0), data.var(0, correction=0))
+        spread = batch_mean((data - batch_mean(data, 0)).square(), 0)
+        variance = self.variance_of(batch_mean(squares.flatten(0, -2), 0), spread)
         return DiagNormal(self.loc, variance.sqrt()).log_prob(value)

@@ -32,20 +32,23 @@ class Blocks:
     Args:
         path: The file; None keeps the blocks in memory alone.
         problem: The call and the level.
+        first: The problem of its first block, which is run.
         settings: Further settings that change the result.
 
     Raises:
         ValueError: If the file is damaged or belongs to another estimate.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, problem: Problem, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None, problem: Problem, first: Problem, settings: dict[str, Any]
+    ) -> None:
         self.path, self.done = None if path is None else Path(path), list[Evidence]()
         self._written, self._ended, self._seconds = 0, 0.0, 0.0
         if self.path is None:
             return
         self.dtype = getattr(problem.call.args[0], "dtype", torch.float32)
         before = _programs(problem)
-        self.probe = probe(problem.probe)
+        self.probe = probe(first.probe)
         self.fingerprint = unchanged(before, _programs(problem)) | _settings(problem) | described(settings)
         if self.path.exists():
             self._load(self.path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -60,7 +60,7 @@ class Problem:
         """
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
-        return with_known_rows(self.call, self.probe())
+        return with_known_rows(self.call, probe=lambda part: replace(self, call=part).probe())
 
     def probe(self) -> Draw:
         """One run of the pair, or of the model alone, which leaves the random state as it was."""

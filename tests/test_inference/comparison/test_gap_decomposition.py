@@ -154,8 +154,8 @@ def test_on_linear_models_both_parts_are_the_closed_forms(name):
     model = linear_model()
     x, guide = model(n=30).detach(), make(model)
     if name == "WrappedEncoder":  # Pyro's Normal draws otherwise than by torch.randn: noise that is not whitened
-        got = gap(model, guide, x, num_samples=2000, restarts=0, progress=False)
-        torch.testing.assert_close(got.approximation, family_gap(model).expand(30), atol=0.05, rtol=0)
+        got = gap(model, guide, x[:4], num_samples=2000, restarts=0, progress=False)
+        torch.testing.assert_close(got.approximation, family_gap(model).expand(4), atol=0.05, rtol=0)
         return
     got = gap(model, guide, x, restarts=1, progress=False)
     approximation = family_gap(model) if diagonal else torch.tensor(0.0).double()

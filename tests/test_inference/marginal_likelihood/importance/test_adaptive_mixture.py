@@ -118,7 +118,7 @@ def inside(made, method, *, seed=0):
 
 
 @pytest.mark.parametrize("make", [fold, bimodal])
-@pytest.mark.parametrize("sigma", [1e-2, 1e-3])
+@pytest.mark.parametrize("sigma", [pytest.param(1e-2, marks=pytest.mark.slow), 1e-3])
 @pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
 def test_both_modes_of_a_guide_are_kept(make, sigma, method):
     torch.manual_seed(1)
@@ -230,8 +230,17 @@ def sine(z):
     return torch.sin(3 * z)
 
 
-@pytest.mark.parametrize(("curve", "sigma"), [(cubic, 0.5), (cubic, 0.01), (sine, 0.1)])
-@pytest.mark.parametrize("seen", [False, True], ids=["no guide", "one mode"])
+@pytest.mark.parametrize(
+    ("curve", "sigma", "seen"),
+    [
+        (cubic, 0.5, False),
+        (sine, 0.1, True),
+        pytest.param(cubic, 0.5, True, marks=pytest.mark.slow),
+        pytest.param(cubic, 0.01, False, marks=pytest.mark.slow),
+        pytest.param(cubic, 0.01, True, marks=pytest.mark.slow),
+        pytest.param(sine, 0.1, False, marks=pytest.mark.slow),
+    ],
+)
 def test_curves_with_many_modes_are_covered(curve, sigma, seen):
     z = torch.randn(100, dtype=torch.float64)
     x = (curve(z) + sigma * torch.randn(100, dtype=torch.float64)).unsqueeze(1)

@@ -161,7 +161,7 @@ def check_ring_of_the_ladder(sigma, seed):
     check(problem.model, problem.x, problem.log_evidence, label, guide=problem.guide, seed=1000 * seed + index)
 
 
-@pytest.mark.parametrize("sigma", [1e-3, 1e-4])
+@pytest.mark.parametrize("sigma", [pytest.param(1e-3, marks=pytest.mark.slow), 1e-4])
 def test_rings_of_the_ladder(sigma):
     check_ring_of_the_ladder(sigma, seed=0)
 

@@ -1,0 +1,196 @@
+"""Start, memory and cost of training and evidence against the number of rows, on one rank and on two.
+
+Run: python examples/benchmarks/large_data.py [--rows 1000 10000 100000 1000000] [--ranks 1 2] [--gigabytes 4]
+
+The data are memory-mapped files of float32 with 784 columns. Each number comes from a fresh process, or as many as
+there are ranks, started by torchrun; its memory is the most that is not a file's, in MB, above what it was before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from timing import machine, parse_with_smoke
+
+from guides import MeanField
+from inference import AnalyticKLELBO, Callback, Importance, evidence, fit
+from zoo import LinearVAE
+
+SMOKE = {"rows": [300, 600], "ranks": [1], "gigabytes": 0.002, "steps": 2, "samples": 2}
+DIM, LATENT, BATCH, BLOCK = 784, 8, 256, 2048
+
+
+class Memory:
+    """The most anonymous memory of this process while the block runs, above what it was before, in MB (Linux)."""
+
+    def __enter__(self):
+        self.before = self.peak = self._now()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+        self.used = (self.peak - self.before) / 2**10
+
+    def _watch(self):
+        while not self.stop.wait(0.005):
+            self.peak = max(self.peak, self._now())
+
+    def _now(self):
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+
+class Clock(Callback):
+    """When the first step ended, and how long each checkpoint took."""
+
+    first = None
+
+    def on_step(self, _):
+        self.first = self.first or time.perf_counter()
+
+
+def make_file(folder, rows):
+    path = Path(folder) / f"{rows}.npy"
+    if not path.exists():
+        x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, DIM))
+        rng = np.random.default_rng(0)
+        for start in range(0, rows, 8192):
+            part = x[start : start + 8192]
+            part[:] = rng.standard_normal(part.shape, np.float32)
+    return path
+
+
+def pair():
+    torch.manual_seed(0)
+    return LinearVAE(DIM, LATENT), MeanField(DIM, LATENT, hidden=(64,))
+
+
+def start(x, _):
+    """Seconds and memory until the first step has ended, of which the step itself is the same for any data."""
+    clock, begun = Clock(), time.perf_counter()
+    fit(*pair(), x, steps=1, batch_size=BATCH, objective=AnalyticKLELBO(), callbacks=[clock], seed=0, progress=False)
+    return clock.first - begun
+
+
+def train(x, steps):
+    begun = time.perf_counter()
+    fit(*pair(), x, steps=steps, batch_size=BATCH, objective=AnalyticKLELBO(), seed=0, progress=False)
+    return time.perf_counter() - begun
+
+
+def measure(x, samples):
+    model, guide = pair()
+    begun = time.perf_counter()
+    evidence(model, x, method=Importance(samples), guide=guide, block=BLOCK, seed=0, progress=False)
+    return time.perf_counter() - begun
+
+
+def save(x, every):
+    """Seconds of a step with a checkpoint, less those of one without."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"steps": 50, "batch_size": BATCH, "objective": AnalyticKLELBO(), "seed": 0, "progress": False}
+        times = []
+        for end in (every, 50):
+            clock, path = Clock(), Path(folder) / str(end)
+            fit(*pair(), x, checkpoint=path, checkpoint_every=end, callbacks=[clock], **options)
+            times.append(time.perf_counter() - clock.first)
+    return (times[0] - times[1]) / (50 / every - 1)
+
+
+CASES = {"start": start, "train": train, "evidence": measure, "checkpoint": save}
+
+
+def run_case(options):
+    """One case in this process; the first rank prints its numbers."""
+    torch.set_num_threads(1)
+    torch.optim.Adam([torch.zeros(1)])  # its first use imports the compiler
+    ranked = "RANK" in os.environ
+    if ranked:
+        torch.distributed.init_process_group("gloo")
+    x = np.load(options.file, mmap_mode="r")
+    CASES[options.case](x[:512], 1)  # what is imported and found out on first use
+    with Memory() as memory:
+        seconds = CASES[options.case](x, options.work)
+    if not ranked or torch.distributed.get_rank() == 0:
+        print(json.dumps([seconds, memory.used]))
+    if ranked:
+        torch.distributed.destroy_process_group()
+
+
+def case(name, path, work, ranks=1):
+    """Seconds and MB of one case in a fresh process."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += [__file__, "--case", name, "--file", str(path), "--work", str(work)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(printed.strip().splitlines()[-1])
+
+
+def exponent(rows, values):
+    """Slope of log value against log rows over the last two, NaN where there is one."""
+    if len(rows) < 2 or min(values[-2:]) <= 0:
+        return math.nan
+    return math.log(values[-1] / values[-2]) / math.log(rows[-1] / rows[-2])
+
+
+def table(title, rows, lines):
+    print(f"\n{title}\n{'':34s}" + "".join(f"{n:>12,}" for n in rows) + f"{'exponent':>12s}")
+    for name, values in lines.items():
+        print(f"{name:34s}" + "".join(f"{v:12.3f}" for v in values) + f"{exponent(rows, values):12.2f}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    rows = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="of each column")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="for training and evidence")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the largest file, measured on one rank")
+    parser.add_argument("--steps", type=int, default=200, help="of each training")
+    parser.add_argument("--samples", type=int, default=4, help="of the evidence, for each row")
+    parser.add_argument("--folder", help="where the files go; a temporary one by default")
+    for hidden in ("--case", "--file"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=int, help=argparse.SUPPRESS)
+    options = parse_with_smoke(parser, argv, SMOKE)
+    if options.case:
+        run_case(options)
+        return {}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        return measured(folder, options)
+
+
+def measured(folder, options):
+    """Prints the tables, and returns seconds and MB by name, for each number of rows."""
+    print(machine())
+    found = {}
+    for name, work in (("start", 1), ("checkpoint", 5), ("train", options.steps), ("evidence", options.samples)):
+        for ranks in options.ranks if name in ("train", "evidence") else [1]:
+            label = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}"
+            found[label] = [case(name, make_file(folder, n), work, ranks) for n in options.rows]
+    table("seconds by rows", options.rows, {name: [s for s, _ in values] for name, values in found.items()})
+    table("MB by rows", options.rows, {name: [m for _, m in values] for name, values in found.items()})
+    rows = max(1, int(options.gigabytes * 2**30 / DIM / 4))
+    path = make_file(folder, rows)
+    for name, work in (("start", 1), ("train", options.steps), ("evidence", options.samples)):
+        seconds, used = found[f"{name} of the file"] = case(name, path, work)
+        print(f"{options.gigabytes:g} GB of {rows:,} rows, {name}: {seconds:.2f} s, {used:.0f} MB of memory")
+    return found
+
+
+if __name__ == "__main__":
+    main()

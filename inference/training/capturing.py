@@ -1,0 +1,340 @@
+"""Captured training: the step of a run as a graph that is replayed without Python, checked against the pair's own.
+
+A graph knows tensors alone. What else a pair's Python does must be the same in every step: that is looked at when a
+step is captured, and the graph is compared with the pair itself on the same noise, again and again along the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from inference.core.fingerprint import described, say_differences
+from inference.core.seeding import random_states, set_random_states
+from inference.training.callbacks import Callback
+from inference.training.graphs import Replay, flat_graph, own_memory, scripted
+from inference.training.losses import PairLoss
+from inference.training.shares import SharedLoss
+
+if TYPE_CHECKING:
+    from inference.training.trainer import Trainer
+
+Level = Literal["auto", "off", "graph"]
+
+_logger = logging.getLogger(__name__)
+
+# Automatic capture waits for so many batches of a form, and wants so many more to come: it takes about as long as a
+# hundred steps.
+_WAIT, _WORTH = 50, 500
+
+# Replays of a graph between two checks, at most.
+_LAST_CHECK = 1000
+
+
+class Stale(Exception):
+    """A captured step that is not what the pair does now."""
+
+
+@dataclass(eq=False)
+class _Graph:
+    """The captured step of one form of batch.
+
+    Attributes:
+        replay: Loss, gradients, and whether its assumptions hold, of parameters, buffers, step and batch.
+        has_gradient: Of each parameter, whether it gets one.
+        assumes: Whether it read truth values while it was traced.
+        batch: The last batch.
+        unchecked: Replays since the last check.
+        interval: Replays until the next one.
+    """
+
+    replay: Replay
+    has_gradient: list[bool]
+    assumes: bool
+    batch: tuple[Any, ...]
+    unchecked: int = 0
+    interval: int = 1
+
+
+class Capture:
+    """The gradients of a run's batches: by the pair's own Python, or by replays of graphs that were captured of it.
+
+    Args:
+        trainer: The run, with its optimiser.
+        level: See :func:`inference.fit`.
+        steps: Steps at which the run ends.
+    """
+
+    def __init__(self, trainer: Trainer, level: Level, steps: int) -> None:
+        self._trainer, self._level, self._steps = trainer, level, steps
+        self._graphs: dict[Any, _Graph] = {}
+        self._seen, self._calls = Counter[Any](), 0
+        self._holds: list[Tensor] = []
+        self._fixed, self._python = self._tensors(), dict[str, Any]()
+        self._buffers = self._fixed[len(trainer.parameters) : len(trainer.tensors())]
+        self._off = level == "off"
+        if not self._off and (reason := self._obstacle()):
+            self.give_up(reason)
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether every step so far is the pair's own, or of a graph that has been checked since."""
+        return not any(graph.unchecked for graph in self._graphs.values())
+
+    def backward(self, batch: tuple[Any, ...]) -> Tensor:
+        """The loss of a batch in nats per data point, after the parameters without gradient have got theirs.
+
+        Raises:
+            Stale: If a graph cannot be replayed.
+        """
+        if self._off:
+            return self._eager(batch)
+        form = self._form(batch)
+        graph = self._graphs.get(form)
+        if graph is not None:
+            return self._replayed(graph, batch)
+        self._seen[form] += 1
+        self._calls += 1
+        return self._capture(form, batch) if self._is_worth(form) else self._eager(batch)
+
+    def check(self, final: bool) -> None:
+        """Compare graphs that are due with the pair itself; after it nothing has changed.
+
+        Args:
+            final: Check all that ran since their last check: the state is about to be read.
+
+        Raises:
+            Stale: If one differs.
+        """
+        holds, self._holds = self._holds, []
+        if holds and not bool(torch.stack(holds).all()):
+            raise Stale("a branch or a check of arguments in it depends on values")
+        due = [g for g in self._graphs.values() if g.unchecked and (final or g.unchecked >= g.interval)]
+        for graph in due:
+            self._check_graph(graph)
+        if due:
+            self._check_python(self._python)
+        for graph in due:
+            graph.interval, graph.unchecked = min(2 * max(graph.unchecked, graph.interval), _LAST_CHECK), 0
+
+    def give_up(self, reason: str) -> None:
+        """Go on without graphs, and say why."""
+        self._off = True
+        self._graphs, self._holds = {}, []
+        level = logging.INFO if self._level == "auto" else logging.WARNING
+        _logger.log(level, "the steps run as the pair's own Python: %s", reason)
+
+    def after_callbacks(self) -> None:
+        """Go on without graphs where callbacks have changed more of the pair than its tensors."""
+        if self._graphs and not self._off:
+            try:
+                self._check_python(self._python)
+            except Stale as stale:
+                self.give_up(f"{stale}, by a callback")
+
+    def _obstacle(self) -> str:
+        """Why no step can be captured; empty where nothing speaks against it."""
+        if isinstance(self._trainer.loss, SharedLoss):
+            return "several ranks share each batch"
+        if not self._trainer.supply.can_be_repeated:
+            return "an IterableDataset gives its batches once, and what a graph took in vain is taken again"
+        if not self._trainer.loss.is_differentiable:
+            return f"{type(self._trainer.objective).__name__} has only loss_and_grads"
+        if any(_is_foreign(callback) for callback in self._trainer.callbacks):
+            return "a callback on every step may change the pair"
+        return ""
+
+    def _tensors(self) -> list[Tensor]:
+        """Parameters that are trained, then buffers, then all others."""
+        t = self._trainer
+        tensors, known = t.tensors(), {id(tensor) for tensor in t.tensors()}
+        frozen = [p for module in t.modules for p in module.parameters() if id(p) not in known]
+        return [*tensors, *frozen]
+
+    def _inputs(self, batch: tuple[Any, ...]) -> list[Tensor]:
+        step = getattr(self._trainer.objective, "step", None)
+        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
+        steps = [step] if isinstance(step, Tensor) else []
+        return [*self._fixed, *steps, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+
+    def _form(self, batch: tuple[Any, ...]) -> Any:
+        """All of a batch but its numbers, and which parameters are trained."""
+        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
+        forms = (
+            (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), repr(x)) for x in leaves
+        )
+        return (*forms, *(p.requires_grad for p in self._trainer.parameters))
+
+    def _is_worth(self, form: Any) -> bool:
+        if self._level != "auto":
+            return True
+        remaining = self._steps - self._trainer.steps_taken
+        return self._seen[form] > _WAIT and remaining * self._seen[form] / self._calls >= _WORTH
+
+    def _eager(self, batch: tuple[Any, ...]) -> Tensor:
+        return self._trainer.loss.backward(batch, self._trainer.parameters)
+
+    def _replayed(self, graph: _Graph, batch: tuple[Any, ...]) -> Tensor:
+        graph.batch, graph.unchecked = batch, graph.unchecked + 1
+        loss, gradients, holds = self._run(graph, batch)
+        for parameter, gradient in zip(self._trainer.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient
+        if holds is not None:
+            self._holds.append(holds)
+        return loss
+
+    def _run(self, graph: _Graph, batch: tuple[Any, ...]) -> tuple[Tensor, list[Tensor | None], Tensor | None]:
+        try:
+            loss, *results = graph.replay(self._inputs(batch))
+        except RuntimeError as error:
+            raise Stale(_first_line(error)) from error
+        found = iter(results)
+        gradients = [next(found) if has else None for has in graph.has_gradient]
+        return loss, gradients, next(found) if graph.assumes else None
+
+    def _capture(self, form: Any, batch: tuple[Any, ...]) -> Tensor:
+        """The loss of a step by the pair's own Python, and a graph of it for the next ones."""
+        before, python = self._state(), self._described()
+        loss = self._eager(batch)
+        after, gradients = self._state(), self._gradients()
+        try:
+            self._check_python(python)
+            self._set_state(before)
+            graph = self._traced(batch)
+            self._set_state(before)
+            self._compare(graph, batch, loss, gradients, after)
+            self._check_python(python)
+            self._graphs[form], self._python = graph, python
+            _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
+        except Exception as error:  # a user's program may fail to trace in any way
+            self.give_up(_first_line(error))
+        self._set_state(after)
+        self._set_gradients(gradients)
+        return loss
+
+    def _traced(self, batch: tuple[Any, ...]) -> _Graph:
+        inputs, parameters, whole = self._inputs(batch), self._trainer.parameters, self._trainer.loss
+        assert isinstance(whole, PairLoss)  # several ranks are an obstacle
+        has_gradient: list[bool] = []
+
+        def step() -> list[Tensor]:
+            loss = whole.with_gradient(batch)
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            has_gradient[:] = [gradient is not None for gradient in gradients]
+            given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]
+            return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
+
+        graph = flat_graph(step, inputs)
+        return _Graph(scripted(graph), has_gradient, graph.assumes, batch)
+
+    def _check_graph(self, graph: _Graph) -> None:
+        """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
+        before, gradients = self._state(), self._gradients()
+        self._set_gradients([None] * len(gradients))
+        try:
+            loss = self._eager(graph.batch)
+            after, expected = self._state(), self._gradients()
+            self._set_state(before)
+            self._compare(graph, graph.batch, loss, expected, after)
+        except Exception as error:  # the pair itself may refuse its values
+            raise Stale(_first_line(error)) from error
+        finally:
+            self._set_state(before)
+            self._set_gradients(gradients)
+
+    def _compare(
+        self,
+        graph: _Graph,
+        batch: tuple[Any, ...],
+        loss: Tensor,
+        gradients: list[Tensor | None],
+        after: tuple[list[Tensor], list[Tensor]],
+    ) -> None:
+        """Run a graph and compare what it gives and leaves behind with what the pair's own Python did."""
+        got_loss, got_gradients, holds = self._run(graph, batch)
+        buffers, states = self._state()
+        if holds is not None and not bool(holds):
+            raise Stale("a branch or a check of arguments in it depends on values")
+        if not all(map(torch.equal, states, after[1])):
+            raise Stale("it draws other random numbers")
+        for name, one, other in (
+            ("loss", [got_loss], [loss]),
+            ("gradient", got_gradients, gradients),
+            ("buffers", buffers, after[0]),
+        ):
+            if not all(map(_same, one, other)):
+                raise Stale(f"its {name} is another on the same noise")
+
+    def _state(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of what a forward changes: buffers, and the state of the random generators."""
+        return [buffer.detach().clone() for buffer in self._buffers], random_states()
+
+    @torch.no_grad()
+    def _set_state(self, state: tuple[list[Tensor], list[Tensor]]) -> None:
+        for buffer, value in zip(self._buffers, state[0], strict=True):
+            buffer.copy_(value)
+        set_random_states(state[1])
+
+    def _gradients(self) -> list[Tensor | None]:
+        return [parameter.grad for parameter in self._trainer.parameters]
+
+    def _set_gradients(self, gradients: list[Tensor | None]) -> None:
+        for parameter, gradient in zip(self._trainer.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _described(self) -> dict[str, Any]:
+        """What must stay as it is for a graph to hold, as far as it can be seen."""
+        t = self._trainer
+        generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a pair may use
+        return {
+            **{name: described(getattr(t, name), values=False) for name in ("model", "guide", "objective")},
+            "modes": [part.training for module in t.modules for part in module.modules()],
+            "tensors": [id(tensor) for tensor in self._tensors()],
+            "the state of random": hash(random.getstate()),
+            "the state of numpy.random": repr(described(generator)),
+        }
+
+    def _check_python(self, before: dict[str, Any]) -> None:
+        if text := say_differences(before, self._described()):
+            raise Stale(f"the pair's Python has changed ({text})")
+
+
+def check_level(level: Any) -> None:
+    """Refuse what is no level of capture.
+
+    Raises:
+        ValueError: With those that there are.
+    """
+    if level not in get_args(Level):
+        raise ValueError(f"expected capture as one of {', '.join(map(repr, get_args(Level)))}, got {level!r}")
+
+
+def _all_tensors(batch: tuple[Any, ...]) -> bool:
+    return all(isinstance(part, Tensor) for part in batch)
+
+
+def _is_foreign(callback: Callback) -> bool:
+    """Whether a callback that is no part of this library looks at every step."""
+    kind = type(callback)
+    return kind.on_step is not Callback.on_step and not kind.__module__.startswith("inference.")
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors have the same bits, NaN included."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return lines[0][:200] if isinstance(error, Stale) else f"{type(error).__name__}: {lines[0][:200]}"

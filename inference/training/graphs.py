@@ -1,0 +1,275 @@
+"""Flat graphs of tensor operations: what a Python function does to tensors, recorded once and replayed without Python.
+
+Every tensor that is named as an input is one by identity, so that a program is recorded as it stands: its parameters
+and buffers need not be swapped, and what it changes in place is changed in place by the replay.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+# In the order of their numbers.
+_MEMORY_FORMATS = [torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d]
+
+_READ = torch.ops.aten._local_scalar_dense.default
+# Raises an error where a number is not zero.
+_CHECK = torch.ops.aten._linalg_check_errors.default
+# What stands for an operation whose result has no memory of its own, or shares it with a constant.
+_INSTEAD = {
+    torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default,
+    torch.ops.aten.lift_fresh.default: torch.ops.aten.clone.default,
+}
+
+
+class FlatGraph(NamedTuple):
+    """A recorded function.
+
+    Attributes:
+        graph: From the inputs to the results; then, if it assumes something, whether that holds; then draws of noise
+            that nothing uses, without which the draws after them would be others.
+        constants: Other tensors that it refers to, by name.
+        assumes: Whether the function read truth values, as for a branch or for a check of a distribution's arguments.
+    """
+
+    graph: Graph
+    constants: dict[str, Tensor]
+    assumes: bool
+
+
+def flat_graph(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor]) -> FlatGraph:
+    """The operations of a function on tensors, as a graph from the inputs to its results; it is run once.
+
+    Args:
+        function: Computes on the very tensors of ``inputs``.
+        inputs: Every tensor that may be another one, or have other values, at a replay.
+
+    Raises:
+        RuntimeError: If the function reads numbers from tensors, or makes tensors whose shapes depend on values; or
+            any other error of the function.
+    """
+    recorder = _Recorder(inputs)
+    with recorder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the function has been run before, and has warned then
+        results = list(function())
+        results += [recorder.holds()] if recorder.read else []
+    return FlatGraph(recorder.graph(results), recorder.constants, bool(recorder.read))
+
+
+def scripted(flat: FlatGraph) -> Replay:
+    """A replay of a graph from C++, without a compiler; operation by operation what the graph says.
+
+    Raises:
+        RuntimeError: If an operation takes what has no name in TorchScript, such as a generator of one's own.
+    """
+    script = _Script(flat)
+    function = torch._C._create_function_from_graph("replay", script.graph)
+
+    def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        # Its optimisations split operations, which changes the rounding.
+        with torch.no_grad(), torch.jit.optimized_execution(False):
+            return function(*tensors, *script.constants)
+
+    return replay
+
+
+class _Script:
+    """The operations of a graph in TorchScript's terms.
+
+    Attributes:
+        graph: From the inputs, and the constants after them, to a tuple of results.
+        constants: Tensors that the graph refers to.
+    """
+
+    def __init__(self, flat: FlatGraph) -> None:
+        graph: Any = torch._C.Graph()
+        self.graph, self.constants = graph, list[Tensor]()
+        self._values = dict[Node, Any]()
+        nodes = list(flat.graph.nodes)
+        for node in nodes:
+            if node.op == "placeholder":
+                self._values[node] = self.graph.addInput()
+        for node in nodes:
+            if node.op == "get_attr":
+                self._values[node] = self._constant(flat.constants[node.target])
+        for node in nodes:
+            if node.op == "call_function":
+                self._values[node] = self._call(node)
+        results = self._insert("prim::ListConstruct", [self._values[node] for node in nodes[-1].args[0]])
+        results[0].setType(torch._C.ListType(torch._C.TensorType.get()))
+        self.graph.registerOutput(results[0])
+
+    def _call(self, node: Node) -> Any:
+        target: Any = node.target
+        if target is operator.getitem:
+            source, i = cast("tuple[Node, int]", node.args)
+            values = self._values[source]
+            if isinstance(values, list):
+                return values[i]
+            return self._insert("aten::__getitem__", [values, self.graph.insertConstant(i)])[0]
+        schema = target._schema
+        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+        values = [given.get(a.name, a.default_value) for a in schema.arguments]
+        if target is torch.ops.aten._to_copy.default and not isinstance(values[0], Node):  # of a number
+            values[0] = self._constant(torch.tensor(values[0]))
+        inputs = [self._value(value, a.type) for value, a in zip(values, schema.arguments, strict=True)]
+        outputs = self._insert(schema.name, inputs, len(schema.returns))
+        for output, result in zip(outputs, schema.returns, strict=True):
+            output.setType(result.type)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    def _constant(self, tensor: Tensor) -> Any:
+        """One more input, after all others."""
+        self.constants.append(tensor)
+        return self.graph.addInput()
+
+    def _insert(self, name: str, inputs: list[Any], num_outputs: int = 1) -> list[Any]:
+        node = self.graph.insertNode(self.graph.create(name, inputs, num_outputs))
+        return list(node.outputs())
+
+    def _value(self, value: Any, kind: Any) -> Any:
+        """A value as one of a kind, of an argument's type, in the graph."""
+        if isinstance(value, Node):
+            return self._values[value]
+        if isinstance(value, torch._C.Value):
+            return value
+        if kind.kind() == "OptionalType":
+            kind = kind if value is None else kind.getElementType()
+        if isinstance(value, list | tuple) and (not value or any(isinstance(v, Node | None) for v in value)):
+            element = kind.getElementType()
+            (made,) = self._insert("prim::ListConstruct", [self._value(v, element) for v in value])
+            made.setType(kind)
+            return made
+        return self.graph.insertConstant(_plain(value, kind))
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A constant as TorchScript knows it."""
+    if isinstance(value, torch.memory_format):
+        return _MEMORY_FORMATS.index(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, kind.getElementType()) for item in value]
+    return float(value) if kind.kind() == "FloatType" and value is not None else value
+
+
+def own_memory(tensors: Sequence[Tensor], like: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors in the layout of others, copied where they are not, or share memory with each other or with further ones.
+
+    Args:
+        tensors: What is to be a program's own.
+        like: Tensors of the layout, one for each.
+        others: What none may share memory with.
+    """
+    taken, results = {_address(tensor) for tensor in others}, []
+    for tensor, other in zip(tensors, like, strict=True):
+        if tensor.stride() != other.stride() or _address(tensor) in taken:
+            tensor = torch.empty_like(other).copy_(tensor)
+        taken.add(_address(tensor))
+        results.append(tensor)
+    return results
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class _Recorder(TorchDispatchMode):
+    """Records every operation while it is active.
+
+    Attributes:
+        read: Each truth value that was read from a tensor, with the tensor.
+        constants: Tensors that were met and are neither inputs nor results, by name.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.read: list[tuple[Tensor, bool]] = []
+        self._graph, self.constants = Graph(), dict[str, Tensor]()
+        self._nodes, self._varying = dict[int, Node](), set[int]()
+        self._kept: list[Tensor] = []  # an address in use is the address of one tensor
+        for i, tensor in enumerate(inputs):
+            self._enter(tensor, self._graph.placeholder(f"input_{i}"), varies=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        func, kwargs = _INSTEAD.get(func, func), kwargs or {}
+        varies = torch.Tag.nondeterministic_seeded in func.tags
+        varies |= any(id(leaf) in self._varying for leaf in tree_leaves((args, kwargs)))
+        if func is _CHECK:
+            self.read.append((args[0], False))
+            return func(*args, **kwargs)
+        if func is _READ or torch.Tag.data_dependent_output in func.tags:
+            return self._value(func, args, kwargs, varies)
+        if _has_dynamic_shape(func, args):
+            raise RuntimeError(f"the shape of the result of {func} depends on values")
+        results = func(*args, **kwargs)
+        if func is torch.ops.aten.detach.default:  # another name of the same numbers
+            self._enter(results, self._node(args[0]), varies)
+            return results
+        node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        if isinstance(results, Tensor):
+            self._enter(results, node, varies)
+        elif isinstance(results, tuple | list):
+            for i, result in enumerate(results):
+                if isinstance(result, Tensor):
+                    self._enter(result, self._graph.call_function(operator.getitem, (node, i)), varies)
+        return results
+
+    def holds(self) -> Tensor:
+        """Whether all truth values are what they were, a truth value itself."""
+        flags = [tensor.all() if value else tensor.any().logical_not() for tensor, value in self.read]
+        return torch.stack(flags).all()
+
+    def graph(self, results: Sequence[Tensor]) -> Graph:
+        """The graph to the results, and to all noise that nothing uses."""
+        wanted = [self._node(result) for result in results]
+        noise = [node for node in self._graph.nodes if _is_noise(node)]
+        self._graph.output(tuple(wanted))
+        self._graph.eliminate_dead_code(lambda node: node.is_impure() or _is_noise(node))
+        (output,) = self._graph.find_nodes(op="output")
+        output.args = ((*wanted, *(node for node in noise if not node.users)),)
+        return self._graph
+
+    def _value(self, func: Any, args: Any, kwargs: Any, varies: bool) -> Any:
+        value = func(*args, **kwargs)
+        if varies:
+            if func is not _READ or args[0].dtype != torch.bool:
+                raise RuntimeError("a number is read from a tensor")
+            self.read.append((args[0], value))
+        return value
+
+    def _enter(self, tensor: Tensor, node: Node, varies: bool) -> None:
+        self._nodes[id(tensor)] = node
+        self._kept.append(tensor)
+        if varies:
+            self._varying.add(id(tensor))
+
+    def _node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = value
+            self._enter(value, self._graph.get_attr(name), varies=False)
+        return self._nodes[id(value)]
+
+
+def _is_noise(node: Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _has_dynamic_shape(func: Any, args: Any) -> bool:
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    if func is not torch.ops.aten.index.Tensor:
+        return True
+    return any(index.dtype in (torch.bool, torch.uint8) for index in args[1] if index is not None)

@@ -1,0 +1,98 @@
+"""Ranks: they share work and get one result, whose numbers do not depend on how many there are."""
+
+import pytest
+import torch
+from several_ranks import on_ranks
+
+from guides import MeanField
+from inference import Adaptive, Annealed, Importance, compare, evidence, gap
+from inference.core.ranks import Ranks, alone, ranks
+from zoo import DeepGaussianVAE
+
+N, D, K = 23, 4, 2
+X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+
+
+def pair():
+    torch.manual_seed(0)
+    return DeepGaussianVAE(D, K, hidden=(8,)), MeanField(D, K, hidden=(8,))
+
+
+METHODS = {
+    "importance": Importance(num_samples=200),
+    "adaptive": Adaptive(num_samples=200),
+    "annealed": Annealed(num_temperatures=20, num_chains=4),
+}
+QUIET = {"seed": 5, "progress": False}
+
+
+def estimates(folder):
+    """By name what several doors give, in blocks of few rows."""
+    model, guide = pair()
+    found = {}
+    for name, method in METHODS.items():
+        with_guide = None if name == "annealed" else guide
+        result = evidence(model, X, method=method, guide=with_guide, block=5, checkpoint=f"{folder}/{name}", **QUIET)
+        found[name] = torch.stack([result.value, result.lower, result.upper])
+    parts = gap(model, guide, X, known=result, num_samples=512, restarts=0, max_steps=5, **QUIET)
+    found["gap"] = torch.stack([parts.elbo, parts.total, parts.approximation, parts.amortisation])
+    other = MeanField(D, K, hidden=(3,))
+    table = compare(model, {"a": guide, "b": other}, X, num_samples=60, block=6, **QUIET)["train"]
+    found["compare"] = torch.as_tensor(table["evidence"].values)
+    return found
+
+
+def check_equal(found, expected):
+    for name, want in expected.items():
+        torch.testing.assert_close(
+            found[name], want, rtol=0, atol=1e-10, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_two_ranks_measure_what_one_measures(tmp_path):
+    (tmp_path / "alone").mkdir()
+    expected = estimates(tmp_path / "alone")
+    for found in on_ranks(estimates, 2, tmp_path, tmp_path):
+        check_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 3])
+def test_any_number_of_ranks_measures_the_same(size, tmp_path):
+    (tmp_path / "alone").mkdir()
+    expected = estimates(tmp_path / "alone")
+    for found in on_ranks(estimates, size, tmp_path, tmp_path):
+        check_equal(found, expected)
+
+
+def failing():
+    """What ranks make of errors, other calls, and work that is theirs alone."""
+    group, texts = ranks(), []
+    for call in (
+        lambda: list(group.in_turn(5, lambda i: 1 / (i - 3))),
+        lambda: evidence(pair()[0], X, method="importance", guide=pair()[1], seed=group.rank, progress=False),
+        lambda: evidence(pair()[0], X[group.rank :], method="annealed", seed=1, progress=False),
+        lambda: evidence(DeepGaussianVAE(D, K, hidden=(8 + group.rank,)), X, method="annealed", **QUIET),
+    ):
+        try:
+            call()
+        except (ArithmeticError, ValueError) as error:
+            texts.append(str(error))
+    with alone():
+        texts.append(ranks() == Ranks())
+    return texts
+
+
+def test_errors_and_other_calls_are_told_on_all_ranks(tmp_path):
+    for zero, seed, rows, model, by_itself in on_ranks(failing, 2, tmp_path):
+        assert zero == "division by zero"
+        assert seed.startswith("expected the same settings on all 2 ranks")
+        assert rows.startswith("expected the same number of rows on all 2 ranks, got [23, 22]")
+        assert model.startswith("expected the same parameters on all 2 ranks")
+        assert by_itself
+
+
+def test_work_is_done_in_order_and_shares_differ_by_one_row_at_most():
+    assert list(Ranks().in_turn(4, lambda i: i * i, 1)) == [1, 4, 9]
+    shares = [Ranks(rank, 3).share(8) for rank in range(3)]
+    assert [range(8)[share] for share in shares] == [range(0, 2), range(2, 5), range(5, 8)]

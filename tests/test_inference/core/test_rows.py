@@ -76,7 +76,7 @@ def vector_model(x, sigma):
 
 
 @pytest.mark.parametrize("door", [gap, refit])
-def test_rows_named_wrongly_are_refused_where_a_guide_is_refitted(door):
+def test_rows_named_wrongly_are_refused_where_guides_are_refitted(door):
     guide = OfTwo(MeanField(6, 1, hidden=(4,)).double())
     options = {"restarts": 0, "max_steps": 2, "num_samples": 8, **QUIET}
     assert len(door(vector_model, guide, X, SIGMA, rows=[0], **options).elbo) == 6

@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from _common import example_parser, finish, panels, parse_with_presets, save, train
+from _common import example_parser, finish, kept, panels, parse_with_presets, save, train
 
 import inference
 from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, local_gauss_newton
@@ -62,7 +62,7 @@ DECODERS = {
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed="the data, training and measurement")
+    parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed="the data, training and measurement", resume=True)
     parser.add_argument("--exponents", type=float, nargs="+", default=list(PAPER), help="log10 gamma^2, rising, to 8")
     parser.add_argument("--rows", type=int, default=48, help="data to measure on")
     parser.add_argument("--steps", type=int, default=1500, help="of the encoder, for each row of the table")
@@ -136,6 +136,17 @@ def measure(mixing, args, *, with_encoder):
     return rows, contrast, float(torch.linalg.cond(mixing.jacobian(z)).max())
 
 
+def table_of(name, make, args, *, with_encoder):
+    """As :func:`measure`, kept by name."""
+
+    def compute():
+        rows, contrast, condition = measure(make(), args, with_encoder=with_encoder)
+        return {"rows": list(rows.items()), "contrast": contrast, "condition": condition}
+
+    found = kept(args, "".join(c if c.isalnum() else "_" for c in name), compute)
+    return dict(found["rows"]), found["contrast"], found["condition"]
+
+
 def show(name, rows, contrast, condition):
     print(f"\n{name}: C_IMA = {contrast:.4f} nats, condition numbers of J up to {condition:.0f}")
     print("log10 gamma^2", *COLUMNS[: len(next(iter(rows.values())))], sep="  ")
@@ -173,7 +184,7 @@ def main(argv=None):
     args = parse(argv)
     tables = {}
     for name, make in DECODERS.items():
-        tables[name] = measure(make(), args, with_encoder=not tables)
+        tables[name] = table_of(name, make, args, with_encoder=not tables)
         show(name, *tables[name])
     print("\n" + "\n".join(conclusions(tables)))
     save(draw(tables), args, "elbo_gap_vs_gamma.png")

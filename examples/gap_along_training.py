@@ -7,7 +7,7 @@ decoder's prediction. Where latents are collapsed and the gap is nought, the ELB
 was lost by the model's parameters, not by the bound.
 
     python examples/gap_along_training.py
-    python examples/gap_along_training.py --steps 20000 --rows 64 --checkpoints 15
+    python examples/gap_along_training.py --steps 20000 --rows 64 --checkpoints 20
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def parse(argv):
     parser.add_argument("--kinds", nargs="+", default=["linear", "deep"], choices=["linear", "deep"], help="models")
     parser.add_argument("--latent-dim", type=int, default=2, help="K; up to 3 log p is found by quadrature")
     parser.add_argument("--hidden", type=int, default=64, help="width of the deep model's hidden layers")
-    parser.add_argument("--steps", type=int, default=3000, help="of Adam")
-    parser.add_argument("--checkpoints", type=int, default=15, help="at which the gap is measured, first one included")
-    parser.add_argument("--rows", type=int, default=16, help="data on which it is measured")
+    parser.add_argument("--steps", type=int, default=2000, help="of Adam")
+    parser.add_argument("--checkpoints", type=int, default=12, help="at which the gap is measured, first one included")
+    parser.add_argument("--rows", type=int, default=10, help="data on which it is measured")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 

@@ -23,7 +23,7 @@ from inference import AnalyticKLELBO, evidence, ima_contrast, predicted_gap, ref
 from zoo import IMAVAE, Composition, SmoothLeakyReLU, shear
 
 SMOKE = {"strengths": [1.0], "rows": 2, "widths": [4], "sizes": [20], "steps": 2}
-FAMILIES = ("mean field", "full rank", "mixture of 2")
+FAMILIES = ("mean field", "full rank", "mixture of 2", "flow")
 
 
 def parse(argv):
@@ -35,7 +35,8 @@ def parse(argv):
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64], help="of the encoder's hidden layer")
     parser.add_argument("--sizes", type=int, nargs="+", default=[30, 300, 3000], help="numbers of training data")
     parser.add_argument("--steps", type=int, default=800, help="of an encoder's training")
-    parser.add_argument("--flow", action="store_true", help="a flow, too; takes minutes and needs zuko")
+    text = "of guides; the last two take minutes, and a flow needs zuko"
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES[:2]), help=text)
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
@@ -54,14 +55,14 @@ def draw_data(model, num, seed):
 
 def starts(model, x, args):
     """Name of a family to a guide to refit."""
-    found = {
-        "mean field": local_gauss_newton(model, x, family=GaussNewtonDiagonal, seed=0),
-        "full rank": local_gauss_newton(model, x, family=GaussNewtonFull, seed=0),
-        "mixture of 2": guides.Mixture(2, 2, hidden=(16,)).to(x),
+    small = {"hidden": (16,)}
+    makers = {
+        "mean field": lambda: local_gauss_newton(model, x, family=GaussNewtonDiagonal, seed=0),
+        "full rank": lambda: local_gauss_newton(model, x, family=GaussNewtonFull, seed=0),
+        "mixture of 2": lambda: guides.Mixture(2, 2, **small).to(x),
+        "flow": lambda: guides.Flow(2, 2, **small, context_dim=4, num_transforms=1, flow_hidden=(16,)).to(x),
     }
-    if args.flow:
-        found["flow"] = guides.Flow(2, 2, hidden=(16,), context_dim=4, num_transforms=1, flow_hidden=(16,)).to(x)
-    return found
+    return {name: makers[name]() for name in args.families}
 
 
 def families(strength, args):
@@ -75,7 +76,7 @@ def families(strength, args):
         best = refit(model, start, x, restarts=0, seed=args.seed, progress=False)
         error = float(best.standard_error.square().sum().sqrt()) / len(x)
         found[name] = [float((log_p - best.elbo).mean()), error]
-        if name == "mean field":
+        if "contrast" not in found:
             z = best.guide.posterior(x).mean.detach()
             found["predicted"], found["contrast"] = (
                 float(predicted_gap(model, z).mean()),
@@ -98,7 +99,7 @@ def amortised(width, size, strength, args):
 
 
 def show(tables, grid, args):
-    names = [name for name in next(iter(tables.values())) if name not in ("predicted", "contrast")]
+    names = args.families
     print(table_line("strength of the shear", ["contrast", "predicted", *names], first=24, width=18))
     for strength, found in tables.items():
         cells = [f"{found['contrast']:.4f}", f"{found['predicted']:.4f}"]
@@ -113,22 +114,24 @@ def show(tables, grid, args):
 def conclude(tables, grid, args):
     """How close the mean field is to its prediction, what the others leave, and what widens or narrows amortisation."""
     found = tables[max(tables)]
-    (gap, error), (other, other_error) = found["mean field"], found["full rank"]
-    print(f"\nat the strongest shear the best mean field leaves {gap:.3f} ({error:.3f}) nats, predicted", end=" ")
-    print(f"{found['predicted']:.3f}; a full covariance leaves {other:.3f} ({other_error:.3f})")
+    left = ", ".join(f"{name} {found[name][0]:.4f} ({found[name][1]:.1g})" for name in args.families)
+    print(
+        f"\nat the strongest shear, of contrast {found['contrast']:.4f} nats, the best guides leave {left} nats", end=""
+    )
+    print(f"; predicted for independent coordinates {found['predicted']:.4f}")
     narrow, wide = grid[min(args.widths), max(args.sizes)], grid[max(args.widths), max(args.sizes)]
     few = grid[max(args.widths), min(args.sizes)]
     print(
-        f"the widest encoder loses {wide[0]:.3f} ({wide[1]:.3f}) nats on new data after {max(args.sizes)} data", end=""
+        f"the widest encoder loses {wide[0]:.4f} ({wide[1]:.1g}) nats on new data after {max(args.sizes)} data", end=""
     )
-    print(f", {few[0]:.3f} ({few[1]:.3f}) after {min(args.sizes)}; the narrowest {narrow[0]:.3f} ({narrow[1]:.3f})")
+    print(f", {few[0]:.4f} ({few[1]:.1g}) after {min(args.sizes)}; the narrowest {narrow[0]:.4f} ({narrow[1]:.1g})")
 
 
 def draw(tables, grid, args):
     """Approximation against contrast for each family, and amortisation against data for each width."""
     figure, (left, right) = panels(1, 2, size=(10, 3.8))
     contrast = [found["contrast"] for found in tables.values()]
-    for name in (*FAMILIES, *(["flow"] if args.flow else [])):
+    for name in args.families:
         values = torch.tensor([found[name] for found in tables.values()])
         left.errorbar(contrast, values[:, 0], yerr=2 * values[:, 1], fmt="o-", markersize=4, capsize=2, label=name)
     left.plot(contrast, [found["predicted"] for found in tables.values()], "k:", label="predicted, mean field")
@@ -148,7 +151,8 @@ def draw(tables, grid, args):
 
 def main(argv=None):
     args = parse(argv)
-    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them (standard errors)\n")
+    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them", end="")
+    print(" (standard errors of the estimates, for these data)\n")
     tables = {s: kept(args, f"families_{s:g}", partial(families, s, args)) for s in args.strengths}
     middle = sorted(args.strengths)[len(args.strengths) // 2]
     grid = {

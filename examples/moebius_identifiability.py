@@ -21,6 +21,7 @@ from _common import (
     add_near_deterministic_options,
     example_parser,
     finish,
+    kept,
     panels,
     parse_with_presets,
     save,
@@ -42,7 +43,7 @@ SMOKE = {"gamma2": [10.0, 1000.0], "maps": 2, "broken": 6, "rows": 100, "steps":
 
 def parse(argv):
     seed = "initialisation, noise and order; the maps stay"
-    parser = example_parser(__doc__, "moebius_identifiability", device=True, seed=seed)
+    parser = example_parser(__doc__, "moebius_identifiability", device=True, seed=seed, resume=True)
     parser.add_argument("--gamma2", type=float, nargs="+", default=[1e1, 1e4], help="rising; the last for broken maps")
     parser.add_argument("--latent-dim", type=int, default=3, help="K, and the dimension of the data")
     parser.add_argument("--maps", type=int, default=6, help="Moebius maps")
@@ -62,10 +63,14 @@ def new_pair(dim):
     return model, MeanField(dim, dim, hidden=(64, 64), support=model.prior().support)
 
 
-def run(datasets, gamma2, args):
+def run(name, datasets, gamma2, args):
     """Train a pair for each data set; its mixing's contrast, MCC, the decoder's contrast, MCC by batches: (M, 4)."""
-    pairs, _ = train_near_deterministic(partial(new_pair, args.latent_dim), datasets, gamma2, args)
-    return np.array([measure(*pair, data, args.device) for pair, data in zip(pairs, datasets, strict=True)])
+
+    def rows():
+        pairs, _ = train_near_deterministic(partial(new_pair, args.latent_dim), datasets, gamma2, args)
+        return [list(measure(*pair, data, args.device)) for pair, data in zip(pairs, datasets, strict=True)]
+
+    return np.array(kept(args, f"{name}_{gamma2:g}", rows))
 
 
 @torch.no_grad()
@@ -85,7 +90,7 @@ def run_moebius(maps, args):
     datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(maps)]
     rows = {}
     for gamma2 in args.gamma2:
-        rows[gamma2] = run(datasets, gamma2, args)
+        rows[gamma2] = run("moebius", datasets, gamma2, args)
         _, found, contrast, by_batch = rows[gamma2].mean(0)
         paper = PAPER.get(gamma2, (np.nan, np.nan))
         cells = f"{found:>8.3f}{rows[gamma2][:, 1].min():>11.3f}{f'{by_batch:.3f} ({paper[0]:.3f})':>24s}"
@@ -98,7 +103,7 @@ def run_broken(maps, args):
     linear = [unit_determinant(args.latent_dim, seed=1000 + seed) for seed in range(len(maps))]
     mixings = [Composition([first, second]) for first, second in zip(maps, linear, strict=True)]
     datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(mixings)]
-    broken = run(datasets, args.gamma2[-1], args)
+    broken = run("broken", datasets, args.gamma2[-1], args)
     contrasts, found, of_decoders, _ = broken.T
     correlation = np.corrcoef(np.log10(contrasts), found)[0, 1]
     fifths = np.array_split(found[np.argsort(contrasts)], 5)

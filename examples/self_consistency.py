@@ -21,6 +21,7 @@ from _common import (
     add_near_deterministic_options,
     example_parser,
     finish,
+    kept,
     panels,
     parse_with_presets,
     save,
@@ -41,7 +42,7 @@ SMOKE = {"gamma2": [10.0, 1000.0], "seeds": 2, "rows": 100, "steps": 3}
 
 def parse(argv):
     seed = "initialisation, noise and order; the mixings stay"
-    parser = example_parser(__doc__, "self_consistency", device=True, seed=seed)
+    parser = example_parser(__doc__, "self_consistency", device=True, seed=seed, resume=True)
     parser.add_argument("--gamma2", type=float, nargs="+", default=list(PAPER), help="precisions of the noise")
     parser.add_argument("--seeds", type=int, default=5, help="mixings, one pair each, trained at once")
     add_near_deterministic_options(parser, steps=6000, rate=1e-3)
@@ -86,11 +87,16 @@ def draw(rows):
     return figure
 
 
+def trained_and_measured(datasets, gamma2, args):
+    pairs, seconds = train_near_deterministic(new_pair, datasets, gamma2, args)
+    results = [list(measure(*pair, data.test.to(args.device))) for pair, data in zip(pairs, datasets, strict=True)]
+    return {"results": results, "seconds": seconds}
+
+
 def run(datasets, gamma2, args):
     """Train a pair for each data set and print the medians of the columns: (seeds, columns)."""
-    pairs, seconds = train_near_deterministic(new_pair, datasets, gamma2, args)
-    results = [measure(*pair, data.test.to(args.device)) for pair, data in zip(pairs, datasets, strict=True)]
-    values = torch.tensor(results, dtype=torch.float64)
+    found = kept(args, f"gamma2_{gamma2:g}", lambda: trained_and_measured(datasets, gamma2, args))
+    values, seconds = torch.tensor(found["results"], dtype=torch.float64), found["seconds"]
     cells = [f"{value:.3g}" for value in values.median(0).values.tolist()]
     cells[-1] += f" ({PAPER[gamma2]:.3g})" if gamma2 in PAPER else ""
     print(f"{gamma2:9.0e}" + "".join(f"{cell:>30s}" for cell in cells) + f"   {seconds:.0f} s")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from _common import (
     decay_in_second_half,
     example_parser,
     finish,
+    kept,
     means_with_errors,
     measure_collapse,
     panels,
@@ -67,7 +69,7 @@ SMOKE = {"epochs": 1, "seeds": [0, 1], "rows": 200, "starts": [30.0, 3.0]}
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "training_choices", device=True)
+    parser = example_parser(__doc__, "training_choices", device=True, resume=True)
     parser.add_argument("--starts", type=float, nargs="+", default=[30, 1], help="initial values of sigma^2")
     parser.add_argument("--epochs", type=int, default=150, help="training epochs")
     parser.add_argument("--batch", type=int, default=100, help="data of a training step")
@@ -113,7 +115,10 @@ def run_all(start, x, args):
     print("\n" + table_line(f"sigma^2 from {start:g}", TITLES, width=17))
     rows = {}
     for name, choice in CHOICES.items():
-        rows[name] = torch.tensor([run(choice, start, x, seed, args) for seed in args.seeds], dtype=torch.float64)
+        runs = {seed: partial(run, choice, start, x, seed, args) for seed in args.seeds}
+        file = "".join(c if c.isalnum() else "_" for c in name)
+        found = [kept(args, f"{file}_{start:g}_{seed}", one) for seed, one in runs.items()]
+        rows[name] = torch.tensor(found, dtype=torch.float64)
         print(table_line(name, means_with_errors(rows[name]), width=17), flush=True)
     for name, base in COMPARED.items():
         elbo, _, _, _, collapsed, *_ = means_with_errors(rows[name] - rows[base])

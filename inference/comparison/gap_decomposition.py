@@ -123,6 +123,8 @@ class Gap:
         parts = [f"{name} {_bracket(part)}" for name, part in self.mean.items()]
         wrong = int(self.contradicted.sum())
         said = f"; an ELBO contradicts the upper end of log p of {wrong} data points" if wrong else ""
+        rough = 0 if self.converged is None else int((~self.converged).sum())
+        said += f"; the refit of {rough} data points is not stationary" if rough else ""
         if len(parts) == 1:
             return f"{parts[0]} nats, approximation: unknown, amortisation: unknown{said}"
         return f"{parts[0]} nats = {parts[1]} + {parts[2]}{said}"

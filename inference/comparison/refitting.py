@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,6 +93,7 @@ def refit(
     plate: str | None = None,
     whole: bool = False,
     missing: bool = False,
+    rows: Iterable[int | str] | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -122,6 +124,7 @@ def refit(
         plate: Name of the plate over the data, ``"data"`` if None.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
+        rows: Which arguments have one row per data point, see :func:`inference.evidence`.
         seed: Seed of all noise.
         progress: Show a progress bar over the blocks.
         **kwargs: Keyword arguments of both.
@@ -129,10 +132,11 @@ def refit(
     Raises:
         TypeError: If the guide cannot be freed for each data point.
         ValueError: If model and guide are not a valid pair, or a parameter of the freed guide has not one row for each
-            data point.
+            data point, or an argument that ``rows`` names is no row of data.
     """
+    stated = None if rows is None else frozenset(rows)
     return refit_call(
-        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing).double(),
+        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double(),
         num_samples=num_samples,
         restarts=restarts,
         max_steps=max_steps,

@@ -119,7 +119,13 @@ class RowBlocks(Sequence["Call"]):
 
 
 def row_blocks(call: Call, size: int) -> RowBlocks:
-    """The call in blocks of so many rows; as one where it has no more, or where rows stand by themselves in none."""
+    """The call in blocks of so many rows; as one where it has no more, or where rows stand by themselves in none.
+
+    Raises:
+        ValueError: If the arguments that the caller has named are not rows of data.
+    """
+    if call.stated_rows is not None:  # checked where they are stated, used or not
+        call = with_known_rows(call)
     if call.whole or call.num_rows is None or call.num_rows <= size:
         return RowBlocks(call, None)
     try:

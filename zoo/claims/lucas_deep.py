@@ -12,7 +12,6 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
@@ -101,6 +100,8 @@ def difference(name: str, first: Sequence[float], second: Sequence[float], lower
     "one",
 )
 def predicts_deep(settings: Settings) -> Sequence[Measured]:
+    from scipy.stats import spearmanr  # half a second to load, which no other command needs
+
     lam = spectrum(logit_digits().double()).eigenvalues
     found = [one for mode in ("fixed", "learnt") for group in runs(mode, settings).values() for one in group]
     predicted = [predicted_alive(lam, one.var, LATENT_DIM) for one in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import platform
+import re
 from collections.abc import Sequence
 
 import torch
@@ -17,8 +18,9 @@ _HEADS = ("claim", "paper", "found here", "verdict", "command", "s")
 _INTRODUCTION = """Each row is a claim, or an experiment, of one of four papers, and a command that decides it here. The
 verdict is computed from the numbers of the run: *reproduced* if every number is where the claim needs it, by two
 standard errors where it has one; *refuted* if the claim is about all models of a kind and a number is outside;
-*differs* if the claim is an observation and a number is outside; *not decided* otherwise. The bracket behind a number
-is the interval that the claim needs. Where the paper's data or networks were others, the claim's direction is tested,
+*differs* if the claim is an observation and a number is outside; *not decided* otherwise. Of a claim about all models,
+*reproduced* means that it held in every case that was run. The bracket behind a number is the interval that the claim
+needs. Where the paper's data or networks were others, the claim's direction is tested,
 never its numbers."""
 
 
@@ -27,7 +29,7 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
     lines = ["# Claims of the papers", "", _INTRODUCTION, "", verdict_counts(rows), "", _produced(settings), ""]
     for paper in dict.fromkeys(row.claim.paper for row in rows):
         lines += [f"## {paper}", "", _line(_HEADS), _line(["---"] * len(_HEADS))]
-        lines += [_line(cells(row, settings)) for row in rows if row.claim.paper == paper]
+        lines += [_line(_marked_up(cells(row, settings))) for row in rows if row.claim.paper == paper]
         lines.append("")
     return "\n".join(lines)
 
@@ -64,11 +66,11 @@ def command(row: Row, settings: Settings) -> str:
 
 
 def cells(row: Row, settings: Settings) -> list[str]:
-    """The cells of a row, as Markdown."""
+    """The cells of a row, as plain text."""
     found = "; ".join(shown(one) for one in row.measured) or row.note
     seconds = "" if math.isnan(row.seconds) else f"{row.seconds:.1f}"
-    ran = f"`{command(row, settings)}`" if row.claim.run is not None else ""
-    return [row.claim.sentence, row.claim.paper_number, found, f"**{row.verdict}**", ran, seconds]
+    ran = command(row, settings) if row.claim.run is not None else ""
+    return [row.claim.sentence, row.claim.paper_number, found, row.verdict, ran, seconds]
 
 
 def shown(one: Measured) -> str:
@@ -100,13 +102,19 @@ def _produced(settings: Settings) -> str:
     return f"Made by `{' '.join(words)}`, seed {settings.seed}, {made}. {seconds}"
 
 
+def _marked_up(texts: Sequence[str]) -> list[str]:
+    """The cells of a row as Markdown."""
+    *plain, verdict, ran, seconds = texts
+    escaped = [re.sub(r"([*|])", r"\\\1", text).replace("\n", " ") for text in plain]
+    return [*escaped, f"**{verdict}**", f"`{ran}`" if ran else "", seconds]
+
+
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+    return "| " + " | ".join(texts) + " |"
 
 
 def _html_line(texts: Sequence[str], tag: str) -> str:
-    plain = [html.escape(text.replace("**", "").replace("`", "")) for text in texts]
-    return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in plain) + "</tr>"
+    return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
 
 
 _PAGE = """<!doctype html>

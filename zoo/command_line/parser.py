@@ -146,7 +146,9 @@ def _add_reproduce(kinds: argparse._SubParsersAction) -> None:
     size.add_argument("--fast", action="store_true", help="leave out what takes minutes")
     size.add_argument("--paper-scale", action="store_true", help="steps and runs as in the papers, where known: hours")
     parser.add_argument("--mnist", type=Path, help="file or folder of MNIST, for the claims that need it")
-    parser.add_argument("--again", action="store_true", help="run what an earlier call has left in --out, too")
+    parser.add_argument(
+        "--again", action="store_true", help="run what an earlier call left in --out, too, as after a change"
+    )
     _add_seed(parser)
     parser.add_argument("--out", type=Path, default=Path("out") / "claims", help="folder of results and page")
 

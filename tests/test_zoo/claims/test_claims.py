@@ -20,6 +20,7 @@ from zoo.claims import (
 )
 from zoo.claims.claim import DIFFERS, REFUTED, REPRODUCED, UNDECIDED, at_least, at_most, close
 from zoo.claims.page import as_html, shown
+from zoo.claims.running import fingerprint
 from zoo.command_line import main
 
 PAGE = Path(__file__).parents[3] / "docs" / "claims.md"
@@ -117,6 +118,16 @@ def test_results_are_kept_and_those_of_other_settings_are_not_taken(tmp_path):
     (tmp_path / "one.json").write_text("{")  # damaged
     run_claims([one], Settings(seed=1), tmp_path, progress=False)
     assert len(calls) == 4
+
+
+def test_a_stored_result_depends_on_code_and_not_on_sentences(monkeypatch):
+    one, source = named("alemi-tight-bounds"), {}
+    monkeypatch.setattr("inspect.getsource", lambda _: source["text"])
+    marks = []
+    for text in ("@claim('a')\ndef f(): return 1", "@claim('b')\ndef f(): return 1  # one", "def f(): return 2"):
+        source["text"] = text
+        marks.append(fingerprint(one, Settings()))
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_a_run_that_fails_or_is_interrupted_leaves_the_others(tmp_path, capsys):

@@ -586,3 +586,14 @@ def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
     assert "elbozoo train ppca --guide exact" in capsys.readouterr().out
     assert run("pretrained_pairs.py", "--out", str(tmp_path)) == made
     assert "elbozoo train" not in capsys.readouterr().out  # nothing is made twice
+
+
+@pytest.mark.slow
+def test_cost_against_rows_is_measured_in_own_processes(run, capsys):
+    found = run("benchmarks/large_data.py")
+    printed = capsys.readouterr().out
+    assert "seconds by rows" in printed
+    assert "MB by rows" in printed
+    assert list(found)[:2] == ["start, 1 rank", "checkpoint, 1 rank"]
+    assert all(seconds > 0 for seconds, _ in found["train, 1 rank"])
+    assert found["evidence of the file"][1] < 500

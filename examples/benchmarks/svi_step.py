@@ -1,11 +1,13 @@
-"""One training step: elbozoo's fit against stock Pyro (SVI + Trace_ELBO) and a hand-written PyTorch loop.
+"""Training: a step of elbozoo's fit against stock Pyro (SVI + Trace_ELBO) and a hand-written loop; short and many fits.
 
-Same network, same Adam, same mini-batches of 256, in one run and interleaved. Prints ratios; run it on your machine.
+Same networks, same mini-batches, in one run and interleaved. The hand-written loop has torch's default Adam, the rest
+what its row says; a step of fit is timed once it is captured. Prints ratios; run it on your machine.
 """
 
 from __future__ import annotations
 
 import math
+import time
 
 import pyro
 import pyro.distributions as dist
@@ -15,13 +17,21 @@ from timing import add_threads, benchmark_parser, interleaved, machine, parse_wi
 from torch import nn
 
 from guides import MeanField, mlp
-from inference import ELBO, AnalyticKLELBO, fit
+from inference import fit, fit_many
 from inference.distributions.gaussian import DiagNormal
 from zoo import LatentVariableModel
 
-NETWORKS = {"small 64-32-8": (64, (32,), 8), "large 784-512-512-32": (784, (512, 512), 32)}
-SMOKE = {"repeats": 1, "steps": 2}
-BATCH, RATE, LOG_2PI = 256, 1e-3, math.log(2 * math.pi)
+NETWORKS = {
+    "small 64-32-8": (64, (32,), 8),
+    "middle 784-256-256-32": (784, (256, 256), 32),
+    "large 784-512-512-32": (784, (512, 512), 32),
+}
+BATCHES = dict(zip(NETWORKS, (128, 128, 512), strict=True))
+SMOKE = {"repeats": 1, "steps": 2, "levels": ["off", "graph"], "pairs": [1, 2], "many_steps": 2}
+# Steps of a fit before those that are timed: captured by then, and checked.
+WARM = 60
+HAND, PYRO = "hand-written PyTorch", "Pyro SVI + Trace_ELBO"
+RATE, LOG_2PI = 1e-3, math.log(2 * math.pi)
 
 
 class Decoder(LatentVariableModel):
@@ -75,59 +85,121 @@ class HandVAE(nn.Module):
         return (kl - log_likelihood).mean()
 
 
-def batches(x, steps):
-    order = torch.randperm(len(x), device=x.device)
-    per_epoch = len(x) // BATCH
+class Timed(torch.optim.Adam):
+    """Adam that notes when its steps begin."""
+
+    def __init__(self, parameters, times, *, fused=None):
+        super().__init__(parameters, lr=RATE, fused=fused)
+        self.times = times
+
+    def step(self, closure=None):
+        self.times.append(time.perf_counter())
+        return super().step(closure)
+
+
+def batches(x, size, steps):
+    per_epoch = len(x) // size
     for step in range(steps):
         if step % per_epoch == 0:
             order = torch.randperm(len(x), device=x.device)
-        at = step % per_epoch * BATCH
-        yield x[order[at : at + BATCH]]
+        at = step % per_epoch * size
+        yield x[order[at : at + size]]
 
 
-def candidates(shape, x, steps):
-    """One trained-from-scratch-once pair per way of training; each call takes ``steps`` steps."""
-    device = x.device
-    ours = [(Decoder(*shape).to(device), MeanField(shape[0], shape[2], hidden=shape[1]).to(device)) for _ in range(2)]
-    stock, hand = StockVAE(*shape).to(device), HandVAE(*shape).to(device)
-    pyro.clear_param_store()
-    svi = SVI(stock.model, stock.guide, pyro.optim.Adam({"lr": RATE}), loss=Trace_ELBO())
-    optimizer = torch.optim.Adam(hand.parameters(), lr=RATE)
+def new_pair(shape, device="cpu"):
+    return Decoder(*shape).to(device), MeanField(shape[0], shape[2], hidden=shape[1]).to(device)
 
-    def run_ours(pair, objective):
-        fit(*pair, x, steps=steps, batch_size=BATCH, objective=objective, progress=False)
 
-    def run_stock():
-        for batch in batches(x, steps):
-            svi.step(batch)
+def by_fit(shape, x, size, steps, level, fused):
+    """A function that trains a pair and returns the seconds of the steps after the first ones."""
+    pair = new_pair(shape, x.device)
 
-    def run_hand():
-        for batch in batches(x, steps):
+    def run():
+        times = []
+        options = {"batch_size": size, "capture": level, "progress": False}
+        fit(*pair, x, steps=WARM + steps + 1, optimizer=lambda p: Timed(p, times, fused=fused), **options)
+        return times[-1] - times[WARM]
+
+    return run
+
+
+def by_hand(shape, x, size, steps, *, fused=None, compiled=False):
+    net = HandVAE(*shape).to(x.device)
+    optimizer, loss = torch.optim.Adam(net.parameters(), lr=RATE, fused=fused), torch.compile(net) if compiled else net
+
+    def run():
+        for batch in batches(x, size, steps):
             optimizer.zero_grad()
-            hand(batch).backward()
+            loss(batch).backward()
             optimizer.step()
 
-    return {
-        "elbozoo fit, ELBO": lambda: run_ours(ours[0], ELBO()),
-        "elbozoo fit, AnalyticKLELBO": lambda: run_ours(ours[1], AnalyticKLELBO()),
-        "Pyro SVI + Trace_ELBO": run_stock,
-        "hand-written PyTorch": run_hand,
-    }
+    return run
+
+
+def by_pyro(shape, x, size, steps):
+    stock = StockVAE(*shape).to(x.device)
+    pyro.clear_param_store()
+    svi = SVI(stock.model, stock.guide, pyro.optim.Adam({"lr": RATE}), loss=Trace_ELBO())
+
+    def run():
+        for batch in batches(x, size, steps):
+            svi.step(batch)
+
+    return run
+
+
+def steps_of(shape, x, size, steps, levels):
+    """One trained-from-scratch-once pair per way of training; each call takes ``steps`` steps."""
+    task = shape, x, size, steps
+    ways = {HAND: by_hand(*task), f"{HAND}, fused Adam": by_hand(*task, fused=True), PYRO: by_pyro(*task)}
+    if "compile" in levels:
+        ways[f"{HAND}, compiled, fused Adam"] = by_hand(*task, fused=True, compiled=True)
+    ways |= {f"fit, {level}": by_fit(*task, level, None) for level in levels}
+    return ways | {f"fit, {level}, fused Adam": by_fit(*task, level, True) for level in levels}
+
+
+def short_fits(shape, x, size):
+    """Whole fits of 100 steps, each of a new pair."""
+    options = {"steps": 100, "batch_size": size, "progress": False}
+    return {level: lambda level=level: fit(*new_pair(shape), x, capture=level, **options) for level in ("off", "auto")}
+
+
+def many_fits(shape, x, size, steps, numbers):
+    """Whole fits of several pairs at once, beside one by itself that is not captured."""
+    options = {"batch_size": size, "progress": False}
+    pairs = {number: [new_pair(shape) for _ in range(number)] for number in numbers}
+    alone = new_pair(shape)
+    ways = {"one fit": lambda: fit(*alone, x, steps=steps, capture="off", **options)}
+    for number, own in pairs.items():
+        ways[f"fit_many, {number}"] = lambda own=own: fit_many(own, x, steps=steps, capture="graph", **options)
+        ways[f"one step of fit_many, {number}"] = lambda own=own: fit_many(own, x, steps=1, capture="off", **options)
+    return ways
 
 
 def main(argv=None):
     parser = benchmark_parser(__doc__)
     add_threads(parser)
-    parser.add_argument("--steps", type=int, default=200, help="steps per timing")
+    parser.add_argument("--steps", type=int, default=200, help="steps per timing, of the small network")
+    parser.add_argument("--levels", nargs="+", default=["off", "graph", "compile"], help="of capture")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 64], help="trained at once")
+    parser.add_argument("--many-steps", type=int, default=1000, help="steps of several pairs at once")
     parser.add_argument("--device", default="cpu", help="where to train")
     args = parse_with_smoke(parser, argv, SMOKE)
     torch.set_num_threads(args.threads)
     print(machine())
     for name, shape in NETWORKS.items():
         torch.manual_seed(0)
-        x = torch.randn(BATCH * 20, shape[0], device=args.device)
-        seconds = interleaved(candidates(shape, x, args.steps), args.repeats)
-        report(f"ms per step, {name}, batch {BATCH}", seconds, list(seconds)[2:], per=args.steps)
+        size = BATCHES[name]
+        steps = max(args.steps * 64 // shape[0], 2)
+        x = torch.randn(size * 20, shape[0], device=args.device)
+        seconds = interleaved(steps_of(shape, x, size, steps, args.levels), args.repeats)
+        report(f"ms per step, {name}, batch {size}", seconds, [HAND], per=steps)
+    small = next(iter(NETWORKS))
+    x = torch.randn(BATCHES[small] * 20, NETWORKS[small][0])
+    task = NETWORKS[small], x, BATCHES[small]
+    report(f"ms for 100 steps, {small}", interleaved(short_fits(*task), args.repeats), ["off"])
+    seconds = interleaved(many_fits(*task, args.many_steps, args.pairs), args.repeats)
+    report(f"ms for {args.many_steps} steps of so many pairs, {small}", seconds, ["one fit"])
 
 
 if __name__ == "__main__":

@@ -37,29 +37,29 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each candidate, ``repeats`` times each, after one untimed round."""
+    """Seconds of each candidate, or those that it returns, ``repeats`` times each, after one untimed round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_ in range(repeats + 1):
         for name, run in candidates.items():
             start = time.perf_counter()
-            run()
+            own = run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_ > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
     return seconds
 
 
 def report(title: str, seconds: Mapping[str, list[float]], peers: list[str], *, per: int = 1) -> None:
     """Print medians per unit of work in milliseconds, and the ratios to each peer with their range over rounds."""
     print(f"\n{title}")
-    print(f"{'':34s}{'ms':>9s}" + "".join(f"{'/ ' + peer:>34s}" for peer in peers))
+    print(f"{'':46s}{'ms':>9s}" + "".join(f"{'/ ' + peer:>34s}" for peer in peers))
     for name, times in seconds.items():
         cells = []
         for peer in peers:
             ratios = [a / b for a, b in zip(times, seconds[peer], strict=True)]
             cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
-        print(f"{name:34s}{1e3 * statistics.median(times) / per:9.3f}" + "".join(f"{cell:>34s}" for cell in cells))
+        print(f"{name:46s}{1e3 * statistics.median(times) / per:9.3f}" + "".join(f"{cell:>34s}" for cell in cells))
 
 
 def machine() -> str:

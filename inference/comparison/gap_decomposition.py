@@ -18,7 +18,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from inference.comparison.local_problem import check_takes_all, row_blocks
+from inference.comparison.local_problem import check_takes_all, rows_at_once
 from inference.comparison.refitting import (
     EVALUATIONS,
     can_be_refitted,
@@ -33,7 +33,7 @@ from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks
+from inference.core.rows import RowBlocks, row_blocks
 from inference.core.run import Program
 from inference.core.seeding import block_seed, seeded
 from inference.core.sources import opened
@@ -123,6 +123,8 @@ class Gap:
         parts = [f"{name} {_bracket(part)}" for name, part in self.mean.items()]
         wrong = int(self.contradicted.sum())
         said = f"; an ELBO contradicts the upper end of log p of {wrong} data points" if wrong else ""
+        rough = 0 if self.converged is None else int((~self.converged).sum())
+        said += f"; the refit of {rough} data points is not stationary" if rough else ""
         if len(parts) == 1:
             return f"{parts[0]} nats, approximation: unknown, amortisation: unknown{said}"
         return f"{parts[0]} nats = {parts[1]} + {parts[2]}{said}"
@@ -212,7 +214,7 @@ def gap(
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    blocks = row_blocks(call, num_samples)
+    blocks = row_blocks(call, rows_at_once(num_samples))
     layout = blocks[0].probe().layout
     check_takes_all(layout)
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows

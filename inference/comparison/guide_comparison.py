@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +33,7 @@ from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate
+from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
 from inference.marginal_likelihood.estimate import as_method
 from inference.weights.summary import WeightSummary
 
@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """A pair that is compared: as it was given, and in float64, converted once. Both are called without data yet."""
+    """A pair that is compared: as it was given, and in float64, converted once. Both are called without data yet.
+
+    The data of the second are converted where it is settled, or some of its rows are taken.
+    """
 
     own: Call
     double: Call
@@ -52,7 +55,7 @@ class Entry(NamedTuple):
         own = replace(self.own, args=data.args, kwargs=data.kwargs)
         if self.double is self.own:
             return Entry(own, own)
-        return Entry(own, replace(own.with_double_arguments(), model=self.double.model, guide=self.double.guide))
+        return Entry(own, replace(own, model=self.double.model, guide=self.double.guide, doubles=True))
 
 
 Entries = Mapping[str, Entry]
@@ -298,7 +301,21 @@ def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block
         with random_state(block_seed(seed, i)):
             return _measure(entries, parts[i], **settings)
 
-    return list(ranks().in_turn(len(parts), compute))
+    assert parts.call.num_rows is not None
+    return [_joined(ranks().in_turn(len(parts), compute), parts.call.num_rows)]
+
+
+def _joined(blocks: Iterable[Block], number: int) -> Block:
+    """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.result.Joined`."""
+    columns, truths, start = dict[str, dict[str, Tensor]](), dict[str, Joined](), 0
+    for found, evidences in blocks:
+        for name, values in found.items():
+            for key, value in values.items():
+                column = columns.setdefault(name, {}).setdefault(key, value.new_empty(number))
+                column[start : start + len(value)] = value
+            truths.setdefault(name, Joined(number)).add(evidences[name])
+        start += len(next(iter(evidences.values())).value)
+    return columns, {name: concatenate(joined.parts()) for name, joined in truths.items()}
 
 
 def _measure(
@@ -348,7 +365,7 @@ def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float
     if isinstance(entry.own.model, SupportsLogEvidence):
         return Exact().estimate(Problem(entry.own, level, progress=False))
     if method is not None:
-        return method.estimate(Problem(entry.double, level, progress=False))
+        return method.estimate(Problem(entry.double.settled(), level, progress=False))
     return pooled.evidence(level)
 
 

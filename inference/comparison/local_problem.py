@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inference.core.call import Call
 from inference.core.draw import Layout
 from inference.core.memory import at_once
-from inference.core.rows import RowBlocks, with_known_rows
+from inference.core.rows import with_known_rows
 from inference.core.seeding import random_state
 from inference.numerics.lbfgs import Evaluate
 from inference.numerics.whitened_noise import WhitenedNoise
@@ -170,16 +170,9 @@ def _repetitions(index: Tensor) -> list[Tensor]:
     return [(turn == i).nonzero()[:, 0] for i in range(int(turn.max()) + 1)]
 
 
-def row_blocks(call: Call, num_samples: int) -> RowBlocks:
-    """The call in blocks of rows, so that memory does not grow with their number; as one where rows stand by themselves
-    in none."""
-    size, rows = at_once(_DRAWS, num_samples), call.num_rows
-    if rows is None or rows <= size:
-        return RowBlocks(call, None)
-    try:
-        return RowBlocks(with_known_rows(call), size)
-    except ValueError:
-        return RowBlocks(call, None)
+def rows_at_once(num_samples: int) -> int:
+    """Rows of a block of which so many samples are drawn, so that memory does not grow with the number of rows."""
+    return at_once(_DRAWS, num_samples)
 
 
 def check_takes_all(layout: Layout) -> None:

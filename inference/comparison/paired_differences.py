@@ -28,7 +28,7 @@ _ROUNDING = 256
 _FEW = 256
 
 # Elements of a block of data, and columns whose scatter is held.
-_ELEMENTS, _WIDE = 2**22, 2048
+_ELEMENTS, _WIDE = 2**20, 2048
 
 
 def splits_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:

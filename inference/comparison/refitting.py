@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +13,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem, row_blocks, write_rows
+from inference.comparison.local_problem import LocalProblem, rows_at_once, write_rows
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks
+from inference.core.rows import RowBlocks, row_blocks
 from inference.core.run import Program
 from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
@@ -92,6 +93,7 @@ def refit(
     plate: str | None = None,
     whole: bool = False,
     missing: bool = False,
+    rows: Iterable[int | str] | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -122,6 +124,7 @@ def refit(
         plate: Name of the plate over the data, ``"data"`` if None.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
+        rows: Which arguments have one row per data point, see :func:`inference.evidence`.
         seed: Seed of all noise.
         progress: Show a progress bar over the blocks.
         **kwargs: Keyword arguments of both.
@@ -129,10 +132,11 @@ def refit(
     Raises:
         TypeError: If the guide cannot be freed for each data point.
         ValueError: If model and guide are not a valid pair, or a parameter of the freed guide has not one row for each
-            data point.
+            data point, or an argument that ``rows`` names is no row of data.
     """
+    stated = None if rows is None else frozenset(rows)
     return refit_call(
-        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing).double(),
+        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double(),
         num_samples=num_samples,
         restarts=restarts,
         max_steps=max_steps,
@@ -188,7 +192,7 @@ def refit_columns(
     own.check()
     with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
-        blocks = RowBlocks(own, None) if shared else row_blocks(own, _MORE * num_samples)
+        blocks = RowBlocks(own, None) if shared else row_blocks(own, rows_at_once(_MORE * num_samples))
         group = ranks()
         seed = group.agreed(seed)
 

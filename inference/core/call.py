@@ -347,7 +347,7 @@ def rows_of(value: Any, index: Tensor | slice, number: int | None) -> Any:
             return leaf
         return leaf[index.to(leaf.device) if isinstance(index, Tensor) and isinstance(leaf, Tensor) else index]
 
-    return tree_map(chosen, value)
+    return chosen(value) if isinstance(value, Tensor) else tree_map(chosen, value)
 
 
 def _latents(run: RecordSites) -> dict[str, Tensor]:

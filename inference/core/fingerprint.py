@@ -115,10 +115,13 @@ class _Description:
         }
 
     def _methods(self, cls: type) -> dict[str, Any]:
-        """The functions of classes that are in no library, which may refer to constants of their module."""
+        """Functions of classes that are in no library, which may refer to constants of their module, and attributes."""
         own = [c for c in cls.__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
-        found = {f"{c.__name__}.{name}": f for c in own for name, f in vars(c).items()}
-        return {name: self.of(f) for name, f in found.items() if isinstance(f, types.FunctionType)}
+        found = {
+            f"{c.__name__}.{n}": f for c in own for n, f in vars(c).items() if not n.startswith("__") or callable(f)
+        }
+        kinds = types.FunctionType | bool | int | float | str | list | dict | Tensor
+        return {name: self.of(f) for name, f in found.items() if isinstance(f, kinds)}
 
     def _function(self, function: types.FunctionType) -> dict[str, Any]:
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)

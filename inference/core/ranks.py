@@ -87,7 +87,11 @@ class Ranks:
         Raises:
             Exception: What the first rank raises.
         """
-        return self.gather(_outcome(make) if self.first else None)[0].value()  # type: ignore[union-attr]
+        own = _outcome(make) if self.first else None
+        sent = self.gather(own)[0]
+        found = sent if own is None else own
+        assert found is not None
+        return found.value()
 
     def check_same(self, value: Any, what: str) -> None:
         """Check that a value is the same on all ranks.
@@ -113,12 +117,12 @@ class Ranks:
         for place in range(start, number, self.size):
             mine = place + self.rank
             outcome = _outcome(lambda at=mine: compute(at)) if mine < number else None  # type: ignore[misc]
-            for found in self.gather(outcome):
-                if found is not None:
-                    yield found.value()
+            found = self.gather(outcome)
+            found[self.rank] = outcome
+            yield from (part.value() for part in found if part is not None)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Outcome:
     """A result, or the error in its place."""
 
@@ -129,6 +133,18 @@ class _Outcome:
         if self.error is not None:
             raise self.error
         return self.result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What other ranks get: an error as one of Python's own, for its class may hold what cannot be sent."""
+        return vars(self) | {"error": None if self.error is None else _plain(self.error)}
+
+
+def _plain(error: Exception) -> Exception:
+    kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    try:
+        return kind(str(error))
+    except TypeError:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _outcome(make: Callable[[], Any]) -> _Outcome:

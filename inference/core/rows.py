@@ -107,6 +107,8 @@ class RowBlocks(Sequence["Call"]):
         """The call of one block, with its data in float64 where they are to be, or of several."""
         if isinstance(place, slice):
             return [self[i] for i in range(len(self))[place]]
+        if not 0 <= place < len(self):
+            raise IndexError(f"expected a block below {len(self)}, got {place}")
         if len(self) == 1:
             return self.call.settled()
         start = self._starts[place]
@@ -114,6 +116,22 @@ class RowBlocks(Sequence["Call"]):
         if self._reads:
             check_arguments((), part.args, part.kwargs, missing=part.missing)
         return part
+
+
+def row_blocks(call: Call, size: int) -> RowBlocks:
+    """The call in blocks of so many rows; as one where it has no more, or where rows stand by themselves in none.
+
+    Raises:
+        ValueError: If the arguments that the caller has named are not rows of data.
+    """
+    if call.stated_rows is not None:  # checked where they are stated, used or not
+        call = with_known_rows(call)
+    if call.whole or call.num_rows is None or call.num_rows <= size:
+        return RowBlocks(call, None)
+    try:
+        return RowBlocks(with_known_rows(call), size)
+    except ValueError:
+        return RowBlocks(call, None)
 
 
 def _candidates(call: Call, number: int) -> list[int | str]:

@@ -108,7 +108,7 @@ def posterior_error(
         first = call.probe()
         first.check_latents()
         _check_reference(first, reference, log_evidence)
-        exact = model.posterior(x) if reference is None and isinstance(model, SupportsPosterior) else None
+        exact = model.posterior(call.args[0]) if reference is None and isinstance(model, SupportsPosterior) else None
         distributions = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
         if distributions[0] is not None and distributions[1] is not None:
             return _closed_form(first, _double(distributions[0]), _double(distributions[1]))

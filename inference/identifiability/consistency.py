@@ -15,6 +15,7 @@ from inference.core.deprecation import renamed_keywords
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.core.seeding import seeded
+from inference.core.sources import as_tensors
 from inference.numerics.jacobian import Decode, decoder_jacobian, directional_derivative
 
 # Rows at once by default.
@@ -90,6 +91,7 @@ def self_consistency(
         raise TypeError(f"expected a model with decode(z), sigma and prior(), got {type(model).__name__}")
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
+    x = as_tensors(x)
     check_finite(x)
     check_finite(model.sigma.detach(), "sigma")
     with torch.no_grad(), seeded(seed):

@@ -11,6 +11,7 @@ with H the entropy of the data and expectations over data and guide. The left si
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,19 @@ from inference.core.checks import check_count
 from inference.core.draw import Draw
 from inference.core.estimates import Estimate, Interval, check_level
 from inference.core.handlers import apply_mask
+from inference.core.memory import at_once
 from inference.core.protocols import SupportsExpectedLogLikelihood
+from inference.core.rows import row_blocks
 from inference.core.run import Program
 from inference.core.seeding import seeded
+from inference.core.sources import opened
 from inference.distributions.gaussian import as_full_normal
 from inference.objectives.analytic import AnalyticELBO
 from inference.objectives.evidence_lower_bound import closed_form_kl
 from inference.weights.importance_weights import samples_at_once
+
+# Rows that are run at once where there are more.
+_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,26 +141,38 @@ def rate_distortion(
     if chunk is not None:
         check_count(chunk, "chunk")
     check_level(level)
-    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
+    call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)
     call.check()
     with refuse_batch_dependence(model, guide):
+        blocks = row_blocks(call, at_once(_ROWS))
+    with seeded(seed):
+        parts = [_of_block(block, num_samples, chunk, progress and len(blocks) == 1) for block in blocks]
+    rates, distortions, totals = (_joined(column) for column in zip(*parts, strict=True))
+    return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
+
+
+def _of_block(call: Call, num_samples: int, chunk: int | None, progress: bool) -> tuple[Estimate, Estimate, Estimate]:
+    """Rates, distortions and their sums of some rows."""
+    assert call.guide is not None
+    with refuse_batch_dependence(*call.programs):
         first = call.probe_density()
-    if _is_exact(model, first):
-        total = -AnalyticELBO().per_datum(model, guide, *args, **kwargs).double()
+    if _is_exact(call.model, first):
+        total = -AnalyticELBO().per_datum(call.model, call.guide, *call.args, **call.kwargs).double()
         rate = _rates(first)[0]
-        rates, distortions, totals = (Estimate(t, torch.zeros_like(t)) for t in (rate, total - rate, total))
-        return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
+        return tuple(Estimate(t, torch.zeros_like(t)) for t in (rate, total - rate, total))  # type: ignore[return-value]
     chunk = samples_at_once(first) if chunk is None else chunk
     starts = range(0, num_samples, chunk)
-    with seeded(seed):
-        terms = []
-        for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="rate, distortion", unit="chunk"):
-            size = min(chunk, num_samples - start)
-            draw = call.run(size, values=first.subsamples)
-            terms.append(torch.stack([_rates(draw), -draw.total(draw.model_sites, observed=True).double()]))
+    terms = []
+    for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="rate, distortion", unit="chunk"):
+        size = min(chunk, num_samples - start)
+        draw = call.run(size, values=first.subsamples)
+        terms.append(torch.stack([_rates(draw), -draw.total(draw.model_sites, observed=True).double()]))
     rate, distortion = torch.cat(terms, 1)
-    rates, distortions, totals = (_estimate(t) for t in (rate, distortion, rate + distortion))
-    return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
+    return _estimate(rate), _estimate(distortion), _estimate(rate + distortion)
+
+
+def _joined(parts: Sequence[Estimate]) -> Estimate:
+    return Estimate(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def empirical_entropy(x: Tensor) -> float:

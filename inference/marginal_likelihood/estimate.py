@@ -189,7 +189,8 @@ def evidence_of_call(
     checkpoint = checkpoint if group.first else None
     with locked(checkpoint):
         parts = Blocks(checkpoint, problem, blocks[0], settings)
-        parts.done = group.of_first(lambda: parts.done)
+        for part in group.of_first(parts.load):
+            parts.done.add(part)
         begun, hidden = len(parts.done), not (progress and group.first) or len(blocks) == 1
         try:
             with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
@@ -198,7 +199,7 @@ def evidence_of_call(
                     bar.update()
         finally:
             parts.write()
-    return concatenate(parts.done)
+    return concatenate(parts.done.parts())
 
 
 def as_method(method: str | Method) -> Method:

@@ -280,11 +280,13 @@ class Loaded:
         for i, batch in enumerate(self._round(seed, first=step == 0)):
             if i >= past:
                 yield step + i - past, self._checked(batch, step + i - past)
-            elif i == past - 1 and self.expected not in (None, digests(batch)):
-                raise ValueError(
-                    "expected the loader to give again the batches of the interrupted run, got others: are its data "
-                    "the same, and does it draw from torch's generators alone?"
-                )
+            elif i == past - 1:
+                if self.expected not in (None, digests(batch)):
+                    raise ValueError(
+                        "expected the loader to give again the batches of the interrupted run, got others: are its "
+                        "data the same, and does it draw from torch's generators alone?"
+                    )
+                self.expected = None
 
     def _round(self, seed: int, *, first: bool) -> Iterator[Arguments]:
         begun, self._begun = self._begun, None

@@ -19,21 +19,28 @@ from torch.utils._pytree import tree_leaves
 
 from inference.core.fingerprint import described, say_differences
 from inference.core.seeding import random_states, set_random_states
+from inference.objectives.base import Objective
 from inference.training.callbacks import Callback
-from inference.training.graphs import Replay, flat_graph, own_memory, scripted
+from inference.training.graphs import Replay, compiled, flat_graph, own_memory, scripted
 from inference.training.losses import PairLoss
 from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
 
-Level = Literal["auto", "off", "graph"]
+Level = Literal["auto", "off", "graph", "compile"]
 
 _logger = logging.getLogger(__name__)
 
 # Automatic capture waits for so many batches of a form, and wants so many more to come: it takes about as long as a
 # hundred steps.
 _WAIT, _WORTH = 50, 500
+
+# Graphs at most: batches of further forms are not captured.
+_MOST = 8
+
+# What a batch may hold beside tensors: constants of its form.
+_PLAIN = bool | int | float | str | None
 
 # Replays of a graph between two checks, at most.
 _LAST_CHECK = 1000
@@ -78,8 +85,7 @@ class Capture:
         self._graphs: dict[Any, _Graph] = {}
         self._seen, self._calls = Counter[Any](), 0
         self._holds: list[Tensor] = []
-        self._fixed, self._python = self._tensors(), dict[str, Any]()
-        self._buffers = self._fixed[len(trainer.parameters) : len(trainer.tensors())]
+        self._fixed, self._buffers, self._python = list[Tensor](), list[Tensor](), dict[str, Any]()
         self._off = level == "off"
         if not self._off and (reason := self._obstacle()):
             self.give_up(reason)
@@ -90,7 +96,7 @@ class Capture:
         return not any(graph.unchecked for graph in self._graphs.values())
 
     def backward(self, batch: tuple[Any, ...]) -> Tensor:
-        """The loss of a batch in nats per data point, after the parameters without gradient have got theirs.
+        """The loss of a batch in nats per data point, after the parameters have got its gradient in place of theirs.
 
         Raises:
             Stale: If a graph cannot be replayed.
@@ -98,11 +104,10 @@ class Capture:
         if self._off:
             return self._eager(batch)
         form = self._form(batch)
-        graph = self._graphs.get(form)
+        graph, self._calls = self._graphs.get(form), self._calls + 1
         if graph is not None:
             return self._replayed(graph, batch)
         self._seen[form] += 1
-        self._calls += 1
         return self._capture(form, batch) if self._is_worth(form) else self._eager(batch)
 
     def check(self, final: bool) -> None:
@@ -121,7 +126,7 @@ class Capture:
         for graph in due:
             self._check_graph(graph)
         if due:
-            self._check_python(self._python)
+            self._check_python()
         for graph in due:
             graph.interval, graph.unchecked = min(2 * max(graph.unchecked, graph.interval), _LAST_CHECK), 0
 
@@ -136,7 +141,7 @@ class Capture:
         """Go on without graphs where callbacks have changed more of the pair than its tensors."""
         if self._graphs and not self._off:
             try:
-                self._check_python(self._python)
+                self._check_python()
             except Stale as stale:
                 self.give_up(f"{stale}, by a callback")
 
@@ -150,6 +155,8 @@ class Capture:
             return f"{type(self._trainer.objective).__name__} has only loss_and_grads"
         if any(_is_foreign(callback) for callback in self._trainer.callbacks):
             return "a callback on every step may change the pair"
+        if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in self._trainer.parameters):
+            return "a hook waits for a parameter's gradient"
         return ""
 
     def _tensors(self) -> list[Tensor]:
@@ -169,25 +176,30 @@ class Capture:
         """All of a batch but its numbers, and which parameters are trained."""
         leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         forms = (
-            (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), repr(x)) for x in leaves
+            (x.shape, x.stride(), x.dtype, x.device)
+            if isinstance(x, Tensor)
+            else (type(x), x if isinstance(x, _PLAIN) else None)
+            for x in leaves
         )
         return (*forms, *(p.requires_grad for p in self._trainer.parameters))
 
     def _is_worth(self, form: Any) -> bool:
+        if len(self._graphs) >= _MOST:
+            return False
         if self._level != "auto":
             return True
         remaining = self._steps - self._trainer.steps_taken
         return self._seen[form] > _WAIT and remaining * self._seen[form] / self._calls >= _WORTH
 
     def _eager(self, batch: tuple[Any, ...]) -> Tensor:
+        for parameter in self._trainer.parameters:
+            parameter.grad = None
         return self._trainer.loss.backward(batch, self._trainer.parameters)
 
     def _replayed(self, graph: _Graph, batch: tuple[Any, ...]) -> Tensor:
         graph.batch, graph.unchecked = batch, graph.unchecked + 1
         loss, gradients, holds = self._run(graph, batch)
-        for parameter, gradient in zip(self._trainer.parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient
+        self._set_gradients(gradients)
         if holds is not None:
             self._holds.append(holds)
         return loss
@@ -203,23 +215,44 @@ class Capture:
 
     def _capture(self, form: Any, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a step by the pair's own Python, and a graph of it for the next ones."""
-        before, python = self._state(), self._described()
-        loss = self._eager(batch)
+        try:
+            self._look(batch)
+        except Stale as stale:
+            return self._eager_from_here(stale, batch)
+        before, loss = self._state(), self._eager(batch)
         after, gradients = self._state(), self._gradients()
         try:
-            self._check_python(python)
+            self._check_python()
             self._set_state(before)
             graph = self._traced(batch)
             self._set_state(before)
             self._compare(graph, batch, loss, gradients, after)
-            self._check_python(python)
-            self._graphs[form], self._python = graph, python
-            _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
+            self._check_python()
         except Exception as error:  # a user's program may fail to trace in any way
+            self._set_state(after)
+            self.check(final=True)
             self.give_up(_first_line(error))
+        else:
+            self._graphs[form] = graph
+            _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
         self._set_state(after)
         self._set_gradients(gradients)
         return loss
+
+    def _look(self, batch: tuple[Any, ...]) -> None:
+        """Find the tensors of the pair and what else must stay as it is."""
+        for leaf in tree_leaves(batch):
+            if not isinstance(leaf, Tensor | _PLAIN):
+                raise Stale(f"an argument is a {type(leaf).__name__}")
+        if not self._graphs:
+            t = self._trainer
+            self._fixed, self._python = self._tensors(), self._described()
+            self._buffers = self._fixed[len(t.parameters) : len(t.tensors())]
+
+    def _eager_from_here(self, stale: Stale, batch: tuple[Any, ...]) -> Tensor:
+        self.check(final=True)
+        self.give_up(str(stale))
+        return self._eager(batch)
 
     def _traced(self, batch: tuple[Any, ...]) -> _Graph:
         inputs, parameters, whole = self._inputs(batch), self._trainer.parameters, self._trainer.loss
@@ -234,12 +267,12 @@ class Capture:
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
         graph = flat_graph(step, inputs)
-        return _Graph(scripted(graph), has_gradient, graph.assumes, batch)
+        make = compiled if self._level == "compile" else scripted
+        return _Graph(make(graph), has_gradient, graph.assumes, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
         before, gradients = self._state(), self._gradients()
-        self._set_gradients([None] * len(gradients))
         try:
             loss = self._eager(graph.batch)
             after, expected = self._state(), self._gradients()
@@ -271,7 +304,7 @@ class Capture:
             ("gradient", got_gradients, gradients),
             ("buffers", buffers, after[0]),
         ):
-            if not all(map(_same, one, other)):
+            if not all(map(_close if self._level == "compile" else _same, one, other)):
                 raise Stale(f"its {name} is another on the same noise")
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -292,19 +325,39 @@ class Capture:
             parameter.grad = gradient
 
     def _described(self) -> dict[str, Any]:
-        """What must stay as it is for a graph to hold, as far as it can be seen."""
+        """What must stay as it is for a graph to hold, as far as it can be seen.
+
+        Raises:
+            Stale: If the pair holds what cannot be described.
+        """
+        try:
+            return self._description()
+        except Exception as error:  # of objects of a user's own
+            raise Stale(f"the pair cannot be described, {_first_line(error)}") from error
+
+    def _description(self) -> dict[str, Any]:
         t = self._trainer
         generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a pair may use
         return {
             **{name: described(getattr(t, name), values=False) for name in ("model", "guide", "objective")},
+            "count": None if isinstance(t.objective, Objective) else described(getattr(t.objective, "step", None)),
+            "hooks": described(self._hooks()),
             "modes": [part.training for module in t.modules for part in module.modules()],
             "tensors": [id(tensor) for tensor in self._tensors()],
             "the state of random": hash(random.getstate()),
             "the state of numpy.random": repr(described(generator)),
         }
 
-    def _check_python(self, before: dict[str, Any]) -> None:
-        if text := say_differences(before, self._described()):
+    def _hooks(self) -> list[Any]:
+        """Functions that run in a step beside the pair's own, which may keep something, too."""
+        t = self._trainer
+        hooks = [hook for p in t.parameters for hook in (p._backward_hooks or {}).values()]
+        parts = [part for module in t.modules for part in module.modules()]
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        return [*hooks, *(hook for part in parts for kind in kinds for hook in getattr(part, kind).values())]
+
+    def _check_python(self) -> None:
+        if text := say_differences(self._python, self._described()):
             raise Stale(f"the pair's Python has changed ({text})")
 
 
@@ -333,6 +386,14 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _close(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two tensors agree to half of their digits, in the mean square."""
+    if one is None or other is None or not other.is_floating_point():
+        return _same(one, other)
+    tolerance = torch.finfo(other.dtype).eps ** 0.5
+    return one.shape == other.shape and bool((one - other).norm() <= tolerance * other.norm())
 
 
 def _first_line(error: BaseException) -> str:

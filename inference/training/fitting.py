@@ -62,7 +62,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1000,
     callbacks: Sequence[Callback] = (),
-    capture: Level = "off",
+    capture: Level = "auto",
     progress: bool = True,
 ) -> History:
     """Stochastic variational inference (SVI): train a pair in place.
@@ -106,8 +106,10 @@ def fit(
             the same in every step: where a step changes it, reads numbers from tensors or makes shapes of values, the
             pair's own Python goes on. The graph is compared with it on the same noise at growing intervals, and before
             anything is evaluated, saved or returned; where they differ, a warning says so, and the steps since the last
-            comparison are taken again without it. ``"auto"``: a graph where some hundred steps are to come. Which way
-            steps run, and why, is logged. Python's state that no attribute, closure or global shows, as that of an
+            comparison are taken again without it. ``"compile"``: the graph compiled by inductor, which takes up to a
+            minute and needs a C++ compiler; it agrees with the pair's own Python within rounding, so that a resumed run
+            goes on to other bits. ``"auto"``: a graph where some hundred steps are to come. Which way steps run, and
+            why, is logged. Python's state that no attribute, closure or global shows, as that of an
             iterator, is seen by the comparisons alone.
         progress: Show a progress bar.
 

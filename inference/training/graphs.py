@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -79,6 +79,21 @@ def scripted(flat: FlatGraph) -> Replay:
         # Its optimisations split operations, which changes the rounding.
         with torch.no_grad(), torch.jit.optimized_execution(False):
             return function(*tensors, *script.constants)
+
+    return replay
+
+
+def compiled(flat: FlatGraph) -> Replay:
+    """A replay of a graph by inductor, which fuses operations and so rounds otherwise; it compiles at the first call.
+
+    Noise is drawn as eager operations draw it. The calls fail where no compiler is found.
+    """
+    function = torch.compile(GraphModule(flat.constants, flat.graph), fullgraph=True, dynamic=False)
+
+    def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad(), warnings.catch_warnings(), torch._inductor.config.patch(fallback_random=True):
+            warnings.simplefilter("ignore")
+            return function(*tensors)
 
     return replay
 

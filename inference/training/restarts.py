@@ -12,6 +12,7 @@ import pyro.infer
 from torch import Tensor, nn
 
 from inference.core.seeding import seeded
+from inference.core.sources import as_arguments
 from inference.training.fitting import fit
 from inference.training.trainer import History
 from inference.weights.importance_weights import log_weights
@@ -78,7 +79,7 @@ def fit_best(
     make_objective = options.pop("objective", None)
     if make_objective is not None and (isinstance(make_objective, pyro.infer.ELBO) or not callable(make_objective)):
         raise TypeError(f"expected objective as a function that makes one, got {type(make_objective).__name__}")
-    rows = data if isinstance(data, tuple) else (data,)
+    rows, _ = as_arguments(data if isinstance(data, tuple) else (data,), {})
     pairs, histories, scores = {}, {}, {}
     failed: FloatingPointError | None = None
     for seed in seeds:

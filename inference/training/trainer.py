@@ -284,7 +284,7 @@ class Trainer:
         """Go back to where the captured step was last known to be the pair's own, and go on without it."""
         taken = self.steps_taken
         self.restore(self.checked)
-        self.good = self.latest = self.checked
+        self.good = self.latest = self.checked = self.state()  # what was restored shares the optimiser's memory
         warnings.warn(
             f"the captured step is not what the pair does: {stale}; steps {self.history.steps} to {taken} are taken "
             "again, and all others, without it",
@@ -344,15 +344,12 @@ class Trainer:
         with random_state(None), alone():  # the run goes on as without
             wishes = [bool(getattr(callback, hook.__name__)(now)) for callback in self.callbacks]
         self._train_mode(True)
-        self.capture.after_callbacks()
+        if hook is not Callback.on_step:  # a callback of a user's own on every step stands against capture
+            self.capture.after_callbacks()
         return any(wishes)
 
     def _step(self, batch: tuple[Any, ...]) -> Tensor:
-        def closure() -> Tensor:
-            self.optimizer.zero_grad()
-            return self.capture.backward(batch)
-
-        loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
+        loss: Any = self.optimizer.step(lambda: self.capture.backward(batch))  # type: ignore[arg-type, return-value]
         if isinstance(self.objective, Objective):
             self.objective.advance()
         if self.scheduler is not None:

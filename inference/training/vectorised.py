@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from inference.core.call import Call
 from inference.core.checks import check_arguments
 from inference.core.module import Module
+from inference.core.sources import as_tensors
 from inference.objectives.base import Objective, Terms, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.training.fitting import fit
@@ -64,6 +65,7 @@ def fit_many(
     """
     if not pairs:
         raise ValueError("expected one pair or more, got none")
+    data = as_tensors(data)
     rows = _rows_of_each(data, len(pairs))
     for half in (half for pair in pairs for half in pair):
         if not isinstance(half, nn.Module):

@@ -18,11 +18,16 @@ from inference.core.call import Call
 from inference.core.checks import check_count, check_log_weights
 from inference.core.draw import Draw
 from inference.core.memory import at_once
+from inference.core.rows import RowBlocks, row_blocks
 from inference.core.run import Program
 from inference.core.seeding import RandomStream
+from inference.core.sources import opened
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
+
+# Rows that are run at once where there are more.
+_ROWS = 4096
 
 
 def iter_log_weights(
@@ -38,7 +43,7 @@ def iter_log_weights(
     progress: bool = True,
     **kwargs: Any,
 ) -> Iterator[Tensor]:
-    """Log importance weights in chunks of samples, so that memory does not grow with their number.
+    """Log importance weights in chunks of samples and blocks of rows, so that memory grows with neither number.
 
     Args:
         model: Pyro model.
@@ -62,7 +67,7 @@ def iter_log_weights(
             :meth:`inference.core.call.Call.run`).
         FloatingPointError: If a weight is NaN or plus infinity.
     """
-    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
+    call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)
     return log_weights_of(call, num_samples, chunk=chunk, seed=seed, progress=progress)
 
 
@@ -80,16 +85,22 @@ def log_weights_of(
 @torch.no_grad()
 def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStream, progress: bool) -> Iterator[Tensor]:
     with refuse_batch_dependence(*call.programs):
-        first = call.probe_density()
+        blocks = row_blocks(call, at_once(_ROWS))
+        first = blocks[0].probe_density()
+        if first.layout.plate_scale != 1:
+            blocks = RowBlocks(call, None)
+    # The indices of a subsampling plate, once drawn, hold for all chunks; those of the data are each block's own.
+    own = {first.layout.plate} if len(blocks) > 1 else set()
+    indices = {name: index for name, index in first.subsamples.items() if name not in own}
     chunk = samples_at_once(first) if chunk is None else chunk
     starts = range(0, num_samples, chunk)
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
-            # The indices of a subsampling plate, once drawn, hold for all chunks.
             count = min(chunk, num_samples - start)
-            draw = call.run(count, values=first.subsamples, enumerate_guide=True)
-        check_log_weights(draw.log_weights)
-        yield draw.log_weights
+            draws = (block.run(count, values=indices, enumerate_guide=True) for block in blocks)
+            log_weights = torch.cat([draw.log_weights for draw in draws], -1)
+        check_log_weights(log_weights)
+        yield log_weights
 
 
 def samples_at_once(first: Draw) -> int:

@@ -15,7 +15,7 @@ from inference.core.fingerprint import described, probe, same_numbers, say_diffe
 from inference.core.memory import at_once
 from inference.core.storage import load_tree, save_tree
 from inference.marginal_likelihood.base.method import Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate
+from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
 
 _KIND = "a checkpoint of this estimate"
 
@@ -34,15 +34,13 @@ class Blocks:
         problem: The call and the level.
         first: The problem of its first block, which is run.
         settings: Further settings that change the result.
-
-    Raises:
-        ValueError: If the file is damaged or belongs to another estimate.
     """
 
     def __init__(
         self, path: str | os.PathLike[str] | None, problem: Problem, first: Problem, settings: dict[str, Any]
     ) -> None:
-        self.path, self.done = None if path is None else Path(path), list[Evidence]()
+        several = first.call.num_rows != problem.call.num_rows
+        self.path, self.done = None if path is None else Path(path), Joined(problem.call.num_rows if several else None)
         self._written, self._ended, self._seconds = 0, 0.0, 0.0
         if self.path is None:
             return
@@ -50,10 +48,16 @@ class Blocks:
         before = _programs(problem)
         self.probe = probe(first.probe)
         self.fingerprint = unchanged(before, _programs(problem)) | _settings(problem) | described(settings)
-        if self.path.exists():
-            self._load(self.path)
 
-    def _load(self, path: Path) -> None:
+    def load(self) -> list[Evidence]:
+        """The blocks that the file holds, none where there is no file.
+
+        Raises:
+            ValueError: If the file is damaged or belongs to another estimate.
+        """
+        return self._load(self.path) if self.path is not None and self.path.exists() else []
+
+    def _load(self, path: Path) -> list[Evidence]:
         tree = load_tree(path, _KIND)
         with reading(path, _KIND):
             got = tree.get("fingerprint") if isinstance(tree, dict) else None
@@ -64,15 +68,16 @@ class Blocks:
                 raise ValueError(
                     f"expected {_KIND}, but {path} belongs to another one, {text}: remove it or give another name"
                 )
-            self.done = [Evidence(**part) for part in tree["parts"]]
-            whole = concatenate(self.done)
+            done = [Evidence(**part) for part in tree["parts"]]
+            whole = concatenate(done)
             if {t.shape for t in (whole.value, whole.lower, whole.upper, whole.standard_error)} != {whole.value.shape}:
                 raise Unreadable("holds numbers of other shapes")
-        self._written = len(self.done)
+        self._written = len(done)
+        return done
 
     def add(self, part: Evidence) -> None:
         """Keep a block, and write all to the file unless writing takes longer than the blocks do."""
-        self.done.append(part)
+        self.done.add(part)
         if self._seconds <= _SHARE * (time.perf_counter() - self._ended):
             self.write()
 
@@ -85,7 +90,7 @@ class Blocks:
         if self.path is None or self._written == len(self.done):
             return
         start = time.perf_counter()
-        parts = [dict(vars(part)) for part in self.done]
+        parts = [dict(vars(part)) for part in self.done.parts()]
         save_tree(self.path, {"fingerprint": self.fingerprint, "probe": self.probe, "parts": parts})
         self._written, self._ended = len(self.done), time.perf_counter()
         self._seconds = self._ended - start

@@ -217,3 +217,46 @@ def concatenate(parts: Sequence[Evidence]) -> Evidence:
         seconds=sum(part.seconds for part in parts),
         **joined,
     )
+
+
+class Joined:
+    """Evidence of blocks of rows as it comes, in tensors that are made once, for all rows.
+
+    Parts that are kept as they are lie between the large tensors that each block makes and frees, so that the process
+    cannot use that memory again: it would grow by some megabytes a block.
+
+    Args:
+        number: Rows of all blocks; None takes those of the first one.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        self._number, self._rows, self._others = number, dict[str, Any](), list[dict[str, Any]]()
+        self._ends = [0]
+
+    def __len__(self) -> int:
+        """Blocks so far."""
+        return len(self._others)
+
+    def add(self, part: Evidence) -> None:
+        """Take in the evidence of the next block."""
+        start, stop = self._ends[-1], self._ends[-1] + len(part.value)
+        number = stop if self._number is None else self._number
+        others: dict[str, Any] = {}
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor):
+                self._rows.setdefault(name, value.new_empty(number))[start:stop] = value
+            elif isinstance(value, tuple) and value:
+                self._rows.setdefault(name, [""] * number)[start:stop] = value
+            else:
+                others[name] = value
+        self._others.append(others)
+        self._ends.append(stop)
+
+    def parts(self) -> list[Evidence]:
+        """The blocks, as views."""
+        found = []
+        for others, start, stop in zip(self._others, self._ends, self._ends[1:]):
+            rows = {name: column[start:stop] for name, column in self._rows.items() if name not in others}
+            texts = {name: tuple(part) for name, part in rows.items() if isinstance(part, list)}
+            found.append(Evidence(**rows | texts, **others))
+        return found

@@ -375,6 +375,17 @@ def test_the_gradient_is_that_of_the_point_returned():
     assert fine.gradient_norm.max() < 1e-4
 
 
+def test_the_text_counts_the_refits_that_ended_on_a_slope():
+    model = DeepGaussianVAE(5, 2, hidden=(8,)).double().requires_grad_(False)
+    guide, x = MeanField(5, 2, hidden=(8,)).double(), data_for(model, 6)
+    rough = gap(model, guide, x, method="importance", restarts=0, max_steps=1, seed=0, progress=False)
+    count = int((~rough.converged).sum())
+    assert count > 0
+    assert str(rough).endswith(f"; the refit of {count} data points is not stationary")
+    fine = gap(model, guide, x, known=rough.evidence, restarts=0, seed=0, progress=False)
+    assert "stationary" not in str(fine)
+
+
 def test_a_tie_goes_to_the_optimiser_and_a_clear_winner_does_not():
     noise = torch.tensor([-1.0, 1.0] * 4).double().unsqueeze(-1)
     level, first = torch.tensor([0.0, 0.01]).double().reshape(2, 1, 1), torch.tensor([0])

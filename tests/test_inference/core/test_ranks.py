@@ -9,7 +9,7 @@ from inference import Adaptive, Annealed, Importance, compare, evidence, gap
 from inference.core.ranks import Ranks, alone, ranks
 from zoo import DeepGaussianVAE
 
-N, D, K = 23, 4, 2
+N, D, K = 11, 4, 2
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
 
 
@@ -19,9 +19,9 @@ def pair():
 
 
 METHODS = {
-    "importance": Importance(num_samples=200),
-    "adaptive": Adaptive(num_samples=200),
-    "annealed": Annealed(num_temperatures=20, num_chains=4),
+    "importance": Importance(num_samples=100),
+    "adaptive": Adaptive(num_samples=100),
+    "annealed": Annealed(num_temperatures=10, num_chains=2),
 }
 QUIET = {"seed": 5, "progress": False}
 
@@ -34,7 +34,7 @@ def estimates(folder):
         with_guide = None if name == "annealed" else guide
         result = evidence(model, X, method=method, guide=with_guide, block=5, checkpoint=f"{folder}/{name}", **QUIET)
         found[name] = torch.stack([result.value, result.lower, result.upper])
-    parts = gap(model, guide, X, known=result, num_samples=512, restarts=0, max_steps=5, **QUIET)
+    parts = gap(model, guide, X, known=result, num_samples=1024, restarts=0, max_steps=5, **QUIET)
     found["gap"] = torch.stack([parts.elbo, parts.total, parts.approximation, parts.amortisation])
     other = MeanField(D, K, hidden=(3,))
     table = compare(model, {"a": guide, "b": other}, X, num_samples=60, block=6, **QUIET)["train"]
@@ -65,11 +65,24 @@ def test_any_number_of_ranks_measures_the_same(size, tmp_path):
         check_equal(found, expected)
 
 
+class Own(ValueError):
+    """An error that cannot be sent: it holds a function."""
+
+    def __init__(self, first, second):
+        super().__init__(first)
+        self.second = second
+
+
+def raise_own(i):
+    raise Own(f"piece {i} failed", lambda: i)
+
+
 def failing():
     """What ranks make of errors, other calls, and work that is theirs alone."""
     group, texts = ranks(), []
     for call in (
         lambda: list(group.in_turn(5, lambda i: 1 / (i - 3))),
+        lambda: list(group.in_turn(3, raise_own)),
         lambda: evidence(pair()[0], X, method="importance", guide=pair()[1], seed=group.rank, progress=False),
         lambda: evidence(pair()[0], X[group.rank :], method="annealed", seed=1, progress=False),
         lambda: evidence(DeepGaussianVAE(D, K, hidden=(8 + group.rank,)), X, method="annealed", **QUIET),
@@ -84,10 +97,11 @@ def failing():
 
 
 def test_errors_and_other_calls_are_told_on_all_ranks(tmp_path):
-    for zero, seed, rows, model, by_itself in on_ranks(failing, 2, tmp_path):
+    for zero, own, seed, rows, model, by_itself in on_ranks(failing, 2, tmp_path):
         assert zero == "division by zero"
+        assert own == "piece 0 failed"
         assert seed.startswith("expected the same settings on all 2 ranks")
-        assert rows.startswith("expected the same number of rows on all 2 ranks, got [23, 22]")
+        assert rows.startswith("expected the same number of rows on all 2 ranks, got [11, 10]")
         assert model.startswith("expected the same parameters on all 2 ranks")
         assert by_itself
 

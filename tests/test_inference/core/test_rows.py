@@ -4,8 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
-from inference import LogJoint, evidence
+from guides import MeanField
+from inference import LogJoint, evidence, gap, refit
 from inference.core.call import Call
 from inference.core.rows import with_known_rows
 
@@ -51,6 +53,35 @@ def test_named_rows_are_taken_and_checked():
             evidence(model, X, SIGMA, shift=shift, rows=wrong, method="laplace", block=4, **QUIET)
     with pytest.raises(ValueError, match=r"^expected rows to name arguments .* \(\[0, 1, 'shift'\]\), got \['scale'\]"):
         evidence(model, X, SIGMA, shift=shift, rows=[0, "scale"], method="laplace", block=4, **QUIET)
+
+
+class OfTwo(nn.Module):
+    """A guide that is given the noise as well, and does not need it."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, sigma):  # noqa: ARG002
+        return self.inner(x)
+
+    def local(self, x, sigma):  # noqa: ARG002
+        return OfTwo(self.inner.local(x))
+
+
+def vector_model(x, sigma):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, sigma).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("door", [gap, refit])
+def test_rows_named_wrongly_are_refused_where_guides_are_refitted(door):
+    guide = OfTwo(MeanField(6, 1, hidden=(4,)).double())
+    options = {"restarts": 0, "max_steps": 2, "num_samples": 8, **QUIET}
+    assert len(door(vector_model, guide, X, SIGMA, rows=[0], **options).elbo) == 6
+    with pytest.raises(ValueError, match=r"^expected the density of some of the 6 rows, .* with rows=\[0, 1\]"):
+        door(vector_model, guide, X, SIGMA, rows=[0, 1], **options)
 
 
 def test_finding_rows_leaves_the_random_state_and_is_done_once():

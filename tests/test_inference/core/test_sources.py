@@ -1,5 +1,10 @@
 """Sources of data: arrays, memory maps, data frames and loaders count as the tensor of their rows, without a copy."""
 
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +16,16 @@ from inference import (
     Importance,
     compare,
     evidence,
+    fit,
     gap,
     latent_kl,
     log_weights,
+    posterior_error,
     posterior_means,
+    rate_distortion,
+    refit,
     sbc,
+    self_consistency,
     simulate,
 )
 from inference.core.call import Call
@@ -89,12 +99,21 @@ DOORS = {
         sbc(simulate(m, g, x, num_simulations=24, num_samples=19, **QUIET), num_bins=4, seed=0).p_value
     ),
     "latent KL": lambda m, g, x: latent_kl(m, g, x, block=5, progress=False),
+    "rate": lambda m, g, x: rate_distortion(m, g, x, num_samples=3, **QUIET).totals.value,
+    "posterior error": lambda m, g, x: posterior_error(m, g, x, num_samples=9, seed=1).kl.value,
+    "self-consistency": lambda m, g, x: self_consistency(m, g, x, block=5, progress=False).reconstruction,
+    "refit": lambda m, g, x: refit(m, g, x, num_samples=8, restarts=0, max_steps=2, **QUIET).own_elbo,
+    "standardisation": lambda m, _, x: type(m)(D, 2).double().standardise_by(x).standardise.scale,
     "means": lambda m, g, x: posterior_means(m, g, x, block=5, progress=False),
 }
+
+NO_LOADERS = {"self-consistency", "standardisation"}
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_every_source_gives_what_the_tensor_gives(door, source, pair):
+    if isinstance(source, DataLoader) and door in NO_LOADERS:
+        pytest.skip("takes no loader")
     expected, got = (torch.as_tensor(DOORS[door](*pair, x)) for x in (X, source))
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)  # sums over columns have another order
 
@@ -179,3 +198,83 @@ def test_a_digest_does_not_depend_on_layout_or_blocks():
         blocks = tensor_digest(X)
     assert tensor_digest(X) == blocks == tensor_digest(X.mT.contiguous().mT)
     assert tensor_digest(X.clone().index_fill_(0, torch.tensor([7]), 0.0)) != blocks
+
+
+ROWS = 9000  # more than are run at once
+
+
+def test_weights_of_many_rows_are_drawn_block_by_block(pair, monkeypatch):
+    """Each row's weights have the mean that they have by themselves, and no run sees more rows than a block has."""
+    model, guide = pair
+    x, seen, forward = X[:4].repeat(ROWS // 4, 1), [], type(guide).forward
+    monkeypatch.setattr(type(guide), "forward", lambda self, x: seen.append(len(x)) or forward(self, x))
+    weights = log_weights(model, guide, x, num_samples=2, **QUIET)
+    rates = rate_distortion(model, guide, x, num_samples=2, **QUIET)
+    assert max(seen) <= 4096
+    assert weights.shape == (2, ROWS)
+    few = log_weights(model, guide, X[:4], num_samples=20_000, **QUIET)
+    for n in range(4):
+        alone = few[:, n]
+        for found in (weights[:, n::4].flatten(), -rates.totals.value[n::4]):
+            error = (found.var() / len(found) + alone.var() / len(alone)).sqrt()
+            assert abs(found.mean() - alone.mean()) < 4.5 * error
+
+
+class AnonymousMemory:
+    """The most memory that is not a file's while the block runs, above what it was before, in bytes."""
+
+    def __enter__(self):
+        self.before = self.most = self.now()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.thread.join()
+        self.used = self.most - self.before
+
+    def watch(self):
+        while not self.over.wait(0.002):
+            self.most = max(self.most, self.now())
+
+    def now(self):
+        return 1024 * int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+
+WIDE = 256
+MANY_ROWS = {
+    "training": lambda m, g, x: fit(m, g, x, steps=3, batch_size=64, seed=0, progress=False),
+    "closed form": lambda m, _, x: evidence(m, x, progress=False),
+    "importance": lambda m, g, x: evidence(m, x, method=Importance(2), guide=g, **QUIET),
+    "latent KL": lambda m, g, x: latent_kl(m, g, x, progress=False),
+    "rate": lambda m, g, x: rate_distortion(m, g, x, num_samples=2, **QUIET),
+    "comparison": lambda m, g, x: compare(m, {"a": g}, x, num_samples=2, **QUIET),
+}
+
+
+def grown(name, path):
+    """How many bytes a call on a memory-mapped file takes, in a process that has done it with few rows before."""
+    torch.manual_seed(0)
+    model, guide = LinearVAE(WIDE, 2), MeanField(WIDE, 2, hidden=(8,))
+    x = np.load(path, mmap_mode="r")
+    MANY_ROWS[name](model, guide, x[:9000])
+    with AnonymousMemory() as memory:
+        MANY_ROWS[name](model, guide, x)
+    return memory.used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    "name", [name if name == "training" else pytest.param(name, marks=pytest.mark.slow) for name in MANY_ROWS]
+)
+def test_a_memory_map_is_never_in_memory_as_a_whole(name, tmp_path):
+    rows, path = 200_000, tmp_path / "x.npy"
+    x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, WIDE))
+    for start in range(0, rows, 8000):
+        x[start : start + 8000] = np.random.default_rng(start).standard_normal((8000, WIDE), np.float32)
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path]
+    code = f"import sys; sys.path[:0] = {folders}; import test_sources as t; print(t.grown({name!r}, {str(path)!r}))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed.splitlines()[-1]) < x.nbytes / 2  # of which a copy in float64 would be four times as much

@@ -31,7 +31,7 @@ X = torch.tensor([-2.0, 0.0, 2.5], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("method", "tolerance"), [("quadrature", 1e-6), ("adaptive", 0.05), ("annealed", 0.5)])
-def test_the_evidence_under_a_mixture_of_gaussians_is_their_convolution(method, tolerance):
+def test_evidence_under_a_mixture_of_gaussians_is_their_convolution(method, tolerance):
     spread = torch.tensor([0.5, 1.0]).double()
     model, truth = (
         model_of(mixture(dist.Normal(CENTRES, spread))),
@@ -41,7 +41,7 @@ def test_the_evidence_under_a_mixture_of_gaussians_is_their_convolution(method, 
     torch.testing.assert_close(found.value, truth.log_prob(X), rtol=0, atol=tolerance)
 
 
-def test_the_evidence_under_a_mixture_on_an_interval_is_scipys_integral():
+def test_evidence_under_a_mixture_on_an_interval_is_scipys_integral():
     a, b = torch.tensor([2.0, 8.0]).double(), torch.tensor([8.0, 2.0]).double()
     found = evidence(model_of(mixture(dist.Beta(a, b)), scale=0.2), X, seed=0, progress=False)
 

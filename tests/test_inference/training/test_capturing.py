@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 import random
+import shutil
 from contextlib import nullcontext
 
 import pyro
@@ -243,6 +244,30 @@ def test_a_count_of_calls_is_seen_before_anything_is_captured(caplog):
     assert_eager(pair, rows(), caplog, "calls", steps=60)
 
 
+class Shared(DeepGaussianVAE):
+    """Counts for all of its class."""
+
+    calls = 0
+
+    def likelihood(self, z):
+        type(self).calls += 1
+        return super().likelihood(z if self.calls < 1000 else 2 * z)
+
+
+def test_a_count_of_a_class_is_seen_too(caplog):
+    pair = Shared(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
+    assert_eager(pair, rows(), caplog, "calls", steps=20)
+
+
+def test_a_hook_that_counts_is_seen(caplog):
+    pair, calls = small(), []
+    caplog.set_level(logging.INFO, LOGGER)
+    next(pair[0].parameters()).register_hook(lambda gradient: calls.append(1) or gradient / len(calls))
+    fit(*pair, rows(), steps=5, capture="graph", **QUIET)
+    assert len(calls) >= 5
+    assert "hooks" in ways(caplog)[-1]
+
+
 class Late(DeepGaussianVAE):
     """Draws from a count that nobody sees."""
 
@@ -331,6 +356,23 @@ def test_what_cannot_be_captured_runs_as_it_is(model, reason, caplog):
     assert reason in ways(caplog)[-1]
 
 
+def test_a_second_form_that_fails_checks_the_first(caplog):
+    class Ragged(DeepGaussianVAE):
+        def likelihood(self, z):
+            return super().likelihood(z if len(z) == 10 else z * float(z.detach().std()))
+
+    torch.manual_seed(0)
+    pair = Ragged(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
+    assert_eager(pair, rows(), caplog, "a number is read from a tensor", batch_size=10, steps=20)
+    assert "are replayed" in ways(caplog)[0]
+
+
+def test_forms_beyond_some_are_not_captured(caplog, monkeypatch):
+    monkeypatch.setattr(capturing, "_MOST", 1)
+    assert_captured(small(), rows(), caplog, batch_size=10)
+    assert len(ways(caplog)) == 1
+
+
 def test_numbers_that_go_through_numpy_are_found_and_undone(caplog):
     torch.manual_seed(0)
     pair = Numpy(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
@@ -403,6 +445,17 @@ def test_a_loss_that_is_not_finite_is_the_same_error(caplog):
     assert errors[0][:2] == errors[1][:2]
     assert same(errors[0][2], errors[1][2])
     assert "are replayed" in ways(caplog)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_a_compiled_step_agrees_within_rounding(caplog):
+    pair = small()
+    eager, compiled, other = both(pair, rows(), caplog, level="compile", steps=60, batch_size=8)
+    assert ["are replayed" in way for way in ways(caplog)] == [True]
+    torch.testing.assert_close(torch.tensor(compiled.loss), torch.tensor(eager.loss), rtol=1e-4, atol=1e-4)
+    for one, two in zip(pair, other, strict=True):
+        torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=1e-3, atol=1e-4)
 
 
 def test_levels_that_there_are_not_are_refused():

@@ -17,6 +17,7 @@ from inference import (
     ELBO,
     IWELBO,
     AnalyticELBO,
+    AnalyticKLELBO,
     AnalyticTargetRate,
     Callback,
     FittedPrior,
@@ -24,6 +25,7 @@ from inference import (
     SampledTargetRate,
     TargetRate,
     fit,
+    fit_many,
 )
 from zoo import DeepGaussianVAE, LinearVAE, OptimalNoise
 
@@ -126,6 +128,18 @@ def test_any_number_of_ranks_takes_the_steps_of_one(size, tmp_path):
 
 def trained_in_full():
     return [trained(*OBJECTIVES[name], batch_size=None) for name in ("closed form", "ELBO", "free bits")]
+
+
+def trained_together():
+    torch.manual_seed(4)
+    pairs = [deep() for _ in range(2)]
+    fit_many(pairs, X, objective=AnalyticKLELBO(), **STEPS)
+    return torch.stack([parameters(pair) for pair in pairs])
+
+
+def test_many_pairs_at_once_are_shared_among_ranks(tmp_path):
+    for found in on_ranks(trained_together, 2, tmp_path):
+        torch.testing.assert_close(found, trained_together(), rtol=1e-10, atol=1e-10)
 
 
 def trained_with(name):

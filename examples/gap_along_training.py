@@ -33,7 +33,7 @@ EPSILON = 0.05  # nats below which a latent is collapsed, if for 99 % of the dat
 def parse(argv):
     seed = "initialisation, noise and order"
     parser = example_parser(__doc__, "gap_along_training", device=True, seed=seed, resume=True)
-    parser.add_argument("--starts", type=float, nargs="+", default=[30.0, 1.0], help="first values of sigma^2")
+    parser.add_argument("--starts", type=float, nargs="+", default=[100.0, 1.0], help="first values of sigma^2")
     parser.add_argument("--kinds", nargs="+", default=["linear", "deep"], choices=["linear", "deep"], help="models")
     parser.add_argument("--latent-dim", type=int, default=2, help="K; up to 3 log p is found by quadrature")
     parser.add_argument("--hidden", type=int, default=64, help="width of the deep model's hidden layers")
@@ -162,7 +162,8 @@ def draw(tables):
     lower[0].set_ylabel("gap (nats)")
     lower[0].plot([], [], "C3-", label="live latents (right)")
     upper[0].legend(fontsize=8, frameon=False)
-    lower[0].legend(fontsize=7, frameon=False)
+    roomy = lower[min(1, len(tables) - 1)]
+    roomy.legend(*lower[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="upper right")
     return figure
 
 
@@ -171,11 +172,11 @@ def conclude(tables):
     for name, rows in tables.items():
         dead = [row for row in rows if row[7] == 0]
         last, best = rows[-1], max(row[1] for row in rows)
-        text = f"{name}: ends at log p {last[1]:.3f}, ELBO {last[2]:.3f} ({last[3]:.3f}), {last[7]:.0f} live latents"
+        text = f"{name}: ends at log p {last[1]:.3f}, ELBO {last[2]:.3f} ({last[3]:.1g}), {last[7]:.0f} live latents"
         if dead:
             widest = max(dead, key=lambda row: row[1] - row[2])
             away = best - widest[1]
-            text += f"; with none live the gap is at most {widest[1] - widest[2]:.3f} ({widest[3]:.3f}) nats, while"
+            text += f"; with none live the gap is at most {widest[1] - widest[2]:.4f} ({widest[3]:.1g}) nats, while"
             text += f" log p itself is {away:.1f} below its best"
         print(text)
 

@@ -543,7 +543,7 @@ def test_reproduce_is_the_command_under_another_name(run, tmp_path, capsys):
 def test_gap_along_training_splits_the_gap_and_goes_on(run, tmp_path, capsys):
     tables = run("gap_along_training.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert list(tables) == [f"{kind}, sigma^2 from {var}" for kind in ("linear", "deep") for var in (30, 1)]
+    assert list(tables) == [f"{kind}, sigma^2 from {var}" for kind in ("linear", "deep") for var in (100, 1)]
     for name, rows in tables.items():
         assert [row[0] for row in rows] == [0, 1]
         for _, log_p, elbo, error, approximation, amortisation, predicted, alive, _ in rows:

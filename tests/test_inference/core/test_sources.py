@@ -250,7 +250,6 @@ MANY_ROWS = {
     "importance": lambda m, g, x: evidence(m, x, method=Importance(2), guide=g, **QUIET),
     "latent KL": lambda m, g, x: latent_kl(m, g, x, progress=False),
     "rate": lambda m, g, x: rate_distortion(m, g, x, num_samples=2, **QUIET),
-    "comparison": lambda m, g, x: compare(m, {"a": g}, x, num_samples=2, **QUIET),
 }
 
 

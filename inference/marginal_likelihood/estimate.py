@@ -127,6 +127,7 @@ def evidence(
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
 
     Example:
+        >>> import torch
         >>> from zoo import PPCA
         >>> evidence(PPCA(5, 2).double(), torch.zeros(4, 5).double()).guarantee
         ('exact', 'exact', 'exact', 'exact')
@@ -226,7 +227,7 @@ class _Blocks:
     def __init__(self, problem: Problem, block: int) -> None:
         call, rows = problem.call, problem.call.num_rows
         self._problem, several = problem, not call.whole and rows is not None and rows > block
-        self._calls = RowBlocks(problem.call_of_rows if several else call, block if several else None)
+        self._calls = RowBlocks(_known_rows(problem) if several else call, block if several else None)
         self._first = replace(problem, call=self._calls[0])
         if several:
             _check_takes_all(self._first)
@@ -236,6 +237,15 @@ class _Blocks:
 
     def __getitem__(self, i: int) -> Problem:
         return replace(self._problem, call=self._calls[i]) if i else self._first
+
+
+def _known_rows(problem: Problem) -> Call:
+    """The call whose arguments that are rows are known; a model that takes some of them is refused as one that does."""
+    try:
+        return problem.call_of_rows
+    except RowsNotFollowed:
+        _check_takes_all(problem)
+        raise
 
 
 def _select(problem: Problem, index: Tensor) -> Problem:

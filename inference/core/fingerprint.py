@@ -7,7 +7,8 @@ import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ _LIBRARIES = {"builtins", "functools", "guides", "inference", "math", "numpy", "
 _NO_SETTINGS = {*vars(nn.Module()), "store_name"}
 _COUNTERS = {"step", "max_plate_nesting", "_warned"}
 _CHANGES = "changes when it runs"
+# The key of a description under which an iterator's class is; at which place one stands cannot be seen.
+ITERATOR = "iterator"
 _PROBED = 8
 
 
@@ -73,8 +76,10 @@ class _Description:
     def _object(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(key): self.of(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | deque):
             return [self.of(item) for item in value]
+        if isinstance(value, Iterator):
+            return {ITERATOR: name_of(value)}
         if isinstance(value, set | frozenset):
             return sorted(map(repr, value))
         if isinstance(value, types.FunctionType):
@@ -108,9 +113,11 @@ class _Description:
             return {"defaults": self.of(value.defaults)}
         left_out = _NO_SETTINGS if isinstance(value, nn.Module) else {"optimizer"}
         left_out = left_out | (_COUNTERS if isinstance(value, ELBO) else set())
+        slots = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
+        held = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
         return {
             name: self.of(item)
-            for name, item in getattr(value, "__dict__", {}).items()
+            for name, item in held.items()
             if name not in left_out and not name.startswith("_pyro") and not _is_cache(type(value), name)
         }
 
@@ -129,6 +136,7 @@ class _Description:
             "function": name_of(function),
             "defaults": self.of(function.__defaults__),
             "keywords": self.of(function.__kwdefaults__),
+            "attributes": {name: self.of(item) for name, item in vars(function).items() if name != "__wrapped__"},
             "closure": {name: self._cell(cell) for name, cell in cells},
         }
         if function.__module__.split(".")[0] in _LIBRARIES:
@@ -165,6 +173,13 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 def _constants(code: types.CodeType) -> list[str]:
     constants = [c for part in _codes(code) for c in part.co_consts if not isinstance(c, types.CodeType)]
     return [repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c) for c in constants]  # their order is no one's
+
+
+def _slots(cls: type) -> Iterable[str]:
+    """The names of the values that a user's class keeps outside a dictionary."""
+    slots = () if name_of(cls).split(".")[0] in _LIBRARIES else vars(cls).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return (name for name in names if not name.startswith("__"))
 
 
 def _is_cache(cls: type, name: str) -> bool:
@@ -216,6 +231,14 @@ def differences_of(expected: Any, got: Any, name: str = "") -> list[str]:
         parts = [differences_of(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(zip(expected, got, strict=True))]
         return [text for part in parts for text in part]
     return [] if expected == got else [f"{name}: expected {_short(expected)}, got {_short(got)}"]
+
+
+def iterators_in(description: Any) -> list[str]:
+    """The classes of the iterators in a description."""
+    if isinstance(description, dict):
+        own = [description[ITERATOR]] if list(description) == [ITERATOR] else []
+        return own + [found for item in description.values() for found in iterators_in(item)]
+    return [found for item in description for found in iterators_in(item)] if isinstance(description, list) else []
 
 
 def say_differences(expected: Any, got: Any) -> str:

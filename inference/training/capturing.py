@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from inference.core.fingerprint import described, say_differences
+from inference.core.fingerprint import described, iterators_in, say_differences
 from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.callbacks import Callback
@@ -248,6 +248,8 @@ class Capture:
             t = self._trainer
             self._fixed, self._python = self._tensors(), self._described()
             self._buffers = self._fixed[len(t.parameters) : len(t.tensors())]
+            if iterators := iterators_in(self._python):
+                raise Stale(f"the pair holds a {iterators[0]}, whose place cannot be seen")
 
     def _eager_from_here(self, stale: Stale, batch: tuple[Any, ...]) -> Tensor:
         self.check(final=True)

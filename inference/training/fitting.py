@@ -109,8 +109,8 @@ def fit(
             comparison are taken again without it. ``"compile"``: the graph compiled by inductor, which takes up to a
             minute and needs a C++ compiler; it agrees with the pair's own Python within rounding, so that a resumed run
             goes on to other bits. ``"auto"``: a graph where some hundred steps are to come. Which way steps run, and
-            why, is logged. Python's state that no attribute, closure or global shows, as that of an
-            iterator, is seen by the comparisons alone.
+            why, is logged. Python's state that no attribute, closure or global shows, as the time of day, is seen by
+            the comparisons alone; a pair that holds an iterator is not recorded.
         progress: Show a progress bar.
 
     Returns:

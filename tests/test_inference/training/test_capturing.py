@@ -1,5 +1,6 @@
 """Captured training: the bits of the pair's own Python, or the pair's own Python."""
 
+import collections
 import copy
 import itertools
 import logging
@@ -268,15 +269,72 @@ def test_a_hook_that_counts_is_seen(caplog):
     assert "hooks" in ways(caplog)[-1]
 
 
+class Slotted:
+    """Keeps a count outside a dictionary."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self):
+        self.calls = 0
+
+    def next(self):
+        self.calls += 1
+        return self.calls
+
+
+def count_itself():
+    count_itself.calls += 1
+    return count_itself.calls
+
+
+class Warming(DeepGaussianVAE):
+    """Warms up late, by a count of some kind."""
+
+    def __init__(self, count):
+        super().__init__(5, 2, hidden=(8,))
+        self.count = count
+
+    def likelihood(self, z):
+        return super().likelihood(z if self.count() < 30 else 2 * z)
+
+
+def counts_up():
+    numbers = itertools.count()
+    return lambda: next(numbers)
+
+
+def counts_by_queue():
+    calls = collections.deque()
+    return lambda: calls.append(1) or len(calls)
+
+
+def counts_by_attribute():
+    count_itself.calls = 0
+    return count_itself
+
+
+@pytest.mark.parametrize("count", [counts_up, counts_by_queue, counts_by_attribute, lambda: Slotted().next])
+def test_a_warm_up_that_begins_late_keeps_its_bits(count, caplog):
+    trained = []
+    caplog.set_level(logging.INFO, LOGGER)
+    for level in ("off", "graph"):
+        torch.manual_seed(0)
+        pair = Warming(count()), MeanField(5, 2, hidden=(8,))
+        trained.append((fit(*pair, rows(), steps=60, seed=3, capture=level, **QUIET).loss, pair))
+    assert trained[0][0] == trained[1][0]
+    assert same(trained[0][1], trained[1][1])
+    assert "the pair's own Python" in ways(caplog)[-1]
+
+
 class Late(DeepGaussianVAE):
     """Draws from a count that nobody sees."""
 
     def __init__(self, at):
         super().__init__(5, 2, hidden=(8,))
-        self.at, self.count = at, itertools.count()
+        self.at, self.count = at, itertools.count().__next__
 
     def likelihood(self, z):
-        return super().likelihood(z if next(self.count) < self.at else 2 * z)
+        return super().likelihood(z if self.count() < self.at else 2 * z)
 
 
 def test_a_hidden_change_is_found_by_comparison_and_undone(caplog):

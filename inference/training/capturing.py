@@ -7,8 +7,10 @@ step is captured, and the graph is compared with the pair itself on the same noi
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -44,6 +46,12 @@ _PLAIN = bool | int | float | str | None
 
 # Replays of a graph between two checks, at most.
 _LAST_CHECK = 1000
+
+
+# How many times the rounding of all gradients together one of them may be off where it is compiled.
+_CANCELLED = 100
+
+Tensors = Sequence[Tensor | None]
 
 
 class Stale(Exception):
@@ -301,12 +309,13 @@ class Capture:
             raise Stale("a branch or a check of arguments in it depends on values")
         if not all(map(torch.equal, states, after[1])):
             raise Stale("it draws other random numbers")
+        agree = _all_close if self._level == "compile" else _all_same
         for name, one, other in (
             ("loss", [got_loss], [loss]),
             ("gradient", got_gradients, gradients),
             ("buffers", buffers, after[0]),
         ):
-            if not all(map(_close if self._level == "compile" else _same, one, other)):
+            if not agree(one, other):
                 raise Stale(f"its {name} is another on the same noise")
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -390,12 +399,27 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _close(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors agree to half of their digits, in the mean square."""
-    if one is None or other is None or not other.is_floating_point():
-        return _same(one, other)
-    tolerance = torch.finfo(other.dtype).eps ** 0.5
-    return one.shape == other.shape and bool((one - other).norm() <= tolerance * other.norm())
+def _all_same(some: Tensors, others: Tensors) -> bool:
+    return all(map(_same, some, others))
+
+
+def _all_close(some: Tensors, others: Tensors) -> bool:
+    """Whether tensors agree to half of their digits in the mean square, but for rounding of what they were summed of.
+
+    A small gradient may be the sum of large terms that cancel, as that of a noise variance near its optimum: they are
+    taken to be as large as all the gradients together.
+    """
+    floats = [other for other in others if other is not None and other.is_floating_point()]
+    whole = math.hypot(*(float(other.norm()) for other in floats))
+
+    def close(one: Tensor | None, other: Tensor | None) -> bool:
+        if one is None or other is None or not other.is_floating_point():
+            return _same(one, other)
+        eps = torch.finfo(other.dtype).eps
+        allowed = eps**0.5 * float(other.norm()) + _CANCELLED * eps * whole
+        return one.shape == other.shape and float((one - other).norm()) <= allowed
+
+    return all(map(close, some, others))
 
 
 def _first_line(error: BaseException) -> str:

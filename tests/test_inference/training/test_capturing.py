@@ -548,3 +548,12 @@ def test_a_captured_run_resumes_to_the_same_bits(first, tmp_path):
     assert history.loss == expected.loss
     assert history.validation == expected.validation
     assert same(straight, resumed)
+
+
+def test_a_compiled_gradient_may_round_what_cancels_and_nothing_more():
+    large, small = torch.full((50,), 10.0), torch.tensor([0.1])
+    assert capturing._all_close([large, small + 5e-5], [large, small])
+    assert not capturing._all_close([small + 5e-4], [small])
+    assert not capturing._all_close([large * 1.001, small], [large, small])
+    assert not capturing._all_close([large, small * 1.1], [large, small])
+    assert not capturing._all_close([large, None], [large, small])

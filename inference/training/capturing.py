@@ -316,7 +316,8 @@ class Capture:
             ("buffers", buffers, after[0]),
         ):
             if not agree(one, other):
-                raise Stale(f"its {name} is another on the same noise")
+                said = ", by rounding alone" if _all_close(one, other) else ""
+                raise Stale(f"its {name} is another on the same noise{said}")
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of what a forward changes: buffers, and the state of the random generators."""

@@ -135,28 +135,7 @@ def refit(
             data point, or an argument that ``rows`` names is no row of data.
     """
     stated = None if rows is None else frozenset(rows)
-    return refit_call(
-        Call(model, guide, args, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double(),
-        num_samples=num_samples,
-        restarts=restarts,
-        max_steps=max_steps,
-        tolerance=tolerance,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def refit_call(
-    own: Call,
-    *,
-    num_samples: int = 128,
-    restarts: int = 2,
-    max_steps: int = 200,
-    tolerance: float = 1e-6,
-    seed: int | None = None,
-    progress: bool = True,
-) -> Refit:
-    """:func:`refit` of a call that is in float64 already."""
+    own = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double()
     columns = refit_columns(
         own,
         num_samples=num_samples,
@@ -168,9 +147,9 @@ def refit_call(
         with_point=True,
     )
     with refuse_batch_dependence(*own.programs):
-        guide, _ = _freed(own.settled())
-    write_rows(guide, columns.pop("point"))
-    return Refit(guide=guide, **columns)
+        local, _ = _freed(own.settled())
+    write_rows(local, columns.pop("point"))
+    return Refit(guide=local, **columns)
 
 
 def refit_columns(

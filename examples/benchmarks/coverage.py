@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 from drawn_problems import FAMILIES, GUIDES, Drawn
+from timing import parse_with_smoke
 from tqdm.auto import tqdm
 
 from inference import Annealed, evidence
@@ -73,10 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=FAMILIES, metavar="FAMILY")
     parser.add_argument("--table-only", action="store_true", help="print the table of what there is")
-    parser.add_argument("--smoke", action="store_true", help="tiny settings, a few seconds")
-    if parser.parse_known_args(argv)[0].smoke:
-        parser.set_defaults(**SMOKE)
-    return parser.parse_args(argv)
+    return parse_with_smoke(parser, argv, SMOKE)
 
 
 def _seed(*parts: int | str) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.special
 import torch
-from timing import machine
+from timing import machine, parse_with_smoke
 from torch import Tensor, nn
 
 import zoo
@@ -37,10 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--live", type=int, default=500, help="live points of nested sampling")
     parser.add_argument("--tolerance", type=float, default=0.02, help="nats of the rest at which it stops")
     parser.add_argument("--seed", type=int, default=0, help="of training and both methods")
-    parser.add_argument("--smoke", action="store_true", help="tiny settings, a few seconds")
-    if parser.parse_known_args(argv)[0].smoke:
-        parser.set_defaults(**SMOKE)
-    return parser.parse_args(argv)
+    return parse_with_smoke(parser, argv, SMOKE)
 
 
 def digits_pair(latent_dim: int, steps: int, seed: int) -> tuple[nn.Module, nn.Module, Tensor]:

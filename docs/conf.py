@@ -5,7 +5,7 @@ from inference.core.release import __version__
 project = "elbozoo"
 author = "The elbozoo maintainers"
 release = __version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "myst_parser"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "myst_nb"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from inference.calibration.simulation import Simulation
 from inference.calibration.simulation_based_calibration import coverage, sbc
 from inference.calibration.simulator import simulate
-from inference.comparison.paired_differences import principal_map
 from inference.comparison.pooled_weights import Pooled, pooled_weights
 from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
@@ -468,7 +467,5 @@ def _offsets(log_det: Tensor | float | None, num_data: int, name: str) -> Tensor
 
 def _with_data(dataset: xr.Dataset, call: Call, offsets: Tensor) -> xr.Dataset:
     data = _first(call)
-    rows = data[:].unsqueeze(0) if call.whole else data
-    place = principal_map(rows, missing=call.missing).cpu().numpy()
     dataset = dataset.assign_attrs(dtype=str(data[:1].dtype).removeprefix("torch."))
-    return dataset.assign(log_det=(("datum",), offsets.numpy().copy()), map=(("datum", "axis"), place))
+    return dataset.assign(log_det=(("datum",), offsets.numpy().copy()))

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy
 import torch
-from torch import Tensor
 
 from inference.core.files import atomic_path, check_seal, reading, seal
-from inference.core.memory import at_once
-from inference.core.seeding import random_state
-from inference.core.sources import Column
 from inference.numerics.multiple_testing import holm
 
 if TYPE_CHECKING:
@@ -23,12 +19,6 @@ if TYPE_CHECKING:
 
 # Rounding of the difference of two values, in units of the data's dtype and of their size.
 _ROUNDING = 256
-
-# Rows or columns up to which a singular value decomposition is exact.
-_FEW = 256
-
-# Elements of a block of data, and columns whose scatter is held.
-_ELEMENTS, _WIDE = 2**20, 2048
 
 
 def splits_of(tree: xr.DataTree) -> dict[str, xr.Dataset]:
@@ -163,41 +153,3 @@ def load_comparison(path: str | os.PathLike[str]) -> xr.DataTree:
             tree = file.load()
         splits_of(tree)
         return tree
-
-
-def principal_map(x: Tensor | Column, *, missing: bool = False) -> Tensor:
-    """Coordinates of data along their first two principal axes, (N, 2) float64, zero-padded where D is one.
-
-    Args:
-        x: Data, (N, ...); of many rows with few columns one block is in memory at a time.
-        missing: Take NaN for zero.
-    """
-    width = max(1, math.prod(x.shape[1:]))
-    size = at_once(_ELEMENTS, width)
-    if len(x) <= size or width > min(len(x), _WIDE):
-        size = len(x)
-    starts = range(0, len(x), size)
-
-    def block(start: int) -> Tensor:
-        rows = x[start : start + size].reshape(-1, width).double()
-        return rows.nan_to_num() if missing else rows
-
-    mean = torch.stack([block(start).sum(0) for start in starts]).sum(0) / len(x)
-    if len(starts) == 1:
-        axes = _axes(block(0) - mean)
-    else:
-        scatter = torch.zeros(width, width, dtype=torch.float64, device=mean.device)
-        for start in starts:
-            scatter += (part := block(start) - mean).mT @ part
-        axes = torch.linalg.eigh(scatter)[1].flip(-1)
-    places = torch.cat([(block(start) - mean) @ axes[:, :2] for start in starts])
-    return torch.nn.functional.pad(places, (0, 2 - places.shape[1]))
-
-
-def _axes(centred: Tensor) -> Tensor:
-    """Principal axes of centred data, in columns."""
-    if min(centred.shape) <= _FEW:
-        return torch.linalg.svd(centred, full_matrices=False)[2].mT
-    # A few power iterations, for the whole decomposition is cubic in the smaller side.
-    with random_state(0):
-        return torch.svd_lowrank(centred, q=12, niter=8)[2]

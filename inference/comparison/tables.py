@@ -86,17 +86,18 @@ def least_below_evidence(dataset: xr.Dataset, name: str, width: float) -> xr.Dat
         name: Of the bound, ``elbo`` or ``iwae``.
         width: Half-width of an interval in standard errors.
     """
-    error = _error_of_mean(dataset, name)
+    error = error_of_mean(dataset, name)
     return (dataset["mean_evidence_lower"] - dataset[name].mean("datum") - width * error).clip(min=0.0)
 
 
-def _error_of_mean(dataset: xr.Dataset, name: str) -> xr.DataArray:
+def error_of_mean(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Monte Carlo standard error of the mean of a bound over the data."""
     return (dataset[f"{name}_se"] ** 2).sum("datum") ** 0.5 / dataset.sizes["datum"]
 
 
 def _below_evidence(dataset: xr.Dataset, name: str, width: float, other: xr.DataArray | float = 0.0) -> list[str]:
     """How far the mean of a bound lies below the evidence: at least so far where that has a lower end alone."""
-    mean, error = dataset[name].mean("datum"), _error_of_mean(dataset, name)
+    mean, error = dataset[name].mean("datum"), error_of_mean(dataset, name)
     least = least_below_evidence(dataset, name, width).mean("seed").values
     cells = _cells(dataset["mean_evidence"] - mean, (error**2 + other**2) ** 0.5)
     return [f">= {_number(v)}" if o else cell for o, v, cell in zip(_open(dataset), least, cells, strict=True)]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.comparison.gap_decomposition import Gap
+from inference.core.figures import COLOURS, labelled, panels
 
 _HEIGHT, _WIDTH = 0.34, 7.5
 
 
 def gap_parts_figure(
-    groups: Mapping[str, Mapping[str, Gap]], predicted: Mapping[str, Mapping[str, float]] | None = None
+    groups: Mapping[str, Mapping[str, Gap]],
+    predicted: Mapping[str, Mapping[str, float]] | None = None,
+    *,
+    figure: Figure | None = None,
 ) -> Figure:
     """Mean gap of each guide as a bar of approximation and amortisation gap, one panel with an axis of its own a model.
 
@@ -25,6 +28,7 @@ def gap_parts_figure(
     Args:
         groups: Name of a model to name of a guide to its gap.
         predicted: Likewise the predicted approximation gap, in nats, drawn as a tick where there is one.
+        figure: A figure or subfigure to draw into; a new one if None.
 
     Raises:
         ValueError: If there is no gap.
@@ -33,21 +37,15 @@ def gap_parts_figure(
         raise ValueError("expected at least one gap of each model, got none")
     sizes = [len(gaps) for gaps in groups.values()]
     height = _HEIGHT * sum(sizes) + 0.75 * len(groups) + 0.6
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[size + 0.6 for size in sizes]).ravel()
+    ratios = [size + 0.6 for size in sizes]
+    figure, axes = panels(figure, len(groups), 1, (_WIDTH, height), height_ratios=ratios)
     for ax, (model, gaps) in zip(axes, groups.items(), strict=True):
         _draw_model(ax, gaps, {} if predicted is None else predicted.get(model, {}))
         ax.set_title(model, fontsize=10, loc="left")
-    axes[-1].set_xlabel("log p - ELBO, mean over the data (nats per data point)")
-    handles = dict(reversed([entry for ax in axes for entry in _legend(ax)]))
+    axes[-1].set_xlabel(r"gap $\log p(x) - \mathrm{ELBO}$, mean over the data (nats per data point)")
+    handles = dict(reversed(labelled(*axes).items()))
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
-
-
-def _legend(ax: Axes) -> list[tuple[str, Artist]]:
-    """Labels and handles of what is drawn."""
-    handles, labels = ax.get_legend_handles_labels()
-    return [(str(label), handle) for handle, label in zip(handles, labels, strict=True)]
 
 
 def _draw_model(ax: Axes, gaps: Mapping[str, Gap], predicted: Mapping[str, float]) -> None:
@@ -66,7 +64,7 @@ def _draw_bar(ax: Axes, place: int, gap: Gap) -> None:
     """Parts side by side up to the gap, which cannot be negative, and the interval of the gap."""
     total, *parts = gap.mean.values()
     start = 0.0
-    colours, names = ("tab:blue", "tab:orange"), ("approximation", gap.second)
+    colours, names = COLOURS[:2], ("approximation", gap.second)
     for part, colour, name in zip(parts, colours, names, strict=False):
         ax.barh(place, max(part.value, 0.0), left=start, height=0.62, color=colour, label=f"{name} gap")
         start += max(part.value, 0.0)

@@ -89,17 +89,17 @@ class History:
         Args:
             ax: Where to draw; a new figure, ``.figure`` of the result, if None.
         """
-        from matplotlib.figure import Figure
+        from inference.core.figures import COLOURS, legend_above, one_panel
 
-        ax = Figure(layout="constrained").subplots() if ax is None else ax
-        ax.plot(range(self.steps), self.loss, linewidth=0.8, color="tab:blue", label="training")
+        ax = one_panel(ax, (5.6, 3.6))
+        ax.plot(range(self.steps), self.loss, linewidth=0.8, color=COLOURS[0], label="training")
         if self.validation:
-            ax.plot(*zip(*self.validation, strict=True), ".-", color="tab:orange", label="validation")
+            ax.plot(*zip(*self.validation, strict=True), ".-", color=COLOURS[1], label="validation")
         if self.best_step is not None:
             ax.axvline(self.best_step, color="black", linewidth=0.8, linestyle=":", label="best evaluation")
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats per data point)")
-        ax.legend(frameon=False)
+        legend_above(ax)
         return ax
 
 

@@ -63,7 +63,7 @@ def read_mixed(path: Path) -> str:
 
 def read_comparison(path: Path) -> str:
     data = load_comparison(path)["train"].to_dataset()
-    return numbers(data[name].values.copy() for name in ("elbo", "evidence", "gap", "map"))
+    return numbers(data[name].values.copy() for name in ("elbo", "evidence", "gap"))
 
 
 def read_run(path: Path) -> str:

@@ -33,9 +33,9 @@ figcaption {{ color: #555; }}
 """
 
 _FIGURES: dict[str, Callable[[xr.DataTree], Figure]] = {
-    "Gap between evidence and ELBO, over the rows": plots.gap_histogram,
-    "ELBO of each row against its evidence": plots.elbo_against_evidence,
-    "Pareto k-hat of the importance weights": plots.pareto_k_map,
+    "Gap between evidence and ELBO": plots.gap_figure,
+    "ELBO less evidence of each row": plots.elbo_against_evidence,
+    "Pareto k-hat of the importance weights": plots.pareto_k_shares,
 }
 
 

@@ -1,6 +1,7 @@
 """Calibration: ranks, joint coverage and classifiers against exact posteriors; each with a guide that must fail."""
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -39,6 +40,7 @@ from inference import (
 )
 from inference.calibration.simulation_based_calibration import SBC, ecdf_band
 from inference.numerics.multiple_testing import holm
+from inference.plots import pareto_k_shares, save_figure
 from inference.plots.calibration import (
     coverage_figure,
     ecdf_difference,
@@ -46,7 +48,6 @@ from inference.plots.calibration import (
     rank_histogram,
     tarp_curve,
 )
-from inference.plots.comparison import pareto_k_figure, save_figure
 from zoo import LinearVAE
 
 # --- a pair in a user's hand: two latent sites, counts ---------------------------------------------------
@@ -373,7 +374,7 @@ def of(truth, draws, data=None, quantities=None):
         ),
         (lambda: tarp_curve({}), ValueError, "at least one result"),
         (lambda: posterior_error_figure({}), ValueError, "at least one result"),
-        (lambda: pareto_k_figure(torch.zeros(3, 2), {"q": torch.zeros(2)}), ValueError, r"of shape \(3,\)"),
+        (lambda: pareto_k_shares({}), ValueError, "k-hat of at least one guide"),
     ],
 )
 def test_unfit_arguments_are_refused(call, error, message):
@@ -410,7 +411,7 @@ def test_figures_show_the_numbers(tmp_path):
         "ecdf": ecdf_difference(wide),
         "tarp": tarp_curve(joint),
         "coverage": coverage_figure(coverage(wide)),
-        "khat": pareto_k_figure(x, {"tied": k}),
+        "khat": pareto_k_shares({"tied": k}),
         "errors": posterior_error_figure(errors),
     }
     heights = [patch.get_height() for patch in figures["histogram"].axes[1].patches[1:]]
@@ -420,8 +421,10 @@ def test_figures_show_the_numbers(tmp_path):
     assert np.allclose(curve.get_ydata(), share, atol=1e-12)
     for line, result in zip(figures["tarp"].axes[0].lines[1:], joint.values()):
         assert line.get_ydata().tolist() == result.coverage.tolist()
-    points = figures["khat"].axes[0].collections[0]
-    assert np.allclose(points.get_array(), k.clamp(-1, 1.5))
+    widths = [bar.get_width() for bar in figures["khat"].axes[0].patches]
+    ends = [-math.inf, 0.5, 0.7, 1.0, math.inf]
+    shares = [100 * float(((k > a) & (k <= b)).double().mean()) for a, b in itertools.pairwise(ends)]
+    assert widths == pytest.approx(shares)
     for name, figure in figures.items():
         save_figure(figure, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000

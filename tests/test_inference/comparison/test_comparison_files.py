@@ -1,6 +1,5 @@
 """A comparison survives its file; what cannot work is refused before anything is measured."""
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,10 +10,8 @@ from guides import Linear
 from inference.comparison.guide_comparison import compare
 from inference.comparison.paired_differences import (
     load_comparison,
-    principal_map,
     save_comparison,
 )
-from inference.comparison.resources import _Watch
 from inference.comparison.tables import table
 from zoo import LinearVAE
 
@@ -121,20 +118,3 @@ def test_a_model_that_cannot_be_simulated_is_refused_first(monkeypatch):
     monkeypatch.setattr("inference.comparison.guide_comparison._measure", lambda *_, **__: pytest.fail("it began"))
     with pytest.raises(ValueError, match="argument"):
         compare(model, {"a": Linear(5, 2).double()}, torch.zeros(40, 5).double(), simulated=100, progress=False)
-
-
-@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (600, 700)])
-def test_the_map_has_the_principal_axes_of_the_data(shape):
-    torch.manual_seed(0)
-    x = torch.randn(shape).double() * torch.cat([torch.tensor([9.0, 5.0]), torch.ones(shape[1] - 2)]).double()
-    got, centred = principal_map(x), x - x.mean(0)
-    _, vectors = np.linalg.eigh((centred.mT @ centred).numpy())
-    want = centred @ torch.from_numpy(vectors[:, ::-1][:, :2].copy())
-    assert torch.allclose(got.abs(), want.abs(), atol=1e-8 * float(want.abs().max()))
-
-
-def test_the_map_of_wide_data_makes_no_matrix_of_columns():
-    with _Watch() as watch:
-        place = principal_map(torch.randn(8, 60_000))
-    assert place.shape == (8, 2)
-    assert watch.peak < 100e6

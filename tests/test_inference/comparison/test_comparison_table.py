@@ -1,9 +1,11 @@
 """The printed table and the figures of a comparison show its numbers."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from compared_guides import (
     assert_close,
     assert_printed,
@@ -13,14 +15,15 @@ from compared_guides import (
     measure,
     parse,
 )
-from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
 
-from inference import Importance
+from inference import Importance, plots
 from inference.comparison.paired_differences import (
     differences,
 )
 from inference.comparison.tables import table
-from inference.plots.comparison import elbo_against_evidence, gap_histogram, pareto_k_map, save_figure
+from inference.core.estimates import normal_quantile
+from inference.plots import elbo_against_evidence, gap_figure, pareto_k_shares, save_figure
 
 # --- table -----------------------------------------------------------------------------------------------
 
@@ -74,37 +77,50 @@ def panels(figure, num):
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_histogram_shows_every_gap_and_their_mean(split, tree):
+def test_the_gap_figure_shows_means_intervals_and_quantiles(split, tree):
     dataset = tree[split].to_dataset().isel(seed=0)
-    for ax, name in zip(panels(gap_histogram(tree, split), 3), dataset["guide"].values):
-        gap = dataset["gap"].sel(guide=name).values
-        assert ax.get_title() == name
-        assert sum(bar.get_height() for bar in ax.patches) == len(gap)
-        edges = [bar.get_x() for bar in ax.patches] + [ax.patches[-1].get_x() + ax.patches[-1].get_width()]
-        assert_close([bar.get_height() for bar in ax.patches], np.histogram(gap, edges)[0])
-        assert_close(ax.lines[0].get_xdata(), [gap.mean()] * 2)
+    (ax,) = gap_figure(tree, split).axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == dataset["guide"].values.tolist()
+    for place, name in enumerate(dataset["guide"].values):
+        one = dataset.sel(guide=name)
+        gap, error = one["gap"].values, math.sqrt(float((one["elbo_se"] ** 2).sum())) / one.sizes["datum"]
+        quantiles = next(line for line in ax.lines if list(line.get_ydata()) == [place, place])
+        assert_close(quantiles.get_xdata(), np.quantile(gap, [0.05, 0.95]))
+        dot, _, (whisker,) = ax.containers[place].lines
+        assert_close(float(dot.get_xdata()[0]), gap.mean())
+        width = normal_quantile(0.95) * error  # the evidence is exact
+        assert_close(whisker.get_segments()[0][:, 0], gap.mean() + np.array([-width, width]), 1e-9)
+        assert ax.texts[place].get_text() == f"{abs(gap.mean()):.4f}"
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_scatter_plot_shows_every_datum_and_the_diagonal(split, tree):
+def test_the_scatter_plot_shows_every_difference(split, tree):
     dataset = tree[split].to_dataset().isel(seed=0)
     for ax, name in zip(panels(elbo_against_evidence(tree, split), 3), dataset["guide"].values):
         one = dataset.sel(guide=name)
-        diagonal, points = ax.lines
-        assert_close(diagonal.get_xdata(), diagonal.get_ydata())
+        zero, points = ax.lines
+        assert_close(zero.get_ydata(), [0, 0])
         assert_close(points.get_xdata(), one["evidence"].values)
-        assert_close(points.get_ydata(), one["elbo"].values)
+        assert_close(points.get_ydata(), one["elbo"].values - one["evidence"].values)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
-def test_the_map_shows_every_datum_in_the_colour_of_its_k(split, tree):
+def test_the_bars_show_the_shares_of_k(split, tree):
     dataset = tree[split].to_dataset().isel(seed=0)
-    figure = pareto_k_map(tree, split)
-    for ax, name in zip(panels(figure, 3), dataset["guide"].values):
-        (points,) = (artist for artist in ax.collections if isinstance(artist, PathCollection))
-        assert_close(points.get_offsets(), dataset["map"].values)
-        assert_close(points.get_array(), dataset["pareto_k"].sel(guide=name).values.clip(-1.0, 1.5))
-    assert len(figure.axes) == 4  # with the colour bar
+    (ax,) = pareto_k_shares(tree, split).axes
+    for place, name in enumerate(dataset["guide"].values):
+        k = dataset["pareto_k"].sel(guide=name).values
+        bars = [bar for bar in ax.patches if round(bar.get_y() + bar.get_height() / 2) == place]
+        ends = [-math.inf, 0.5, 0.7, 1.0, math.inf]
+        k = np.where(np.isinf(k), -9.0, k)  # of weights that are all equal
+        assert_close([bar.get_width() for bar in bars], [100 * np.mean((k > a) & (k <= b)) for a, b in pairwise(ends)])
+        assert bars[-1].get_x() + bars[-1].get_width() == pytest.approx(100)
+
+
+def test_k_that_is_unknown_has_a_share_of_its_own():
+    (ax,) = pareto_k_shares({"a": torch.tensor([0.1, math.nan, 0.6, 2.0])}).axes
+    assert [bar.get_width() for bar in ax.patches] == [25, 25, 0, 25, 25]
+    assert ax.get_legend().get_texts()[-1].get_text() == "unknown"
 
 
 def test_figures_mark_what_has_no_upper_end():
@@ -113,30 +129,56 @@ def test_figures_mark_what_has_no_upper_end():
     tree = measure(lambda x: model(x), {"a": mean_field()}, x, method=Importance(50), seed=0)
     unbounded = np.isinf(tree["train"]["evidence_upper"].values[0, 0])
     assert unbounded.any()
-    (ax,) = panels(gap_histogram(tree), 1)
-    label = ax.get_legend().get_texts()[0].get_text()
-    assert label.startswith("mean ≥ ")
-    assert f">= {label.removeprefix('mean ≥ ')}" in table(tree)
+    (ax,) = gap_figure(tree).axes
+    (mark,) = (line for line in ax.lines if line.get_marker() == ">")
+    assert mark.get_label() == "mean, at least"
+    assert f">= {float(mark.get_xdata()[0]):.4f}" in table(tree)
+    assert ax.texts[0].get_text().startswith("≥ ")
     (ax,) = panels(elbo_against_evidence(tree), 1)
-    (arrows,) = (artist for artist in ax.collections if isinstance(artist, PathCollection))
-    assert len(arrows.get_offsets()) == unbounded.sum()
-    assert "right of" in arrows.get_label()
+    (arrows,) = (line for line in ax.lines if line.get_marker() == "v")
+    assert len(arrows.get_xdata()) == unbounded.sum()
+    assert "lies lower" in arrows.get_label()
 
 
-@pytest.mark.parametrize("draw", [gap_histogram, elbo_against_evidence, pareto_k_map])
-def test_many_guides_fill_several_rows(draw, case, tmp_path):
+def test_the_axis_of_gaps_is_logarithmic_where_they_differ_much(tree):
+    assert gap_figure(tree).axes[0].get_xscale() == "symlog"
+    few = tree.copy()
+    few["train"] = few["train"].to_dataset().isel(guide=[2])
+    assert gap_figure(few).axes[0].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("draw", [gap_figure, elbo_against_evidence, pareto_k_shares])
+def test_figures_of_many_guides_name_each_and_are_written(draw, case, tmp_path):
     model, guides, splits, _ = case
     names = [f"guide {i}" for i in range(6)]
     figure = draw(measure(model, dict.fromkeys(names, guides["tied"]), splits["train"], num_samples=30))
-    assert [ax.get_title() for ax in panels(figure, 6)] == names
+    shown = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert names == (shown or [label.get_text() for label in figure.axes[0].get_yticklabels()])
     for suffix, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         path = tmp_path / f"figure.{suffix}"
         save_figure(figure, path)
         assert path.read_bytes()[:4] == magic
     assert len(list(tmp_path.iterdir())) == 2
+    assert figure._repr_png_()[:4] == b"\x89PNG"  # what a notebook asks for
 
 
-@pytest.mark.parametrize("draw", [gap_histogram, elbo_against_evidence, pareto_k_map])
+def test_figures_draw_where_they_are_told(tree):
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    top, bottom = right.subplots(2)
+    assert gap_figure(tree, ax=top) is right
+    assert pareto_k_shares(tree, ax=bottom) is right
+    assert elbo_against_evidence(tree, figure=left) is left
+    assert [len(part.axes) for part in (left, right)] == [3, 2]
+
+
+def test_old_names_of_figures_say_the_new_ones():
+    for old, new in (("gap_histogram", gap_figure), ("pareto_k_map", pareto_k_shares)):
+        with pytest.warns(DeprecationWarning, match=new.__name__):
+            assert getattr(plots, old) is new
+
+
+@pytest.mark.parametrize("draw", [gap_figure, elbo_against_evidence, pareto_k_shares])
 def test_an_unknown_split_is_named(draw, tree):
     with pytest.raises(ValueError, match=r"expected split to be one of \['train', 'held_out'\], got 'test'"):
         draw(tree, "test")

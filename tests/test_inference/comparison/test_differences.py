@@ -21,7 +21,7 @@ from inference.comparison.paired_differences import (
     save_comparison,
 )
 from inference.comparison.tables import table
-from inference.plots.comparison import gap_histogram
+from inference.plots.comparison import gap_figure
 
 # --- differences -----------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ def test_guides_of_different_models_are_not_subtracted(case):
     assert [line.split()[0] for line in lines[start + 2 : start + 4]] == ["guide", "c"]
 
 
-@pytest.mark.parametrize("door", [table, differences, lambda t: gap_histogram(t), lambda t: save_comparison(t, "x.nc")])
+@pytest.mark.parametrize("door", [table, differences, lambda t: gap_figure(t), lambda t: save_comparison(t, "x.nc")])
 def test_a_part_of_a_comparison_is_refused_by_name(door, tree):
     for part in (tree["train"], tree["train"].to_dataset(), {"train": tree["train"]}):
         with pytest.raises(TypeError, match="expected the whole tree that compare returned"):

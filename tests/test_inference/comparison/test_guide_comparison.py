@@ -23,14 +23,12 @@ from compared_guides import (
     train_linear,
 )
 from scipy.special import logsumexp
-from sklearn.decomposition import PCA
 
 from guides import Exact, Guide, TiedMeanField
 from inference import AnalyticELBO, Importance, evidence, log_weights
 from inference.comparison.paired_differences import (
     bits_per_dim,
     differences,
-    principal_map,
 )
 from inference.comparison.tables import table
 from inference.distributions.gaussian import DiagNormal, FullNormal
@@ -130,21 +128,6 @@ def test_the_tree_has_the_promised_shape(case):
 def test_without_held_out_data_there_is_one_group(case):
     model, guides, splits, _ = case
     assert list(measure(model, guides, splits["train"]).children) == ["train"]
-
-
-def test_the_map_is_that_of_principal_components(case):
-    _, _, splits, tree = case
-    for split, x in splits.items():
-        got, expected = tree[split]["map"].values, PCA(2).fit_transform(x.numpy())
-        signs = np.sign((got * expected).sum(0))
-        assert_close(got * signs, expected, 1e-10)
-
-
-def test_the_map_of_one_dimension_is_padded():
-    x = torch.tensor([[1.0], [3.0], [5.0]])
-    got = principal_map(x)
-    assert got.dtype == torch.float64
-    assert got.abs().tolist() == [[2.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
 
 
 def test_every_guide_may_bring_its_own_model(case):

@@ -23,6 +23,7 @@ from inference.diagnostics.collapse import (
     predicted_kl,
 )
 from inference.information.encoder_information import mutual_information
+from inference.plots import save_figure
 from inference.plots.collapse import (
     alive_figure,
     collapse_curve_figure,
@@ -30,7 +31,6 @@ from inference.plots.collapse import (
     latent_kl_figure,
     threshold_figure,
 )
-from inference.plots.comparison import save_figure
 from zoo import LinearVAE
 from zoo.linear.estimation import spectrum
 

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from inference import plots
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,7 +92,11 @@ def test_the_readme_holds_the_two_commands():
     assert '\npip install -e ".[test]" && pytest\n' in text
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)
+EXECUTED = [ROOT / "docs/gallery.md", *sorted((ROOT / "docs/tutorials").iterdir())]
+PAGES = sorted(set((ROOT / "docs").glob("*.md")) - set(EXECUTED))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_the_python_of_the_documentation_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
@@ -97,6 +104,37 @@ def test_the_python_of_the_documentation_runs(page, tmp_path, monkeypatch, capsy
     for block in blocks:
         exec(block, names)
     assert ("print(" in "".join(blocks)) == bool(capsys.readouterr().out)
+
+
+def cells_of(page):
+    """The code of a page that is executed when the documentation is built."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text())["cells"]
+        return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return re.findall(r"```\{code-cell\} python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda path: path.stem)
+def test_the_executed_pages_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for cell in cells_of(page):
+        exec(cell, names)
+
+
+def test_notebooks_hold_the_output_of_every_cell_and_no_paths():
+    for page in (ROOT / "docs/tutorials").glob("*.ipynb"):
+        cells = [cell for cell in json.loads(page.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["outputs"] or cell["source"][-1].startswith(("decoder", "encoder", " ")) for cell in cells)
+        assert not re.search(r"/work/|/home/|/root/|Traceback", page.read_text())
+
+
+def test_the_gallery_shows_every_figure():
+    shown = (ROOT / "docs/gallery.md").read_text()
+    for name in set(plots.__all__) - {"save_figure"}:
+        assert f"`{name}`" in shown
+        assert f"plots.{name}(" in shown
 
 
 def test_the_documentation_lists_every_subpackage():

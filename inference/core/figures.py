@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,10 @@ from inference.core.files import atomic_path
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 BAND = "lightgrey"
 
-_DPI = 130
+_DPI, _SCREEN = 130, 90
 # Letters of a legend in an inch, nearly.
 _LETTERS = 15
+_COMMANDS = re.compile(r"\\[a-z]+|[${}]")
 
 
 class _Shown(Figure):
@@ -28,7 +30,7 @@ class _Shown(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=_DPI)
+        self.savefig(buffer, format="png", dpi=_SCREEN)
         return buffer.getvalue()
 
 
@@ -59,7 +61,7 @@ def legend_above(ax: Axes, handles: Mapping[str, Artist] | None = None) -> None:
     """A legend of each label once, above the axes, where it covers nothing."""
     handles = labelled(ax) if handles is None else handles
     room = _LETTERS * ax.figure.bbox.width / ax.figure.dpi
-    columns = int(room / (6 + max(map(len, handles))))
+    columns = int(room / (6 + max(len(_COMMANDS.sub("", label)) for label in handles)))
     ax.legend(
         list(handles.values()),
         list(handles),

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from inference.core.autoguide_files import AUTOGUIDES, autoguide_config, build_autoguide
 from inference.core.files import AnyPath, Unreadable, reading
 from inference.core.fingerprint import described, name_of, say_differences
 from inference.core.module import Module
@@ -31,7 +32,7 @@ def save_pair(path: AnyPath, model: nn.Module, guide: nn.Module) -> None:
     Args:
         path: File to replace, atomically; its suffix is usually ``.safetensors``.
         model: Pyro model.
-        guide: Pyro guide.
+        guide: Pyro guide; of an AutoGuide the data of its first call are written, too, which it is built again from.
 
     Raises:
         TypeError: If a half is not an ``nn.Module``.
@@ -41,7 +42,7 @@ def save_pair(path: AnyPath, model: nn.Module, guide: nn.Module) -> None:
     for half, module in halves.items():
         if not isinstance(module, nn.Module):
             raise TypeError(f"expected the {half} to be an nn.Module, got {type(module).__name__}")
-    save_tree(path, {half: _describe(module) for half, module in halves.items()})
+    save_tree(path, {half: _describe(module, model) for half, module in halves.items()})
 
 
 def load_pair(
@@ -70,12 +71,13 @@ def load_pair(
         return model, _restore(tree["guide"], guide, {"<model>": model})
 
 
-def _describe(module: nn.Module) -> dict[str, Any]:
+def _describe(module: nn.Module, model: nn.Module) -> dict[str, Any]:
     try:
-        config = module.config() if isinstance(module, Module) else None
+        config = module.config() if isinstance(module, Module) else autoguide_config(module, model)
     except NotImplementedError:
         config = None
-    dtypes = {p.dtype for p in module.parameters()} or {torch.get_default_dtype()}
+    floating = {b.dtype for b in module.buffers() if b.dtype.is_floating_point} or {torch.get_default_dtype()}
+    dtypes = {p.dtype for p in module.parameters()} or floating
     return {
         "class": name_of(module),
         "config": config,
@@ -124,11 +126,14 @@ def _build(saved: dict[str, Any], references: dict[str, nn.Module]) -> nn.Module
             "to load_pair"
         )
     known = {name_of(c): c for c in _subclasses(Module)}
-    if saved["class"] not in known:
+    if saved["class"] not in known and saved["class"] not in AUTOGUIDES:
         raise Unreadable(f"cannot be loaded yet: the file holds a {saved['class']}: import its module before loading")
     with _Limited(saved.get("state", {})):
-        config = {key: _argument(value, references) for key, value in saved["config"].items()}
-        module = known[saved["class"]](**config)
+        if saved["class"] in AUTOGUIDES:
+            module = build_autoguide(saved["class"], saved["config"], references["<model>"])
+        else:
+            config = {key: _argument(value, references) for key, value in saved["config"].items()}
+            module = known[saved["class"]](**config)
     dtypes = {str(dtype): dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
     return module.to(dtypes[saved["dtype"]]) if saved["dtype"] in dtypes else module
 

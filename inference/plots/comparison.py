@@ -55,9 +55,9 @@ def gap_figure(tree: xr.DataTree, split: str = "train", *, ax: Axes | None = Non
             middle[place], place, xerr=whisker, fmt="o", color=COLOURS[0], capsize=3, label="mean with interval"
         )
     _scale(ax, middle)
-    bounds = ["≥ " if math.isinf(end) else "" for end in upper]
-    texts = [f"{bound}{round(value, 4) + 0.0:.4f}" for bound, value in zip(bounds, np.where(np.isinf(upper), lower, middle))]
-    for place, text in enumerate(texts):
+    shown = np.where(np.isinf(upper), lower, middle).round(4) + 0.0
+    for place, value in enumerate(shown):
+        text = f"{'≥ ' if math.isinf(upper[place]) else ''}{value:.4f}"
         ax.text(1.01, place, text, transform=ax.get_yaxis_transform(), verticalalignment="center", fontsize=9)
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)

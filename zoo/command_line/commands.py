@@ -14,6 +14,7 @@ from inference.core.checks import check_count
 from inference.core.storage import atomic_path
 from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, verdict_counts
 from zoo.claims.page import shown
+from zoo.classics import ClassicModel
 from zoo.command_line.building import build, train
 from zoo.command_line.report import write_report
 from zoo.data import Dataset, named_dataset
@@ -62,9 +63,9 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_evidence(args: argparse.Namespace) -> None:
     """log p(x) of each row."""
-    one, x = _pair_and_rows(args)
-    options = {"checkpoint": args.checkpoint, "seed": args.seed}
-    found = evidence(one.model, x, guide=one.guide, method=args.method, **options)
+    one, data, options = _pair_and_data(args)
+    options |= {"checkpoint": args.checkpoint, "seed": args.seed}
+    found = evidence(one.model, *data, guide=one.guide, method=args.method, **options)
     numbers = {key: getattr(found, key).tolist() for key in ("value", "lower", "upper", "standard_error")}
     tree = {"method": found.method, "level": found.level, "guarantee": list(found.guarantee), **numbers}
     if not _wants_json(args, tree):
@@ -73,8 +74,8 @@ def run_evidence(args: argparse.Namespace) -> None:
 
 def run_gap(args: argparse.Namespace) -> None:
     """The gap and its parts."""
-    one, x = _pair_and_rows(args)
-    found = gap(one.model, one.guide, x, method=args.method, seed=args.seed)
+    one, data, options = _pair_and_data(args)
+    found = gap(one.model, one.guide, *data, method=args.method, seed=args.seed, **options)
     if not _wants_json(args, _gap_tree(found)):
         print(f"{found.evidence}\n{found}")
 
@@ -158,13 +159,18 @@ def run_reproduce(args: argparse.Namespace) -> None:
     print(f"\n{verdict_counts(rows)}\nwrote {args.out / 'claims.md'} and {args.out / 'claims.html'}")
 
 
-def _pair_and_rows(args: argparse.Namespace) -> tuple[Found, Tensor]:
+def _pair_and_data(args: argparse.Namespace) -> tuple[Found, tuple[Tensor, ...], dict[str, Any]]:
+    """A pair, the data to measure it on, and how they are taken: those of a classic model as one data point."""
     check_count(args.rows, "--rows")
     one = _find(args.pair, args.folder)
+    if isinstance(one.model, ClassicModel):
+        if args.data is not None:
+            raise ValueError(f"expected no --data, as {args.pair} is measured on its own, got {args.data}")
+        return one, one.model.data, {"whole": True}
     name = args.data if args.data is not None else _data_of(one, args.pair)
     x = measured_rows(named_dataset(name), args.rows)
     _check_width({args.pair: one[:2]}, x)
-    return one, x
+    return one, (x,), {}
 
 
 def _find(name: str, folder: Path | None) -> Found:

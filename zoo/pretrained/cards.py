@@ -8,6 +8,7 @@ import math
 import platform
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
@@ -129,7 +130,7 @@ class Card:
             ("model", self.model),
             ("guide", self.guide),
             ("parameters", str(self.num_parameters)),
-            ("data", f"{self.data}; {self.num_data} rows measured"),
+            ("data", f"{self.data}; {self.num_data} row{'s' * (self.num_data != 1)} measured"),
             ("ELBO", _text(self.elbo)),
             (f"IWAE, {self.num_samples} samples", _text(self.iwae)),
             ("log p(x)", f"{_text(self.evidence)} by {self.method} ({guarantee})"),
@@ -223,7 +224,7 @@ def _text(part: Interval | None) -> str:
 def card(
     model: nn.Module,
     guide: nn.Module,
-    data: Dataset | Tensor,
+    data: Dataset | Tensor | Sequence[Tensor],
     *,
     name: str = "unnamed",
     dataset: str = "",
@@ -233,7 +234,8 @@ def card(
     num_samples: int = 1000,
     simulated: int = 1000,
     method: str | Any = "auto",
-    check: str | Any | None = "auto",
+    check: str | Any | tuple[str, float] | None = "auto",
+    whole: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Card:
@@ -242,8 +244,8 @@ def card(
     Args:
         model: Pyro model.
         guide: Pyro guide.
-        data: A data set, of which the first held-out rows are measured (the training rows where none are held out), or
-            data, (N, D).
+        data: A data set, of which the first held-out rows are measured (the training rows where none are held out);
+            data, (N, D); or all arguments of the pair, which are taken as they are.
         name: What the card calls the pair, of letters, digits and ``_.-/``.
         dataset: Name of the data for :func:`zoo.named_dataset`, for the card.
         command: What made the pair, for the card.
@@ -253,7 +255,9 @@ def card(
         simulated: Data simulated to count the coverage of the guide; 0 leaves it.
         method: How to find the evidence, see :func:`inference.evidence`.
         check: The method that checks it; ``"auto"`` takes one of another kind: an adaptive mixture beside a closed
-            form, a limit or quadrature, annealing beside anything else. None leaves it.
+            form, a limit or quadrature, annealing beside anything else. A pair such as ``("a grid", -3.2)`` is the mean
+            log p(x) by other means; None leaves it.
+        whole: Take all data as one data point, see :func:`inference.iter_log_weights`.
         seed: Seed of everything.
         progress: Show progress bars.
 
@@ -275,15 +279,14 @@ def card(
     for setting, least in (("rows", 1), ("split", 1), ("num_samples", 2), ("simulated", 0)):
         check_count(locals()[setting], setting, least)
     x, described = _rows_of(data, rows)
-    known = evidence(model, x, guide=guide, method=method, seed=seed, progress=progress)
-    second = _check_method(known) if check == "auto" else check
-    other = None
-    if second is not None:
-        other = evidence(model, x, guide=guide, method=second, seed=seed + 1, progress=progress)
-    weights = log_weights(model, guide, x, num_samples=num_samples, seed=seed, progress=progress).double()
-    first = take_rows(known, torch.arange(min(split, len(x))))
-    parts = gap(model, guide, x[:split], known=first, seed=seed, progress=progress).mean
-    plane = rate_distortion(model, guide, x, seed=seed, progress=progress)
+    options: dict[str, Any] = {"seed": seed, "progress": progress, "whole": whole}
+    known = evidence(model, *x, guide=guide, method=method, **options)
+    checked, check_method = _checked(model, guide, x, known, check, options)
+    weights = log_weights(model, guide, *x, num_samples=num_samples, **options).double()
+    num_data = weights.shape[1]
+    first = take_rows(known, torch.arange(min(split, num_data)))
+    parts = gap(model, guide, *(x if whole else [part[:split] for part in x]), known=first, **options).mean
+    plane = rate_distortion(model, guide, *x, **options)
     shapes = pareto_k(weights).value
     second_part = next((part for key, part in parts.items() if key not in ("gap", "approximation")), None)
     return Card(
@@ -293,8 +296,8 @@ def card(
         num_parameters=sum(p.numel() for half in (model, guide) for p in half.parameters()),
         data=described,
         dataset=dataset,
-        num_data=len(x),
-        num_split=min(split, len(x)),
+        num_data=num_data,
+        num_split=min(split, num_data),
         command=command,
         seed=seed,
         versions={"Python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
@@ -304,18 +307,18 @@ def card(
         evidence=known.mean,
         method=known.method,
         guarantee=dict(Counter(known.guarantee)),
-        check=None if other is None else other.mean,
-        check_method="" if other is None else other.method,
+        check=checked,
+        check_method=check_method,
         gap=parts["gap"],
         approximation=parts.get("approximation"),
         amortisation=second_part,
         pareto_k=float(shapes.median()) if bool(shapes.median().isfinite()) else None,
         heavy=float((shapes > _HEAVY).double().mean()),
         latent_dim=getattr(model, "latent_dim", None),
-        collapsed=_collapsed(model, guide, x),
+        collapsed=None if whole else _collapsed(model, guide, x),
         rate=plane.rate,
         distortion=plane.distortion,
-        coverage=_least_coverage(model, guide, x, simulated, seed, progress),
+        coverage=None if whole else _least_coverage(model, guide, x, simulated, seed, progress),
     )
 
 
@@ -339,16 +342,32 @@ def describe(module: Any) -> str:
     return f"{type(module).__name__}({', '.join(f'{key}={value}' for key, value in plain.items())})"
 
 
-def _rows_of(data: Dataset | Tensor, rows: int) -> tuple[Tensor, str]:
+def _rows_of(data: Dataset | Tensor | Sequence[Tensor], rows: int) -> tuple[tuple[Tensor, ...], str]:
     if isinstance(data, Tensor):
-        return data[:rows], "a tensor"
+        return (data[:rows],), "a tensor"
+    if isinstance(data, Sequence):
+        return tuple(data), "tensors of shape " + " and ".join(str(tuple(part.shape)) for part in data)
     kind = "held-out" if len(data.test) else "training"
-    return measured_rows(data, rows), f"{data.name}, {data.transform}, {kind} rows"
+    return (measured_rows(data, rows),), f"{data.name}, {data.transform}, {kind} rows"
 
 
 def measured_rows(data: Dataset, rows: int) -> Tensor:
     """The rows of a data set on which pairs are measured: held-out ones where there are any."""
     return (data.test if len(data.test) else data.train)[:rows]
+
+
+def _checked(
+    model: nn.Module, guide: nn.Module, x: tuple[Tensor, ...], known: Evidence, check: Any, options: dict[str, Any]
+) -> tuple[Interval | None, str]:
+    """log p(x) by other means, and their name."""
+    if check is None:
+        return None, ""
+    if isinstance(check, tuple):
+        means, value = check
+        return Interval(value, value, value, 0.0), means
+    method = _check_method(known) if check == "auto" else check
+    other = evidence(model, *x, guide=guide, method=method, **options | {"seed": options["seed"] + 1})
+    return other.mean, other.method
 
 
 def _check_method(known: Evidence) -> Any:
@@ -362,21 +381,21 @@ def _mean(value: Tensor, error: Tensor) -> Interval:
     return Interval(mean, mean - width, mean + width, spread)
 
 
-def _collapsed(model: nn.Module, guide: nn.Module, x: Tensor) -> int | None:
+def _collapsed(model: nn.Module, guide: nn.Module, x: tuple[Tensor, ...]) -> int | None:
     try:
-        return int(collapsed(latent_kl(model, guide, x, progress=False)).sum())
+        return int(collapsed(latent_kl(model, guide, *x, progress=False)).sum())
     except (TypeError, ValueError):  # not a Gaussian guide of one latent
         return None
 
 
 def _least_coverage(
-    model: nn.Module, guide: nn.Module, x: Tensor, simulated: int, seed: int, progress: bool
+    model: nn.Module, guide: nn.Module, x: tuple[Tensor, ...], simulated: int, seed: int, progress: bool
 ) -> Interval | None:
     """Of the latent whose central 90 % interval holds the truth least often."""
     if not simulated:
         return None
     try:
-        ranks = sbc(simulate(model, guide, x, num_simulations=simulated, seed=seed, progress=progress), seed=seed)
+        ranks = sbc(simulate(model, guide, *x, num_simulations=simulated, seed=seed, progress=progress), seed=seed)
     except (TypeError, ValueError):  # the model cannot be simulated at such data
         return None
     shares = coverage(ranks, (_COVERED,), level=1 - (1 - _LEVEL) / len(ranks.names))

@@ -22,15 +22,12 @@ from inference import ELBO, AnnealedPrecision, GeometricAnnealing, History, fit,
 from inference.core.files import atomic_path
 from inference.diagnostics import collapsed, latent_kl
 from inference.plots import save_figure
+from zoo.command_line.parser import HelpFormatter
 
 Pair = tuple[nn.Module, nn.Module]
 
 
 # ---------------------------------------------------------------------------------------------------- command line
-
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it stands, and the default of every option."""
 
 
 def chosen_device(name: str) -> str:
@@ -52,7 +49,7 @@ def example_parser(
         seed: What ``--seed`` is the seed of; None for a script without.
         resume: Whether the script keeps its results by :func:`kept` and so has a ``--resume``.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder to write to")
     if device:
         parser.add_argument("--device", type=chosen_device, default="auto", help="auto is CUDA where there is one")

@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it stands, and the default of every option."""
+from zoo.command_line.parser import HelpFormatter
 
 
 def benchmark_parser(description: str | None, *, repeats: int = 7) -> argparse.ArgumentParser:
     """A parser with the option that all benchmarks share."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
     parser.add_argument("--repeats", type=int, default=repeats, help="turns of each candidate")
     return parser
 

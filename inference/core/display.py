@@ -52,6 +52,36 @@ def as_html(title: str, frame: pd.DataFrame | Mapping[str, Any]) -> str:
     return f"<p>{html.escape(title)}</p>\n{frame.to_html(max_rows=2 * _FEW)}"
 
 
+def html_page(title: str, body: str) -> str:
+    """A page that needs nothing else.
+
+    Args:
+        title: Plain text, which becomes its heading, too.
+        body: HTML below the heading.
+    """
+    return _PAGE.format(title=html.escape(title), body=body)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+pre {{ overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: .85rem; }}
+table {{ border-collapse: collapse; font-size: .85rem; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; vertical-align: top; }}
+img {{ max-width: 100%; }}
+figure {{ margin: 2rem 0; }}
+figcaption {{ color: #555; }}
+</style></head>
+<body>
+<h1>{title}</h1>
+{body}
+</body>
+</html>
+"""
+
+
 def data_frame(result: Any) -> pd.DataFrame:
     """A result per data point as a data frame: a row for each data point, a column for each number it has.
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from inference.core.display import html_page
 from inference.core.release import __version__
 from zoo.claims.claim import UNDECIDED, VERDICTS, Measured, Settings
 from zoo.claims.running import Row
@@ -37,12 +38,12 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
 def as_html(rows: Sequence[Row], settings: Settings) -> str:
     """The page as one HTML file."""
     paragraphs = (_INTRODUCTION.replace("*", ""), verdict_counts(rows), _produced(settings).replace("`", ""))
-    body = ["<h1>Claims of the papers</h1>", *(f"<p>{html.escape(text)}</p>" for text in paragraphs)]
+    body = [*(f"<p>{html.escape(text)}</p>" for text in paragraphs)]
     for paper in dict.fromkeys(row.claim.paper for row in rows):
         body += [f"<h2>{html.escape(paper)}</h2>", "<table>", _html_line(_HEADS, "th")]
         body += [_html_line(cells(row, settings), "td") for row in rows if row.claim.paper == paper]
         body.append("</table>")
-    return _PAGE.format(body="\n".join(body))
+    return html_page("Claims of the papers", "\n".join(body))
 
 
 def verdict_counts(rows: Sequence[Row]) -> str:
@@ -115,18 +116,3 @@ def _line(texts: Sequence[str]) -> str:
 
 def _html_line(texts: Sequence[str], tag: str) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Claims of the papers</title>
-<style>
-body {{ font-family: system-ui, sans-serif; max-width: 84rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; font-size: .85rem; }}
-th, td {{ border-bottom: 1px solid #ddd; padding: .4rem .6rem; text-align: left; vertical-align: top; }}
-</style></head>
-<body>
-{body}
-</body>
-</html>
-"""

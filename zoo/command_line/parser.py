@@ -17,7 +17,7 @@ from zoo.data import dataset_names
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The description as it stands, and the default of every option."""
 
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="elbozoo", description=_DESCRIPTION, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(prog="elbozoo", description=_DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"elbozoo {_version()}")
     kinds = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_list, _add_show, _add_train, _add_evidence, _add_gap, _add_compare, _add_card, _add_reproduce):
@@ -66,7 +66,7 @@ def _version() -> str:
 
 
 def _command(kinds: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, description=text, formatter_class=_Formatter)
+    parser: argparse.ArgumentParser = kinds.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
     parser.set_defaults(run=getattr(commands, f"run_{name}"))
     return parser
 

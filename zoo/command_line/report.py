@@ -12,25 +12,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from inference import plots
-from inference.core.storage import atomic_path
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font-family: system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-pre {{ overflow-x: auto; background: #f6f6f6; padding: 1rem; font-size: .85rem; }}
-img {{ max-width: 100%; }}
-figure {{ margin: 2rem 0; }}
-figcaption {{ color: #555; }}
-</style></head>
-<body>
-<h1>{title}</h1>
-<pre>{table}</pre>
-{figures}
-</body>
-</html>
-"""
+from inference.core.display import html_page
+from inference.core.files import atomic_path
 
 _FIGURES: dict[str, Callable[[xr.DataTree], Figure]] = {
     "Gap between evidence and ELBO": plots.gap_figure,
@@ -49,7 +32,7 @@ def write_report(path: Path, title: str, table: str, tree: xr.DataTree) -> Path:
         tree: The comparison, from :func:`inference.compare`.
     """
     figures = "\n".join(_embed(caption, draw(tree)) for caption, draw in _FIGURES.items())
-    page = _PAGE.format(title=html.escape(title), table=html.escape(table), figures=figures)
+    page = html_page(title, f"<pre>{html.escape(table)}</pre>\n{figures}")
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

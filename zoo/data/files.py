@@ -3,7 +3,6 @@
 Nothing here unpickles, and a failure is one sentence with the file, what was expected and what came.
 """
 
-import csv
 import gzip
 import http.client
 import math
@@ -13,7 +12,6 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 from urllib.error import URLError
@@ -71,7 +69,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[Array, Array | None]:
 
     Args:
         path: a `.npy`, a `.npz` (one array, or the keys `x_train` and `x_test`) or a `.csv` (numbers between
-            commas; a first line without any number is a header; lines that start with # are skipped).
+            commas, read by pandas; a first line without any number is a header; what follows a # is skipped).
 
     Returns:
         The array and None, or the training and the test array.
@@ -222,38 +220,28 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def _read_csv(path: Path) -> Array:
+    import pandas as pd
+
+    try:  # as text, for NumPy reads all digits of a number, and a cell that is none is named
+        cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, comment="#", encoding="utf-8-sig")
+    except pd.errors.EmptyDataError:
+        return np.empty((0, 0))
+    except ValueError as error:  # bytes that are no text, lines of more cells than the first
+        raise ValueError(f"{path}: not a readable .csv: {str(error).strip()}") from error
+    table = cells.fillna("").to_numpy(object)
+    if not any(_is_number(cell) for cell in table[0]):
+        table = table[1:]
+    for row, column in np.argwhere(~np.frompyfunc(_is_number, 1, 1)(table).astype(bool)):
+        raise ValueError(f"{path}, row {row}, column {column}: expected a number, got {table[row, column]!r}")
+    return table.astype(np.float64)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            table = [(reader.line_num, cells) for cells in reader if not _is_blank(cells)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a readable .csv: {error}") from error
-    if table and all(_number(cell) is None for cell in table[0][1]):
-        del table[0]
-    rows = [_parse(path, line, cells, len(table[0][1])) for line, cells in table]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), -1 if rows else 0)
-
-
-def _is_blank(cells: Sequence[str]) -> bool:
-    return (len(cells) <= 1 and not "".join(cells).strip()) or cells[0].lstrip().startswith("#")
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
+        float(cell)
     except ValueError:
-        return None
-
-
-def _parse(path: Path, line: int, cells: Sequence[str], width: int) -> list[float]:
-    if len(cells) != width:
-        raise ValueError(f"{path}, line {line}: expected {width} cells as in the first row, got {len(cells)}")
-    numbers = []
-    for column, cell in enumerate(cells):
-        if (value := _number(cell)) is None:
-            raise ValueError(f"{path}, line {line}, column {column}: expected a number, got {cell!r}")
-        numbers.append(value)
-    return numbers
+        return False
+    return True
 
 
 def _find_idx(folder: Path, part: str) -> Path:

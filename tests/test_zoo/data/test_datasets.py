@@ -464,14 +464,14 @@ def test_load_csv_that_numpy_wrote(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3,x\n", "line 3, column 1: expected a number, got 'x'"),
-        ("1,x\n3,4\n", "line 1, column 1: expected a number, got 'x'"),
-        ("1,2\n3,\n", "line 2, column 1: expected a number, got ''"),
-        ("1,2\n3\n", "line 2: expected 2 cells as in the first row, got 1"),
-        ("1,2\n,\n", "line 2, column 0: expected a number, got ''"),
+        ("a,b\n1,2\n3,x\n", "row 1, column 1: expected a number, got 'x'"),
+        ("1,x\n3,4\n", "row 0, column 1: expected a number, got 'x'"),
+        ("1,2\n3,\n", "row 1, column 1: expected a number, got ''"),
+        ("1,2\n3\n", "row 1, column 1: expected a number, got ''"),
+        ("1,2\n,\n", "row 1, column 0: expected a number, got ''"),
         ("1,2\n3,nan\n", "1 NaN or infinite of 4, the first .nan. at row 1, column 1"),
         ("", r"expected shape \(N, D\) .* got \(0, 0\)"),
-        ("a,b\n", r"got \(0, 0\)"),
+        ("a,b\n", r"got \(0, 2\)"),
         ("a;b\n1;2\n", "expected a number, got '1;2'"),
     ],
 )

@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     low = [name for name, cover in by_method.cover.items() if cover < POOLED]
     wrong = [name for name, text in by_cell.fails.items() if text]
     print(f"\n{len(rows)} problems; {len(wrong)} of {len(by_cell)} cells fail: {'; '.join(wrong) or 'none'}")
-    print(f"pooled two-sided coverage below {POOLED}: {', '.join(low) or 'of no method'}")
+    print(f"\npooled two-sided coverage below {POOLED}: {', '.join(low) or 'of no method'}")
     return by_cell, by_method
 
 

@@ -338,7 +338,8 @@ def describe(module: Any) -> str:
         settings = module.config()
     except (AttributeError, NotImplementedError):
         settings = {}
-    plain = {key: value for key, value in settings.items() if isinstance(value, int | float | list | bool)}
+    settings = {key: value for key, value in settings.items() if value != "<model>"}
+    plain = {key: value for key, value in settings.items() if isinstance(value, int | float | list | bool | str)}
     return f"{type(module).__name__}({', '.join(f'{key}={value}' for key, value in plain.items())})"
 
 

@@ -50,7 +50,11 @@ def check_layout(
     if 0 in x.shape:
         raise ValueError(f"expected at least one data point, got x of shape {tuple(x.shape)}")
     if dtype is not None and x.dtype != dtype:
-        raise TypeError(f"expected x of dtype {dtype}, the parameters', got {x.dtype}")
+        one = str(dtype).removeprefix("torch.")
+        raise TypeError(
+            f"expected x of dtype {dtype}, the parameters', got {x.dtype}: convert the data, as by x.to(torch.{one}), "
+            "or both halves of the pair, as by model.double()"
+        )
     if device is not None and x.device != device:
         raise ValueError(f"expected x on device {device}, where the parameters are, got {x.device}")
 

@@ -41,7 +41,10 @@ def save_pair(path: AnyPath, model: nn.Module, guide: nn.Module) -> None:
     halves = {"model": model, "guide": guide}
     for half, module in halves.items():
         if not isinstance(module, nn.Module):
-            raise TypeError(f"expected the {half} to be an nn.Module, got {type(module).__name__}")
+            raise TypeError(
+                f"expected the {half} to be an nn.Module, got {type(module).__name__}: write a function or method as "
+                "the forward of a module, whose weights can be saved"
+            )
     save_tree(path, {half: _describe(module, model) for half, module in halves.items()})
 
 

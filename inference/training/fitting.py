@@ -45,7 +45,7 @@ def fit(
     model: Program,
     guide: Program,
     data: Any,
-    *,
+    *args: Any,
     steps: int,
     objective: pyro.infer.ELBO | None = None,
     optimizer: Callable[[list[Tensor]], Optimizer] = adam,
@@ -81,6 +81,7 @@ def fit(
             dictionaries of tensors, of N rows are rows of data; all others go with every mini-batch as they are. NumPy
             arrays, memory-mapped ones among them, and data frames serve as tensors and are not copied. Or a
             ``DataLoader``, whose batches are the arguments of a step, or an ``IterableDataset`` with ``batch_size``.
+        *args: The pair's further arguments, in place of a tuple: ``fit(model, guide, x, y, steps=...)``.
         steps: Number of optimiser steps.
         objective: What to minimise: any ``pyro.infer.ELBO`` with a differentiable loss; :class:`ELBO` by default.
         optimizer: Makes a torch optimiser from the list of parameters; LBFGS is called with the full batch.
@@ -124,6 +125,7 @@ def fit(
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
+    data = one_by_one(data, args)
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     callbacks = check_callbacks(callbacks)
     check_level(capture)
@@ -166,6 +168,20 @@ def fit(
         file = None if checkpoint is None else Checkpoint(trainer, checkpoint)
         trainer.resume(file, steps, patience)
         return trainer.run(steps, patience, file, checkpoint_every, progress)
+
+
+def one_by_one(data: Any, args: tuple[Any, ...]) -> Any:
+    """The data as they came, or all of them in one tuple.
+
+    Raises:
+        TypeError: If what holds all arguments already is followed by others.
+    """
+    if args and isinstance(data, tuple | DataLoader):
+        raise TypeError(
+            "expected the pair's arguments in one tuple or one by one, as in fit(model, guide, x, y, steps=...), got a "
+            f"{type(data).__name__} and {len(args)} more"
+        )
+    return (data, *args) if args else data
 
 
 def _as_batch(data: Any, device: str | torch.device | None) -> tuple[Any, ...]:

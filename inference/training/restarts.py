@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inference.core.seeding import seeded
 from inference.core.sources import as_arguments
-from inference.training.fitting import fit
+from inference.training.fitting import fit, one_by_one
 from inference.training.trainer import History
 from inference.weights.importance_weights import log_weights
 from inference.weights.summary import elbo
@@ -50,7 +50,7 @@ class Restarts:
 def fit_best(
     make: Callable[[], tuple[nn.Module, nn.Module]],
     data: Tensor | tuple[Tensor, ...],
-    *,
+    *args: Tensor,
     seeds: Sequence[int],
     num_samples: int = 10,
     checkpoint: str | Path | None = None,
@@ -63,6 +63,7 @@ def fit_best(
     Args:
         make: Makes a new pair; called under the seed.
         data: See :func:`inference.fit`.
+        *args: See :func:`inference.fit`.
         seeds: Seeds of initialisation, noise and order of the data.
         num_samples: Samples per data point of the ELBO that chooses, under one fixed seed for all.
         checkpoint: Folder of one checkpoint file per seed; an interrupted run goes on from there.
@@ -76,6 +77,7 @@ def fit_best(
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"expected one seed or more, all different, got {list(seeds)}")
+    data = one_by_one(data, args)
     make_objective = options.pop("objective", None)
     if make_objective is not None and (isinstance(make_objective, pyro.infer.ELBO) or not callable(make_objective)):
         raise TypeError(f"expected objective as a function that makes one, got {type(make_objective).__name__}")

@@ -4,13 +4,16 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 from torch.optim import LBFGS
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from guides import MeanField
-from inference import Callback, fit
+from inference import Callback, fit, fit_best
 from inference.core.checks import check_finite
 from zoo import LinearVAE
 
@@ -211,3 +214,34 @@ def test_data_are_hashed_once_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(fingerprint, "tensor_digest", lambda t: hashed.append(t.shape) or digest(t))
     trained(X, checkpoint=tmp_path / "run", checkpoint_every=1)
     assert hashed.count(X.shape) == 1
+
+
+class Weighted(nn.Module):
+    """A model or guide of rows with weights, a second argument."""
+
+    def __init__(self, half):
+        super().__init__()
+        self.half, self.shift = half, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, weight):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.shift, 1.0).expand([len(x)]))
+            if self.half == "model":
+                pyro.sample("x", dist.Normal((z * weight).unsqueeze(-1), x.new_ones(D)).to_event(1), obs=x)
+
+
+def test_arguments_one_by_one_train_as_those_in_a_tuple():
+    weight = torch.linspace(1, 2, N)
+    runs = []
+    for data in (((X, weight),), (X, weight)):
+        halves = Weighted("model"), Weighted("guide")
+        runs.append(fit(*halves, *data, steps=5, batch_size=8, seed=0, progress=False).loss)
+    assert runs[0] == runs[1]
+    found = fit_best(lambda: (Weighted("model"), Weighted("guide")), X, weight, seeds=[0], steps=5, progress=False)
+    assert found.seed == 0
+
+
+@pytest.mark.parametrize("data", [(X,), DataLoader(TensorDataset(X))])
+def test_all_arguments_and_more_are_refused(data):
+    with pytest.raises(TypeError, match=r"in one tuple or one by one, as in fit\(model, guide, x, y, steps=\.\.\.\)"):
+        fit(*pair(), data, X, steps=1)

@@ -581,8 +581,10 @@ def test_guides_on_one_decoder_finds_the_families_in_order(run, tmp_path, capsys
 
 def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
     made = run("pretrained_pairs.py", "--out", str(tmp_path))
-    assert made == ["linear_vae/digits", "ppca/digits"]
-    assert "elbozoo train ppca --guide exact" in capsys.readouterr().out
+    assert made == ["linear_regression/normal", "linear_vae/digits", "ppca/digits"]
+    printed = capsys.readouterr().out
+    assert "elbozoo train ppca --guide exact" in printed
+    assert "-25.0000 by the closed form" in printed
     assert run("pretrained_pairs.py", "--out", str(tmp_path)) == made
     assert "elbozoo train" not in capsys.readouterr().out  # nothing is made twice
 

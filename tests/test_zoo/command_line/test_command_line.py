@@ -143,3 +143,12 @@ def test_what_cannot_be_parsed_exits_with_two(words):
 def test_it_runs_as_a_module():
     run = subprocess.run([sys.executable, "-m", "zoo", "list"], capture_output=True, text=True, check=True)
     assert "linear_vae/digits" in run.stdout
+
+
+def test_classic_pairs_are_measured_on_their_own_data(csv, capsys):
+    assert main(["evidence", "linear_regression/normal", "--json", "-"]) == 0
+    tree = json.loads(capsys.readouterr().out)
+    reference = zoo.load("linear_regression/normal").card.check.value
+    assert tree["lower"][0] - 1e-9 <= reference <= tree["upper"][0] + 1e-9
+    assert main(["evidence", "linear_regression/normal", "--data", csv]) == 1
+    assert "expected no --data" in capsys.readouterr().err

@@ -87,3 +87,15 @@ def test_coverage_of_an_exact_guide_is_nominal():
 def test_settings_are_checked_before_anything_runs(setting):
     with pytest.raises(ValueError, match=setting):
         card(LinearVAE(4, 2), MeanField(4, 2), torch.zeros(3, 4), **(FAST | {setting: 0}))
+
+
+def test_a_pair_of_shared_latents_is_one_data_point_with_its_reference():
+    model, guide, stored = zoo.load("linear_regression/multivariate_normal")
+    reference = ("the closed form", stored.check.value)
+    found = card(model, guide, model.data, check=reference, whole=True, **(FAST | {"simulated": 100}))
+    assert (found.num_data, found.num_split, found.coverage, found.collapsed) == (1, 1, None, None)
+    assert (found.check, found.check_method) == (stored.check, "the closed form")
+    assert found.agrees
+    assert found.gap.lower <= stored.check.value - found.elbo.value + 4 * found.elbo.standard_error
+    assert found.data == "tensors of shape (20, 3) and (20,)"
+    assert found.model == "ClassicModel(name=linear regression, shapes=[[20, 3], [20]])"

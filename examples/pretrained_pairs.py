@@ -54,13 +54,14 @@ CLASSICS = {
     "logistic_regression/normal": ("logistic regression", AutoNormal, "a grid over w"),
     "gaussian_process/multivariate_normal": ("Gaussian process", AutoMultivariateNormal, "the closed form"),
 }
+TINY = ["ppca/digits", "linear_vae/digits", "linear_regression/normal"]
 SMOKE = {
     "steps": 5,
     "rows": 3,
     "split": 2,
     "samples": 20,
     "simulated": 0,
-    "only": ["ppca/digits", "linear_regression/normal"],
+    "only": TINY,
 }
 
 

@@ -89,7 +89,7 @@ def test_settings_are_checked_before_anything_runs(setting):
         card(LinearVAE(4, 2), MeanField(4, 2), torch.zeros(3, 4), **(FAST | {setting: 0}))
 
 
-def test_a_pair_of_shared_latents_is_one_data_point_with_its_reference():
+def test_a_pair_of_shared_latents_is_one_data_point_with_a_reference():
     model, guide, stored = zoo.load("linear_regression/multivariate_normal")
     reference = ("the closed form", stored.check.value)
     found = card(model, guide, model.data, check=reference, whole=True, **(FAST | {"simulated": 100}))

@@ -119,7 +119,7 @@ def test_the_tree_has_the_promised_shape(case):
     assert list(tree.children) == ["train", "held_out"]
     for split, x in splits.items():
         dataset = tree[split].to_dataset()
-        assert dict(dataset.sizes) == {"seed": 1, "guide": 3, "datum": len(x), "axis": 2}
+        assert dict(dataset.sizes) == {"seed": 1, "guide": 3, "datum": len(x)}
         assert dataset["guide"].values.tolist() == list(guides)
         assert dataset["elbo"].dims == ("seed", "guide", "datum")
     assert tree.attrs == {"num_samples": NUM_SAMPLES, "level": 0.95, "data_dim": 5, "trained": 0}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -19,6 +19,9 @@ from inference.core.seeding import random_state
 from inference.core.unobserved import unobserved
 
 Program = Callable[..., Any]
+
+# Marks modules that have been converted to float64 from another dtype.
+CONVERTED = "_converted_to_float64"
 
 
 def run_program(
@@ -42,7 +45,9 @@ def run_program(
         enumeration: Discrete sites that get all their values side by side.
     """
     given = {} if enumeration is None else enumeration.given
-    with RecordSites(values, given) as run, nullcontext() if enumeration is None else enumeration.active():
+    enumerated = nullcontext() if enumeration is None else enumeration.active()
+    converted = any(getattr(module, CONVERTED, False) for module in modules_of(program))
+    with RecordSites(values, given, double=converted) as run, enumerated, _default_dtype(converted):
         if depth is None:
             program(*args, **kwargs)
         else:
@@ -50,6 +55,20 @@ def run_program(
                 program(*args, **kwargs)
     run.subsamples.pop(PARTICLES, None)
     return run
+
+
+@contextmanager
+def _default_dtype(double: bool) -> Iterator[None]:
+    """Whether a program makes float64 tensors where it says no dtype."""
+    if not double:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def check_pair(
@@ -72,12 +91,12 @@ def check_pair(
 
 
 def _check_left_out(model: Mapping[str, Site], latents: list[str], drawn: list[str]) -> None:
-    """Check that a guide samples all latents but those that can be summed out or were not made.
+    """Check that a guide samples all latents but those that can be summed out, were not made, or are point masses.
 
     Raises:
         ValueError: If not; the message names the sites.
     """
-    free = {name for name in latents if is_summable(model[name])} | unobserved(model)
+    free = {name for name in latents if is_summable(model[name]) or is_delta(model[name].fn)} | unobserved(model)
     needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
         raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")

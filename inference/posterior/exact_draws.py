@@ -12,6 +12,7 @@ from torch import Tensor
 from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import RecordSites, Site, isolated
+from inference.core.improper import is_delta
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
@@ -66,7 +67,7 @@ def simulated_draws(
         with seeded(seed), torch.no_grad():
             values = simulated_values(call)
         new = with_simulated_data(call, sites, values)
-        latents = {name: values[name] for name, site in sites.items() if not site.is_observed}
+        latents = {name: values[name] for name, site in sites.items() if not (site.is_observed or is_delta(site.fn))}
         return ExactDraws(x=new.args[0], latents=latents, args=new.args[1:])
     check_count(like, "the number of data points to simulate")
     with seeded(seed), torch.no_grad(), isolated(), RecordSites() as run:

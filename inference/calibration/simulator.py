@@ -26,6 +26,7 @@ from inference.core.draw import Draw, Layout, flatten, labels
 from inference.core.handlers import Site
 from inference.core.improper import latent_mask
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.simulated import observed_arguments, replay, with_simulated_data
@@ -124,7 +125,7 @@ def simulate(
     extra = {} if quantities is None else dict(quantities)
     if LOG_LIKELIHOOD in extra:
         raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         with refuse_batch_dependence(model, guide):
             first = call.probe()
         _check_sites(first)

@@ -16,6 +16,7 @@ from inference.core.draw import Draw
 from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report, refuse_whole
@@ -92,7 +93,7 @@ def information_bounds(
     first.refuse_masks()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         options: dict[str, Any] = {"num_samples": 2, "plate": plate, "missing": missing, "progress": False}
         rates = rate_distortion(model, guide, *args, **options, **kwargs).rates
         rounds = tqdm(range(num_samples), disable=not progress, desc="information bounds", unit="draw")

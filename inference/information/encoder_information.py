@@ -15,6 +15,7 @@ from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.sources import opened
@@ -160,7 +161,7 @@ def mutual_information(
         raise ValueError("expected one prior for all data, got one that differs between them")
     kl = _joint_kl(posteriors, prior_mean, prior_sigma)
     centred = Gaussians(posteriors.mean - posteriors.mean.mean(0), posteriors.factor)
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         rounds = tqdm(range(num_samples), disable=not progress, desc="mutual information", unit="draw")
         draws = [_draw(centred) for _ in rounds]
     terms, controls = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])

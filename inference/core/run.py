@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.overrides import TorchFunctionMode
 
 from inference.core.draw import PARTICLES, Layout, layout_of
 from inference.core.enumeration import Enumeration, is_summable
@@ -47,7 +48,7 @@ def run_program(
     given = {} if enumeration is None else enumeration.given
     enumerated = nullcontext() if enumeration is None else enumeration.active()
     converted = any(getattr(module, CONVERTED, False) for module in modules_of(program))
-    with RecordSites(values, given, double=converted) as run, enumerated, _default_dtype(converted):
+    with RecordSites(values, given, double=converted) as run, enumerated, _InDouble() if converted else nullcontext():
         if depth is None:
             program(*args, **kwargs)
         else:
@@ -57,18 +58,20 @@ def run_program(
     return run
 
 
-@contextmanager
-def _default_dtype(double: bool) -> Iterator[None]:
-    """Whether a program makes float64 tensors where it says no dtype."""
-    if not double:
-        yield
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+# Functions that make a tensor of torch's default dtype where none is said.
+_MAKERS = {getattr(torch, name) for name in ("zeros", "ones", "full", "empty", "eye", "linspace", "arange", "tensor")}
+_MAKERS |= {torch.rand, torch.randn}
+
+
+class _InDouble(TorchFunctionMode):
+    """While it is active, what a program makes without saying its dtype is float64 where it would be float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        unsaid = func in _MAKERS and (kwargs or {}).get("dtype") is None
+        return made.double() if unsaid and made.dtype == torch.float32 else made
 
 
 def check_pair(

@@ -1,8 +1,9 @@
 """Did it work? Three AutoGuides on ten classic models, beside the truth.
 
-For each pair: the ELBO, its gap to the reference evidence, Pareto k-hat of the weights, the error of posterior moments
-beside the reference (in posterior standard deviations, and as a ratio of them), and the posterior contraction, one less
-the guide's variance over the prior's. Below, the bracket that evidence finds without the reference.
+For each pair: the ELBO, its gap to the reference evidence with one standard error, Pareto k-hat of the weights, the
+error of posterior moments beside the reference (in posterior standard deviations, and as a ratio of them), and the
+posterior contraction, one less the guide's variance over the prior's. Above, the bracket that evidence finds without
+the reference.
 
     python examples/autoguides.py --steps 2000
     python examples/autoguides.py --models "eight schools" funnel
@@ -93,11 +94,18 @@ def measure(classic, args):
         guide = train(classic, family, args)
         options = {"num_samples": args.samples, "seed": args.seed, "progress": False, "whole": True}
         weights = log_weights(classic.model, guide, *classic.args, **options)
-        bound = float(elbo(weights).value)
-        cells = [f"{bound:.2f}", f"{classic.log_evidence - bound:.2f}", f"{float(pareto_k(weights).value):.2f}"]
+        bound, error = (float(column) for column in elbo(weights))
+        gap = f"{round(classic.log_evidence - bound, 2) + 0.0:.2f} ± {error:.2f}"  # no minus zero
+        cells = [f"{bound:.2f}", gap, f"{float(pareto_k(weights).value):.2f}"]
         rows[family.__name__] = cells + moments(classic, guide, args)
         print(table_line(family.__name__, rows[family.__name__]))
     return rows
+
+
+def markdown(found):
+    """The table for the documentation."""
+    rows = [("model", "guide", *HEAD), ("---",) * (2 + len(HEAD)), *((*pair, *cells) for pair, cells in found.items())]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main(argv=None):
@@ -115,6 +123,7 @@ def main(argv=None):
         print(table_line("", HEAD))
         found |= {(classic.name, family): cells for family, cells in measure(classic, args).items()}
     pd.DataFrame.from_dict(found, orient="index", columns=HEAD).to_csv(args.out / "autoguides.csv")
+    (args.out / "autoguides.md").write_text(markdown(found))
     finish(args)
     return found
 

@@ -9,7 +9,16 @@ import inference
 import zoo
 
 # What each shared keyword must default to, wherever it stands.
-DEFAULTS = {"seed": None, "plate": None, "progress": True, "level": 0.95, "chunk": None, "block": None}
+DEFAULTS = {
+    "seed": None,
+    "plate": None,
+    "progress": True,
+    "level": 0.95,
+    "chunk": None,
+    "block": None,
+    "whole": False,
+    "missing": False,
+}
 # In the zoo a seed is the name of what is made, a data set or a mixing: the same seed makes the same one.
 MADE_BY_SEED = {"seed": 0}
 # Spellings of the same ideas that no entry point may have.
@@ -30,6 +39,24 @@ WITHOUT = {
         "card": "measures pairs of the zoo's form",
         "elbo_entropies": "asks posterior(x), runs no plate",
         "self_consistency": "asks posterior(x), runs no plate",
+        "save_pair": "runs nothing",
+        "load_pair": "runs nothing",
+    },
+    "whole": {
+        "to_arviz": "sees by itself which latents are global",
+        "reconstruct": "asks decode(z) for rows",
+        "self_consistency": "asks posterior(x), runs no plate",
+        "elbo_entropies": "asks posterior(x), runs no plate",
+        "gradient_noise": "the objective has it",
+        "card": "measures pairs of the zoo's form",
+        "save_pair": "runs nothing",
+        "load_pair": "runs nothing",
+    },
+    "missing": {
+        "self_consistency": "simulates its data",
+        "elbo_entropies": "closed forms of the zoo's models",
+        "gradient_noise": "runs the objective as it is",
+        "card": "measures pairs of the zoo's form",
         "save_pair": "runs nothing",
         "load_pair": "runs nothing",
     },

@@ -16,6 +16,7 @@ from inference.calibration.simulation import Simulation
 from inference.calibration.simulation_based_calibration import continuous, ecdf_band, rank
 from inference.core.checks import check_finite
 from inference.core.estimates import check_level
+from inference.core.ranks import ranks as processes
 from inference.core.seeding import seeded
 
 # Variance of max(U, 1/2) for U uniform: that of the area between curve and diagonal above level one half.
@@ -91,7 +92,7 @@ def tarp(
         if references.shape != truth.shape:
             raise ValueError(f"expected references of shape {tuple(truth.shape)}, got {tuple(references.shape)}")
         check_finite(references, "references")
-    with seeded(seed):
+    with seeded(processes().agreed(seed)):
         points = _other_truths(truth) if references is None else references.to(truth)
         scale = draws.flatten(0, 1).std(0) if draws.shape[0] * draws.shape[1] > 1 else torch.ones_like(truth[0])
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))

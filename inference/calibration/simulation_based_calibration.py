@@ -17,6 +17,7 @@ from inference.calibration.simulation import Simulation
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
+from inference.core.ranks import ranks as processes
 from inference.core.seeding import seeded
 from inference.numerics.multiple_testing import holm
 
@@ -94,7 +95,7 @@ def sbc(simulation: Simulation, *, num_bins: int = 20, seed: int | None = None) 
     names, num_data = (*simulation.names, *simulation.quantities), len(simulation.truth)
     if num_data < 5 * num_bins:
         raise ValueError(f"expected at least five data points in each of {num_bins} bins, got {num_data} data points")
-    with seeded(seed):
+    with seeded(processes().agreed(seed)):
         ranks = rank(simulation.truth, simulation.draws)
         for truth, draws in simulation.quantities.values():
             ranks = torch.cat([ranks, rank(truth.unsqueeze(-1), draws.unsqueeze(-1))], -1)

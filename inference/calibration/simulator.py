@@ -22,12 +22,15 @@ from inference.calibration.simulation import Simulation, join
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw, flatten, labels
+from inference.core.draw import Draw, Layout, flatten, labels
+from inference.core.handlers import Site
 from inference.core.improper import latent_mask
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.simulated import observed_arguments, replay, with_simulated_data
+from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import sample
 
 Quantity = Callable[[Mapping[str, Tensor]], Tensor]
@@ -48,6 +51,7 @@ def simulate(
     chunk: int | None = None,
     plate: str | None = None,
     whole: bool = False,
+    missing: bool = False,
     refit: Callable[..., Program] | None = None,
     seed: int | None = None,
     progress: bool = True,
@@ -60,10 +64,13 @@ def simulate(
     Next to every latent coordinate, the log-likelihood log p(x*_n | z) is kept as a test quantity: coordinates alone
     cannot show whether a guide's correlations are right, and the log-likelihood detects a guide that ignores the data.
 
+    What is masked, as beyond the end of a short sequence, counts for nothing: observations keep their values there, and
+    latents are zero in truth and draws, so that their ranks are uniform whatever the guide.
+
     Warning:
         The guide is tested on data as the *model* makes them. On data that the model does not describe it may be
-        worse. The distribution of an observation may depend on the argument that it replaces by its shape alone. The
-        result holds S N P numbers.
+        worse. The distribution of an observation may depend on the argument that it replaces by its shape alone, and by
+        where it is masked. The result holds S N P numbers.
 
     References:
         Talts, Betancourt, Simpson, Vehtari, Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
@@ -85,6 +92,7 @@ def simulate(
         chunk: Draws made side by side; None chooses by size, 1 runs without a particle plate.
         plate: Name of the plate over the data, ``"data"`` if None.
         whole: Take all data as one data point, whatever the plates: each simulation is then a whole data set.
+        missing: See :func:`inference.iter_log_weights`; values that are missing are so in the simulated data.
         refit: Called with the arguments that hold a round's simulated data; returns the guide that has been fitted to
             them, of which the draws are taken: for guides without an encoder, such as AutoGuides (Yao et al. 2018).
         seed: Seed; leaves the global random state as it was.
@@ -94,8 +102,9 @@ def simulate(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), the model
-            observes nothing or what is not an argument, a site is scaled, or a latent is masked; or if an AutoGuide,
-                which knows nothing of other data, is not refitted.
+            observes nothing or what is not an argument, a site is scaled, a latent is masked in one half alone, or
+            something depends on one that is masked; or if an AutoGuide, which knows nothing of other data, is not
+            refitted.
 
     Example:
         >>> from guides import Exact
@@ -109,14 +118,14 @@ def simulate(
     check_count(num_samples, "num_samples")
     if chunk is not None:
         check_count(chunk, "chunk")
-    call = Call(model, guide, args, kwargs, plate, whole=whole)
+    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
     call.check()
     if isinstance(guide, AutoGuide) and refit is None:
         raise ValueError(f"expected refit= to fit {type(guide).__name__} to each simulated data set, got none")
     extra = {} if quantities is None else dict(quantities)
     if LOG_LIKELIHOOD in extra:
         raise ValueError(f"expected quantities of other names than {LOG_LIKELIHOOD!r}, got {list(extra)}")
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         with refuse_batch_dependence(model, guide):
             first = call.probe()
         _check_sites(first)
@@ -140,8 +149,9 @@ def simulate(
 
 
 def _check_sites(first: Draw) -> None:
-    """Check that the pair can be simulated: observed data are arguments, no term is scaled, no latent is masked."""
-    observed_arguments(first.model_sites, [*first.call.args, *first.call.kwargs.values()])
+    """Check that the pair can be simulated: observed data are arguments, no term is scaled, masked latents are idle."""
+    call = first.call
+    observed_arguments(first.model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
     for half, sites in (
         ("model", first.model_sites),
         ("guide", {name: first.guide_sites[name] for name in first.latents}),
@@ -149,8 +159,10 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
-            if not site.is_observed and latent_mask(site.fn, site.mask) is not None:
-                raise ValueError(f"expected latent {half} site {name!r} under no mask, got one")
+    first.check_latents()
+    latents = [first.model_sites[name] for name in first.latents]
+    if any(latent_mask(site.fn, site.mask) is not None for site in latents):
+        LogJoint.of(call)  # which checks that nothing depends on them
 
 
 def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Quantity]) -> Simulation:
@@ -158,6 +170,8 @@ def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Qu
     names, layout = list(first.latents), first.layout
     latents = [torch.cat([flatten(layout, r.model_sites[n], r.num_samples) for r in runs]) for n in names]
     truths = [flatten(layout, truth.model_sites[n], 1)[0] for n in names]
+    kept = [_kept(layout, truth.model_sites[n]) for n in names]
+    latents, truths = ([torch.where(k, v, 0.0) for k, v in zip(kept, values)] for values in (latents, truths))
     observed = [site for site in truth.model_sites.values() if site.is_observed]
     data = torch.cat([flatten(layout, site, 1)[0] for site in observed], -1)
     terms: dict[str, Callable[[Draw], Tensor]] = {LOG_LIKELIHOOD: lambda run: run.total(run.model_sites, observed=True)}
@@ -166,6 +180,13 @@ def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Qu
     return Simulation(
         names=labels(first), truth=torch.cat(truths, -1), draws=torch.cat(latents, -1), data=data, quantities=quantities
     )
+
+
+def _kept(layout: Layout, site: Site) -> Tensor:
+    """Where the coordinates of a site are not masked, (N, coordinates)."""
+    mask = latent_mask(site.fn, site.mask)
+    everywhere = torch.ones_like(site.value, dtype=torch.bool)
+    return flatten(layout, site._replace(value=everywhere if mask is None else everywhere & mask), 1)[0]
 
 
 def _evaluate(name: str, quantity: Quantity, run: Draw) -> Tensor:

@@ -31,6 +31,7 @@ def to_arviz(
     num_samples: int = 1000,
     known: Evidence | None = None,
     plate: str | None = None,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -60,6 +61,7 @@ def to_arviz(
         num_samples: S, draws of each group.
         known: The evidence of the same data, where each data point has its own latents.
         plate: Name of the plate over the data, ``"data"`` if None.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed of the draws; leaves the global random state as it was.
         progress: Show a progress bar, where the latents are global.
         **kwargs: Keyword arguments of both.
@@ -73,7 +75,7 @@ def to_arviz(
             has no upper end, is that of other data, or is not asked for.
     """
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, args, kwargs, plate)
+    call = Call(model, guide, args, kwargs, plate, missing=missing)
     call.check()
     with seeded(seed):
         if _is_global(call):

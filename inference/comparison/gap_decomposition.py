@@ -18,7 +18,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from inference.comparison.local_problem import check_takes_all, rows_at_once
+from inference.comparison.local_problem import rows_at_once
 from inference.comparison.refitting import (
     EVALUATIONS,
     can_be_refitted,
@@ -216,7 +216,7 @@ def gap(
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
     blocks = row_blocks(call, rows_at_once(num_samples))
     layout = blocks[0].probe().layout
-    check_takes_all(layout)
+    layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows
     if known is None:
         own = replace(call, guide=None) if isinstance(as_method(method), Exact) else call

@@ -432,6 +432,7 @@ def _simulated(call: Call, num_simulations: int, num_samples: int) -> Simulation
         num_samples=num_samples,
         plate=call.plate,
         whole=call.whole,
+        missing=call.missing,
         seed=0,
         progress=False,
         **call.kwargs,

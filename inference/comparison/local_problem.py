@@ -56,7 +56,7 @@ class LocalProblem:
         self.start = self._table([p.detach() for p in self.parameters]).double()
         with torch.no_grad():
             self.layout: Layout = call.run(num_samples).layout  # finds the depth of the plates, outside the noise
-            check_takes_all(self.layout)
+            self.layout.refuse_subsampling()
             if not shared and len(self.start) != self.layout.num_data:
                 raise ValueError(
                     f"expected the freed guide's parameters to have one row for each of {self.layout.num_data} data "
@@ -173,13 +173,3 @@ def _repetitions(index: Tensor) -> list[Tensor]:
 def rows_at_once(num_samples: int) -> int:
     """Rows of a block of which so many samples are drawn, so that memory does not grow with the number of rows."""
     return at_once(_DRAWS, num_samples)
-
-
-def check_takes_all(layout: Layout) -> None:
-    """Refuse a pair that subsamples its data.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if layout.plate_scale != 1:
-        raise ValueError(f"expected a pair that takes all its data, got a subsampling plate {layout.plate!r}")

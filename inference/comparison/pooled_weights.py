@@ -22,7 +22,7 @@ from inference.core.call import Call
 from inference.core.checks import check_log_weights
 from inference.core.draw import Draw
 from inference.core.seeding import random_state
-from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, from_narrow_guide, replace_estimate
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.defensive_mixture import check_same
 from inference.weights.importance_weights import samples_at_once
@@ -41,11 +41,13 @@ class Pooled(NamedTuple):
         own: Summary of each guide's own weights.
         balanced: Summary of its draws' weights as draws of the mixture; empty unless there are two guides in it.
         left_out: Guides whose density cannot be evaluated at other draws than their own.
+        narrow: Of guides that have no density on part of the support of some latents, these.
     """
 
     own: dict[str, WeightSummary]
     balanced: dict[str, WeightSummary]
     left_out: tuple[str, ...]
+    narrow: dict[str, list[str]]
 
     @property
     def best(self) -> str:
@@ -56,13 +58,16 @@ class Pooled(NamedTuple):
         """Evidence from the mixture's weights, or from those of the best guide where there is no mixture."""
         if not self.balanced:
             method = f"importance from {self.best!r}" if self.left_out else "importance"
-            return evidence_from_weights(self.own[self.best], level, method=method)
+            found = evidence_from_weights(self.own[self.best], level, method=method)
+            return from_narrow_guide(found, self.narrow[self.best])
         method = BALANCED + (f" without {', '.join(map(repr, self.left_out))}" if self.left_out else "")
         strata = list(self.balanced.values())
         whole = strata[0]
         for other in strata[1:]:
             whole = merge(whole, other)
-        return replace_estimate(evidence_from_weights(whole, level), *stratified(*strata), method=method)
+        least = min((self.narrow[name] for name in self.balanced), key=len)  # a mixture has the widest one's support
+        plain = from_narrow_guide(evidence_from_weights(whole, level), least)
+        return replace_estimate(plain, *stratified(*strata), method=method)
 
 
 @torch.no_grad()
@@ -83,13 +88,17 @@ def pooled_weights(calls: Mapping[str, Call], num_samples: int, chunk: int | Non
     names = {id(call.guide): name for name, call in reversed(list(calls.items()))}
     distinct = {name: call for name, call in calls.items() if names[id(call.guide)] == name}
     found = _of_distinct(distinct, num_samples, chunk)
-    return found._replace(own={name: found.own[names[id(call.guide)]] for name, call in calls.items()})
+    same = {name: names[id(call.guide)] for name, call in calls.items()}
+    own = {name: found.own[first] for name, first in same.items()}
+    return found._replace(own=own, narrow={name: found.narrow[first] for name, first in same.items()})
 
 
 def _of_distinct(calls: Mapping[str, Call], num_samples: int, chunk: int | None) -> Pooled:
     """:func:`pooled_weights` of guides of which no two are the same object."""
     with refuse_batch_dependence(*(program for call in calls.values() for program in call.programs)):
         first = {name: call.probe() for name, call in calls.items()}
+    for draw in first.values():
+        draw.layout.refuse_subsampling()
     mixed = _mixable(calls, first) if len(calls) > 1 else {}
     own, balanced = {}, {}
     for name, call in calls.items():
@@ -99,7 +108,7 @@ def _of_distinct(calls: Mapping[str, Call], num_samples: int, chunk: int | None)
         if name in mixed:
             balanced[name] = _part(summary, slice(first[name].layout.num_data, None))
     left_out = tuple(name for name in calls if name not in mixed) if len(calls) > 1 else ()
-    return Pooled(own, balanced, left_out)
+    return Pooled(own, balanced, left_out, {name: draw.narrow for name, draw in first.items()})
 
 
 def _mixable(calls: Mapping[str, Call], first: Mapping[str, Draw]) -> dict[str, Call]:

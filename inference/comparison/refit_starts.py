@@ -73,7 +73,7 @@ def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> tuple[Tensor, Gauss
     assert guide is not None
     with pyro.validation_enabled(False):
         location, scale = prior_scale(log_joint)
-        draws = [log_joint.sample_prior(_DRAWS).to(location), log_joint.draw_guide(guide, _DRAWS).to(location)]
+        draws = [log_joint.sample_prior(_DRAWS).to(location), log_joint.draw_starts(guide, _DRAWS).to(location)]
         if log_joint.dim <= _MAX_GRID_DIM:
             modes = search_modes(log_joint, draws, location, scale)
         else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.comparison.local_problem import LocalProblem, rows_at_once, write_rows
+from inference.comparison.named_parameters import OwnParameters, named_parameters
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.call import Call
@@ -21,7 +22,7 @@ from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks, row_blocks
-from inference.core.run import Program
+from inference.core.run import Program, modules_of
 from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
@@ -100,7 +101,8 @@ def refit(
 ) -> Refit:
     """Refit a guide: find the best member of its family for each data point.
 
-    The parameters of an AutoGuide, and of any module where all data are one data point, are refitted as a whole.
+    The parameters of an AutoGuide are refitted as a whole; so are, where all data are one data point, those of any
+    module, such as an EasyGuide, and those that a function names by ``pyro.param``.
 
     Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
     output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
@@ -165,7 +167,10 @@ def refit_columns(
 ) -> dict[str, Tensor]:
     """What a :class:`Refit` says of each data point by name, block by block, and its free parameters ``point``."""
     if not can_be_refitted(own):
-        raise TypeError(f"expected a guide with local(x), or an AutoGuide, got {type(own.guide).__name__}")
+        raise TypeError(
+            "expected a guide with local(x), an AutoGuide, or one of all data (whole=True) with parameters of its own, "
+            f"got {type(own.guide).__name__}"
+        )
     check_count(num_samples, "num_samples", 2)
     check_count(restarts, "restarts", 0)
     own.check()
@@ -206,8 +211,12 @@ def _freed(own: Call) -> tuple[nn.Module, bool]:
     """A guide with free parameters, and whether all data share them."""
     if isinstance(own.guide, SupportsLocal):
         return own.guide.local(*own.args, **own.kwargs), False
-    assert isinstance(own.guide, nn.Module)
-    return copy.deepcopy(own.guide), True
+    named = {} if isinstance(own.guide, AutoGuide) else named_parameters(own)
+    guide = copy.deepcopy(own.guide)
+    if named:
+        return OwnParameters(guide, named), True  # type: ignore[arg-type]
+    assert isinstance(guide, nn.Module)
+    return guide, True
 
 
 def can_be_refitted(call: Call) -> bool:
@@ -217,7 +226,10 @@ def can_be_refitted(call: Call) -> bool:
 
 def has_global_parameters(call: Call) -> bool:
     """Whether a guide's parameters belong to all its data: then they are refitted as one."""
-    return isinstance(call.guide, AutoGuide) or (call.whole and isinstance(call.guide, nn.Module))
+    if isinstance(call.guide, AutoGuide) or not call.whole:
+        return isinstance(call.guide, AutoGuide)
+    owned = any(p.requires_grad for module in modules_of(call.guide) for p in module.parameters())  # type: ignore[arg-type]
+    return (owned and isinstance(call.guide, nn.Module)) or bool(named_parameters(call))
 
 
 def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from inference.core.memory import at_once
 from inference.core.protocols import SupportsRows
 from inference.core.ranks import ranks
 from inference.core.rows import RowBlocks
-from inference.core.run import Program, check_pair, modules_of, run_program
+from inference.core.run import CONVERTED, Program, check_pair, modules_of, run_program
 from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
 from inference.core.sources import Column, as_arguments
@@ -95,6 +95,8 @@ class Call:
             TypeError: If an argument is of the wrong type.
             ValueError: If an argument is not finite, or does not have the shape that a program declares.
         """
+        if self.num_rows == 0 and not self.whole:
+            raise ValueError("expected at least one data point, got none")
         lazy = any(isinstance(leaf, Column) for leaf in tree_leaves((self.args, dict(self.kwargs))))
         if not (lazy or self.doubles) or self.num_rows is None:
             check_arguments(self.programs, self.args, self.kwargs, missing=self.missing)
@@ -109,18 +111,22 @@ class Call:
         """The call with modules and data in float64: at little noise a float32 density is lost in rounding.
 
         Modules are copied, as one, so that a guide which holds its model holds the copy. The call itself is returned
-        where a half is neither a module nor a module's method, or all is float64 already.
+        where a half is neither a module nor a module's method, or all is float64 already. What a converted program
+        makes without saying its dtype, as by ``torch.zeros(3)``, is float64, too.
         """
         return self.double_by_rows().settled()
 
     def double_by_rows(self) -> Call:
         """:meth:`double` whose data are converted when some of their rows are taken, and not before."""
         owned = all(modules_of(program) for program in self.programs)
-        if not owned or all(map(_is_double, modules_of(*self.programs))):
+        numbers = [t for module in modules_of(*self.programs) for t in _floating(module)]
+        numbers = numbers or [leaf for leaf in tree_leaves(self.args) if _is_floating(leaf)]
+        if not owned or all(t.dtype == torch.float64 for t in numbers):
             return self
         model, guide = copy.deepcopy((self.model, self.guide))
         for module in modules_of(*(program for program in (model, guide) if program is not None)):
             module.double()
+            setattr(module, CONVERTED, True)
         return replace(self, model=model, guide=guide, doubles=True)
 
     def settled(self) -> Call:
@@ -367,9 +373,13 @@ def _read(value: Any) -> Any:
 
 
 def _convert(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return value.double() if _is_floating(value) else value
 
 
-def _is_double(module: Any) -> bool:
-    tensors = (*module.parameters(), *module.buffers())
-    return all(t.dtype == torch.float64 for t in tensors if t.is_floating_point())
+def _floating(module: Any) -> list[Tensor]:
+    """Parameters and buffers of a module that are no integers."""
+    return [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()

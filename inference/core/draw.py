@@ -16,6 +16,7 @@ from inference.core.enumeration import expected, is_summable, summed_out
 from inference.core.handlers import Site, masked_log_prob
 from inference.core.improper import check_angles, check_latent, is_delta, is_periodic, refuse_mask
 from inference.core.seeding import random_state
+from inference.core.supports import reaches
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -60,6 +61,15 @@ class Layout:
     depth: int
     numel: int
     whole: bool = False
+
+    def refuse_subsampling(self) -> None:
+        """Refuse a pair that subsamples its data: which data points its numbers are of, nobody knows.
+
+        Raises:
+            ValueError: If it does.
+        """
+        if self.plate_scale != 1:
+            raise ValueError(f"expected a pair that takes all its data, got a subsampling plate {self.plate!r}")
 
     def per_datum(self, term: Tensor, num_samples: int) -> Tensor:
         """Sum a term of a site's batch shape over everything but samples and data: shape (S, N)."""
@@ -127,9 +137,9 @@ class Draw:
 
     @property
     def left_out(self) -> frozenset[str]:
-        """Latent sites of the model that the guide leaves out."""
-        sites = self.model_sites.items()
-        return frozenset(name for name, site in sites if not site.is_observed and name not in self.guide_sites)
+        """Latent sites of the model that the guide leaves out; point masses, which others determine, are none."""
+        latents = {name: site for name, site in self.model_sites.items() if not site.is_observed}
+        return frozenset(name for name, s in latents.items() if name not in self.guide_sites and not is_delta(s.fn))
 
     @property
     def marked(self) -> frozenset[str]:
@@ -260,6 +270,13 @@ class Draw:
             for name in self.latents:
                 halves = self.model_sites[name].fn, self.guide_sites[name].fn
                 check_angles(name, *halves, *map(is_periodic, halves))
+
+    @property
+    def narrow(self) -> list[str]:
+        """Latents on part of whose support the guide has no density, by trial; leaves the random state as it was."""
+        with random_state(None):
+            halves = {name: (self.guide_sites[name].fn, self.model_sites[name].fn) for name in self.latents}
+            return [name for name, (q, p) in halves.items() if not (is_delta(q) or reaches(q, p))]
 
     def refuse_masks(self) -> None:
         """Refuse latents that are masked, in model or guide.

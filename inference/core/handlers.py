@@ -156,6 +156,7 @@ class RecordSites(Messenger):
     Args:
         values: Values by site name; a subsampling plate's indices count as the value at the plate's name.
         given: Sites of the run that the values come from, where discrete ones are enumerated.
+        double: Turn what is drawn into float64, also from distributions that were made in float32.
 
     Attributes:
         sites: Sample sites in trace order.
@@ -164,9 +165,14 @@ class RecordSites(Messenger):
     """
 
     def __init__(
-        self, values: Mapping[str, Tensor] | None = None, given: Mapping[str, Site] = MappingProxyType({})
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        given: Mapping[str, Site] = MappingProxyType({}),
+        *,
+        double: bool = False,
     ) -> None:
         super().__init__()
+        self.double = double
         self.values, self.given = {} if values is None else values, given
         self.sites: dict[str, Site] = {}
         self.subsamples: dict[str, Tensor] = {}
@@ -206,6 +212,8 @@ class RecordSites(Messenger):
         if msg["infer"].get("_deterministic"):
             self.deterministic[name] = msg["value"]
             return
+        if self.double and not msg["is_observed"] and msg["value"].is_floating_point():
+            msg["value"] = msg["value"].double()
         if name in self.sites:
             raise ValueError(f"expected every sample site to have a name of its own, got {name!r} twice")
         infer, frames, source = msg["infer"], msg["cond_indep_stack"], self.given.get(name)

@@ -178,7 +178,10 @@ def is_periodic(fn: Any) -> bool:
     span = (draws.amax(0) - draws.amin(0)).flatten(draws.dim() - 1 - event) if event else draws.amax(0) - draws.amin(0)
     numel = span.shape[-1] if event else 1
     chosen = range(0, numel, -(-numel // _COORDINATES))
-    return any(_does_not_fall(fn, draws, span[..., k] if event else span, k, inside) for k in chosen)
+    try:
+        return any(_does_not_fall(fn, draws, span[..., k] if event else span, k, inside) for k in chosen)
+    except ValueError:  # by validation: it has no density so far out
+        return False
 
 
 def _does_not_fall(fn: Any, draws: Tensor, span: Tensor, k: int, inside: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from inference.core.checks import check_arguments
 from inference.core.draw import Draw
+from inference.core.improper import is_delta
 from inference.core.memory import at_once
 from inference.core.simulated import replay
 from inference.core.sources import Column
@@ -180,7 +181,8 @@ def _difference(part: Call, whole: Draw, index: Tensor) -> str | None:
 
 
 def _is_drawn(whole: Draw, name: str) -> bool:
-    return not whole.model_sites[name].is_observed
+    site = whole.model_sites[name]
+    return not (site.is_observed or is_delta(site.fn))
 
 
 def _rows_of(whole: Draw, name: str, index: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.overrides import TorchFunctionMode
 
 from inference.core.draw import PARTICLES, Layout, layout_of
 from inference.core.enumeration import Enumeration, is_summable
@@ -19,6 +20,9 @@ from inference.core.seeding import random_state
 from inference.core.unobserved import unobserved
 
 Program = Callable[..., Any]
+
+# Marks modules that have been converted to float64 from another dtype.
+CONVERTED = "_converted_to_float64"
 
 
 def run_program(
@@ -42,7 +46,9 @@ def run_program(
         enumeration: Discrete sites that get all their values side by side.
     """
     given = {} if enumeration is None else enumeration.given
-    with RecordSites(values, given) as run, nullcontext() if enumeration is None else enumeration.active():
+    enumerated = nullcontext() if enumeration is None else enumeration.active()
+    converted = any(getattr(module, CONVERTED, False) for module in modules_of(program))
+    with RecordSites(values, given, double=converted) as run, enumerated, _InDouble() if converted else nullcontext():
         if depth is None:
             program(*args, **kwargs)
         else:
@@ -50,6 +56,22 @@ def run_program(
                 program(*args, **kwargs)
     run.subsamples.pop(PARTICLES, None)
     return run
+
+
+# Functions that make a tensor of torch's default dtype where none is said.
+_MAKERS = {getattr(torch, name) for name in ("zeros", "ones", "full", "empty", "eye", "linspace", "arange", "tensor")}
+_MAKERS |= {torch.rand, torch.randn}
+
+
+class _InDouble(TorchFunctionMode):
+    """While it is active, what a program makes without saying its dtype is float64 where it would be float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        unsaid = func in _MAKERS and (kwargs or {}).get("dtype") is None
+        return made.double() if unsaid and made.dtype == torch.float32 else made
 
 
 def check_pair(
@@ -72,12 +94,12 @@ def check_pair(
 
 
 def _check_left_out(model: Mapping[str, Site], latents: list[str], drawn: list[str]) -> None:
-    """Check that a guide samples all latents but those that can be summed out or were not made.
+    """Check that a guide samples all latents but those that can be summed out, were not made, or are point masses.
 
     Raises:
         ValueError: If not; the message names the sites.
     """
-    free = {name for name in latents if is_summable(model[name])} | unobserved(model)
+    free = {name for name in latents if is_summable(model[name]) or is_delta(model[name].fn)} | unobserved(model)
     needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
         raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")

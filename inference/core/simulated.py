@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.draw import Draw, Layout
 from inference.core.handlers import Site, isolated
+from inference.core.improper import latent_mask
 
 if TYPE_CHECKING:
     from inference.core.call import Call
@@ -32,8 +33,13 @@ def simulated_values(call: Call, values: Mapping[str, Tensor] | None = None, num
     return {name: site.value for name, site in run.sites.items()} | run.deterministic
 
 
-def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> list[str]:
+def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any], *, missing: bool = False) -> list[str]:
     """Names of the observed sites of a run, each of which observes an argument, or a view of a part of one.
+
+    Args:
+        sites: Sites of a run of the model.
+        arguments: What it was called with.
+        missing: Take an argument whose NaN have been replaced, ``obs=x.nan_to_num()``, for the argument.
 
     Raises:
         ValueError: If one does not, or two observe the same memory; the message names them.
@@ -43,7 +49,7 @@ def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> l
         tree_leaves(list(arguments)),
     )
     for name, value in observed.items():
-        if not any(_is_part(value, argument) for argument in given):
+        if not any(_is_part(value, argument) or (missing and _fills(value, argument)) for argument in given):
             raise ValueError(
                 "expected every observed value to be an argument or a view of one, obs=x or obs=x.reshape(...), to put "
                 f"simulated data in its place, got a value of shape {tuple(value.shape)} at site {name!r} that is none"
@@ -56,7 +62,7 @@ def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any]) -> l
 
 
 def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[str, Tensor]) -> Call:
-    """The call with simulated values in place of the arguments, or their parts, that the model observes.
+    """The call with simulated values in place of what the model observes of its arguments unmasked.
 
     Args:
         call: What was run.
@@ -66,12 +72,15 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
     Raises:
         ValueError: If an observed value is not an argument or a view of one.
     """
-    observed = observed_arguments(sites, [*call.args, *call.kwargs.values()])
+    observed = observed_arguments(sites, [*call.args, *call.kwargs.values()], missing=call.missing)
+    values = {name: _where_seen(sites[name], values[name]) for name in observed}
 
     def simulated(argument: Any) -> Any:
         for name in observed:
             if sites[name].value is argument:
                 return values[name]
+            if call.missing and _fills(sites[name].value, argument):
+                return torch.where(argument.isnan(), argument, values[name])
         parts = [name for name in observed if _is_part(sites[name].value, argument)]
         if not parts:
             return argument
@@ -84,12 +93,25 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
     return replace(call, args=args, kwargs=kwargs)
 
 
+def _where_seen(site: Site, value: Tensor) -> Tensor:
+    """A simulated value where the site is not masked, and what it observes elsewhere."""
+    mask = latent_mask(site.fn, site.mask)
+    return value if mask is None else torch.where(mask, value, site.value)
+
+
 def _is_part(value: Tensor, argument: Any) -> bool:
     """Whether a value is an argument, or another view of its memory."""
     if value is argument:
         return True
     same = isinstance(argument, Tensor) and value.numel() > 0 and value.dtype == argument.dtype
     return same and value.untyped_storage().data_ptr() == argument.untyped_storage().data_ptr()
+
+
+def _fills(value: Tensor, argument: Any) -> bool:
+    """Whether a value is an argument with something else in the place of NaN."""
+    if not isinstance(argument, Tensor) or argument.shape != value.shape or argument.dtype != value.dtype:
+        return False
+    return bool(((argument == value) | argument.isnan()).all())
 
 
 def _view(memory: UntypedStorage, like: Tensor) -> Tensor:

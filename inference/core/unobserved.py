@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.core.handlers import Site, masked_log_prob
+from inference.core.improper import is_delta
 
 _SEEN, _UNSEEN = "_observed", "_unobserved"
 
@@ -33,7 +34,8 @@ def without_children(
         sites: Sites of a run.
         run: Runs the program at given values of its latent sites, by name.
     """
-    names, latents = set(names), {name: site.value for name, site in sites.items() if not site.is_observed}
+    names = set(names)
+    latents = {name: s.value for name, s in sites.items() if not (s.is_observed or is_delta(s.fn))}
     found = set()
     for name in names:
         again = run({other: value for other, value in latents.items() if other != name})

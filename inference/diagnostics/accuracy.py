@@ -20,6 +20,7 @@ from inference.core.checks import check_count, check_finite
 from inference.core.draw import Draw, flatten, labels
 from inference.core.estimates import Estimate
 from inference.core.protocols import SupportsPosterior
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.simulated import replay
@@ -104,7 +105,7 @@ def posterior_error(
     call.check()
     if reference is None and (args or kwargs or not isinstance(model, SupportsPosterior)):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
-    with seeded(seed), refuse_batch_dependence(model, guide):
+    with seeded(ranks().agreed(seed)), refuse_batch_dependence(model, guide):
         first = call.probe()
         first.check_latents()
         _check_reference(first, reference, log_evidence)

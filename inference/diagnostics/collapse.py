@@ -32,6 +32,8 @@ def latent_kl(
     *args: Any,
     block: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     progress: bool = True,
     **kwargs: Any,
 ) -> Tensor:
@@ -57,6 +59,8 @@ def latent_kl(
         *args: Further arguments of both.
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`; N is then one.
+        missing: See :func:`inference.iter_log_weights`.
         progress: Show a progress bar where there are several blocks.
         **kwargs: Keyword arguments of both.
 
@@ -74,9 +78,8 @@ def latent_kl(
         >>> latent_kl(LinearVAE(5, 2), Linear(5, 2), torch.zeros(4, 5)).sum().item()
         0.0
     """
-    distributions = latent_distributions(
-        Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress
-    )
+    call = Call(model, guide, opened((x, *args)), kwargs, plate, whole=whole, missing=missing)
+    distributions = latent_distributions(call, block=block, progress=progress)
     return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
 
 
@@ -89,6 +92,8 @@ def posterior_means(
     *args: Any,
     block: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     progress: bool = True,
     **kwargs: Any,
 ) -> Tensor:
@@ -101,6 +106,8 @@ def posterior_means(
         *args: Further arguments of both.
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`; N is then one.
+        missing: See :func:`inference.iter_log_weights`.
         progress: Show a progress bar where there are several blocks.
         **kwargs: Keyword arguments of both.
 
@@ -111,7 +118,8 @@ def posterior_means(
         TypeError: See :func:`latent_kl`.
         ValueError: See :func:`latent_kl`.
     """
-    return read_gaussians(Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress)[0].mean
+    call = Call(model, guide, opened((x, *args)), kwargs, plate, whole=whole, missing=missing)
+    return read_gaussians(call, block=block, progress=progress)[0].mean
 
 
 def collapsed(kl: Tensor, epsilon: float = 0.01, delta: float = 0.01) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -87,7 +87,15 @@ class PairCheck:
         )
 
 
-def check_pair(model: Program, guide: Program, *args: Any, plate: str | None = None, **kwargs: Any) -> PairCheck:
+def check_pair(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
+    **kwargs: Any,
+) -> PairCheck:
     """Find out what a pair can be used for, which rule it breaks and how to mend it.
 
     Runs the pair a few times, on all data that it is given: some ten rows suffice. Nothing is trained, and random state
@@ -98,6 +106,8 @@ def check_pair(model: Program, guide: Program, *args: Any, plate: str | None = N
         guide: Pyro guide.
         *args: Arguments of both, the data first.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         **kwargs: Keyword arguments of both.
 
     Example:
@@ -106,7 +116,7 @@ def check_pair(model: Program, guide: Program, *args: Any, plate: str | None = N
         >>> print(check_pair(LinearVAE(5, 2), MeanField(5, 3), torch.randn(8, 5)).problems["pair"])
         expected a value of event shape (2,) at the model's site 'z', got the guide's of shape (8, 3)
     """
-    call, doors, shut = Call(model, guide, args, kwargs, plate), list[Door](), ""
+    call, doors, shut = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing), list[Door](), ""
     for name, serves, needed, trial in _TRIALS:
         problem = shut or _problem(trial, call)
         doors.append(Door(name, serves, problem, _remedy(problem), name in _OFFERS))
@@ -162,7 +172,7 @@ def _pair(call: Call) -> None:
 def _repeatable(call: Call) -> None:
     first = call.probe()
     values = {**first.latents, **first.subsamples}
-    model_alone = Call(call.model, None, call.args, call.kwargs)
+    model_alone = replace(call, guide=None)
     with torch.no_grad():
         one, other = (replay(model_alone, first.layout, values).log_joint for _ in range(2))
     if not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
@@ -174,6 +184,7 @@ def _repeatable(call: Call) -> None:
 def _training(call: Call) -> None:
     assert call.guide is not None
     objective = ELBO(plate=call.plate)
+    objective.whole = call.whole
     with local_params() as handler, _ran() as ran:
         loss = objective.differentiable_loss(call.model, call.guide, *call.args, **call.kwargs)
     every = [*handler.seen, *(p for module in modules_of(*call.programs) for p in module.parameters())]
@@ -222,11 +233,12 @@ def _log_joint(call: Call) -> None:
 
 
 def _rows(call: Call) -> None:
-    with_known_rows(call, call.probe())
+    if not call.whole:
+        with_known_rows(call, call.probe())
 
 
 def _simulated(call: Call) -> None:
-    observed_arguments(call.probe().model_sites, [*call.args, *call.kwargs.values()])
+    observed_arguments(call.probe().model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
 
 
 def _freed(call: Call) -> None:

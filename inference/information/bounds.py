@@ -16,9 +16,10 @@ from inference.core.draw import Draw
 from inference.core.estimates import check_level
 from inference.core.handlers import isolated, masked_log_prob
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.information.encoder_information import MutualInformation, information_report
+from inference.information.encoder_information import MutualInformation, information_report, refuse_whole
 from inference.information.rates import RateDistortion, rate_distortion
 
 # Latents scored side by side by default.
@@ -35,6 +36,8 @@ def information_bounds(
     seed: int | None = None,
     level: float = 0.95,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     progress: bool = True,
     **kwargs: Any,
 ) -> MutualInformation:
@@ -65,6 +68,8 @@ def information_bounds(
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Refused: all data as one data point have no information that tells data points apart.
+        missing: See :func:`inference.iter_log_weights`.
         progress: Show a progress bar over the draws.
         **kwargs: Keyword arguments of both.
 
@@ -80,15 +85,17 @@ def information_bounds(
     chunk = at_once(_CHUNK) if chunk is None else chunk
     check_count(chunk, "chunk")
     check_level(level)
-    call = Call(model, guide, args, kwargs, plate)
+    refuse_whole(whole)
+    call = Call(model, guide, args, kwargs, plate, missing=missing)
     call.check()
     with refuse_batch_dependence(model, guide):
         first = call.probe_density()
     first.refuse_masks()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
-    with seeded(seed):
-        rates = rate_distortion(model, guide, *args, num_samples=2, plate=plate, progress=False, **kwargs).rates
+    with seeded(ranks().agreed(seed)):
+        options: dict[str, Any] = {"num_samples": 2, "plate": plate, "missing": missing, "progress": False}
+        rates = rate_distortion(model, guide, *args, **options, **kwargs).rates
         rounds = tqdm(range(num_samples), disable=not progress, desc="information bounds", unit="draw")
         found = [_ratios(call, chunk) for _ in rounds]
     own, others = (torch.stack(terms) for terms in zip(*found, strict=True))

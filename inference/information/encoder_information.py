@@ -15,6 +15,7 @@ from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
 from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.sources import opened
@@ -84,6 +85,8 @@ def mutual_information(
     level: float = 0.95,
     block: int | None = None,
     plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
     progress: bool = True,
     **kwargs: Any,
 ) -> MutualInformation:
@@ -133,6 +136,8 @@ def mutual_information(
         level: Confidence level of the intervals.
         block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: Refused: all data as one data point have no information that tells data points apart.
+        missing: See :func:`inference.iter_log_weights`.
         progress: Show a progress bar over the draws.
 
     Raises:
@@ -148,18 +153,33 @@ def mutual_information(
     """
     check_count(num_samples, "num_samples", minimum=2)
     check_level(level)
-    found = read_gaussians(Call(model, guide, opened((x, *args)), kwargs, plate), block=block, progress=progress)
+    refuse_whole(whole)
+    call = Call(model, guide, opened((x, *args)), kwargs, plate, missing=missing)
+    found = read_gaussians(call, block=block, progress=progress)
     posteriors, prior_mean, prior_sigma = found
     if bool((prior_mean != prior_mean[0]).any() | (prior_sigma != prior_sigma[0]).any()):
         raise ValueError("expected one prior for all data, got one that differs between them")
     kl = _joint_kl(posteriors, prior_mean, prior_sigma)
     centred = Gaussians(posteriors.mean - posteriors.mean.mean(0), posteriors.factor)
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         rounds = tqdm(range(num_samples), disable=not progress, desc="mutual information", unit="draw")
         draws = [_draw(centred) for _ in rounds]
     terms, controls = torch.stack([d[0] for d in draws]), torch.stack([d[1] for d in draws])
     own, others = (_reduce_variance(term, controls) for term in terms.unbind(-1))
     return information_report(own, others, kl, level)
+
+
+def refuse_whole(whole: bool) -> None:
+    """Refuse all data as one data point.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if whole:
+        raise ValueError(
+            "expected several data points, of which a latent may tell one from the others, got whole=True: one data "
+            "point leaves nothing to tell, its mutual information is at most log 1 = 0"
+        )
 
 
 def _draw(posteriors: Gaussians) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from inference.core.estimates import Estimate, Interval, check_level
 from inference.core.handlers import apply_mask
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsExpectedLogLikelihood
+from inference.core.ranks import ranks
 from inference.core.rows import row_blocks
 from inference.core.run import Program
 from inference.core.seeding import seeded
@@ -145,7 +146,7 @@ def rate_distortion(
     call.check()
     with refuse_batch_dependence(model, guide):
         blocks = row_blocks(call, at_once(_ROWS))
-    with seeded(seed):
+    with seeded(ranks().agreed(seed)):
         parts = [_of_block(block, num_samples, chunk, progress and len(blocks) == 1) for block in blocks]
     rates, distortions, totals = (_joined(column) for column in zip(*parts, strict=True))
     return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)

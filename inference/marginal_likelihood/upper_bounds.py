@@ -16,7 +16,14 @@ from inference.weights.summary import WeightSummary, summarise
 
 
 def eubo(
-    model: Program, guide: Program, draws: ExactDraws, *args: Any, plate: str | None = None, **kwargs: Any
+    model: Program,
+    guide: Program,
+    draws: ExactDraws,
+    *args: Any,
+    plate: str | None = None,
+    whole: bool = False,
+    missing: bool = False,
+    **kwargs: Any,
 ) -> Estimate:
     r"""Evidence upper bound (EUBO) per data point: the mean log weight of exact posterior draws, with standard error.
 
@@ -26,8 +33,10 @@ def eubo(
         model: Pyro model.
         guide: Pyro guide with a density.
         draws: What :func:`simulated_draws` or :func:`posterior_draws` returned; nothing else makes this an upper bound.
-        *args: Further arguments of both.
+        *args: Further arguments of both; those of the draws come first, where they have some.
         plate: Name of the plate over the data, ``"data"`` if None.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         **kwargs: Keyword arguments of both.
 
     Returns:
@@ -37,7 +46,7 @@ def eubo(
         ValueError: If model and guide are not a valid pair.
     """
     with random_state(None), torch.no_grad():
-        call = Call(model, guide, (draws.x, *args), kwargs, plate)
+        call = Call(model, guide, draws.arguments(args), kwargs, plate, whole=whole, missing=missing)
         draw = call.run(draws.num_samples, values=draws.latents)
         return summarise([draw.log_weights], draws.num_samples).elbo
 

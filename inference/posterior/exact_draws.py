@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.handlers import RecordSites, Site, isolated
+from inference.core.improper import is_delta
 from inference.core.protocols import SupportsPosterior
 from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
-from inference.core.simulated import observed_arguments
-from inference.posterior.prediction import sample
+from inference.core.simulated import observed_arguments, simulated_values, with_simulated_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,35 +27,48 @@ class ExactDraws:
         x: Data, (N, D).
         latents: Values by site name; with S samples left of the data, (S, N, ...), or (N, ...) if S = 1.
         num_samples: S.
+        args: Further arguments of the model, simulated ones among them; those that a door is given if there are none.
     """
 
     x: Tensor
     latents: Mapping[str, Tensor] = field(repr=False)
     num_samples: int = 1
+    args: tuple[Any, ...] = field(default=(), repr=False)
+
+    def arguments(self, further: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Positional arguments of a call with these data: the own ones, or further ones where there are none."""
+        return (self.x, *(self.args or further))
 
 
 def simulated_draws(
-    model: Program, like: int | Tensor, *args: Any, seed: int | None = None, **kwargs: Any
+    model: Program, like: Any, *args: Any, missing: bool = False, seed: int | None = None, **kwargs: Any
 ) -> ExactDraws:
     """Simulated data with their true latents: one exact draw of each data point's posterior.
 
     Args:
         model: Pyro model.
         like: Number of data points, for a model that is a :class:`inference.core.protocols.Simulates`; or data (N, D),
-            which the model observes unchanged and which are replaced by simulated ones.
-        *args: Further arguments of the model.
+            the first argument.
+        *args: Further arguments of the model. What it observes of all these, ``obs=y`` or ``obs=y.reshape(...)``, is
+            replaced by simulated data, but for what is masked.
+        missing: See :func:`inference.iter_log_weights`; values that are missing are so in the simulated data.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of the model.
 
     Raises:
         TypeError: If a number is given and the model returns no tensor.
-        ValueError: If data are given and they are not all that the model observes, unchanged.
+        ValueError: If data are given and the model observes anything else.
     """
-    if isinstance(like, Tensor):
-        check_arguments((model,), (like, *args), kwargs)
-        name = _only(observed_arguments(_sites(model, (like, *args), kwargs), [like]), "observed")
-        values = sample(model, like, *args, seed=seed, **kwargs)
-        return ExactDraws(x=values.pop(name), latents=values)
+    if not isinstance(like, int | float):
+        call = Call(model, None, (like, *args), kwargs, missing=missing)
+        call.check()
+        sites = _sites(model, call.args, kwargs)
+        observed_arguments(sites, call.args, missing=missing)  # keyword arguments stay as they are
+        with seeded(seed), torch.no_grad():
+            values = simulated_values(call)
+        new = with_simulated_data(call, sites, values)
+        latents = {name: values[name] for name, site in sites.items() if not (site.is_observed or is_delta(site.fn))}
+        return ExactDraws(x=new.args[0], latents=latents, args=new.args[1:])
     check_count(like, "the number of data points to simulate")
     with seeded(seed), torch.no_grad(), isolated(), RecordSites() as run:
         x = model(*args, n=like, **kwargs)

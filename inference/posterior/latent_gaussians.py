@@ -49,9 +49,17 @@ def _latent_distributions(call: Call) -> tuple[str, Any, Any]:
     if len(draw.latents) != 1:
         raise ValueError(f"expected a pair with one latent site, got {list(draw.latents)}")
     (name,) = draw.latents
-    for half, site in (("model", draw.model_sites[name]), ("guide", draw.guide_sites[name])):
+    sites = draw.model_sites[name], draw.guide_sites[name]
+    prior, posterior = map(_as_row, sites) if call.whole else sites
+    for half, site in (("model", prior), ("guide", posterior)):
         _check_site(half, name, site, draw.layout.num_data)
-    return name, draw.model_sites[name].fn, draw.guide_sites[name].fn
+    return name, prior.fn, posterior.fn
+
+
+def _as_row(site: Site) -> Site:
+    """A site without the plate over the data as one of a single data point, its plates as further coordinates."""
+    fn = site.fn.to_event(len(site.fn.batch_shape))
+    return site._replace(fn=fn.expand(torch.Size([1])))
 
 
 def read_gaussians(call: Call, *, block: int | None, progress: bool) -> tuple[Gaussians, Tensor, Tensor]:

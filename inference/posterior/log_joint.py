@@ -24,7 +24,7 @@ from inference.core.checks import check_count
 from inference.core.draw import Draw, layout_of
 from inference.core.enumeration import Enumeration, is_summable, summed_out
 from inference.core.handlers import Site, isolated, masked_log_prob
-from inference.core.improper import latent_mask
+from inference.core.improper import is_delta, latent_mask
 from inference.core.manners import FAILURES, candidates, check_equal, warn_once
 from inference.core.memory import at_once
 from inference.core.rows import RowsNotFollowed, with_known_rows
@@ -135,7 +135,7 @@ class LogJoint:
 
     def _sort_latents(self, sites: Mapping[str, Site]) -> dict[str, Site]:
         """The latent sites that have coordinates; those that are summed out are noted, those that are dropped left."""
-        latents = {name: site for name, site in sites.items() if not site.is_observed}
+        latents = {name: s for name, s in sites.items() if not (s.is_observed or is_delta(s.fn))}
         if not latents:
             raise ValueError("expected a model with a latent site, got only observed ones")
         kept = {name: site for name, site in latents.items() if name not in self._dropped}
@@ -366,7 +366,7 @@ class LogJoint:
     def _draw_prior(self, num_samples: int) -> Tensor:
         coordinates = Coordinates(self._places, self._layout, num_samples, None)
         self._run_with(coordinates, self._subsamples, num_samples)
-        return coordinates.concatenated()
+        return coordinates.concatenated().to(self.dtype)
 
     @torch.no_grad()
     def probe(self) -> Draw:
@@ -396,13 +396,20 @@ class LogJoint:
 
     @torch.no_grad()
     def draw_guide(self, guide: Program, num_samples: int) -> Tensor:
-        """Draws from a guide of the same arguments, which need not have a density, u (S, N, d).
+        """Draws from a guide of the same arguments, which need not have a density, u (S, N, d); NaN outside.
 
         Raises:
             ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         return self.unconstrain(self._draw_guide(guide, num_samples).latents, num_samples)[0]
+
+    @torch.no_grad()
+    def draw_starts(self, guide: Program, num_samples: int) -> Tensor:
+        """Draws from a guide, u (S, N, d), and from the prior where they are outside of the model's support."""
+        u = self.draw_guide(guide, num_samples)
+        outside = u.isnan().any(-1, keepdim=True)
+        return torch.where(outside, self.sample_prior(num_samples), u) if bool(outside.any()) else u
 
     def _draw_guide(self, guide: Program, num_samples: int) -> Draw:
         return replace(self._call, guide=guide).run(num_samples, values=self._subsamples)

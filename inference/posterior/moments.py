@@ -27,7 +27,7 @@ def gaussian_of_draws(log_joint: LogJoint, guide: Program | None, widening: floa
     total = max(_DRAWS, 20 * log_joint.dim)
     count = min(total, at_once(_DRAWN_ROWS, log_joint.num_data))
     counts = [count] * -(-total // count)
-    draws = (log_joint.sample_prior(c) if guide is None else log_joint.draw_guide(guide, c) for c in counts)
+    draws = (log_joint.sample_prior(c) if guide is None else log_joint.draw_starts(guide, c) for c in counts)
     loc, covariance = _moments(draws)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     rounding = 100 * torch.finfo(loc.dtype).eps * variances.mean(-1, keepdim=True)

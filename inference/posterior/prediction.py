@@ -95,6 +95,7 @@ def reconstruct(
     *args: Any,
     num_samples: int = 1,
     plate: str | None = None,
+    missing: bool = False,
     seed: int | None = None,
     **kwargs: Any,
 ) -> Tensor:
@@ -107,6 +108,7 @@ def reconstruct(
         *args: Further arguments of both.
         num_samples: Latents per data point to average over.
         plate: Name of the plate over the data, ``"data"`` if None.
+        missing: See :func:`inference.iter_log_weights`.
         seed: Seed; leaves the global random state as it was.
         **kwargs: Keyword arguments of both.
 
@@ -120,7 +122,7 @@ def reconstruct(
     if not isinstance(model, SupportsDecoder):
         raise TypeError(f"expected a model with decode(z), got {type(model).__name__}")
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, (x, *args), kwargs, plate)
+    call = Call(model, guide, (x, *args), kwargs, plate, missing=missing)
     call.check()
     with seeded(seed):
         draw = call.run(num_samples)

@@ -17,6 +17,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 DOUBLE = {"dtype": torch.float64}
+CLOSED, SUM, GRID, FORWARD = "a closed form", "a sum", "a grid", "a grid, forward algorithm"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Pair:
         known: log p of each data point by other means, (N,) in nats, or a function that gives it where the model is
             trained; None where there are no other means.
         options: Options of every door, such as ``whole=True``.
+        known_by: The other means, in a word or two.
     """
 
     model: Callable[..., Any]
@@ -37,6 +39,7 @@ class Pair:
     args: tuple[Any, ...]
     known: Tensor | Callable[[], Tensor] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    known_by: str = ""
 
     @property
     def truth(self) -> Tensor | None:
@@ -89,7 +92,7 @@ class VAE(nn.Module):
 
 def vae() -> Pair:
     pair, x = VAE(), noise(5, 3).float()
-    return Pair(pair.model, pair.guide, (x,), lambda: pair.evidence(x))
+    return Pair(pair.model, pair.guide, (x,), lambda: pair.evidence(x), known_by=CLOSED)
 
 
 def conditional_vae() -> Pair:
@@ -106,7 +109,7 @@ def conditional_vae() -> Pair:
             loc, scale = pair.encoder(x - y).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, 0.2 + 0.2 * scale.sigmoid()).to_event(1))
 
-    return Pair(model, guide, (x, y), lambda: pair.evidence(x, y))
+    return Pair(model, guide, (x, y), lambda: pair.evidence(x, y), known_by=CLOSED)
 
 
 CENTRES = torch.tensor([[-1.5], [0.5], [2.0]], **DOUBLE)
@@ -149,12 +152,12 @@ def ss_vae_labelled() -> Pair:
     pair, x = SSVAE(), noise(5, 2)
     labels = torch.tensor([0, 1, 2, 0, 1])
     y = nn.functional.one_hot(labels, 3).double()
-    return Pair(pair.model, pair.guide, (x, y), _of_labels(x).gather(1, labels[:, None])[:, 0])
+    return Pair(pair.model, pair.guide, (x, y), _of_labels(x).gather(1, labels[:, None])[:, 0], known_by=CLOSED)
 
 
 def ss_vae_unlabelled() -> Pair:
     pair, x = SSVAE(), noise(5, 2)
-    return Pair(pair.model, pair.guide, (x,), _of_labels(x).logsumexp(1))
+    return Pair(pair.model, pair.guide, (x,), _of_labels(x).logsumexp(1), known_by=SUM)
 
 
 def cevae() -> Pair:
@@ -184,7 +187,7 @@ def cevae() -> Pair:
             + dist.StudentT(5.0, t + z, 0.5).log_prob(y)
         )
 
-    return Pair(model, guide, (x, t, y), grid(joint))
+    return Pair(model, guide, (x, t, y), grid(joint), known_by=GRID)
 
 
 def deep_markov_model() -> Pair:
@@ -216,7 +219,7 @@ def deep_markov_model() -> Pair:
         dist.MultivariateNormal(torch.zeros(n, **DOUBLE), covariance[:n, :n]).log_prob(r[:n])
         for r, n in zip(x, lengths)
     ]
-    return Pair(model, guide, (x, mask), torch.stack(parts))
+    return Pair(model, guide, (x, mask), torch.stack(parts), known_by=CLOSED)
 
 
 class ScANVI(nn.Module):
@@ -265,12 +268,13 @@ def scanvi_labelled() -> Pair:
     pair, labels = ScANVI(), torch.tensor([0, 1, 2, 1])
     y = nn.functional.one_hot(labels, 3).double()
     truth = pair.evidence(COUNTS).gather(1, labels[:, None])[:, 0]
-    return Pair(pair.model, pair.guide, (COUNTS, y), truth, {"plate": "batch"})
+    return Pair(pair.model, pair.guide, (COUNTS, y), truth, {"plate": "batch"}, GRID)
 
 
 def scanvi_unlabelled() -> Pair:
     pair = ScANVI()
-    return Pair(pair.model, pair.guide, (COUNTS,), pair.evidence(COUNTS).logsumexp(1), {"plate": "batch"})
+    truth = pair.evidence(COUNTS).logsumexp(1)
+    return Pair(pair.model, pair.guide, (COUNTS,), truth, {"plate": "batch"}, GRID)
 
 
 def prod_lda() -> Pair:
@@ -300,7 +304,10 @@ def prod_lda() -> Pair:
         likelihood = dist.Multinomial(6, probabilities(theta).unsqueeze(1), validate_args=False).log_prob(words)
         return dist.Normal(0.0, 1.0).log_prob(theta).sum(-1, keepdim=True) + likelihood
 
-    return Pair(model, guide, (words,), lambda: grid(joint, 2, 6.0, 150).detach(), {"plate": "documents"})
+    def truth() -> Tensor:
+        return grid(joint, 2, 6.0, 150).detach()
+
+    return Pair(model, guide, (words,), truth, {"plate": "documents"}, GRID)
 
 
 def eight_schools() -> Pair:
@@ -322,7 +329,7 @@ def eight_schools() -> Pair:
         return (dist.MultivariateNormal(0 * y, covariance).log_prob(y) + prior[:, 0]).unsqueeze(-1)
 
     guide = _drawn(AutoNormal(model, init_scale=0.5), y, sigma)
-    return Pair(model, guide, (y, sigma), grid(joint, 1, 8.0, 4000), {"whole": True})
+    return Pair(model, guide, (y, sigma), grid(joint, 1, 8.0, 4000), {"whole": True}, GRID)
 
 
 def _drawn(guide: Any, *args: Any) -> Any:
@@ -346,8 +353,14 @@ def sparse_gamma_def() -> Pair:
             with pyro.plate("columns", 2, dim=-1):
                 pyro.sample("x", dist.Poisson(z * w + 0.01), obs=x)
 
+    log_z = torch.arange(-50.0, 8.0, 0.05, **DOUBLE)  # of z, and of each w
+    z = log_z.exp()
+    prior, weight = (dist.Gamma(a, b).log_prob(z) + log_z + math.log(0.05) for a, b in ((0.8, 0.5), (0.6, 0.3)))
+    likelihood = dist.Poisson(torch.outer(z, z) + 0.01).log_prob(counts[..., None, None]).exp()  # (row, column, w, z)
+    rows = ((likelihood[:, 0] * prior.exp()) @ likelihood[:, 1].mT).log().sum(0)
+    truth = (rows + weight + weight.unsqueeze(-1)).flatten().logsumexp(0).reshape(1)
     guide = _drawn(AutoNormal(model, init_loc_fn=autoguide.init_to_feasible, init_scale=0.3), counts)
-    return Pair(model, guide, (counts,), None, {"whole": True})
+    return Pair(model, guide, (counts,), truth, {"whole": True}, GRID)
 
 
 def air_core() -> Pair:
@@ -372,7 +385,7 @@ def air_core() -> Pair:
     eye = 0.25 * torch.eye(3, **DOUBLE)
     there = dist.MultivariateNormal(0 * shape, shape.outer(shape) + eye).log_prob(x) + math.log(0.4)
     absent = dist.MultivariateNormal(0 * shape, eye).log_prob(x) + math.log(0.6)
-    return Pair(model, guide, (x,), torch.logaddexp(there, absent))
+    return Pair(model, guide, (x,), torch.logaddexp(there, absent), known_by=SUM)
 
 
 def gaussian_mixture() -> Pair:
@@ -391,7 +404,7 @@ def gaussian_mixture() -> Pair:
         return (parts.logsumexp(-2).sum(-1) + dist.Normal(0.0, 2.0).log_prob(locs).sum(-1)).unsqueeze(-1)
 
     guide = _drawn(AutoNormal(poutine.block(model, hide=["k"]), init_scale=0.4), x)
-    return Pair(model, guide, (x,), grid(joint, 2, 10.0, 400), {"whole": True})
+    return Pair(model, guide, (x,), grid(joint, 2, 10.0, 400), {"whole": True}, GRID)
 
 
 def hidden_markov_model() -> Pair:
@@ -414,7 +427,7 @@ def hidden_markov_model() -> Pair:
         return alpha.logsumexp(-1, keepdim=True) + dist.Normal(0.0, 2.0).log_prob(level)
 
     guide = _drawn(AutoNormal(poutine.block(model, expose=["level"]), init_scale=0.5), x)
-    return Pair(model, guide, (x,), grid(joint, 1, 15.0, 2000), {"whole": True})
+    return Pair(model, guide, (x,), grid(joint, 1, 15.0, 2000), {"whole": True}, FORWARD)
 
 
 def regression() -> Pair:
@@ -428,7 +441,8 @@ def regression() -> Pair:
             pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
     truth = dist.MultivariateNormal(0 * y, x @ x.T + 0.25 * torch.eye(10, **DOUBLE)).log_prob(y)
-    return Pair(model, _drawn(AutoMultivariateNormal(model), x, y), (x, y), truth.reshape(1), {"whole": True})
+    guide = _drawn(AutoMultivariateNormal(model), x, y)
+    return Pair(model, guide, (x, y), truth.reshape(1), {"whole": True}, CLOSED)
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {

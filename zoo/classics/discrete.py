@@ -39,7 +39,7 @@ def gaussian_mixture(num_data: int = 15) -> Classic:
     line = torch.arange(-20.0, 20.0, 0.1, dtype=torch.float64)
     points = torch.cartesian_prod(line, line)
     parts = Normal(points.unsqueeze(1), 1.0).log_prob(y.unsqueeze(-1)) + shares.log()
-    values = parts.logsumexp(-1).sum(-1) + Normal(0.0, 3.0).log_prob(points).sum(-1)
+    values = parts.logsumexp(-1).sum(-1) + Normal(points.new_zeros(()), 3.0).log_prob(points).sum(-1)
     evidence, moments = log_integral(values, 0.01), {"means": grid_moments(values, points)}
     return Classic(name="Gaussian mixture", model=mixture_model, args=(y,), log_evidence=evidence, moments=moments)
 

@@ -41,7 +41,7 @@ def eight_schools() -> Classic:
     tau = log_tau.exp()
     variance = errors.square() + tau.square().unsqueeze(-1)
     law = MultivariateNormal(torch.zeros_like(y), torch.diag_embed(variance) + 100.0)
-    values = law.log_prob(y) + HalfCauchy(25.0).log_prob(tau) + log_tau
+    values = law.log_prob(y) + HalfCauchy(tau.new_tensor(25.0)).log_prob(tau) + log_tau
     precision = 0.01 + (1 / variance).sum(-1)
     mean = (y / variance).sum(-1) / precision  # of mu, given tau
     centre, spread = grid_moments(values, mean)
@@ -63,7 +63,8 @@ def funnel(num_data: int = 9) -> Classic:
     """A funnel: z is integrated out in closed form, v on a grid."""
     y = torch.randn(num_data, dtype=torch.float64) * math.sqrt(2)
     v = torch.arange(-40.0, 40.0, _STEP, dtype=torch.float64)
-    values = Normal(0.0, (1 + v.exp()).sqrt().unsqueeze(-1)).log_prob(y).sum(-1) + Normal(0.0, 3.0).log_prob(v)
+    values = Normal(0.0, (1 + v.exp()).sqrt().unsqueeze(-1)).log_prob(y).sum(-1)
+    values = values + Normal(v.new_zeros(()), 3.0).log_prob(v)
     moments = {"v": grid_moments(values, v)}
     return Classic(
         name="funnel", model=funnel_model, args=(y,), log_evidence=log_integral(values, _STEP), moments=moments

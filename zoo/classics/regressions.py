@@ -74,7 +74,7 @@ def logistic_regression(num_data: int = 30) -> Classic:
     y = torch.bernoulli((0.5 + 1.5 * covariate).sigmoid())
     line = torch.arange(-10.0, 10.0, 0.05, dtype=torch.float64)
     w = torch.cartesian_prod(line, line)
-    values = Normal(0.0, 2.0).log_prob(w).sum(-1) + ((2 * y - 1) * (w @ x.T)).sigmoid().log().sum(-1)
+    values = Normal(w.new_zeros(()), 2.0).log_prob(w).sum(-1) + ((2 * y - 1) * (w @ x.T)).sigmoid().log().sum(-1)
     evidence, moments = log_integral(values, 0.05**2), {"w": grid_moments(values, w)}
     return Classic(
         name="logistic regression", model=logistic_model, args=(x, y), log_evidence=evidence, moments=moments
@@ -106,4 +106,7 @@ def horseshoe_regression(num_data: int = 20, data_dim: int = 4) -> Classic:
     rest = (y.square().sum() - (x.T @ y).square().sum()) / _SIGMA**2
     outside = -0.5 * rest - (num_data - data_dim) * (math.log(_SIGMA) + 0.5 * math.log(2 * math.pi))
     evidence = log_integral(values, _STEP * 2) + float(outside)
-    return Classic(name="horseshoe regression", model=horseshoe_model, args=(x, y), log_evidence=evidence)
+    moments = {"tau": grid_moments(values, log_scale.exp())}
+    return Classic(
+        name="horseshoe regression", model=horseshoe_model, args=(x, y), log_evidence=evidence, moments=moments
+    )

@@ -94,6 +94,8 @@ def bdmc(
     method: Annealed | None = None,
     plate: str | None = None,
     broadcast: bool = True,
+    whole: bool = False,
+    missing: bool = False,
     level: float = 0.95,
     seed: int | None = None,
     progress: bool = True,
@@ -119,11 +121,13 @@ def bdmc(
     Args:
         model: Pyro model.
         data: Number of data points to simulate, or what :func:`simulated_draws` or :func:`posterior_draws` returned.
-        *args: Further arguments of model and guide.
+        *args: Further arguments of model and guide; those of the draws come first, where they have some.
         guide: Pyro guide; the chains begin at the prior's Gaussian where there is none.
         method: Settings of the chains, ``Annealed()`` by default.
         plate: Name of the plate over the data, ``"data"`` if None.
         broadcast: Evaluate samples side by side; False for models that cannot broadcast.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         level: Confidence level.
         seed: Seed; leaves the global random state as it was.
         progress: Show progress bars.
@@ -144,7 +148,8 @@ def bdmc(
     method = Annealed() if method is None else method
     with seeded(seed), torch.no_grad():
         draws = simulated_draws(model, data, *args, **kwargs) if isinstance(data, int) else data
-        problem = Problem(Call(model, guide, (draws.x, *args), kwargs, plate, broadcast), level, progress)
+        call = Call(model, guide, draws.arguments(args), kwargs, plate, broadcast, whole, missing)
+        problem = Problem(call, level, progress)
         annealer = method.prepare(problem)
         forward = summarise(annealer.log_weights(method.num_chains), method.num_chains)
         u, _ = annealer.log_joint.unconstrain(draws.latents, draws.num_samples)
@@ -164,6 +169,8 @@ def converged_bracket(
     num_steps: int = 1000,
     plate: str | None = None,
     broadcast: bool = True,
+    whole: bool = False,
+    missing: bool = False,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -191,6 +198,8 @@ def converged_bracket(
         num_steps: Steps at the posterior, at least four.
         plate: See :func:`bdmc`.
         broadcast: See :func:`bdmc`.
+        whole: See :func:`inference.iter_log_weights`.
+        missing: See :func:`inference.iter_log_weights`.
         seed: See :func:`bdmc`.
         progress: Show progress bars.
         **kwargs: Keyword arguments of model and guide.
@@ -205,7 +214,8 @@ def converged_bracket(
     check_count(method.num_chains, "num_chains", minimum=2)
     begin = time.perf_counter()
     with seeded(seed), torch.no_grad():
-        problem = Problem(Call(model, guide, (x, *args), kwargs, plate, broadcast), progress=progress)
+        call = Call(model, guide, (x, *args), kwargs, plate, broadcast, whole, missing)
+        problem = Problem(call, progress=progress)
         annealer = method.prepare(problem)
         chains, log_weights = annealer.forward(method.num_chains)
         moments, visits = _Moments(), _Visits(annealer.log_joint)

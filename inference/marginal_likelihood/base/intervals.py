@@ -66,6 +66,20 @@ def without_upper_end(found: Evidence, where: Tensor) -> Evidence:
     return replace(found, lower=lower, upper=torch.where(where, math.inf, found.upper), guarantee=tuple(kinds))
 
 
+def from_narrow_guide(found: Evidence, latents: Sequence[str]) -> Evidence:
+    """Evidence from a guide that has no density on part of the support of some latents: a lower bound alone.
+
+    Args:
+        found: From that guide's weights.
+        latents: Names of these latents; without any the evidence stays as it is.
+    """
+    if not latents:
+        return found
+    note = f"the guide has no density on part of the support of {', '.join(map(repr, latents))}: a lower bound alone"
+    everywhere = torch.ones_like(found.value, dtype=torch.bool)
+    return replace(without_upper_end(found, everywhere), notes=(note,) * len(found.value))
+
+
 def replace_estimate(plain: Evidence, value: Tensor, standard_error: Tensor, *, method: str) -> Evidence:
     """Evidence from importance weights with its value replaced by a better estimate; unbiased bounds are kept.
 

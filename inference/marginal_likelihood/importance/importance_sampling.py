@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
-from inference.marginal_likelihood.base.intervals import evidence_from_weights
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, from_narrow_guide
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.weights.importance_weights import log_weights_of
@@ -22,8 +23,8 @@ class Importance(Method):
 
     Warning:
         Where k-hat and its error leave no doubt that the weights have a variance, the interval is two-sided and
-        asymptotic. Elsewhere it is a lower bound by Markov's inequality alone. Neither detects a mode of the posterior
-        that the guide never visits.
+        asymptotic. Elsewhere, and where the guide has no density on part of a latent's support, it is a lower bound by
+        Markov's inequality alone. Neither detects a mode of the posterior that the guide never visits.
 
         The level holds over all data points together. Where the true k is near 0.5 and few data points pass, those are
         selected by the same fluctuation that moves the value: at k = 0.48 and S = 1000, 2% pass, and half of their
@@ -51,14 +52,15 @@ class Importance(Method):
             ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are
                 not a valid pair.
         """
-        return evidence_from_weights(draw_weights(problem, self.name, self.num_samples, self.chunk), problem.level)
+        summary, narrow = draw_weights(problem, self.name, self.num_samples, self.chunk)
+        return from_narrow_guide(evidence_from_weights(summary, problem.level), narrow)
 
     def refined(self) -> Importance:
         """With four times the samples."""
         return replace(self, num_samples=4 * self.num_samples)
 
 
-def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | None) -> WeightSummary:
+def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | None) -> tuple[WeightSummary, list[str]]:
     """Draw importance weights from the problem's guide, in constant memory.
 
     Args:
@@ -67,12 +69,18 @@ def draw_weights(problem: Problem, method: str, num_samples: int, chunk: int | N
         num_samples: S, samples per data point.
         chunk: See :func:`inference.iter_log_weights`.
 
+    Returns:
+        The weights, and the latents on part of whose support the guide has no density.
+
     Raises:
-        ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are not
-            a valid pair.
+        ValueError: If there is no guide, the data are not finite or have the wrong shape, model and guide are not a
+            valid pair, or the pair subsamples its data.
     """
     problem.require_guide(method)
     chunks = log_weights_of(
         problem.call, num_samples, chunk=chunk if problem.call.broadcast else 1, progress=problem.progress
     )
-    return summarise(chunks, num_samples)
+    with refuse_batch_dependence(*problem.call.programs):
+        first = problem.call.probe()
+    first.layout.refuse_subsampling()
+    return summarise(chunks, num_samples), first.narrow

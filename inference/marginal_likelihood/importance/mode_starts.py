@@ -72,7 +72,7 @@ def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> M
     """
     location, scale = prior_scale(log_joint)
     draws = [centre.unsqueeze(0), log_joint.sample_prior(_DRAWS)]
-    draws += [] if guide is None else [log_joint.draw_guide(guide, _DRAWS)]
+    draws += [] if guide is None else [log_joint.draw_starts(guide, _DRAWS)]
     first = torch.cat(draws).to(location)
     if grid := _GRID.get(log_joint.dim):
         modes = search_modes(log_joint, [first], location, scale, grid=grid)

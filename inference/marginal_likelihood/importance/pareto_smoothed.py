@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate
-from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
+from inference.marginal_likelihood.base.intervals import evidence_from_weights, from_narrow_guide, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.importance_sampling import draw_weights
@@ -56,10 +56,9 @@ class SmoothedImportance(Method):
             ValueError: If there is no guide, the data are not finite or have the wrong shape, or model and guide are
                 not a valid pair.
         """
-        summary = draw_weights(problem, self.name, self.num_samples, self.chunk)
-        return replace_estimate(
-            evidence_from_weights(summary, problem.level), *smoothed_mean(summary), method=self.name
-        )
+        summary, narrow = draw_weights(problem, self.name, self.num_samples, self.chunk)
+        plain = from_narrow_guide(evidence_from_weights(summary, problem.level), narrow)
+        return replace_estimate(plain, *smoothed_mean(summary), method=self.name)
 
     def refined(self) -> SmoothedImportance:
         """With four times the samples."""

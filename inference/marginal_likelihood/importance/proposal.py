@@ -73,6 +73,8 @@ class Proposal:
     def _weighed(self, blocks: Iterator[Tensor], share: float) -> Iterator[Tensor]:
         for u in blocks:
             log_weights = unvalidated_log_joint(self.log_joint, u) - self.log_prob(u, share)
+            # A guide's draw outside of the model's support, where it has no coordinates, has weight zero.
+            log_weights = torch.where(u.isnan().any(-1), -math.inf, log_weights)
             check_log_weights(log_weights)
             yield log_weights
 

@@ -5,7 +5,18 @@ import torch
 from several_ranks import on_ranks
 
 from guides import MeanField
-from inference import Adaptive, Annealed, Importance, compare, evidence, gap
+from inference import (
+    Adaptive,
+    Annealed,
+    Importance,
+    compare,
+    evidence,
+    gap,
+    mutual_information,
+    rate_distortion,
+    sbc,
+    simulate,
+)
 from inference.core.ranks import Ranks, alone, ranks
 from zoo import DeepGaussianVAE
 
@@ -94,6 +105,20 @@ def failing():
     with alone():
         texts.append(ranks() == Ranks())
     return texts
+
+
+def calibrated(_):
+    """What calibration and diagnostics give without a seed."""
+    model, guide = pair()
+    simulation = simulate(model, guide, X, num_simulations=100, num_samples=19, progress=False)
+    rates = rate_distortion(model, guide, X, num_samples=4, progress=False).totals.value
+    information = mutual_information(model, guide, X, progress=False).per_datum
+    return simulation.draws, sbc(simulation, num_bins=5).uniform, rates, information
+
+
+def test_each_rank_calibrates_in_full_and_to_the_same_numbers(tmp_path):
+    first, second = on_ranks(calibrated, 2, tmp_path, None)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_errors_and_other_calls_are_told_on_all_ranks(tmp_path):

@@ -1,0 +1,194 @@
+"""Pairs of unusual form, each beside the evidence by a closed form: what is said of them holds, or is refused."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.nn import PyroModule, PyroSample
+from torch import nn
+
+from inference import Adaptive, Importance, compare, evidence, gap, log_weights, simulated_draws
+
+QUIET = {"seed": 0, "progress": False}
+DOUBLE = {"dtype": torch.float64}
+X = torch.tensor([0.2, 0.5, 2.0], **DOUBLE)
+
+
+def normal(mean, variance):
+    return dist.Normal(torch.tensor(mean, **DOUBLE), torch.tensor(variance, **DOUBLE).sqrt())
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def wide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+
+def within(low, high):
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(x.new_full((len(x),), low), x.new_full((len(x),), high)))
+
+    return guide
+
+
+EVIDENCE = normal(0.0, 2.0).log_prob(X)
+
+
+@pytest.mark.parametrize("method", ["importance", "smoothed"])
+def test_a_guide_of_narrower_support_gives_a_lower_bound_alone(method):
+    found = evidence(model, X, guide=within(0.0, 1.0), method=method, **QUIET)
+    assert set(found.guarantee) == {"probabilistic"}
+    assert bool((found.lower <= EVIDENCE).all())
+    assert bool(found.upper.isinf().all())
+    assert "support of 'z'" in found.notes[0]
+    assert bool(evidence(model, X, guide=wide, method=method, **QUIET).upper.isfinite().all())
+
+
+def test_compare_takes_the_widest_support_of_the_guides():
+    narrow = {"narrow": within(0.0, 1.0)}
+    alone = compare(model, narrow, X, num_samples=500, **QUIET)["train"]
+    assert math.isinf(float(alone["evidence_upper"].min()))
+    both = compare(model, {**narrow, "wide": wide}, X, num_samples=500, **QUIET)["train"]
+    names = ("evidence", "evidence_se", "evidence_upper")
+    value, error, upper = (torch.from_numpy(both[name].values).flatten(0, -2)[0] for name in names)
+    assert bool(((value - EVIDENCE).abs() < 4 * error).all())
+    assert bool(upper.isfinite().all())
+
+
+def test_a_guide_that_leaves_the_support_gives_starts_alone():
+    def half(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.HalfNormal(x.new_ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    # The posterior of a normal prior, twice the part above zero.
+    truth = EVIDENCE + math.log(2) + torch.special.log_ndtr(X / 2**0.5)
+    for method in (Adaptive(2000, 200, 3), "quadrature"):
+        found = evidence(half, X, guide=wide, method=method, **QUIET)
+        assert bool(((found.value - truth).abs() <= 4 * found.standard_error + 1e-6).all())
+
+
+def test_a_pair_that_subsamples_is_refused_where_rows_have_names():
+    def some(program):
+        def part(x):
+            with pyro.plate("data", 3, subsample_size=2) as index:
+                program(x[index])
+
+        return part
+
+    def latent(x):
+        pyro.sample("z", dist.Normal(x / 2, 0.8))
+
+    def joint(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    for door in (
+        lambda: evidence(some(joint), X, guide=some(latent), method=Importance(50), **QUIET),
+        lambda: compare(some(joint), {"own": some(latent)}, X, num_samples=50, **QUIET),
+    ):
+        with pytest.raises(ValueError, match="takes all its data, got a subsampling plate 'data'"):
+            door()
+
+
+@pytest.mark.parametrize("method", ["auto", "importance", "adaptive"])
+def test_no_data_are_refused(method):
+    with pytest.raises(ValueError, match="at least one data point, got none"):
+        evidence(model, X[:0], guide=wide, method=method, **QUIET)
+
+
+def test_a_delta_in_the_model_is_deterministic():
+    def doubled(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            twice = pyro.sample("twice", dist.Delta(2 * z))
+            pyro.sample("x", dist.Normal(twice, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(8 * x / 17, (1 / 17) ** 0.5))
+
+    truth = normal(0.0, 4.25).log_prob(X)
+    torch.testing.assert_close(log_weights(doubled, guide, X, num_samples=3, **QUIET), truth.expand(3, -1))
+    torch.testing.assert_close(evidence(doubled, X, **QUIET).value, truth, atol=1e-7, rtol=0.0)
+    assert abs(float(gap(doubled, guide, X, num_samples=32, **QUIET).total.max())) < 1e-6
+    assert list(simulated_draws(doubled, X, seed=0).latents) == ["z"]
+
+
+def test_an_affine_transform_of_a_bounded_guide_has_a_density():
+    def uniform(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(x.new_zeros(len(x)), 4 * x.new_ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    def guide(x):
+        beta = dist.Beta(1 + 10 * x / 4, 1 + 10 * (1 - x / 4))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(beta, [dist.transforms.AffineTransform(0.0, 4.0)]))
+
+    truth = (torch.special.ndtr((4 - X) / 0.1) - torch.special.ndtr(-X / 0.1)).log() - math.log(4)
+    found = evidence(uniform, X, guide=guide, method="importance", **QUIET)
+    assert bool(((found.value - truth).abs() < 4 * found.standard_error).all())
+
+
+class Network(nn.Module):
+    """A decoder in float32 that makes its prior by ``torch.zeros``, without a dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.linear(z), 0.3).to_event(1), obs=x)
+
+
+def test_tensors_without_a_dtype_are_float64_in_converted_modules():
+    network, x = Network(), torch.randn(4, 3)
+    w, b = (p.detach().double() for p in network.linear.parameters())
+    truth = dist.MultivariateNormal(b, w @ w.T + 0.09 * torch.eye(3, **DOUBLE)).log_prob(x.double())
+    found = evidence(network, x, **QUIET).value
+    assert float((found - truth).abs().max()) < 1e-6
+    assert torch.get_default_dtype() == torch.float32
+    assert network.linear.weight.dtype == torch.float32
+
+
+class Regression(PyroModule):
+    """Weights with priors, as in Pyro's tutorial of Bayesian regression."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](2, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 2]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+
+    def forward(self, x, y=None):
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 0.5), obs=y)
+
+
+@pytest.mark.filterwarnings("ignore:.*several samples side by side")
+def test_weights_with_priors_are_integrated_out_in_float64():
+    x = torch.randn(8, 2)
+    y = x @ torch.tensor([1.0, -0.5]) + 0.5 * torch.randn(8)
+    regression = Regression()
+    guide = AutoDiagonalNormal(regression)
+    guide(x, y)
+    design = torch.cat([x, torch.ones(8, 1)], 1).double()
+    covariance = design @ design.T + 0.25 * torch.eye(8, **DOUBLE)
+    truth = float(dist.MultivariateNormal(torch.zeros(8, **DOUBLE), covariance).log_prob(y.double()))
+    for given in (guide, None):
+        found = evidence(regression, x, y, guide=given, method=Adaptive(4000, 500, 6), whole=True, **QUIET)
+        assert abs(float(found.value) - truth) < 4 * float(found.standard_error)
+        assert float(found.standard_error) < 0.05

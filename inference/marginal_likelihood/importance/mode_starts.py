@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.student_t import Student, Students
+from inference.marginal_likelihood.base.method import Problem
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes
+from inference.posterior.moments import gaussian_of_draws
 
 # Draws from which modes are searched at first, of the prior and of the guide each; every further look takes as many of
 # the prior as all before it, and there are so many looks at most.
@@ -57,6 +62,29 @@ class ModeStarts(NamedTuple):
             last = "the last look found none that matters" if settled else "there may be further ones that matter"
             texts.append(f"{modes} modes found from {starts} independent starts{grid}; {last}")
         return tuple(texts)
+
+
+def first_mixture(problem: Problem, degrees: float) -> tuple[ModeStarts, Students]:
+    """The modes found, and Student-t distributions in equal parts: one for each, and one like the guide's draws.
+
+    That has the moments of the prior's draws where there is no guide.
+
+    Args:
+        problem: Whose model has a log joint density in unconstrained coordinates.
+        degrees: Degrees of freedom.
+    """
+    log_joint, guide = problem.log_joint, problem.call.guide
+    with refuse_batch_dependence(*problem.call.programs), pyro.validation_enabled(False):
+        wide = gaussian_of_draws(log_joint, guide, 1.0)
+        starts = find_starts(log_joint, guide, wide.loc)
+    components = [Student(wide, degrees)]
+    there = starts.modes.log_joint.isfinite()
+    for narrow, found in zip(starts.gaussians, there):
+        loc = torch.where(found.unsqueeze(-1), narrow.loc, wide.loc)
+        factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
+        components.append(Student(Gaussian(loc, factor), degrees))
+    there = torch.cat([torch.ones_like(there[:1]), there]).to(wide.loc)
+    return starts, Students(tuple(components), there.log().log_softmax(0))
 
 
 def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> ModeStarts:

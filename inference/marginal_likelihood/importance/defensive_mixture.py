@@ -77,12 +77,15 @@ class Defensive(Method):
         """
         guide = problem.require_guide(self.name)
         guides = min(self.num_samples - 1, max(1, round(self.guide_share * self.num_samples)))
+        priors = self.num_samples - guides
         with refuse_batch_dependence(problem.call.model, guide):
-            mixture = _Mixture(problem, guides, self.num_samples - guides)
+            mixture = _Mixture(problem, guides, priors)
             strata = summarise(mixture.of_guide(), guides), summarise(mixture.of_prior(), mixture.priors)
         plain = evidence_from_weights(merge(*strata), problem.level)
         found = replace_estimate(plain, *stratified(*strata), method=self.name)
-        return two_sided_where_visited(found, problem, lambda _: mixture.log_prob) if self.search else found
+        if not self.search:
+            return found
+        return two_sided_where_visited(found, problem, lambda part: _Mixture(part, guides, priors).log_prob)
 
     def refined(self) -> Defensive:
         """With four times the samples."""

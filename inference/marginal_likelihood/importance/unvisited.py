@@ -12,7 +12,7 @@ of which q has at most ten draws of S on average, were R all of the posterior.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyro
@@ -22,7 +22,7 @@ from torch import Tensor
 from inference.distributions.student_t import Students
 from inference.marginal_likelihood.base.intervals import without_upper_end
 from inference.marginal_likelihood.base.method import Problem
-from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.importance.mode_starts import first_mixture
 from inference.posterior.log_joint import LogJoint
 from inference.weights.summary import summarise
@@ -42,46 +42,67 @@ _SURELY = 3.0
 # Latent dimensions beyond which modes are not looked for: their curvature costs too much.
 _MOST_DIMS = 50
 
+_NOT_LOOKED = "modes that the draws do not visit were not looked for: {}"
+
 # Log-density of the proposal at u (S, N, d), (S, N) in nats; minus infinity or NaN where it has none.
 Density = Callable[[Tensor], Tensor]
 
 
 def two_sided_where_visited(
-    found: Evidence, problem: Problem, density: Callable[[Problem], Density | None]
+    found: Evidence, problem: Problem, density: Callable[[Problem], Density | None], rows: Tensor | None = None
 ) -> Evidence:
     """Evidence whose two-sided intervals stay only where the proposal visits the modes that a further look finds.
 
     Elsewhere Markov's lower bound stands alone. Notes say from how many starts modes were looked for, or why not.
 
     Args:
-        found: From importance weights of the proposal.
+        found: From unbiased weights of the proposal.
         problem: With the guide.
         density: From a problem to the proposal's log-density; to None where it has none in the model's coordinates.
+        rows: The data points of the problem that ``found`` is of, (M,) integers; None for all.
     """
-    if not bool(found.upper.isfinite().any()):
+    two_sided = found.upper.isfinite().nonzero()[:, 0]
+    if len(two_sided) == 0:
         return found
+    everything = torch.arange(problem.density.num_data, device=two_sided.device)
+    chosen = two_sided if rows is None else rows[two_sided]
+    try:
+        few = problem if torch.equal(chosen, everything) else _of_rows(problem, chosen)
+    except ValueError:  # no argument is known to hold rows
+        if rows is not None:
+            raise
+        few, two_sided = problem, everything
+    noted = replace(found, notes=found.notes or ("",) * len(found.value))
+    return replace_rows(noted, two_sided, _checked(take_rows(noted, two_sided), few, density))
+
+
+def _of_rows(problem: Problem, index: Tensor) -> Problem:
+    return replace(problem, call=problem.call_of_rows.rows(index))
+
+
+def _checked(found: Evidence, problem: Problem, density: Callable[[Problem], Density | None]) -> Evidence:
     try:
         log_joint = problem.log_joint
         if log_joint.dim > _MOST_DIMS:
-            return _unchecked(found, f"there are more than {_MOST_DIMS} latent coordinates")
-        log_proposal = density(problem)
-    except (ValueError, NotImplementedError) as error:
-        return _unchecked(found, str(error).splitlines()[0])
-    with torch.no_grad():
+            return _noted(found, [_NOT_LOOKED.format(f"there are more than {_MOST_DIMS} latent coordinates")])
+        before, log_proposal = log_joint.evaluations, density(problem)
         starts, mixture = first_mixture(problem, _DEGREES)
+    except (ValueError, NotImplementedError) as error:
+        return _noted(found, [_NOT_LOOKED.format(str(error).splitlines()[0])])
+    with torch.no_grad():
         share = _share_unvisited(log_joint, mixture, log_proposal, found)
     missed = found.upper.isfinite() & (~starts.settled | ~(share <= _NEGLIGIBLE * found.standard_error))
-    notes = tuple(
-        f"{note}; the proposal hardly visits {part:.2g} of the posterior" if bad and part > 0 else note
-        for note, part, bad in zip(starts.notes, share.tolist(), missed.tolist(), strict=True)
-    )
-    evaluations = found.evaluations + log_joint.evaluations / log_joint.num_data
-    return replace(without_upper_end(found, missed), notes=notes, evaluations=evaluations)
+    missing = [f"; the draws hardly visit {part:.2g} of the posterior" if part > 0 else "" for part in share.tolist()]
+    notes = [note + (text if bad else "") for note, text, bad in zip(starts.notes, missing, missed.tolist())]
+    evaluations = (log_joint.evaluations - before) / log_joint.num_data
+    return replace(_noted(without_upper_end(found, missed), notes), evaluations=evaluations)
 
 
-def _unchecked(found: Evidence, reason: str) -> Evidence:
-    note = f"modes that the guide does not visit were not looked for: {reason}"
-    return replace(found, notes=(note,) * len(found.value))
+def _noted(found: Evidence, notes: Sequence[str]) -> Evidence:
+    """Evidence with a note for each data point, or one for all, after those that it has."""
+    notes = list(notes) * len(found.value) if len(notes) == 1 else notes
+    whole = (f"{old}; {new}".lstrip("; ") for old, new in zip(found.notes, notes, strict=True))
+    return replace(found, notes=tuple(whole), evaluations=0.0)
 
 
 def _share_unvisited(log_joint: LogJoint, mixture: Students, density: Density | None, found: Evidence) -> Tensor:

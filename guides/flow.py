@@ -1,6 +1,6 @@
 r"""A guide by a conditional normalising flow; it needs zuko, an optional dependency.
 
-.. math:: z = T(m(x) + \sigma(x) \, v), \quad v = f_{c(x)}^{-1}(\epsilon), \quad \epsilon \sim N(0, I)
+.. math:: z = T(m(x) + \sigma(x) \, f_{c(x)}(\epsilon)), \quad \epsilon \sim N(0, I)
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from inference.distributions.gaussian import LOG_2PI
 class Flow(NetworkGuide):
     r"""Amortised normalising flow: a neural spline flow (NSF) with coupling layers, conditioned on the data point.
 
-    .. math:: q(z \mid x) = N(f_{c(x)}(v); 0, I) \, |\det f_{c(x)}'(v)| \, \prod_k \sigma_k(x)^{-1},
-        \quad v = \frac{z - m(x)}{\sigma(x)}
+    .. math:: z = m(x) + \sigma(x) \, f_{c(x)}(\epsilon), \quad \log q(z \mid x) = \log N(\epsilon; 0, I)
+        - \log |\det f_{c(x)}'(\epsilon)| - \sum_k \log \sigma_k(x)
+
+    A guide is drawn from far more often than its density is asked for at points that are no draws, so each layer leads
+    from the noise, where it takes one pass, and its inverse takes two.
 
     A spline is the identity outside a box around the origin: alone it would have to move there whatever the posterior's
     place and width. The encoder's location and scale do that, and leave the shape to the spline.
@@ -66,7 +69,11 @@ class Flow(NetworkGuide):
         super().__init__(data_dim, latent_dim, 2 * latent_dim + context_dim, hidden, encoder, support)
         self.context_dim, self.num_transforms, self._flow_hidden = context_dim, num_transforms, list(flow_hidden)
         self.flow = import_flows().NSF(
-            latent_dim, context_dim, transforms=num_transforms, passes=2, hidden_features=self._flow_hidden
+            latent_dim,
+            context_dim,
+            transforms=num_transforms,
+            passes=2,
+            hidden_features=self._flow_hidden,
         )
 
     def family(self, parameters: Tensor) -> ConditionalFlowDistribution:
@@ -82,7 +89,9 @@ class Flow(NetworkGuide):
 
 
 class ConditionalFlowDistribution(TorchDistribution):
-    """The distribution of loc + sigma v, where a conditional transform of zuko's leads from v to a standard normal.
+    """The distribution of loc + sigma f(noise) for a conditional transform f of zuko's and standard normal noise.
+
+    The density of a draw comes with it, and costs nothing when it is asked for.
 
     Args:
         loc: (..., K).
@@ -97,6 +106,7 @@ class ConditionalFlowDistribution(TorchDistribution):
 
     def __init__(self, loc: Tensor, sigma: Tensor, context: Tensor, transform: Any) -> None:
         self.loc, self.sigma, self.context, self._transform = loc, sigma, context, transform
+        self._drawn: tuple[Tensor, Tensor, bool] | None = None
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Size, _instance: Any = None) -> ConditionalFlowDistribution:
@@ -111,14 +121,22 @@ class ConditionalFlowDistribution(TorchDistribution):
         """Reparameterised draws, ``sample_shape`` + batch + (K,)."""
         shape = self._extended_shape(Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return torch.addcmul(self.loc, self.sigma, self._at(shape).inv(noise))
+        standardised, log_det = self._at(shape).call_and_ladj(noise)
+        value = torch.addcmul(self.loc, self.sigma, standardised)
+        self._drawn = value, self._log_prob(noise, log_det), torch.is_grad_enabled()
+        return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, one per batch member."""
+        if self._drawn is not None and value is self._drawn[0] and torch.is_grad_enabled() == self._drawn[2]:
+            return self._drawn[1]
         standardised = (value - self.loc) / self.sigma
-        noise, log_det = self._at(standardised.shape).call_and_ladj(standardised)
+        noise, log_det = self._at(standardised.shape).inv.call_and_ladj(standardised)
+        return self._log_prob(noise, -log_det)
+
+    def _log_prob(self, noise: Tensor, log_det: Tensor) -> Tensor:
         normal = -0.5 * (noise.square() + LOG_2PI).sum(-1)
-        return normal + log_det - self.sigma.log().sum(-1)
+        return normal - log_det - self.sigma.log().sum(-1)
 
     def _at(self, shape: Size) -> Any:
         return self._transform(self.context.expand(*shape[:-1], self.context.shape[-1]))

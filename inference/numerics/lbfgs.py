@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_HISTORY = 10
+_HISTORY = 30
+_GAIN_STEPS = 10
 _ARMIJO = 1e-4
-_MAX_HALVINGS = 30
+_MAX_TRIALS = 30
+
+# By which a step that is too long is shortened, at least and at most.
+_LEAST, _MOST = 0.5, 0.1
 
 # From points (M, P), and which of the N problems they belong to (M,), to values (M,) and gradients (M, P).
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -41,6 +45,8 @@ def minimise(
 ) -> Minimum:
     """Minimise N functions of P variables each by limited-memory BFGS (L-BFGS) with backtracking, all at once.
 
+    Each problem goes its own way: one evaluation of all makes a step of some and shortens the trial step of others.
+
     References:
         Liu, Nocedal, "On the limited memory BFGS method for large scale optimization", 1989.
 
@@ -56,29 +62,38 @@ def minimise(
     """
     state = _State.begin(evaluate, start)
     active = (state.value.isfinite() & (state.gradient.norm(dim=-1) > tolerance)).nonzero()[:, 0]
-    steps, converged = torch.zeros_like(state.value, dtype=torch.long), state.value.isfinite()
-    before = state.value.clone()
-    for step in range(max_steps):
-        if len(active) == 0:
-            break
-        steps[active] += 1
-        moved, renewed = state.step(evaluate, active)
+    converged, before = state.value.isfinite(), state.value.clone()
+    state.aim(active)
+    while max_steps and len(active):
+        moved, stuck = state.attempt(evaluate, active)
+        tenth = moved[state.steps[moved] % _GAIN_STEPS == 0]
+        state.ended[tenth] = before[tenth] - state.value[tenth] <= least_gain
+        before[tenth] = state.value[tenth]
+        state.ended[moved] |= state.gradient[moved].norm(dim=-1) <= tolerance
         # One that cannot move even without its history is as low as rounding allows.
-        active = active[(state.gradient[active].norm(dim=-1) > tolerance) & (moved | ~renewed)]
-        if step % _HISTORY == _HISTORY - 1:
-            active = active[before[active] - state.value[active] > least_gain]
-            before = state.value.clone()
-    converged[active] = False
-    return Minimum(state.point, state.value, state.gradient.norm(dim=-1), steps, converged)
+        state.ended[stuck] = ~state.forget(stuck)
+        late = moved[(state.steps[moved] >= max_steps) & ~state.ended[moved]]
+        converged[late], state.ended[late] = False, True
+        again = torch.cat([moved, stuck])
+        state.aim(again[~state.ended[again]])
+        active = active[~state.ended[active]]
+    return Minimum(state.point, state.value, state.gradient.norm(dim=-1), state.steps, converged)
 
 
 @dataclass
 class _State:
-    """Points, values, gradients, and the last differences of points and gradients, the newest last."""
+    """Points, values, gradients, trial steps, and the last differences of points and gradients, the newest last."""
 
     point: Tensor
     value: Tensor
     gradient: Tensor
+    direction: Tensor
+    slope: Tensor  # along the direction, (N,)
+    length: Tensor  # of the next trial in directions, (N,)
+    trials: Tensor  # made along the direction, (N,)
+    renewed: Tensor  # whether the direction goes without a history, (N,)
+    steps: Tensor
+    ended: Tensor
     points: Tensor
     gradients: Tensor
     curvature: Tensor  # their inner products, (H, N); zero where there is no pair
@@ -86,25 +101,37 @@ class _State:
     @classmethod
     def begin(cls, evaluate: Evaluate, start: Tensor) -> _State:
         value, gradient = evaluate(start, torch.arange(len(start), device=start.device))
-        empty = start.new_zeros(_HISTORY, *start.shape)
-        return cls(start.clone(), value.clone(), gradient.clone(), empty, empty.clone(), empty[..., 0].clone())
+        kept = start.new_zeros(_HISTORY, *start.shape)
+        none, number = torch.zeros_like(value, dtype=torch.bool), torch.zeros_like(value, dtype=torch.long)
+        return cls(
+            point=start.clone(),
+            value=value.clone(),
+            gradient=gradient.clone(),
+            direction=torch.zeros_like(start),
+            slope=torch.zeros_like(value),
+            length=torch.ones_like(value),
+            trials=number,
+            renewed=none,
+            steps=number.clone(),
+            ended=none.clone(),
+            points=kept,
+            gradients=kept.clone(),
+            curvature=kept[..., 0].clone(),
+        )
 
-    def step(self, evaluate: Evaluate, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the active problems; returns which moved, and which went without a history."""
-        gradient = self.gradient[active]
-        direction = self._direction(active, gradient)
-        slope = (direction * gradient).sum(-1)
-        renewed = (self.curvature[:, active] == 0).all(0) | ~(slope < 0)
+    def aim(self, index: Tensor) -> None:
+        """Choose the directions of some problems, in which the first trial is one long."""
+        gradient = self.gradient[index]
+        direction = self._direction(index, gradient)
+        renewed = (self.curvature[:, index] == 0).all(0) | ~((direction * gradient).sum(-1) < 0)
         norm = gradient.norm(dim=-1, keepdim=True)
         direction = torch.where(renewed.unsqueeze(-1), -gradient / norm.clamp(min=1.0), direction)
-        point, value, new_gradient, moved = self._search(evaluate, active, direction)
-        self._remember(active, point - self.point[active], new_gradient - gradient, moved)
-        self.point[active], self.value[active], self.gradient[active] = point, value, new_gradient
-        return moved, renewed
+        self.direction[index], self.slope[index] = direction, (direction * gradient).sum(-1)
+        self.renewed[index], self.length[index], self.trials[index] = renewed, 1.0, 0
 
-    def _direction(self, active: Tensor, gradient: Tensor) -> Tensor:
+    def _direction(self, index: Tensor, gradient: Tensor) -> Tensor:
         """The two-loop recursion."""
-        s, y, sy = self.points[:, active], self.gradients[:, active], self.curvature[:, active]
+        s, y, sy = self.points[:, index], self.gradients[:, index], self.curvature[:, index]
         rho = torch.where(sy > 0, 1 / sy.where(sy > 0, torch.ones_like(sy)), 0.0)
         q, alpha = gradient.clone(), torch.zeros_like(sy)
         for i in reversed(range(_HISTORY)):
@@ -118,30 +145,33 @@ class _State:
             q = q + (alpha[i] - rho[i] * (y[i] * q).sum(-1)).unsqueeze(-1) * s[i]
         return -q
 
-    def _search(self, evaluate: Evaluate, active: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Halve each problem's step until its value has fallen enough."""
-        point, value, gradient = self.point[active], self.value[active], self.gradient[active]
-        slope, old = (direction * gradient).sum(-1), value.clone()
-        length, moved = torch.ones_like(value), torch.zeros_like(value, dtype=torch.bool)
-        for _ in range(_MAX_HALVINGS):
-            rest = (~moved).nonzero()[:, 0]
-            if len(rest) == 0:
-                break
-            trial = self.point[active[rest]] + length[rest].unsqueeze(-1) * direction[rest]
-            new_value, new_gradient = evaluate(trial, active[rest])
-            falls = new_value <= old[rest] + _ARMIJO * length[rest] * slope[rest]
-            falls &= (new_value < old[rest]) & new_gradient.isfinite().all(-1)
-            found = rest[falls]
-            point[found], value[found], gradient[found] = trial[falls], new_value[falls], new_gradient[falls]
-            moved[found] = True
-            length[rest[~falls]] /= 2
-        return point, value, gradient, moved
+    def attempt(self, evaluate: Evaluate, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate every problem's trial; returns which moved to it, and which have no further trial."""
+        length = self.length[active]
+        trial = self.point[active] + length.unsqueeze(-1) * self.direction[active]
+        value, gradient = evaluate(trial, active)
+        old, slope = self.value[active], self.slope[active]
+        falls = (value <= old + _ARMIJO * length * slope) & (value < old) & gradient.isfinite().all(-1)
+        moved, others = active[falls], active[~falls]
+        self._remember(moved, trial[falls] - self.point[moved], gradient[falls] - self.gradient[moved])
+        self.point[moved], self.value[moved], self.gradient[moved] = trial[falls], value[falls], gradient[falls]
+        self.steps[moved] += 1
+        # The lowest point of the parabola through the value and slope at the start and the value at the trial.
+        lowest = -slope * length / (2 * ((value - old) / length - slope))
+        shorter = torch.where(lowest.isfinite(), lowest, _MOST * length).clamp(_MOST * length, _LEAST * length)
+        self.length[others] = shorter[~falls]
+        self.trials[others] += 1
+        return moved, others[self.trials[others] >= _MAX_TRIALS]
 
-    def _remember(self, active: Tensor, s: Tensor, y: Tensor, moved: Tensor) -> None:
-        """Shift in the newest differences; forget all of a problem that did not move, to begin down its gradient."""
+    def forget(self, index: Tensor) -> Tensor:
+        """Forget the history of some problems, to begin down their gradients; returns which had one."""
+        self.curvature[:, index] = 0.0
+        return ~self.renewed[index]
+
+    def _remember(self, index: Tensor, s: Tensor, y: Tensor) -> None:
+        """Shift in the newest differences."""
         sy = (s * y).sum(-1)
-        sy = torch.where(moved & (sy > 1e-12 * s.norm(dim=-1) * y.norm(dim=-1)), sy, torch.zeros_like(sy))
+        sy = torch.where(sy > 1e-12 * s.norm(dim=-1) * y.norm(dim=-1), sy, torch.zeros_like(sy))
         for name, newest in (("points", s), ("gradients", y), ("curvature", sy)):
             kept = getattr(self, name)
-            kept[:, active] = torch.cat([kept[1:, active], newest.unsqueeze(0)])
-        self.curvature[:, active[~moved]] = 0.0
+            kept[:, index] = torch.cat([kept[1:, index], newest.unsqueeze(0)])

@@ -16,6 +16,7 @@ from inference.marginal_likelihood.annealing.chains import Annealer
 from inference.marginal_likelihood.base.intervals import agree, evidence_from_weights, without_upper_end
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.importance.unvisited import two_sided_where_visited
 from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import summarise
 
@@ -36,7 +37,8 @@ class Annealed(Method):
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is Markov's. With a
         hundred chains or more, whose k-hat shows a variance, it is two-sided and asymptotic where chains of a quarter
         of the length agree with them: k-hat alone does not see that chains stop short. Chains that never visit a mode
-        of the posterior, whatever their length, leave the value below log p(x) by the mode's share. In float32 the
+        of the posterior, whatever their length, leave the value below log p(x) by the mode's share; so where the
+        interval would be two-sided, modes are looked for besides, as :class:`inference.Importance` does. In float32 the
         energies' rounding is a bias: give the model and data in float64.
 
     References:
@@ -103,7 +105,8 @@ class Annealed(Method):
             same = agree(found, shorter)
             notes = tuple(_note(*row) for row in zip(two_sided.tolist(), same.tolist(), found.value, shorter.value))
             found = without_upper_end(found, ~same)
-        return replace(found, notes=notes, evaluations=annealer.evaluations)
+        found = replace(found, notes=notes, evaluations=annealer.evaluations)
+        return two_sided_where_visited(found, problem, lambda _: None, index)
 
     def _found(self, annealer: Annealer, level: float) -> Evidence:
         summary = summarise(annealer.log_weights(self.num_chains), self.num_chains)

@@ -13,22 +13,19 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import ClassVar, NamedTuple
 
-import pyro
 import torch
 from tqdm.auto import tqdm
 
-from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
-from inference.distributions.student_t import Student, Students, concatenate, mixed, refit, temperatures
+from inference.distributions.student_t import Students, concatenate, mixed, refit, temperatures
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate, without_upper_end
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.mode_starts import ModeStarts, find_starts
+from inference.marginal_likelihood.importance.mode_starts import ModeStarts, first_mixture
 from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density, unvalidated_log_joint
 from inference.posterior.log_joint import LogJoint
-from inference.posterior.moments import gaussian_of_draws
 from inference.weights.summary import merge, stratified, summarise
 
 # Numbers held at once: coordinates of all draws of the data adapted together.
@@ -149,7 +146,7 @@ class Adaptive(Method):
                 data argument has a row for each data point.
         """
         log_joint = problem.log_joint
-        starts, first = self._starts(problem)
+        starts, first = first_mixture(problem, self.degrees)
         rows = at_once(_ELEMENTS, len(first.components) * self._draws(log_joint.dim) * log_joint.dim)
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
@@ -159,21 +156,6 @@ class Adaptive(Method):
 
     def _draws(self, dim: int) -> int:
         return max(self.num_draws, _DRAWS_PER_DIM * dim)
-
-    def _starts(self, problem: Problem) -> tuple[ModeStarts, Students]:
-        """The modes found, and in equal parts the moments of guide or prior and the curvature at each mode."""
-        log_joint, guide = problem.log_joint, problem.call.guide
-        with refuse_batch_dependence(*problem.call.programs), pyro.validation_enabled(False):
-            wide = gaussian_of_draws(log_joint, guide, 1.0)
-            starts = find_starts(log_joint, guide, wide.loc)
-        components = [Student(wide, self.degrees)]
-        there = starts.modes.log_joint.isfinite()
-        for narrow, found in zip(starts.gaussians, there):
-            loc = torch.where(found.unsqueeze(-1), narrow.loc, wide.loc)
-            factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
-            components.append(Student(Gaussian(loc, factor), self.degrees))
-        there = torch.cat([torch.ones_like(there[:1]), there]).to(wide.loc)
-        return starts, Students(tuple(components), there.log().log_softmax(0))
 
     def _adapt(self, log_joint: LogJoint, mixture: Students) -> Students:
         for _ in range(self.num_rounds):

@@ -21,6 +21,7 @@ from inference.core.memory import at_once
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.importance.unvisited import two_sided_where_visited
 from inference.posterior.log_joint import LogJoint
 from inference.weights.summary import merge, stratified, summarise
 
@@ -42,7 +43,8 @@ class Defensive(Method):
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation; the interval is two-sided and
         asymptotic where k-hat shows a variance, Markov's elsewhere. The prior finds a mode that the guide misses if
-        its draws hit it, which in many dimensions they do not.
+        its draws hit it, which in many dimensions they do not; so modes are looked for besides, as
+        :class:`inference.Importance` does.
 
     References:
         Veach, Guibas, "Optimally combining sampling techniques for Monte Carlo rendering", 1995. Owen, Zhou, "Safe and
@@ -51,10 +53,12 @@ class Defensive(Method):
     Args:
         num_samples: S, draws per data point of both together, at least two.
         guide_share: alpha, between 0 and 1: which share of the draws is the guide's.
+        search: See :class:`inference.Importance`.
     """
 
     num_samples: int = 10_000
     guide_share: float = 0.8
+    search: bool = True
     name: ClassVar[str] = "defensive"
 
     def __post_init__(self) -> None:
@@ -73,11 +77,15 @@ class Defensive(Method):
         """
         guide = problem.require_guide(self.name)
         guides = min(self.num_samples - 1, max(1, round(self.guide_share * self.num_samples)))
+        priors = self.num_samples - guides
         with refuse_batch_dependence(problem.call.model, guide):
-            mixture = _Mixture(problem, guides, self.num_samples - guides)
+            mixture = _Mixture(problem, guides, priors)
             strata = summarise(mixture.of_guide(), guides), summarise(mixture.of_prior(), mixture.priors)
         plain = evidence_from_weights(merge(*strata), problem.level)
-        return replace_estimate(plain, *stratified(*strata), method=self.name)
+        found = replace_estimate(plain, *stratified(*strata), method=self.name)
+        if not self.search:
+            return found
+        return two_sided_where_visited(found, problem, lambda part: _Mixture(part, guides, priors).log_prob)
 
     def refined(self) -> Defensive:
         """With four times the samples."""
@@ -105,16 +113,22 @@ class _Mixture:
             # Outside the guide's support its coordinates are NaN, and its density is zero.
             yield self._balanced(u, self._density(u).nan_to_num(nan=-math.inf))
 
+    def log_prob(self, u: Tensor) -> Tensor:
+        """The mixture's log-density at u (S, N, d), (S, N) in nats."""
+        return self._mixture(self._log_joint.terms(u).prior, self._density(u).nan_to_num(nan=-math.inf))
+
     def _sizes(self, total: int) -> list[int]:
         side = at_once(_ELEMENTS, self._log_joint.num_data * self._log_joint.dim)
         return [min(side, total - first) for first in range(0, total, side)]
 
     def _balanced(self, u: Tensor, log_guide: Tensor) -> Tensor:
         prior, likelihood = self._log_joint.terms(u)
-        mixture = torch.logaddexp(self._shares[0] + log_guide, self._shares[1] + prior)
-        log_weights = prior + likelihood - mixture
+        log_weights = prior + likelihood - self._mixture(prior, log_guide)
         check_log_weights(log_weights)
         return log_weights
+
+    def _mixture(self, log_prior: Tensor, log_guide: Tensor) -> Tensor:
+        return torch.logaddexp(self._shares[0] + log_guide, self._shares[1] + log_prior)
 
 
 def guide_density(problem: Problem) -> Callable[[Tensor], Tensor]:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 
+from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
+from inference.distributions.student_t import Student, Students
+from inference.marginal_likelihood.base.method import Problem
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes
+from inference.posterior.moments import gaussian_of_draws
 
-# Draws from which modes are searched at first, of the prior and of the guide each; every further look takes as many of
-# the prior as all before it, and there are so many looks at most.
-_DRAWS, _LOOKS = 8, 5
+# Draws from which modes are searched at first, of the prior and of the guide each, and draws of the prior of the first
+# further look, where a grid is searched, too, and where not; each further look takes twice as many as the one before,
+# and there are so many at most.
+_DRAWS, _WITHOUT_GRID, _LOOKS = (8, 8), (16, 64), 5
+
+# Modes found by each start, on average, above which it is a ridge or a crowd, of which no look finds all.
+_RIDGE = 0.95
 
 # Points per dimension of the grid from which modes are searched as well, up to three dimensions.
 _GRID = {1: 257, 2: 65, 3: 17}
@@ -59,11 +68,33 @@ class ModeStarts(NamedTuple):
         return tuple(texts)
 
 
+def first_mixture(problem: Problem, degrees: float) -> tuple[ModeStarts, Students]:
+    """The modes found, and Student-t distributions in equal parts: one for each, and one like the guide's draws.
+
+    That has the moments of the prior's draws where there is no guide.
+
+    Args:
+        problem: Whose model has a log joint density in unconstrained coordinates.
+        degrees: Degrees of freedom.
+    """
+    log_joint, guide = problem.log_joint, problem.call.guide
+    with refuse_batch_dependence(*problem.call.programs), pyro.validation_enabled(False):
+        wide = gaussian_of_draws(log_joint, guide, 1.0)
+        starts = find_starts(log_joint, guide, wide.loc)
+    components = [Student(wide, degrees)]
+    there = starts.modes.log_joint.isfinite()
+    for narrow, found in zip(starts.gaussians, there):
+        loc = torch.where(found.unsqueeze(-1), narrow.loc, wide.loc)
+        factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
+        components.append(Student(Gaussian(loc, factor), degrees))
+    there = torch.cat([torch.ones_like(there[:1]), there]).to(wide.loc)
+    return starts, Students(tuple(components), there.log().log_softmax(0))
+
+
 def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> ModeStarts:
     """Modes from a centre, from draws of guide and prior, and from a grid up to three dimensions.
 
-    Then as many draws of the prior as before are looked from again, until the sum of the modes' Laplace approximations
-    stays the same.
+    Then further draws of the prior are looked from, until the sum of the modes' Laplace approximations stays the same.
 
     Args:
         log_joint: Of the model.
@@ -71,10 +102,12 @@ def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> M
         centre: Unconstrained coordinates, (N, d).
     """
     location, scale = prior_scale(log_joint)
-    draws = [centre.unsqueeze(0), log_joint.sample_prior(_DRAWS)]
-    draws += [] if guide is None else [log_joint.draw_starts(guide, _DRAWS)]
+    grid = _GRID.get(log_joint.dim)
+    size, _ = _DRAWS if grid else _WITHOUT_GRID
+    draws = [centre.unsqueeze(0), log_joint.sample_prior(size)]
+    draws += [] if guide is None else [log_joint.draw_starts(guide, size)]
     first = torch.cat(draws).to(location)
-    if grid := _GRID.get(log_joint.dim):
+    if grid:
         modes = search_modes(log_joint, [first], location, scale, grid=grid)
         modes, hidden = search_unexplained(log_joint, modes, location, scale)
     else:
@@ -86,16 +119,19 @@ def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> M
 
 def _looked_again(log_joint: LogJoint, found: ModeStarts, location: Tensor) -> ModeStarts:
     modes, scale, num_starts, settled = found
-    size = _DRAWS
+    (_, size), ridge = _DRAWS, torch.zeros_like(settled)
+    if log_joint.dim not in _GRID:
+        (_, size), ridge = _WITHOUT_GRID, modes.log_joint.isfinite().sum(0) > _RIDGE * num_starts
     for _ in range(_LOOKS):
-        fresh = torch.where(settled.unsqueeze(-1), torch.nan, log_joint.sample_prior(size).to(location))
+        done = settled | ridge
+        fresh = torch.where(done.unsqueeze(-1), torch.nan, log_joint.sample_prior(size).to(location))
         known = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
         more = find_modes(log_joint, torch.cat([known, fresh]), location, scale)
-        num_starts = num_starts + size * ~settled
+        num_starts = num_starts + size * ~done
         growth = _log_laplace_sum(more, scale) - _log_laplace_sum(modes, scale)
-        settled = settled | ~(growth.nan_to_num(nan=0.0) > _MATTERS)  # nan: ridges alone, before and after
+        settled = settled | (~(growth.nan_to_num(nan=0.0) > _MATTERS) & ~ridge)  # nan: ridges alone, before and after
         modes, size = more, 2 * size
-        if bool(settled.all()):
+        if bool((settled | ridge).all()):
             break
     few = modes.log_joint[_MOST:].isneginf().all(0)
     return ModeStarts(Modes(*(part[:_MOST] for part in modes)), scale, num_starts, settled & few)

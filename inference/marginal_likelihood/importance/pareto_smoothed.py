@@ -19,7 +19,8 @@ from inference.core.estimates import Estimate
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, from_narrow_guide, replace_estimate
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
-from inference.marginal_likelihood.importance.importance_sampling import draw_weights
+from inference.marginal_likelihood.importance.importance_sampling import density_of_guide, draw_weights
+from inference.marginal_likelihood.importance.unvisited import two_sided_where_visited
 from inference.weights.pareto_smoothing import smooth_tail
 from inference.weights.summary import WeightSummary
 
@@ -31,8 +32,8 @@ class SmoothedImportance(Method):
     Warning:
         The smoothed mean is not unbiased and bounds nothing: ``raw_lower`` and one-sided intervals are those of the
         raw weights. Where k-hat shows a variance, the interval is two-sided and asymptotic around the smoothed value.
-        For k-hat up to 0.7 the value is still of use, without a guarantee. Smoothing does not detect a mode that the
-        guide never visits.
+        For k-hat up to 0.7 the value is still of use, without a guarantee. Modes that the guide does not visit are
+        looked for as :class:`inference.Importance` does.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
@@ -40,10 +41,12 @@ class SmoothedImportance(Method):
     Args:
         num_samples: S, samples per data point; below 30 nothing is smoothed.
         chunk: See :func:`inference.iter_log_weights`.
+        search: See :class:`inference.Importance`.
     """
 
     num_samples: int = 10_000
     chunk: int | None = None
+    search: bool = True
     name: ClassVar[str] = "smoothed"
 
     def __post_init__(self) -> None:
@@ -58,7 +61,8 @@ class SmoothedImportance(Method):
         """
         summary, narrow = draw_weights(problem, self.name, self.num_samples, self.chunk)
         plain = from_narrow_guide(evidence_from_weights(summary, problem.level), narrow)
-        return replace_estimate(plain, *smoothed_mean(summary), method=self.name)
+        found = replace_estimate(plain, *smoothed_mean(summary), method=self.name)
+        return two_sided_where_visited(found, problem, density_of_guide) if self.search else found
 
     def refined(self) -> SmoothedImportance:
         """With four times the samples."""

@@ -143,7 +143,7 @@ def highest_alone(*args):
 @pytest.mark.parametrize("method", [Adaptive(2000), Bridge(2000)], ids=["adaptive", "bridge"])
 def test_one_mode_alone_does_not_cover(method, monkeypatch):
     """The twin."""
-    monkeypatch.setattr("inference.marginal_likelihood.importance.adaptive_mixture.find_starts", highest_alone)
+    monkeypatch.setattr("inference.marginal_likelihood.importance.mode_starts.find_starts", highest_alone)
     torch.manual_seed(1)
     two, held, _, _ = inside(half_seen_fold(1e-2, 100), method)
     assert held < scipy.stats.binom.ppf(0.001, two, 0.95)

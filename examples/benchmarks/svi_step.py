@@ -6,6 +6,7 @@ what its row says; a step of fit is timed once it is captured. Prints ratios; ru
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -17,7 +18,7 @@ from timing import add_threads, benchmark_parser, interleaved, machine, parse_wi
 from torch import nn
 
 from guides import MeanField, mlp
-from inference import fit, fit_many
+from inference import Logging, fit, fit_many
 from inference.distributions.gaussian import DiagNormal
 from zoo import LatentVariableModel
 
@@ -29,7 +30,7 @@ NETWORKS = {
 BATCHES = dict(zip(NETWORKS, (128, 128, 512), strict=True))
 SMOKE = {"repeats": 1, "steps": 2, "levels": ["off", "graph"], "pairs": [1, 2], "many_steps": 2}
 # Steps of a fit before those that are timed: captured by then, and checked.
-WARM = 60
+WARM = 120
 HAND, PYRO = "hand-written PyTorch", "Pyro SVI + Trace_ELBO"
 RATE, LOG_2PI = 1e-3, math.log(2 * math.pi)
 
@@ -85,16 +86,15 @@ class HandVAE(nn.Module):
         return (kl - log_likelihood).mean()
 
 
-class Timed(torch.optim.Adam):
-    """Adam that notes when its steps begin."""
+class Times(logging.Handler):
+    """Notes when messages come."""
 
-    def __init__(self, parameters, times, *, fused=None):
-        super().__init__(parameters, lr=RATE, fused=fused)
-        self.times = times
+    def __init__(self):
+        super().__init__()
+        self.times = []
 
-    def step(self, closure=None):
+    def emit(self, record):  # noqa: ARG002
         self.times.append(time.perf_counter())
-        return super().step(closure)
 
 
 def batches(x, size, steps):
@@ -113,12 +113,19 @@ def new_pair(shape, device="cpu"):
 def by_fit(shape, x, size, steps, level, fused):
     """A function that trains a pair and returns the seconds of the steps after the first ones."""
     pair = new_pair(shape, x.device)
+    every = math.gcd(WARM, steps)
 
     def run():
-        times = []
-        options = {"batch_size": size, "capture": level, "progress": False}
-        fit(*pair, x, steps=WARM + steps + 1, optimizer=lambda p: Timed(p, times, fused=fused), **options)
-        return times[-1] - times[WARM]
+        logger, noted = logging.Logger("steps"), Times()
+        logger.addHandler(noted)
+        options = {
+            "batch_size": size,
+            "capture": level,
+            "callbacks": [Logging(every, logger=logger)],
+            "progress": False,
+        }
+        fit(*pair, x, steps=WARM + steps, optimizer=lambda p: torch.optim.Adam(p, lr=RATE, fused=fused), **options)
+        return noted.times[(WARM + steps) // every - 1] - noted.times[WARM // every - 1]
 
     return run
 

@@ -141,7 +141,7 @@ class _Script:
         outputs = self._insert(schema.name, inputs, len(schema.returns))
         for output, result in zip(outputs, schema.returns, strict=True):
             output.setType(result.type)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _constant(self, tensor: Tensor) -> Any:
         """One more input, after all others."""

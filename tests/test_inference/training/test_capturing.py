@@ -4,6 +4,7 @@ import collections
 import copy
 import itertools
 import logging
+import math
 import random
 import shutil
 from contextlib import nullcontext
@@ -30,14 +31,16 @@ from inference import (
     fit_many,
 )
 from inference.training import capturing
+from inference.training.agreement import all_close
+from inference.training.bunches import BUNCH
 from zoo import IMAVAE, DeepGaussianVAE
 
 QUIET = {"progress": False}
 LOGGER = "inference.training.capturing"
 
 
-def rate(value):
-    return lambda parameters: Adam(parameters, lr=value)
+def rate(value, **options):
+    return lambda parameters: Adam(parameters, lr=value, **options)
 
 
 def same(one, other):
@@ -96,7 +99,8 @@ CAPTURED = [name for name in OBJECTIVES if name != "Trace_ELBO"]
 def test_ten_captured_steps_have_the_bits_of_ten_steps(make_pair, objective, caplog):
     model, guide = make_pair()
     pair = objective.program(model), guide
-    assert_captured(pair, data_for(model), caplog, objective=objective)
+    assert_captured(pair, data_for(model), caplog, objective=objective, optimizer=rate(0.01, fused=True))
+    assert f"{BUNCH} at once" in ways(caplog)[-1]
 
 
 @pytest.mark.slow
@@ -104,7 +108,8 @@ def test_ten_captured_steps_have_the_bits_of_ten_steps(make_pair, objective, cap
 def test_two_hundred_captured_steps_have_the_same_bits(make_pair, objective, caplog):
     model, guide = make_pair()
     pair = objective.program(model), guide
-    assert_captured(pair, data_for(model), caplog, objective=objective, steps=200, batch_size=8)
+    options = {"steps": 200, "batch_size": 8, "optimizer": rate(0.01, fused=True)}
+    assert_captured(pair, data_for(model), caplog, objective=objective, **options)
 
 
 @pytest.mark.parametrize("level", ["auto", "graph"])
@@ -552,8 +557,16 @@ def test_a_captured_run_resumes_to_the_same_bits(first, tmp_path):
 
 def test_a_compiled_gradient_may_round_what_cancels_and_nothing_more():
     large, small = torch.full((50,), 10.0), torch.tensor([0.1])
-    assert capturing._all_close([large, small + 5e-5], [large, small])
-    assert not capturing._all_close([small + 5e-4], [small])
-    assert not capturing._all_close([large * 1.001, small], [large, small])
-    assert not capturing._all_close([large, small * 1.1], [large, small])
-    assert not capturing._all_close([large, None], [large, small])
+    assert all_close([large, small + 5e-5], [large, small])
+    assert not all_close([small + 5e-4], [small])
+    assert not all_close([large * 1.001, small], [large, small])
+    assert not all_close([large, small * 1.1], [large, small])
+    assert not all_close([large, None], [large, small])
+
+
+def test_what_is_not_finite_agrees_where_it_is_so_in_both():
+    broken = torch.tensor([math.nan, math.inf, 1.0])
+    assert all_close([broken], [broken.clone()])
+    assert not all_close([broken], [torch.ones(3)])
+    assert not all_close([torch.ones(3)], [broken])
+    assert not all_close([broken + 0.1], [broken])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -206,5 +206,10 @@ class Bunch:
             return torch.tensor(self._trainer.loss.value(self._batches[-1]), dtype=outcome["loss"][0].dtype)
 
 
+def leaves_of(batch: Batch) -> Sequence[Any]:
+    """All that a batch holds, one by one."""
+    return batch if all(isinstance(part, Tensor) for part in batch) else tree_leaves(batch)
+
+
 def _tensors(batch: Batch) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from inference.core.fingerprint import described, iterators_in, say_differences
 from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, first_line
-from inference.training.bunches import BUNCH, Bunch
+from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
 from inference.training.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.training.losses import PairLoss
@@ -199,18 +198,16 @@ class Capture:
 
     def _inputs(self, batch: tuple[Any, ...]) -> list[Tensor]:
         step = getattr(self._trainer.objective, "step", None)
-        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         steps = [step] if isinstance(step, Tensor) else []
-        return [*self._fixed, *steps, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        return [*self._fixed, *steps, *(leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))]
 
     def _form(self, batch: tuple[Any, ...]) -> Any:
         """All of a batch but its numbers, and which parameters are trained."""
-        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         forms = (
             (x.shape, x.stride(), x.dtype, x.device)
             if isinstance(x, Tensor)
             else (type(x), x if isinstance(x, _PLAIN) else None)
-            for x in leaves
+            for x in leaves_of(batch)
         )
         return (*forms, *(p.requires_grad for p in self._trainer.parameters))
 
@@ -291,7 +288,7 @@ class Capture:
 
     def _look(self, batch: tuple[Any, ...]) -> None:
         """Find the tensors of the pair and what else must stay as it is."""
-        for leaf in tree_leaves(batch):
+        for leaf in leaves_of(batch):
             if not isinstance(leaf, Tensor | _PLAIN):
                 raise Stale(f"an argument is a {type(leaf).__name__}")
         if not self._graphs:
@@ -421,10 +418,6 @@ def check_level(level: Any) -> None:
     """
     if level not in get_args(Level):
         raise ValueError(f"expected capture as one of {', '.join(map(repr, get_args(Level)))}, got {level!r}")
-
-
-def _all_tensors(batch: tuple[Any, ...]) -> bool:
-    return all(isinstance(part, Tensor) for part in batch)
 
 
 def _is_foreign(callback: Callback) -> bool:

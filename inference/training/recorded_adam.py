@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR
 
+from inference.training.pair_rates import PairRates
+
 
 class RecordedAdam(ABC):
     """Adam's updates of chosen parameters, as operations on tensors that a graph can hold.
@@ -127,11 +129,10 @@ def adam_obstacle(optimizer: Optimizer, scheduler: LRScheduler | None, *, exactl
     """
     if type(optimizer) not in (Adam, AdamW):
         return f"the optimiser is {type(optimizer).__name__}, not Adam"
-    own, hooks = (
-        vars(optimizer).get("step"),
-        [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks],
-    )
-    if any(hooks) or not (own is None or hasattr(own, "_wrapped_by_lr_sched")):
+    own = vars(optimizer).get("step")
+    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    foreign = [hook for hook in hooks if not (exactly and isinstance(getattr(hook, "__self__", None), PairRates))]
+    if foreign or not (own is None or hasattr(own, "_wrapped_by_lr_sched")):
         return "the optimiser's step has hooks"
     if isinstance(scheduler, CyclicLR | OneCycleLR):
         return f"{type(scheduler).__name__} may change more than the learning rate"

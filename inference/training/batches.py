@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pyro.infer
@@ -169,25 +170,26 @@ class InMemory:
 
     def from_step(self, step: int, order_seed: int, at_once: AtOnce) -> Iterator[tuple[int, list[Arguments]]]:
         """See :class:`Supply`."""
-        num_data, size = self.layout.count(self.data), self.batch_size
-        per_epoch = math.ceil(num_data / size)
-        generator, order, epoch = torch.Generator(), None, -1
-        while True:
-            number = at_once(step)
-            if self.full:
+        if self.full:
+            while True:
+                number = at_once(step)
                 yield step, [self.data] * number
                 step += number
-                continue
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator.manual_seed(order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator)
-            assert order is not None
-            at = step % per_epoch * size
-            number = number if at + number * size <= num_data else 1
-            some = self.layout.take(self.data, order[at : at + number * size])
-            yield step, [some] if number == 1 else list(self.layout.split(some, size))
-            step += number
+        num_data, size = self.layout.count(self.data), self.batch_size
+        per_epoch = math.ceil(num_data / size)
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(num_data, generator=torch.Generator().manual_seed(order_seed + epoch))
+
+        while True:
+            places = [divmod(step + i, per_epoch) for i in range(at_once(step))]
+            parts = [order(epoch)[i * size : (i + 1) * size] for epoch, i in places]
+            if any(len(part) < size for part in parts):  # of another form
+                parts = parts[:1]
+            some = self.layout.take(self.data, torch.cat(parts))
+            yield step, list(self.layout.split(some, size))
+            step += len(parts)
 
     def described(self) -> Any:
         """Digests of the data, and the size of a batch."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
+from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.agreement import Stale, all_close, all_same, check_agreement, first_line
-from inference.training.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.training.recorded_adam import FusedAdam, PlainAdam
 
 if TYPE_CHECKING:

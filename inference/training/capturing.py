@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from inference.core.fingerprint import described, iterators_in, say_differences
+from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, first_line
 from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
-from inference.training.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.training.losses import PairLoss
 from inference.training.recorded_adam import adam_obstacle
 from inference.training.shares import SharedLoss

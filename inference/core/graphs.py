@@ -215,6 +215,11 @@ class _Recorder(TorchDispatchMode):
         for i, tensor in enumerate(inputs):
             self._enter(tensor, self._graph.placeholder(f"input_{i}"), varies=True)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """That nothing here is compiled, so that torch need not load its compiler, which takes seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func, kwargs = _INSTEAD.get(func, func), kwargs or {}
         varies = torch.Tag.nondeterministic_seeded in func.tags

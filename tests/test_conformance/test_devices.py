@@ -8,7 +8,7 @@ import pytest
 import torch
 from registry import OBJECTIVES, PAIRS, data_for, under
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guides import MeanField
 from inference import ELBO, fit
@@ -83,16 +83,13 @@ class Reading(DeepGaussianVAE):
         return super().likelihood(z * float(z.mean()))
 
 
-PLANTED = {"a tensor on the CPU": (OnTheCPU, RuntimeError), "a number": (Reading, DataDependentOutputException)}
-
-
-@pytest.mark.parametrize(("model", "error"), PLANTED.values(), ids=PLANTED)
-def test_a_planted_mistake_is_seen(model, error):
+@pytest.mark.parametrize("model", [OnTheCPU, Reading])
+def test_a_planted_mistake_is_seen(model):
     pair = nn.ModuleList([model(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))]).requires_grad_(False)
     torch._C._ensureCUDADeviceGuardSet()
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         claim_cuda(pair)
-        with pytest.raises(error):
+        with pytest.raises(RuntimeError, match=r"same device|cuda"):
             ELBO().differentiable_loss(*pair, torch.empty(4, 5, device="cuda"))
 
 

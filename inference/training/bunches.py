@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
-from inference.training.agreement import Stale, all_close, all_same, check_agreement, first_line
+from inference.training.agreement import Stale, all_close, all_same, check_agreement, compared, first_line
 from inference.training.recorded_adam import FusedAdam, PlainAdam
 
 if TYPE_CHECKING:
@@ -99,22 +99,27 @@ class Bunch:
         """
         trainer, before = self._trainer, self.state()
         step = getattr(trainer.objective, "step", None)
-        try:
-            losses = torch.stack([self._own_step(batch) for batch in self._batches])
-            expected = self._outcome(losses)
+
+        def restore() -> None:
             self.set_state(before)
             if step is not None:
                 trainer.objective.step = step
+
+        def compare() -> None:
+            restore()
+            expected = self._outcome(torch.stack([self._own_step(batch) for batch in self._batches]))
+            restore()
             losses, holds = self._run(self._batches, [self._rates()] * len(self._batches))
             if holds is not None and not bool(holds):
                 raise Stale("a branch or a check of arguments in it depends on values")
             self._compare(self._outcome(losses), expected)
+
+        try:
+            compared(compare)
         except Exception as error:  # the pair itself may refuse its values
             raise Stale(first_line(error)) from error
         finally:
-            self.set_state(before)
-            if step is not None:
-                trainer.objective.step = step
+            restore()
 
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of what steps change: tensors, and the state of the random generators."""

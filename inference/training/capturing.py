@@ -20,7 +20,7 @@ from inference.core.fingerprint import described, iterators_in, say_differences
 from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
-from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, first_line
+from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
 from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
 from inference.training.losses import PairLoss
@@ -323,11 +323,16 @@ class Capture:
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; the state is put back."""
         before = self._state()
-        try:
+
+        def compare() -> None:
+            self._set_state(before)
             loss = self._eager(graph.batch)
             after, expected = self._state(), self._gradients()
             self._set_state(before)
             self._compare(graph, graph.batch, loss, expected, after)
+
+        try:
+            compared(compare)
         except Exception as error:  # the pair itself may refuse its values
             raise Stale(first_line(error)) from error
         finally:

@@ -22,7 +22,6 @@ from inference.core.rows import RowBlocks, row_blocks
 from inference.core.run import Program
 from inference.core.seeding import RandomStream
 from inference.core.sources import opened
-from inference.weights.chunks import Chunks
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
@@ -62,15 +61,11 @@ def iter_log_weights(
     Returns:
         An iterator over log p(x_n, z_sn) - log q(z_sn | x_n) in nats, (chunk, N), unscaled and without gradient.
 
-    Of many chunks the second one is recorded as a graph, and the further ones are replayed without Python, to the same
-    bits, unless the pair's Python changes from chunk to chunk.
-
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If an argument is not finite or has the wrong shape, or model and guide are not a valid pair (see
             :meth:`inference.core.call.Call.run`).
         FloatingPointError: If a weight is NaN or plus infinity.
-        RuntimeError: If the pair's Python changed after its graph had been recorded, where no attribute shows it.
     """
     call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)
     return log_weights_of(call, num_samples, chunk=chunk, seed=seed, progress=progress)
@@ -98,11 +93,12 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     own = {first.layout.plate} if len(blocks) > 1 else set()
     indices = {name: index for name, index in first.subsamples.items() if name not in own}
     chunk = samples_at_once(first) if chunk is None else chunk
-    starts, chunks = range(0, num_samples, chunk), Chunks(blocks, indices, chunk, num_samples // chunk)
+    starts = range(0, num_samples, chunk)
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
             count = min(chunk, num_samples - start)
-            log_weights = chunks.draw(count)
+            draws = (block.run(count, values=indices, enumerate_guide=True) for block in blocks)
+            log_weights = torch.cat([draw.log_weights for draw in draws], -1)
         check_log_weights(log_weights)
         yield log_weights
 

@@ -42,6 +42,7 @@ SCRIPTS = (
     "training_choices.py",
 )
 BENCHMARKS = (
+    "benchmarks/annealing.py",
     "benchmarks/evidence_methods.py",
     "benchmarks/ima_contrast.py",
     "benchmarks/log_weights.py",
@@ -50,9 +51,11 @@ BENCHMARKS = (
 )
 PROTOCOLS = (
     "benchmarks/coverage.py",
+    "benchmarks/exponents.py",
     "benchmarks/gap_coverage.py",
     "benchmarks/large_data.py",
     "benchmarks/nested_sampling.py",
+    "benchmarks/run_all.py",
 )
 HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
 
@@ -469,6 +472,32 @@ def test_benchmarks_print_ratios_to_their_peers(name, run, capsys):
     ratios = [float(r) for r in re.findall(r"(?<![\d.])(\d+\.\d\d)(?= \()", printed)]
     assert ratios
     assert all(0 < r < math.inf for r in ratios)
+
+
+def test_an_exponent_is_the_slope_of_log_time_in_log_size(load):
+    exponent = load("benchmarks/exponents.py").exponent
+    rounds = [[3.0, 2.0], [6.0, 8.0], [12.0, 32.0]]  # seconds of sizes 1, 2, 4 in two rounds: slopes one and two
+    np.testing.assert_allclose(exponent([1, 2, 4], rounds), (1.5, 1.0, 2.0))
+
+
+@pytest.mark.slow
+def test_all_benchmarks_in_one_command_write_a_table_and_a_figure(run, load, tmp_path):
+    run("benchmarks/run_all.py", "--only", "log_weights", "exponents", "--out", str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"log_weights.txt", "log_weights.png", "exponents.txt"}
+    text = (tmp_path / "log_weights.txt").read_text()
+    assert re.search(r"cores, torch .*\nload .* before, .* after; \d+ s; log_weights.py", text)
+    tables = load("benchmarks/run_all.py").tables_in(text)
+    assert [len(table.rows) for table in tables] == [3, 3, 3]
+    assert all(table.peer == "hand-written loop" for table in tables)
+    assert all(table.rows[-1] == ("hand-written loop", 1.0, 1.0, 1.0) for table in tables)
+
+
+def test_a_benchmark_that_fails_is_said_at_the_end(load, tmp_path):
+    run_all = load("benchmarks/run_all.py")
+    run_all.CPU = {"other": ["log_weights.py", "--no-such-option"]}
+    with pytest.raises(SystemExit, match="failed: other"):
+        run_all.main(["--smoke", "--out", str(tmp_path)])
+    assert "unrecognized arguments: --no-such-option" in (tmp_path / "other.txt").read_text()
 
 
 def test_coverage_keeps_its_word_on_a_fast_subset_and_goes_on(run, tmp_path, capsys):

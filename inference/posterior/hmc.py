@@ -8,14 +8,13 @@ Chains move in coordinates v that the Gaussian N(m, L L') whitens. Only :func:`t
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.core.graphs import flat_graph, scripted
 from inference.distributions.batched_gaussian import Gaussian
 from inference.posterior.log_joint import LogJoint
 
@@ -71,21 +70,29 @@ def whitened(log_joint: LogJoint, start: Gaussian, num_chains: int) -> Target:
 
 
 def traced(target: Target, example: Tensor) -> Target:
-    """A function as a flat graph of tensor operations, without its Python; the function itself where it has no such.
+    """A function replayed from a flat graph of tensor operations, without Python; itself where it has no such graph.
+
+    Where a branch, or a check of arguments, would go another way than in the graph, the function itself is run.
 
     Args:
         target: Function of a tensor of the example's shape.
         example: Where to trace it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            graph = make_fx(target)(example)
-        # Control flow that depends on the example's values may differ elsewhere.
-        same = all(torch.equal(a, b) for a, b in zip(graph(-0.5 * example), target(-0.5 * example)))
+        target(example)  # a first call may try out how a model can be run, which is no part of the computation
+        flat = flat_graph(lambda: target(example), [example])
+        replay = scripted(flat)
+        same = all(torch.equal(a, b) for a, b in zip(replay([-0.5 * example]), target(-0.5 * example)))
     except Exception:  # a user's model may fail to trace in any way
         return target
-    return graph if same else target
+    if not same:
+        return target
+
+    def run(v: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient, *others = replay([v])
+        return target(v) if flat.assumes and not bool(others[0]) else (value, gradient)
+
+    return run
 
 
 def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Chains, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 import pyro.infer
@@ -24,6 +25,8 @@ from inference.core.sources import as_batch
 from inference.objectives.base import Objective
 
 Arguments = tuple[Any, ...]
+
+AtOnce = Callable[[int], int]
 
 
 @contextmanager
@@ -120,8 +123,15 @@ class Supply(Protocol):
         """Whether the batches of an epoch can be had again."""
         ...
 
-    def from_step(self, step: int, order_seed: int) -> Iterator[tuple[int, Arguments]]:
-        """The batches from a step on; an epoch's order depends on the seed and its number alone."""
+    def from_step(self, step: int, order_seed: int, at_once: AtOnce) -> Iterator[tuple[int, list[Arguments]]]:
+        """The batches from a step on; an epoch's order depends on the seed and its number alone.
+
+        Args:
+            step: The first.
+            order_seed: The seed.
+            at_once: How many steps may follow a step at once: their batches, of one form, come together if there are
+                as many, else one by one.
+        """
         ...
 
     def described(self) -> Any:
@@ -158,22 +168,28 @@ class InMemory:
         """The first rows, as many as a batch has."""
         return self.data if self.full else self.layout.take(self.data, slice(0, self.batch_size))
 
-    def from_step(self, step: int, order_seed: int) -> Iterator[tuple[int, Arguments]]:
+    def from_step(self, step: int, order_seed: int, at_once: AtOnce) -> Iterator[tuple[int, list[Arguments]]]:
         """See :class:`Supply`."""
-        num_data, first = self.layout.count(self.data), step
         if self.full:
-            for step in itertools.count(first):
-                yield step, self.data
-        per_epoch = math.ceil(num_data / self.batch_size)
-        generator, order, epoch = torch.Generator(), None, -1
-        for step in itertools.count(first):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                generator.manual_seed(order_seed + epoch)
-                order = torch.randperm(num_data, generator=generator)
-            assert order is not None
-            at = step % per_epoch * self.batch_size
-            yield step, self.layout.take(self.data, order[at : at + self.batch_size])
+            while True:
+                number = at_once(step)
+                yield step, [self.data] * number
+                step += number
+        num_data, size = self.layout.count(self.data), self.batch_size
+        per_epoch = math.ceil(num_data / size)
+
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Tensor:
+            return torch.randperm(num_data, generator=torch.Generator().manual_seed(order_seed + epoch))
+
+        while True:
+            places = [divmod(step + i, per_epoch) for i in range(at_once(step))]
+            parts = [order(epoch)[i * size : (i + 1) * size] for epoch, i in places]
+            if any(len(part) < size for part in parts):  # of another form
+                parts = parts[:1]
+            some = self.layout.take(self.data, torch.cat(parts))
+            yield step, list(self.layout.split(some, size))
+            step += len(parts)
 
     def described(self) -> Any:
         """Digests of the data, and the size of a batch."""
@@ -255,8 +271,13 @@ class Loaded:
                 return
             yield moved(as_batch(batch), self.device)
 
-    def from_step(self, step: int, order_seed: int) -> Iterator[tuple[int, Arguments]]:
-        """See :class:`Supply`.
+    def from_step(
+        self,
+        step: int,
+        order_seed: int,
+        at_once: AtOnce,  # noqa: ARG002 - what a loader gives is taken before it gives more
+    ) -> Iterator[tuple[int, list[Arguments]]]:
+        """See :class:`Supply`; one by one.
 
         Raises:
             ValueError: If a batch is not finite, an epoch is empty, or the loader does not give again the batch that
@@ -270,16 +291,16 @@ class Loaded:
         for epoch in itertools.count(begun):
             count = 0
             for count, batch in enumerate(self._round(order_seed + epoch, first=step == 0), 1):
-                yield step + count - 1, self._checked(batch, step + count - 1)
+                yield step + count - 1, [self._checked(batch, step + count - 1)]
             if count == 0:
                 raise ValueError(f"expected a loader of at least one batch, got none in epoch {epoch}")
             step += count
 
-    def _rest(self, step: int, seed: int, past: int) -> Iterator[tuple[int, Arguments]]:
+    def _rest(self, step: int, seed: int, past: int) -> Iterator[tuple[int, list[Arguments]]]:
         """The rest of an epoch of which some batches have been taken before."""
         for i, batch in enumerate(self._round(seed, first=step == 0)):
             if i >= past:
-                yield step + i - past, self._checked(batch, step + i - past)
+                yield step + i - past, [self._checked(batch, step + i - past)]
             elif i == past - 1:
                 if self.expected not in (None, digests(batch)):
                     raise ValueError(

@@ -7,24 +7,24 @@ step is captured, and the graph is compared with the pair itself on the same noi
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from inference.core.fingerprint import described, iterators_in, say_differences
+from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.core.seeding import random_states, set_random_states
 from inference.objectives.base import Objective
+from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
+from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
-from inference.training.graphs import Replay, compiled, flat_graph, own_memory, scripted
 from inference.training.losses import PairLoss
+from inference.training.recorded_adam import adam_obstacle
 from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
@@ -48,32 +48,22 @@ _PLAIN = bool | int | float | str | None
 _LAST_CHECK = 1000
 
 
-# How many times the rounding of all gradients together one of them may be off where it is compiled.
-_CANCELLED = 100
-
-Tensors = Sequence[Tensor | None]
-
-
-class Stale(Exception):
-    """A captured step that is not what the pair does now."""
-
-
 @dataclass(eq=False)
 class _Graph:
     """The captured step of one form of batch.
 
     Attributes:
-        replay: Loss, gradients, and whether its assumptions hold, of parameters, buffers, step and batch.
+        flat: Loss, gradients, and whether its assumptions hold, of parameters, buffers, step and batch.
+        replay: Its replay.
         has_gradient: Of each parameter, whether it gets one.
-        assumes: Whether it read truth values while it was traced.
         batch: The last batch.
         unchecked: Replays since the last check.
         interval: Replays until the next one.
     """
 
+    flat: FlatGraph
     replay: Replay
     has_gradient: list[bool]
-    assumes: bool
     batch: tuple[Any, ...]
     unchecked: int = 0
     interval: int = 1
@@ -90,18 +80,24 @@ class Capture:
 
     def __init__(self, trainer: Trainer, level: Level, steps: int) -> None:
         self._trainer, self._level, self._steps = trainer, level, steps
-        self._graphs: dict[Any, _Graph] = {}
+        self._graphs, self._bunches = dict[Any, _Graph](), dict[Any, Bunch]()
         self._seen, self._calls = Counter[Any](), 0
         self._holds: list[Tensor] = []
         self._fixed, self._buffers, self._python = list[Tensor](), list[Tensor](), dict[str, Any]()
-        self._off = level == "off"
+        self._off, self._exactly = level == "off", level != "compile"
+        self._takes_bunches = not adam_obstacle(trainer.optimizer, trainer.scheduler, exactly=self._exactly)
         if not self._off and (reason := self._obstacle()):
             self.give_up(reason)
 
     @property
     def is_checked(self) -> bool:
         """Whether every step so far is the pair's own, or of a graph that has been checked since."""
-        return not any(graph.unchecked for graph in self._graphs.values())
+        return not any(graph.unchecked for graph in self._all())
+
+    @property
+    def at_once(self) -> int:
+        """Steps that are best taken in one go, where none of them but the last is looked at."""
+        return BUNCH if self._takes_bunches and self._graphs and not self._off else 1
 
     def backward(self, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a batch in nats per data point, after the parameters have got its gradient in place of theirs.
@@ -118,6 +114,25 @@ class Capture:
         self._seen[form] += 1
         return self._capture(form, batch) if self._is_worth(form) else self._eager(batch)
 
+    def bunch(self, batches: list[tuple[Any, ...]]) -> list[Tensor] | None:
+        """The losses of steps on batches of one form, taken in one replay; None where they are to be taken singly.
+
+        Raises:
+            Stale: If the graph cannot be replayed.
+        """
+        form = None if self._off or not self._takes_bunches else self._form(batches[0])
+        if form not in self._graphs:
+            return None
+        if form not in self._bunches:
+            self._record(form, batches)
+        bunch = self._bunches.get(form)
+        if bunch is None or not bunch.is_ready:
+            return None
+        losses, holds = bunch.run(batches)
+        self._holds += [] if holds is None else [holds]
+        self._calls += len(batches)
+        return losses
+
     def check(self, final: bool) -> None:
         """Compare graphs that are due with the pair itself; after it nothing has changed.
 
@@ -130,9 +145,13 @@ class Capture:
         holds, self._holds = self._holds, []
         if holds and not bool(torch.stack(holds).all()):
             raise Stale("a branch or a check of arguments in it depends on values")
-        due = [g for g in self._graphs.values() if g.unchecked and (final or g.unchecked >= g.interval)]
-        for graph in due:
-            self._check_graph(graph)
+        due = [g for g in self._all() if g.unchecked and (final or g.unchecked >= g.interval)]
+        gradients = self._gradients()
+        try:
+            for graph in due:
+                graph.check() if isinstance(graph, Bunch) else self._check_graph(graph)
+        finally:
+            self._set_gradients(gradients)
         if due:
             self._check_python()
         for graph in due:
@@ -141,7 +160,7 @@ class Capture:
     def give_up(self, reason: str) -> None:
         """Go on without graphs, and say why."""
         self._off = True
-        self._graphs, self._holds = {}, []
+        self._graphs, self._bunches, self._holds = {}, {}, []
         level = logging.INFO if self._level == "auto" else logging.WARNING
         _logger.log(level, "the steps run as the pair's own Python: %s", reason)
 
@@ -152,6 +171,9 @@ class Capture:
                 self._check_python()
             except Stale as stale:
                 self.give_up(f"{stale}, by a callback")
+
+    def _all(self) -> list[_Graph | Bunch]:
+        return [*self._graphs.values(), *self._bunches.values()]
 
     def _obstacle(self) -> str:
         """Why no step can be captured; empty where nothing speaks against it."""
@@ -176,18 +198,16 @@ class Capture:
 
     def _inputs(self, batch: tuple[Any, ...]) -> list[Tensor]:
         step = getattr(self._trainer.objective, "step", None)
-        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         steps = [step] if isinstance(step, Tensor) else []
-        return [*self._fixed, *steps, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        return [*self._fixed, *steps, *(leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))]
 
     def _form(self, batch: tuple[Any, ...]) -> Any:
         """All of a batch but its numbers, and which parameters are trained."""
-        leaves = batch if _all_tensors(batch) else tree_leaves(batch)
         forms = (
             (x.shape, x.stride(), x.dtype, x.device)
             if isinstance(x, Tensor)
             else (type(x), x if isinstance(x, _PLAIN) else None)
-            for x in leaves
+            for x in leaves_of(batch)
         )
         return (*forms, *(p.requires_grad for p in self._trainer.parameters))
 
@@ -216,10 +236,10 @@ class Capture:
         try:
             loss, *results = graph.replay(self._inputs(batch))
         except RuntimeError as error:
-            raise Stale(_first_line(error)) from error
+            raise Stale(first_line(error)) from error
         found = iter(results)
         gradients = [next(found) if has else None for has in graph.has_gradient]
-        return loss, gradients, next(found) if graph.assumes else None
+        return loss, gradients, next(found) if graph.flat.assumes else None
 
     def _capture(self, form: Any, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a step by the pair's own Python, and a graph of it for the next ones."""
@@ -239,7 +259,7 @@ class Capture:
         except Exception as error:  # a user's program may fail to trace in any way
             self._set_state(after)
             self.check(final=True)
-            self.give_up(_first_line(error))
+            self.give_up(first_line(error))
         else:
             self._graphs[form] = graph
             _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
@@ -247,9 +267,28 @@ class Capture:
         self._set_gradients(gradients)
         return loss
 
+    def _record(self, form: Any, batches: list[tuple[Any, ...]]) -> None:
+        """Record a bunch of steps and compare it with the pair's own; where that fails, steps are taken singly."""
+        t, graph = self._trainer, self._graphs[form]
+        parameters = [p for p, has in zip(t.parameters, graph.has_gradient, strict=True) if has]
+        gradients = self._gradients()
+        try:
+            bunch = Bunch(t, self._fixed, graph.flat, parameters, batches, eager=self._eager, exactly=self._exactly)
+            bunch.check()
+            self._check_python()
+        except Exception as error:  # a compiler may fail in any way
+            self._takes_bunches = False
+            level = logging.INFO if self._exactly else logging.WARNING
+            _logger.log(level, "steps are replayed one by one: %s", first_line(error))
+        else:
+            self._bunches[form] = bunch
+            _logger.info("steps on batches like that of step %d are replayed %d at once", t.steps_taken, len(batches))
+        finally:
+            self._set_gradients(gradients)
+
     def _look(self, batch: tuple[Any, ...]) -> None:
         """Find the tensors of the pair and what else must stay as it is."""
-        for leaf in tree_leaves(batch):
+        for leaf in leaves_of(batch):
             if not isinstance(leaf, Tensor | _PLAIN):
                 raise Stale(f"an argument is a {type(leaf).__name__}")
         if not self._graphs:
@@ -276,23 +315,28 @@ class Capture:
             given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
-        graph = flat_graph(step, inputs)
-        make = compiled if self._level == "compile" else scripted
-        return _Graph(make(graph), has_gradient, graph.assumes, batch)
+        flat = flat_graph(step, inputs)
+        # Compiled bunches take most of the steps, where there are any.
+        make = compiled if self._level == "compile" and not self._takes_bunches else scripted
+        return _Graph(flat, make(flat), has_gradient, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
-        """Compare a graph with the pair itself on its last batch; state and gradients are put back."""
-        before, gradients = self._state(), self._gradients()
-        try:
+        """Compare a graph with the pair itself on its last batch; the state is put back."""
+        before = self._state()
+
+        def compare() -> None:
+            self._set_state(before)
             loss = self._eager(graph.batch)
             after, expected = self._state(), self._gradients()
             self._set_state(before)
             self._compare(graph, graph.batch, loss, expected, after)
+
+        try:
+            compared(compare)
         except Exception as error:  # the pair itself may refuse its values
-            raise Stale(_first_line(error)) from error
+            raise Stale(first_line(error)) from error
         finally:
             self._set_state(before)
-            self._set_gradients(gradients)
 
     def _compare(
         self,
@@ -309,15 +353,13 @@ class Capture:
             raise Stale("a branch or a check of arguments in it depends on values")
         if not all(map(torch.equal, states, after[1])):
             raise Stale("it draws other random numbers")
-        agree = _all_close if self._level == "compile" else _all_same
-        for name, one, other in (
+        agree = all_same if self._exactly or self._takes_bunches else all_close
+        parts: list[tuple[str, Tensors, Tensors]] = [
             ("loss", [got_loss], [loss]),
             ("gradient", got_gradients, gradients),
             ("buffers", buffers, after[0]),
-        ):
-            if not agree(one, other):
-                said = ", by rounding alone" if _all_close(one, other) else ""
-                raise Stale(f"its {name} is another on the same noise{said}")
+        ]
+        check_agreement(agree, parts)
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of what a forward changes: buffers, and the state of the random generators."""
@@ -345,7 +387,7 @@ class Capture:
         try:
             return self._description()
         except Exception as error:  # of objects of a user's own
-            raise Stale(f"the pair cannot be described, {_first_line(error)}") from error
+            raise Stale(f"the pair cannot be described, {first_line(error)}") from error
 
     def _description(self) -> dict[str, Any]:
         t = self._trainer
@@ -383,46 +425,7 @@ def check_level(level: Any) -> None:
         raise ValueError(f"expected capture as one of {', '.join(map(repr, get_args(Level)))}, got {level!r}")
 
 
-def _all_tensors(batch: tuple[Any, ...]) -> bool:
-    return all(isinstance(part, Tensor) for part in batch)
-
-
 def _is_foreign(callback: Callback) -> bool:
     """Whether a callback that is no part of this library looks at every step."""
     kind = type(callback)
     return kind.on_step is not Callback.on_step and not kind.__module__.startswith("inference.")
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors have the same bits, NaN included."""
-    if one is None or other is None:
-        return one is other
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
-
-
-def _all_same(some: Tensors, others: Tensors) -> bool:
-    return all(map(_same, some, others))
-
-
-def _all_close(some: Tensors, others: Tensors) -> bool:
-    """Whether tensors agree to half of their digits in the mean square, but for rounding of what they were summed of.
-
-    A small gradient may be the sum of large terms that cancel, as that of a noise variance near its optimum: they are
-    taken to be as large as all the gradients together.
-    """
-    floats = [other for other in others if other is not None and other.is_floating_point()]
-    whole = math.hypot(*(float(other.norm()) for other in floats))
-
-    def close(one: Tensor | None, other: Tensor | None) -> bool:
-        if one is None or other is None or not other.is_floating_point():
-            return _same(one, other)
-        eps = torch.finfo(other.dtype).eps
-        allowed = eps**0.5 * float(other.norm()) + _CANCELLED * eps * whole
-        return one.shape == other.shape and float((one - other).norm()) <= allowed
-
-    return all(map(close, some, others))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    return lines[0][:200] if isinstance(error, Stale) else f"{type(error).__name__}: {lines[0][:200]}"

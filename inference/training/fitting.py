@@ -68,11 +68,11 @@ def fit(
     """Stochastic variational inference (SVI): train a pair in place.
 
     The steps minimise the objective's loss per data point. With a seed the run is repeatable bit for bit on one machine
-    and leaves the global random state as it was; an interrupted run that is called again with the same arguments
-    and ``checkpoint`` goes on from the last checkpoint to the same bits. The pair is left in eval mode. Where an error
-    or an interrupt ends the run, it is left in the state of a whole step with finite parameters: of the last that was
-    read from the device, with a checkpoint of the last one, with ``validation`` of the best evaluation. The history is
-    then the error's attribute ``history``, and the state is saved.
+    and leaves the global random state as it was; an interrupted run that is called again with the same arguments and
+    ``checkpoint`` goes on from the last checkpoint to the same bits. The pair is left in eval mode. Where an error or
+    an interrupt ends the run, it is left in the state of a whole step with finite parameters: of the last that was read
+    from the device, with a checkpoint of the last one (or last bunch, see ``capture``), with ``validation`` of the best
+    evaluation. The history is then the error's attribute ``history``, and the state is saved.
 
     Args:
         model: Pyro model, a module or a function.
@@ -107,11 +107,13 @@ def fit(
             the same in every step: where a step changes it, reads numbers from tensors or makes shapes of values, the
             pair's own Python goes on. The graph is compared with it on the same noise at growing intervals, and before
             anything is evaluated, saved or returned; where they differ, a warning says so, and the steps since the last
-            comparison are taken again without it. ``"compile"``: the graph compiled by inductor, which takes up to a
-            minute and needs a C++ compiler; it agrees with the pair's own Python within rounding, so that a resumed run
-            goes on to other bits. ``"auto"``: a graph where some hundred steps are to come. Which way steps run, and
-            why, is logged. Python's state that no attribute, closure or global shows, as the time of day, is seen by
-            the comparisons alone; a pair that holds an iterator is not recorded.
+            comparison are taken again without it. With Adam, fused as by default, a replay takes four steps where none
+            but the last is looked at, updates included; an interrupt is then left in the state of the last bunch, and
+            parameters have no gradients. ``"compile"``: the graph compiled by inductor, with any Adam four steps as
+            one, which takes minutes and needs a C++ compiler; it agrees with the pair's own Python within rounding, so
+            that a resumed run goes on to other bits. ``"auto"``: a graph where some hundred steps are to come. Which
+            way steps run, and why, is logged. Python's state that no attribute, closure or global shows, as the time of
+            day, is seen by the comparisons alone; a pair that holds an iterator is not recorded.
         progress: Show a progress bar.
 
     Returns:

@@ -27,9 +27,10 @@ from inference.core.ranks import alone, ranks
 from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
+from inference.training.agreement import Stale
 from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
-from inference.training.capturing import Capture, Level, Stale
+from inference.training.capturing import Capture, Level
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
 from inference.training.shares import SharedLoss
@@ -296,16 +297,17 @@ class Trainer:
         self, steps: int, patience: int | None, checkpoint: Checkpoint | None, checkpoint_every: int, bar: Any
     ) -> None:
         history, start = self.history, time.perf_counter() - self.history.seconds
-        for step, batch in self.supply.from_step(history.steps, self.order_seed):
+        every = self._looked_at(steps, checkpoint_every if checkpoint is not None else None)
+        for step, batches in self.supply.from_step(history.steps, self.order_seed, lambda at: self._at_once(at, every)):
             if step >= steps or history.stopped_early:
                 break
-            self.last_loss = self._step(batch)
-            self.pending.append(self.last_loss)
+            self.pending += self._steps(batches)
+            self.last_loss, step = self.pending[-1], step + len(batches) - 1
             stop = self._tell(Callback.on_step)
             last = step + 1 == steps or stop
             evaluate = self.validation is not None and (step + 1) % self.evaluate_every == 0
             save = checkpoint is not None and ((step + 1) % checkpoint_every == 0 or last)
-            if len(self.pending) == _FLUSH_EVERY or evaluate or save or last:
+            if len(self.pending) >= _FLUSH_EVERY or evaluate or save or last:
                 self.capture.check(final=evaluate or save or last)
                 self._flush(bar)
                 if evaluate:
@@ -347,6 +349,30 @@ class Trainer:
         if hook is not Callback.on_step:  # a callback of a user's own on every step stands against capture
             self.capture.after_callbacks()
         return any(wishes)
+
+    def _looked_at(self, steps: int, checkpoint_every: int | None) -> list[int]:
+        """Multiples of which numbers of steps are followed by more than the next one."""
+        told = [c for c in self.callbacks if type(c).on_step is not Callback.on_step]
+        every = [self.evaluate_every if self.validation is not None else None, checkpoint_every]
+        return [steps, *(getattr(callback, "every", 1) for callback in told), *(n for n in every if n is not None)]
+
+    def _at_once(self, step: int, every: list[int]) -> int:
+        """Steps that may be taken in one go from a step on."""
+        number = self.capture.at_once
+        return number if all(n - step % n >= number for n in every) else 1
+
+    def learning_rates(self, number: int) -> list[list[float]]:
+        """Those of the next steps, by parameter group; the schedule moves on by as many."""
+        rates = []
+        for _ in range(number):
+            rates.append([group["lr"] for group in self.optimizer.param_groups])
+            if self.scheduler is not None:
+                self.scheduler.step()
+        return rates
+
+    def _steps(self, batches: list[tuple[Any, ...]]) -> list[Tensor]:
+        losses = self.capture.bunch(batches) if len(batches) > 1 else None
+        return [self._step(batch) for batch in batches] if losses is None else losses
 
     def _step(self, batch: tuple[Any, ...]) -> Tensor:
         loss: Any = self.optimizer.step(lambda: self.capture.backward(batch))  # type: ignore[arg-type, return-value]

@@ -13,16 +13,19 @@ from torch.nn.utils import parameters_to_vector
 from guides import Exact, Linear, MeanField
 from inference import (
     IWELBO,
+    AnalyticBetaELBO,
     AnalyticELBO,
     AnalyticKLELBO,
     AnnealedPrecision,
+    BetaELBO,
     GeometricAnnealing,
+    LinearAnnealing,
     elbo,
     fit,
     fit_many,
     log_weights,
 )
-from zoo import IMAVAE, LinearVAE, Uniform
+from zoo import IMAVAE, DeepGaussianVAE, FixedNoise, LinearVAE, Uniform
 
 OPTIONS = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "seed": 3, "progress": False}
 
@@ -194,3 +197,136 @@ def test_pairs_get_their_last_good_state_back_from_an_error(tmp_path):
         for half, other in zip(a, b, strict=True):
             assert not half.training
             assert all(torch.equal(p, q) for p, q in zip(half.parameters(), other.parameters(), strict=True))
+
+
+# --- what differs from pair to pair --------------------------------------------------------------------------------
+
+KINDS = {
+    "Adam": lambda p, lr=1.0: torch.optim.Adam(p, lr=lr),
+    "AdamW": lambda p, lr=1.0: torch.optim.AdamW(p, lr=lr, weight_decay=0.1),
+    "SGD": lambda p, lr=1.0: torch.optim.SGD(p, lr=lr, momentum=0.9, weight_decay=0.01),
+    "RMSprop": lambda p, lr=1.0: torch.optim.RMSprop(p, lr=lr, momentum=0.5),
+}
+
+
+def assert_each_as_alone(together, alone):
+    for one, other in zip(states(together), states(alone), strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(value, other[name], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_learning_rates_by_pair_are_those_of_each_alone(make):
+    x, rates = torch.randn(20, 4).double(), [1e-2, 3e-4, 2e-3]
+    together = linear_pairs(3)
+    alone = copy.deepcopy(together)
+    options = {"objective": AnalyticELBO(), "steps": 30, "seed": 3, "progress": False}
+    options["scheduler"] = lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.95)
+    fit_many(together, x, optimizer=make, learning_rate=rates, capture="off", **options)
+    for pair, rate in zip(alone, rates, strict=True):
+        fit(*pair, x, optimizer=lambda p, rate=rate: make(p, rate), **options)
+    assert_each_as_alone(together, alone)
+
+
+@pytest.mark.parametrize("make", [None, KINDS["SGD"]], ids=["in bunches", "singly"])
+def test_learning_rates_by_pair_keep_their_bits_when_captured(make):
+    start, trained = linear_pairs(3), []
+    for level in ("off", "graph"):
+        pairs = copy.deepcopy(start)
+        options = {"steps": 20, "learning_rate": [0.1, 0.01, 0.001], "capture": level, "progress": False, "seed": 0}
+        options |= {} if make is None else {"optimizer": make}
+        trained.append((fit_many(pairs, torch.ones(8, 4).double(), **options).loss, states(pairs)))
+    assert trained[0][0] == trained[1][0]
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(trained[0][1], trained[1][1], strict=True) for n in a)
+
+
+def linear_betas(betas):
+    return [AnalyticBetaELBO(beta) for beta in betas]
+
+
+@pytest.mark.parametrize("capture", ["off", "graph"])
+def test_betas_by_pair_are_those_of_each_alone(capture):
+    objectives, x, together = linear_betas([0.5, 1.0, 3.0]), torch.randn(20, 4).double(), linear_pairs(3)
+    alone = copy.deepcopy(together)
+    options = OPTIONS | {"steps": 30, "capture": capture}
+    history = fit_many(together, x, objective=objectives, **options)
+    losses = [fit(*pair, x, objective=o, **options).loss for pair, o in zip(alone, objectives, strict=True)]
+    assert_each_as_alone(together, alone)
+    np.testing.assert_allclose(history.loss, np.sum(losses, 0), rtol=1e-9)
+    assert [o.beta for o in objectives] == [0.5, 1.0, 3.0]
+
+
+def test_schedules_of_beta_by_pair_are_those_of_each_step():
+    # Guide and model do not move: the losses differ by the weight alone, and by the rate that it multiplies.
+    schedules = [0.0, 1.0, LinearAnnealing(4, start=0.0)]
+    start, x = linear_pairs(1)[0], torch.randn(500, 4).double()
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0), "steps": 5, "seed": 0, "progress": False}
+
+    def losses(chosen):
+        pairs = [copy.deepcopy(start) for _ in chosen]
+        return np.array(fit_many(pairs, x, objective=[BetaELBO(s) for s in chosen], **options).loss)
+
+    zero, one, rising = (losses([schedule] * 3) for schedule in schedules)
+    np.testing.assert_allclose(rising, zero + [0, 0.25, 0.5, 0.75, 1] * (one - zero), rtol=1e-12)
+    mixed = losses(schedules)
+    assert np.all(np.abs(mixed - (zero + one + rising) / 3) < 0.1 * (one - zero))
+    assert np.all(one - zero > 0.1)
+
+
+def test_precisions_by_pair_follow_schedules_of_their_own():
+    schedules = [GeometricAnnealing(5, 10.0, end) for end in (1e2, 1e4)]
+    pairs = [(IMAVAE(3, 2, hidden=(4,)), MeanField(3, 2, hidden=(4,))) for _ in schedules]
+    objectives = [AnnealedPrecision(AnalyticKLELBO(), schedule) for schedule in schedules]
+    fit_many(pairs, torch.randn(12, 3), objective=objectives, steps=8, progress=False)
+    assert [round(float(model.gamma2)) for model, _ in pairs] == [100, 10000]
+
+
+def test_fixed_variances_by_pair_are_those_of_each_alone():
+    x = torch.randn(20, 4).double()
+    together = [
+        (DeepGaussianVAE(4, 2, hidden=(3,), noise=FixedNoise(sigma)).double(), MeanField(4, 2, hidden=(3,)).double())
+        for sigma in (0.3, 1.0)
+    ]
+    before = [float(elbo(log_weights(*pair, x, num_samples=10, seed=0)).value.mean()) for pair in together]
+    fit_many(together, x, steps=20, **OPTIONS)
+    after = [float(elbo(log_weights(*pair, x, num_samples=10, seed=0)).value.mean()) for pair in together]
+    assert after[0] - before[0] > 5 * (after[1] - before[1]) > 0  # noise of .3 leaves 11 times the error to explain
+
+
+ALIKE = "expected pairs that differ in their parameters and buffers alone, got pair 1 where"
+DIFFERENT = {
+    "two seeds": ({"seed": [0, 1]}, ValueError, r"expected one seed.*got \[0, 1\].*made under them"),
+    "a rate too few": ({"learning_rate": [0.1]}, ValueError, r"for each of 2 pairs, got \[0.1\]"),
+    "a negative rate": ({"learning_rate": [0.1, -1.0]}, ValueError, "positive learning rate"),
+    "an objective too few": ({"objective": [AnalyticELBO()]}, ValueError, "one for each of 2 pairs, got 1"),
+    "two classes": ({"objective": [AnalyticELBO(), AnalyticKLELBO()]}, ValueError, "their weights alone.*class"),
+    "two numbers": ({"objective": [IWELBO(2), IWELBO(3)]}, ValueError, "their weights alone.*num_particles"),
+    "LBFGS": ({"learning_rate": [0.1, 0.2], "optimizer": torch.optim.LBFGS}, TypeError, "proportional.*got LBFGS"),
+}
+
+
+@pytest.mark.parametrize(("options", "kind", "message"), DIFFERENT.values(), ids=DIFFERENT)
+def test_what_cannot_differ_by_pair_is_refused(options, kind, message):
+    with pytest.raises(kind, match=message):
+        fit_many(linear_pairs(2), torch.ones(6, 4).double(), steps=1, progress=False, **options)
+
+
+def test_pairs_of_different_python_are_refused():
+    pairs = [(LinearVAE(4, 2), Linear(4, 2)) for _ in range(2)]
+    pairs[1][0].factor = 2.0
+    with pytest.raises(ValueError, match=f"{ALIKE}.*factor"):
+        fit_many(pairs, torch.ones(6, 4), steps=1, progress=False)
+    priors = [Uniform(2, -end, end) for end in (0.5, 2.0)]
+    bounded = [
+        (IMAVAE(3, 2, hidden=(8,), prior=prior), MeanField(3, 2, hidden=(8,), support=prior().support))
+        for prior in priors
+    ]
+    with pytest.raises(ValueError, match=ALIKE):
+        fit_many(bounded, torch.ones(6, 3), steps=1, progress=False)
+
+
+def test_a_sweep_of_other_learning_rates_is_another_run(tmp_path):
+    options = {"steps": 4, "seed": 0, "checkpoint": tmp_path / "run.safetensors", "progress": False}
+    fit_many(linear_pairs(2), torch.ones(6, 4).double(), learning_rate=[0.1, 0.2], **options)
+    with pytest.raises(ValueError, match="belongs to another one"):
+        fit_many(linear_pairs(2), torch.ones(6, 4).double(), learning_rate=[0.1, 0.3], **options)

@@ -165,7 +165,7 @@ def test_the_whitened_target_is_the_gaussian_joint_with_its_gradient():
     posterior = model.posterior(x)
     start = Gaussian(torch.randn(4, 3).double(), torch.randn(4, 3, 3).double().tril() + 3 * torch.eye(3).double())
     target = whitened(LogJoint(model, x), start, 5)
-    assert isinstance(target, torch.fx.GraphModule)
+    assert target.__qualname__.startswith("traced")  # a replay
     v = torch.randn(5, 4, 3).double()
     value, gradient = target(v)
     u = start.loc + (start.factor @ v.unsqueeze(-1)).squeeze(-1)
@@ -176,13 +176,23 @@ def test_the_whitened_target_is_the_gaussian_joint_with_its_gradient():
     torch.testing.assert_close(start.whiten(start.colour(v)), v)
 
 
-def test_what_depends_on_the_values_is_not_traced():
+def test_what_depends_on_the_values_goes_its_own_way():
+    calls = []
+
     def branches(v):
-        return (v.sum(-1), v) if bool(v.sum() > 0) else (v.prod(-1), v)
+        calls.append(1)
+        return (v.sum(-1), v) if bool(v.mean() < 5) else (v.prod(-1), v)
+
+    def scaled(v):
+        return v.sum(-1) * float(v.mean()), v
 
     v = torch.ones(2, 3, 4)
-    assert traced(branches, v) is branches
-    assert isinstance(traced(lambda v: (v.sum(-1), v), v), torch.fx.GraphModule)
+    replayed, before = traced(branches, v), len(calls)
+    torch.testing.assert_close(replayed(2 * v), ((2 * v).sum(-1), 2 * v))
+    assert len(calls) == before  # without Python
+    torch.testing.assert_close(replayed(9 * v), ((9 * v).prod(-1), 9 * v))
+    assert len(calls) == before + 1
+    assert traced(scaled, v) is scaled  # a number is read from a tensor
 
 
 def test_the_start_has_the_moments_of_the_guides_draws_widened():

@@ -141,7 +141,7 @@ class _Script:
         outputs = self._insert(schema.name, inputs, len(schema.returns))
         for output, result in zip(outputs, schema.returns, strict=True):
             output.setType(result.type)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _constant(self, tensor: Tensor) -> Any:
         """One more input, after all others."""
@@ -214,6 +214,11 @@ class _Recorder(TorchDispatchMode):
         self._kept: list[Tensor] = []  # an address in use is the address of one tensor
         for i, tensor in enumerate(inputs):
             self._enter(tensor, self._graph.placeholder(f"input_{i}"), varies=True)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """That nothing here is compiled, so that torch need not load its compiler, which takes seconds."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func, kwargs = _INSTEAD.get(func, func), kwargs or {}

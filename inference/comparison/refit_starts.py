@@ -32,8 +32,8 @@ _MAX_GRID_DIM = 2
 # Steps of the search for a member of the family like a Gaussian: few by likelihood, of which a mixture has no highest.
 _NEAR_STEPS, _SAME_STEPS = 10, 100
 
-# Norm of a gradient at which a start is near enough.
-_NEAR = 1e-3
+# Norm of a gradient at which a start is near enough, and what ten steps must gain, in squares of nats.
+_NEAR, _NEARER = 1e-3, 1e-4
 
 
 class Starts(NamedTuple):
@@ -138,7 +138,9 @@ def _imitated(problem: LocalProblem, log_joint: LogJoint, rows: Tensor, target: 
         return (log_prob(part, chosen) - expected[:, chosen]).square().mean(0)
 
     near = minimise(problem.objective(likelihood, rows), problem.start[rows], max_steps=_NEAR_STEPS)
-    same = minimise(problem.objective(squares, rows), near.point, max_steps=_SAME_STEPS, tolerance=_NEAR)
+    same = minimise(
+        problem.objective(squares, rows), near.point, max_steps=_SAME_STEPS, tolerance=_NEAR, least_gain=_NEARER
+    )
     return Starts(same.point, rows)
 
 

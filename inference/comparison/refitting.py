@@ -254,7 +254,7 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
         rough.point[few.flatten()],
         max_steps=max_steps,
         tolerance=tolerance,
-        least_gain=_NO_GAIN,
+        least_gain=_TIE,
     )
     # Steps that lead from one steep place to another exploit what the noise does not see.
     before, _ = problem.minus_elbo(problem.start, everything)

@@ -26,7 +26,8 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "inference.marginal_likelihood": [
         {"base", "upper_bounds"},
-        {"analytic", "annealing", "importance", "quadrature"},
+        {"analytic", "importance", "quadrature"},
+        {"annealing"},
         {"automatic"},
         {"estimate"},
     ],

@@ -48,7 +48,6 @@ WITHOUT = {
         "self_consistency": "asks posterior(x), runs no plate",
         "elbo_entropies": "asks posterior(x), runs no plate",
         "gradient_noise": "the objective has it",
-        "card": "measures pairs of the zoo's form",
         "save_pair": "runs nothing",
         "load_pair": "runs nothing",
     },

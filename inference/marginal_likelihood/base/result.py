@@ -169,7 +169,7 @@ def replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
             changed[name] = value.clone()
             changed[name][index] = getattr(part, name)
     for name in ("guarantee", "notes"):
-        texts = list(getattr(whole, name))
+        texts = list(getattr(whole, name)) or [""] * len(whole.value)
         for i, text in zip(index.tolist(), getattr(part, name)):
             texts[i] = text
         changed[name] = tuple(texts)

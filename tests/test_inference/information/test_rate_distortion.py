@@ -537,7 +537,7 @@ def test_the_figure_holds_the_points_the_hull_and_the_diagonal():
     figure = rate_distortion_figure({"family": points}, entropy=4.0, truth=([0, 3], [4, 1]))
     (ax,) = figure.axes
     lines = {line.get_label(): line.get_xydata() for line in ax.lines}
-    assert lines["D = H - R"].tolist() == [[0, 4], [4, 0]]
+    assert lines["$D = H - R$"].tolist() == [[0, 4], [4, 0]]
     assert lines["closed form"].tolist() == [[0, 4], [3, 1]]
     (bars,) = ax.containers
     centres = np.array([[p.rate.value, p.distortion.value] for p in points])

@@ -411,7 +411,7 @@ BAD = {
     "empty": (
         GOOD[:0],
         ValueError,
-        r"expected (at least one data point|data of N >= 1 rows in the first tensor), got .+\(0, 5\)",
+        r"expected (at least one data point|data of N >= 1 rows in the first tensor), got (none|.+\(0, 5\))",
     ),
     "NaN": (with_a(math.nan), ValueError, r"expected .+ to be finite, got 1 NaN or infinite of 20 .+ at \(2, 1\)"),
     "infinity": (with_a(-math.inf), ValueError, r"expected .+ to be finite, got 1 NaN or .+ the first \(-inf\)"),

@@ -36,8 +36,9 @@ _VISITS = 10.0
 # Part of the standard error that mass which is not visited may be.
 _NEGLIGIBLE = 0.25
 
-# Standard errors by which another estimate must exceed the proposal's, where that has no density.
-_SURELY = 3.0
+# Standard errors by which another estimate must exceed the proposal's, where that has no density; or nats, by which an
+# unbiased one exceeds the truth with a probability of at most e^-9 (Markov's inequality), whatever its error.
+_SURELY, _MOST_EXCESS = 3.0, 9.0
 
 # Latent dimensions beyond which modes are not looked for: their curvature costs too much.
 _MOST_DIMS = 50
@@ -126,4 +127,5 @@ def _share_beyond(log_weights: Tensor, found: Evidence) -> Tensor:
     """The share of p(x) by which an estimate of log weights (S, N) surely exceeds another, (N,)."""
     estimate, error = summarise([log_weights], len(log_weights)).iwae
     beyond = -torch.expm1(found.value - estimate)
-    return torch.where(beyond > _SURELY * torch.hypot(error, found.standard_error), beyond, 0.0)
+    sure = beyond > _SURELY * torch.hypot(error, found.standard_error)
+    return torch.where(sure | (estimate - found.value > _MOST_EXCESS), beyond, 0.0)

@@ -508,7 +508,9 @@ def test_a_guide_that_cannot_be_freed_has_a_gap_without_parts():
     assert got.approximation is None
     assert got.amortisation is None
     assert str(got).endswith("approximation: unknown, amortisation: unknown")
-    with pytest.raises(TypeError, match=r"expected a guide with local\(x\), an AutoGuide, or one of all data .*, got Unknown"):
+    with pytest.raises(
+        TypeError, match=r"expected a guide with local\(x\), an AutoGuide, or one of all data .*, got Unknown"
+    ):
         refit(model, Unknown(), x)
 
 

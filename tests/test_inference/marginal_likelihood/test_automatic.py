@@ -331,5 +331,7 @@ def test_a_closed_form_that_is_no_number_is_refused():
 
 def test_blocks_of_one_setting_tell_the_most_samples():
     model, guide, x = pair()
-    got = evidence(model, x, method=Importance(300, search=False), guide=guide, seed=0, block=10, tolerance=1e-3, progress=False)
+    got = evidence(
+        model, x, method=Importance(300, search=False), guide=guide, seed=0, block=10, tolerance=1e-3, progress=False
+    )
     assert got.num_samples == 64 * 300

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from inference import Annealed, Defensive, Importance, SmoothedImportance, evidence
+from inference.marginal_likelihood.base.intervals import evidence_from_weights
+from inference.marginal_likelihood.importance.unvisited import _share_beyond
+from inference.weights.summary import summarise
 
 X = torch.tensor([2.25, 4.0, 6.25], dtype=torch.float64)
 SIGMA = 0.2
@@ -78,6 +81,16 @@ def test_the_note_says_how_much_is_hardly_visited():
     shares = [float(note.split("hardly visit ")[1].split()[0]) for note in notes if "hardly visit" in note]
     assert shares
     assert all(abs(share - 0.5) < 0.1 for share in shares)
+
+
+def test_an_estimate_far_above_counts_whatever_its_own_error():
+    plain = evidence_from_weights(summarise([torch.zeros(200, 1, dtype=torch.float64)], 200))
+    needle = torch.full((4000, 1), -50.0, dtype=torch.float64)
+    needle[0] = 20.0
+    assert float(_share_beyond(needle, plain)) > 0.99
+    near = torch.full((4000, 1), -50.0, dtype=torch.float64)
+    near[0] = math.log(4000) + 1  # one nat above, by one draw
+    assert float(_share_beyond(near, plain)) == 0
 
 
 def test_the_search_is_counted():

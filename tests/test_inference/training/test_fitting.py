@@ -69,6 +69,7 @@ def start(pair, x, maximum):
     assert first < maximum - 10
 
 
+@pytest.mark.slow
 def test_adam_on_the_analytic_elbo_reaches_the_ppca_maximum(digit_rows):
     x, maximum = digit_rows
     pair = linear_pair(x, 8)

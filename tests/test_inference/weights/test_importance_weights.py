@@ -387,6 +387,7 @@ print(growth(lambda: stream(1_000_000)), growth(lambda: matrix(4_000_000)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_million_samples_cost_the_memory_of_ten_thousand():
     script = [sys.executable, "-W", "ignore", "-c", MEMORY_SCRIPT]

@@ -10,7 +10,7 @@ import math
 
 import torch
 from svi_step import LOG_2PI, NETWORKS, Decoder
-from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
+from timing import begin, benchmark_parser, interleaved, report
 
 from inference import Annealed, evidence
 
@@ -53,14 +53,11 @@ def by_hand(model, x, temperatures, chains, leapfrog, step=0.1):
 
 def main(argv=None):
     parser = benchmark_parser(__doc__, repeats=5)
-    add_threads(parser)
     parser.add_argument("--data", type=int, default=16, help="number of data points")
     parser.add_argument("--temperatures", type=int, default=200, help="of annealing")
     parser.add_argument("--chains", type=int, default=16, help="per datum")
     parser.add_argument("--leapfrog", type=int, default=3, help="steps at each temperature")
-    args = parse_with_smoke(parser, argv, SMOKE)
-    torch.set_num_threads(args.threads)
-    print(machine())
+    args = begin(parser, argv, SMOKE)
     for name, (data_dim, hidden, latent_dim) in NETWORKS.items():
         torch.manual_seed(0)
         model, x = Decoder(data_dim, hidden, latent_dim).double(), torch.randn(args.data, data_dim).double()

@@ -6,9 +6,8 @@ the half-width that adaptive sampling reaches there.
 
 from __future__ import annotations
 
-import torch
 from nested_sampling import digits_pair
-from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
+from timing import begin, benchmark_parser, interleaved, report
 
 from inference import Annealed, Quadrature, evidence
 
@@ -19,15 +18,12 @@ SMOKE = {"repeats": 1, "data": 2, "steps": 10, "temperatures": 10, "tolerances":
 def main(argv: list[str] | None = None) -> None:
     """Print both tables, in milliseconds."""
     parser = benchmark_parser(__doc__, repeats=3)
-    add_threads(parser)
     parser.add_argument("--data", type=int, default=16, help="data estimated together")
     parser.add_argument("--steps", type=int, default=1500, help="of training")
     parser.add_argument("--temperatures", type=int, default=1000, help="of annealing")
     parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-7, 1e-4, 1e-2], help="of quadrature")
     parser.add_argument("--latent-dims", type=int, nargs=2, default=[8, 3], help="K of either table")
-    args = parse_with_smoke(parser, argv, SMOKE)
-    torch.set_num_threads(args.threads)
-    print(machine())
+    args = begin(parser, argv, SMOKE)
     high, low = args.latent_dims
     methods = {name: name for name in METHODS} | {"annealed": Annealed(args.temperatures)}
     compare(f"ms a data point, digits VAE, K = {high}", methods, high, args)

@@ -11,7 +11,7 @@ import statistics
 import numpy as np
 import torch
 from svi_step import Decoder
-from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke
+from timing import begin, benchmark_parser, interleaved
 
 from guides import MeanField
 from inference import ELBO, log_weights
@@ -46,16 +46,13 @@ def exponent(values, seconds):
 
 def main(argv=None):
     parser = benchmark_parser(__doc__, repeats=5)
-    add_threads(parser)
     parser.add_argument("--doublings", type=int, default=3, help="of each size")
     parser.add_argument("--data", type=int, default=256, help="N where it stays, and its first value")
     parser.add_argument("--dims", type=int, default=128, help="D")
     parser.add_argument("--latents", type=int, default=16, help="K")
     parser.add_argument("--samples", type=int, default=32, help="S")
     parser.add_argument("--width", type=int, default=128, help="of the hidden layer")
-    args = parse_with_smoke(parser, argv, SMOKE)
-    torch.set_num_threads(args.threads)
-    print(machine())
+    args = begin(parser, argv, SMOKE)
     start = {letter: getattr(args, name) for letter, name in SIZES.items()}
     for title, make in {"log_weights": weights_of, "gradient of the ELBO": gradient_of}.items():
         print(f"\n{title}: exponents of the time, from {', '.join(f'{k} = {v}' for k, v in start.items())}")

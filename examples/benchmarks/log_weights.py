@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from svi_step import LOG_2PI, NETWORKS, Decoder
-from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
+from timing import begin, benchmark_parser, interleaved, report
 
 from guides import MeanField
 from inference import iter_log_weights, iwae, log_weights
@@ -55,13 +55,10 @@ def compare(model, guide, x, samples, name, args):
 
 def main(argv=None):
     parser = benchmark_parser(__doc__)
-    add_threads(parser)
     parser.add_argument("--data", type=int, default=64, help="number of data points")
     parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10_000], help="per datum")
     parser.add_argument("--chunk", type=int, default=100, help="samples at a time")
-    args = parse_with_smoke(parser, argv, SMOKE)
-    torch.set_num_threads(args.threads)
-    print(machine())
+    args = begin(parser, argv, SMOKE)
     for name, (data_dim, hidden, latent_dim) in NETWORKS.items():
         torch.manual_seed(0)
         model = Decoder(data_dim, hidden, latent_dim)

@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from timing import add_threads, benchmark_parser, interleaved, machine, parse_with_smoke, report
+from timing import begin, benchmark_parser, interleaved, report
 from torch import nn
 
 from guides import MeanField, mlp
@@ -185,15 +185,12 @@ def many_fits(shape, x, size, steps, numbers):
 
 def main(argv=None):
     parser = benchmark_parser(__doc__)
-    add_threads(parser)
     parser.add_argument("--steps", type=int, default=1000, help="steps per timing, of the small network")
     parser.add_argument("--levels", nargs="+", default=["off", "graph", "compile"], help="of capture")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 64], help="trained at once")
     parser.add_argument("--many-steps", type=int, default=1000, help="steps of several pairs at once")
     parser.add_argument("--device", default="cpu", help="where to train")
-    args = parse_with_smoke(parser, argv, SMOKE)
-    torch.set_num_threads(args.threads)
-    print(machine())
+    args = begin(parser, argv, SMOKE)
     for name, shape in NETWORKS.items():
         torch.manual_seed(0)
         size = BATCHES[name]

@@ -34,6 +34,17 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every candidate")
 
 
+def begin(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, smoke: Mapping[str, object]
+) -> argparse.Namespace:
+    """Parse as :func:`parse_with_smoke`, with ``--threads``, set their number, and say where this runs."""
+    add_threads(parser)
+    args = parse_with_smoke(parser, argv, smoke)
+    torch.set_num_threads(args.threads)
+    print(machine())
+    return args
+
+
 def interleaved(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each candidate, or those that it returns, ``repeats`` times each, after one untimed round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}

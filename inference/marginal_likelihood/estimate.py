@@ -255,7 +255,7 @@ def _select(problem: Problem, index: Tensor) -> Problem:
         ValueError: If the first argument has not one row for each data point, or the model subsamples.
     """
     _check_takes_all(problem)
-    return replace(problem, call=problem.call_of_rows.rows(index))
+    return problem.rows(index)
 
 
 def _check_takes_all(problem: Problem) -> None:

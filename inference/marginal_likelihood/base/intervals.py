@@ -18,6 +18,9 @@ from inference.weights.summary import WeightSummary
 # Above this k-hat the weights have no variance, and a normal interval means nothing.
 _MAX_PARETO_K = 0.5
 
+# Nats by which a sound unbiased estimate exceeds the truth with a probability of at most e^-9, by Markov's inequality.
+MOST_EXCESS = 9.0
+
 # Rounding of a log joint density, relative to its size and in nats, that is no contradiction.
 _ROUNDING = 1e-6
 _CONTRADICTED = "a lower bound of the same call lies above the upper end, which it contradicts"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+from torch import Tensor
+
 from inference.core.call import Call
 from inference.core.draw import Draw
 from inference.core.protocols import SupportsLogEvidence
@@ -61,6 +63,14 @@ class Problem:
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
         return with_known_rows(self.call, probe=lambda part: replace(self, call=part).probe())
+
+    def rows(self, index: Tensor) -> Problem:
+        """The problem of chosen data points, (M,) integers.
+
+        Raises:
+            ValueError: See :func:`inference.core.rows.with_known_rows`.
+        """
+        return replace(self, call=self.call_of_rows.rows(index))
 
     def probe(self) -> Draw:
         """One run of the pair, or of the model alone, which leaves the random state as it was."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inference.distributions.student_t import Students
-from inference.marginal_likelihood.base.intervals import without_upper_end
+from inference.marginal_likelihood.base.intervals import MOST_EXCESS, without_upper_end
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.importance.mode_starts import first_mixture
@@ -36,14 +36,11 @@ _VISITS = 10.0
 # Part of the standard error that mass which is not visited may be.
 _NEGLIGIBLE = 0.25
 
-# Standard errors by which another estimate must exceed the proposal's, where that has no density; or nats, by which an
-# unbiased one exceeds the truth with a probability of at most e^-9 (Markov's inequality), whatever its error.
-_SURELY, _MOST_EXCESS = 3.0, 9.0
+# Standard errors by which another estimate must exceed the proposal's, where that has no density.
+_SURELY = 3.0
 
 # Latent dimensions beyond which modes are not looked for: their curvature costs too much.
 _MOST_DIMS = 50
-
-_NOT_LOOKED = "modes that the draws do not visit were not looked for: {}"
 
 # Log-density of the proposal at u (S, N, d), (S, N) in nats; minus infinity or NaN where it has none.
 Density = Callable[[Tensor], Tensor]
@@ -68,42 +65,38 @@ def two_sided_where_visited(
     everything = torch.arange(problem.density.num_data, device=two_sided.device)
     chosen = two_sided if rows is None else rows[two_sided]
     try:
-        few = problem if torch.equal(chosen, everything) else _of_rows(problem, chosen)
+        few = problem if torch.equal(chosen, everything) else problem.rows(chosen)
     except ValueError:  # no argument is known to hold rows
         if rows is not None:
             raise
         few, two_sided = problem, everything
-    noted = replace(found, notes=found.notes or ("",) * len(found.value))
-    return replace_rows(noted, two_sided, _checked(take_rows(noted, two_sided), few, density))
-
-
-def _of_rows(problem: Problem, index: Tensor) -> Problem:
-    return replace(problem, call=problem.call_of_rows.rows(index))
+    return replace_rows(found, two_sided, _checked(take_rows(found, two_sided), few, density))
 
 
 def _checked(found: Evidence, problem: Problem, density: Callable[[Problem], Density | None]) -> Evidence:
     try:
         log_joint = problem.log_joint
         if log_joint.dim > _MOST_DIMS:
-            return _noted(found, [_NOT_LOOKED.format(f"there are more than {_MOST_DIMS} latent coordinates")])
+            raise ValueError(f"there are more than {_MOST_DIMS} latent coordinates")
         before, log_proposal = log_joint.evaluations, density(problem)
         starts, mixture = first_mixture(problem, _DEGREES)
     except (ValueError, NotImplementedError) as error:
-        return _noted(found, [_NOT_LOOKED.format(str(error).splitlines()[0])])
+        note = f"modes that the draws do not visit were not looked for: {str(error).splitlines()[0]}"
+        return _noted(found, [note] * len(found.value), evaluations=0.0)
     with torch.no_grad():
         share = _share_unvisited(log_joint, mixture, log_proposal, found)
     missed = found.upper.isfinite() & (~starts.settled | ~(share <= _NEGLIGIBLE * found.standard_error))
     missing = [f"; the draws hardly visit {part:.2g} of the posterior" if part > 0 else "" for part in share.tolist()]
     notes = [note + (text if bad else "") for note, text, bad in zip(starts.notes, missing, missed.tolist())]
     evaluations = (log_joint.evaluations - before) / log_joint.num_data
-    return replace(_noted(without_upper_end(found, missed), notes), evaluations=evaluations)
+    return _noted(without_upper_end(found, missed), notes, evaluations)
 
 
-def _noted(found: Evidence, notes: Sequence[str]) -> Evidence:
-    """Evidence with a note for each data point, or one for all, after those that it has."""
-    notes = list(notes) * len(found.value) if len(notes) == 1 else notes
-    whole = (f"{old}; {new}".lstrip("; ") for old, new in zip(found.notes, notes, strict=True))
-    return replace(found, notes=tuple(whole), evaluations=0.0)
+def _noted(found: Evidence, notes: Sequence[str], evaluations: float) -> Evidence:
+    """Evidence with a further note for each data point, and the evaluations that it took."""
+    before = found.notes or ("",) * len(notes)
+    whole = (f"{old}; {new}".lstrip("; ") for old, new in zip(before, notes, strict=True))
+    return replace(found, notes=tuple(whole), evaluations=evaluations)
 
 
 def _share_unvisited(log_joint: LogJoint, mixture: Students, density: Density | None, found: Evidence) -> Tensor:
@@ -128,4 +121,4 @@ def _share_beyond(log_weights: Tensor, found: Evidence) -> Tensor:
     estimate, error = summarise([log_weights], len(log_weights)).iwae
     beyond = -torch.expm1(found.value - estimate)
     sure = beyond > _SURELY * torch.hypot(error, found.standard_error)
-    return torch.where(sure | (estimate - found.value > _MOST_EXCESS), beyond, 0.0)
+    return torch.where(sure | (estimate - found.value > MOST_EXCESS), beyond, 0.0)

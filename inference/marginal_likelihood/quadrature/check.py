@@ -18,7 +18,7 @@ from torch import Tensor
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students
-from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate
+from inference.marginal_likelihood.base.intervals import MOST_EXCESS, evidence_from_weights, replace_estimate
 from inference.marginal_likelihood.base.result import NUMERICAL, PROBABILISTIC, Evidence
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import Mode, Modes, mode_masses
@@ -27,9 +27,9 @@ from inference.weights.summary import merge, stratified, summarise
 # Modes that draws are made about, those of the greatest mass, and the degrees of freedom there.
 _MODES, _DEGREES = 32, 4.0
 
-# A sound estimate exceeds the truth by so many nats with a probability of at most e^-9 (Markov's inequality), and lies
-# so many standard errors above or below it hardly ever; below only where the weights show a variance.
-_MOST_EXCESS, _MOST_ABOVE, _MOST_BELOW = 9.0, 5.0, 7.0
+# A sound estimate lies so many standard errors above or below the truth hardly ever; below only where the weights show
+# a variance.
+_MOST_ABOVE, _MOST_BELOW = 5.0, 7.0
 
 # Places before and after coordinates are rounded: to one, or to any bound but zero, and to zero. How much the slope of
 # the log-density may change between them, and the log-density against the best mode's below which that is no matter.
@@ -65,7 +65,7 @@ def contradicts(check: Evidence, value: Tensor, error: Tensor) -> Tensor:
     """Where a value with an error of its own, each (N,) in nats, is not the one that an importance estimate is of."""
     off = check.value - value
     noise = check.standard_error + error
-    above = (-torch.expm1(-off.clamp(min=0)) > _MOST_ABOVE * noise) | (off > _MOST_EXCESS)
+    above = (-torch.expm1(-off.clamp(min=0)) > _MOST_ABOVE * noise) | (off > MOST_EXCESS)
     below = (torch.expm1(-off.clamp(max=0)) > _MOST_BELOW * noise) & check.upper.isfinite()
     return above | below
 

@@ -9,9 +9,19 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 import torch
+from pyro import poutine
+from pyro.infer import autoguide
 
 COUNTS = torch.tensor([[3.0, 5.0, 9.0], [0.0, 1.0, 0.0], [7.0, 4.0, 2.0]]).double()
 TIMES = torch.tensor([-1.0, 0.0, 1.0]).double()
+
+
+def guide_of_parts(model, first, second):
+    """Independent Gaussians over one site, and over another, as one AutoGuide."""
+    parts = autoguide.AutoGuideList(model)
+    parts.append(autoguide.AutoNormal(poutine.block(model, expose=[first])))
+    parts.append(autoguide.AutoDiagonalNormal(poutine.block(model, expose=[second])))
+    return parts
 
 
 def poisson_model(x):

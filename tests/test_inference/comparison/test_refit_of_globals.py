@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import autoguide
+from pyro_problems import guide_of_parts
 
 from inference import gap, refit
 
@@ -53,16 +54,9 @@ def structured(model):
     return autoguide.AutoStructured(model, conditionals=kinds, dependencies={"b": {"a": "linear"}})
 
 
-def of_parts(model):
-    parts = autoguide.AutoGuideList(model)
-    parts.append(autoguide.AutoNormal(poutine.block(model, expose=["a"])))
-    parts.append(autoguide.AutoDiagonalNormal(poutine.block(model, expose=["b"])))
-    return parts
-
-
 CASES = {
     "AutoStructured": (structured, 0.0),
-    "AutoGuideList": (of_parts, INDEPENDENT),
+    "AutoGuideList": (lambda m: guide_of_parts(m, "a", "b"), INDEPENDENT),
     "EasyGuide": (Easy, 0.0),
     "function": (lambda _: in_words, 0.0),
 }

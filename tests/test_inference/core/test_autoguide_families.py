@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributions as td
-from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.distributions.transforms import affine_autoregressive, iterated
 from pyro.infer import Trace_ELBO, autoguide
+from pyro_problems import guide_of_parts
 
 from inference import evidence, fit, iwae, log_weights
 
@@ -47,13 +47,6 @@ class Easy(EasyGuide):
         group.sample("both", dist.Normal(loc, scale).to_event(1))
 
 
-def of_parts(model):
-    parts = autoguide.AutoGuideList(model)
-    parts.append(autoguide.AutoNormal(poutine.block(model, expose=["w"])))
-    parts.append(autoguide.AutoDiagonalNormal(poutine.block(model, expose=["sigma"])))
-    return parts
-
-
 FAMILIES = {
     "AutoNormal": autoguide.AutoNormal,
     "AutoDiagonalNormal": autoguide.AutoDiagonalNormal,
@@ -62,7 +55,7 @@ FAMILIES = {
     "AutoIAFNormal": autoguide.AutoIAFNormal,
     "AutoNormalizingFlow": lambda m: autoguide.AutoNormalizingFlow(m, partial(iterated, 2, affine_autoregressive)),
     "AutoStructured": lambda m: autoguide.AutoStructured(m, conditionals="normal", dependencies="linear"),
-    "AutoGuideList": of_parts,
+    "AutoGuideList": lambda m: guide_of_parts(m, "w", "sigma"),
     "EasyGuide": Easy,
     "AutoLaplaceApproximation": autoguide.AutoLaplaceApproximation,
 }

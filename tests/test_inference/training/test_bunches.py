@@ -1,12 +1,12 @@
 """Bunches of captured steps: the losses, bits, events and errors of single ones."""
 
 import copy
-import itertools
 import logging
 import shutil
 
 import pytest
 import torch
+from captured_pairs import Late, same
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
@@ -33,11 +33,6 @@ def small():
 
 def rows(num=30):
     return torch.randn(num, 5, generator=torch.Generator().manual_seed(1))
-
-
-def same(one, other):
-    states = [nn.ModuleList(pair).state_dict() for pair in (one, other)]
-    return all(torch.equal(value.nan_to_num(), states[1][name].nan_to_num()) for name, value in states[0].items())
 
 
 @pytest.fixture
@@ -145,17 +140,6 @@ def test_pairs_trained_together_go_in_bunches(sizes):
     assert trained[0][0] == trained[1][0]
     assert all(map(same, trained[0][1], trained[1][1]))
     assert BUNCH in sizes
-
-
-class Late(DeepGaussianVAE):
-    """Draws from a count that nobody sees."""
-
-    def __init__(self, at):
-        super().__init__(5, 2, hidden=(8,))
-        self.at, self.count = at, itertools.count().__next__
-
-    def likelihood(self, z):
-        return super().likelihood(z if self.count() < self.at else 2 * z)
 
 
 def test_a_hidden_change_is_found_in_bunches_and_undone(caplog):

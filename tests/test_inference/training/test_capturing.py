@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from captured_pairs import Late, same
 from registry import OBJECTIVES, data_for, under
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
@@ -41,12 +42,6 @@ LOGGER = "inference.training.capturing"
 
 def rate(value, **options):
     return lambda parameters: Adam(parameters, lr=value, **options)
-
-
-def same(one, other):
-    """Whether two pairs have the same bits."""
-    states = [nn.ModuleList(pair).state_dict() for pair in (one, other)]
-    return all(torch.equal(value.nan_to_num(), states[1][name].nan_to_num()) for name, value in states[0].items())
 
 
 def ways(caplog):
@@ -329,17 +324,6 @@ def test_a_warm_up_that_begins_late_keeps_its_bits(count, caplog):
     assert trained[0][0] == trained[1][0]
     assert same(trained[0][1], trained[1][1])
     assert "the pair's own Python" in ways(caplog)[-1]
-
-
-class Late(DeepGaussianVAE):
-    """Draws from a count that nobody sees."""
-
-    def __init__(self, at):
-        super().__init__(5, 2, hidden=(8,))
-        self.at, self.count = at, itertools.count().__next__
-
-    def likelihood(self, z):
-        return super().likelihood(z if self.count() < self.at else 2 * z)
 
 
 def test_a_hidden_change_is_found_by_comparison_and_undone(caplog):

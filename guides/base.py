@@ -13,10 +13,10 @@ from torch.distributions.constraints import Constraint
 
 from guides.supports import Bounds, read_support
 from inference.core.checks import MatrixDataMixin, check_layout
-from inference.core.module import Module
 from inference.core.standardisation import Standardise, StandardisesData
 from inference.distributions.gaussian import as_full_normal
 from inference.distributions.transformed import push_forward
+from inference.pair.module import Module
 
 
 class Guide(MatrixDataMixin, Module):

@@ -18,7 +18,7 @@ from torch.distributions.constraints import Constraint
 from guides.base import Guide, sample_latent
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import MatrixDataMixin
-from inference.core.module import Module
+from inference.pair.module import Module
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from inference import (
     marginal_likelihood,
     numerics,
     objectives,
+    pair,
     posterior,
     training,
     weights,
@@ -51,6 +52,7 @@ from inference.information import (
 from inference.marginal_likelihood import *
 from inference.numerics import *
 from inference.objectives import *
+from inference.pair import *
 from inference.posterior import *
 from inference.training import *
 from inference.weights import *
@@ -66,6 +68,7 @@ __all__ = [
     *marginal_likelihood.__all__,
     *numerics.__all__,
     *objectives.__all__,
+    *pair.__all__,
     *posterior.__all__,
     *training.__all__,
     *weights.__all__,

@@ -18,9 +18,9 @@ MAY_IMPORT = {"inference": {"inference"}, "guides": {"guides", "inference"}, "zo
 FLOORS: dict[str, list[set[str]]] = {
     "inference": [
         {"core", "distributions"},
-        {"numerics", "weights", "objectives"},
-        {"posterior", "training", "identifiability"},
-        {"marginal_likelihood", "information", "calibration", "diagnostics"},
+        {"pair", "numerics"},
+        {"weights", "objectives", "posterior", "identifiability"},
+        {"training", "marginal_likelihood", "information", "calibration", "diagnostics"},
         {"comparison"},
         {"plots"},
     ],
@@ -176,12 +176,12 @@ def test_every_folder_stands_on_a_floor_and_on_the_lowest_it_can(package):
 @pytest.mark.parametrize(
     ("package", "module", "source", "found"),
     [
-        ("inference", "inference.core.run", "from inference.weights.summary import elbo", {"weights"}),
+        ("inference", "inference.pair.run", "from inference.weights.summary import elbo", {"weights"}),
         ("inference", "inference.weights", "import inference.plots.comparison as p", {"plots"}),
         ("inference", "inference.numerics.newton", "from inference.weights import psis", {"weights"}),
         ("inference", "inference.numerics.newton", "def f():\n    from inference import evidence", {""}),
         ("inference", "inference.plots.rates", "from inference.core.checks import check_count", set()),
-        ("inference", "inference.core.run", "from inference.core.draw import Draw\nimport torch", set()),
+        ("inference", "inference.pair.run", "from inference.pair.draw import Draw\nimport torch", set()),
         ("inference", "inference", "from inference.plots import figure", set()),
         (
             "inference.marginal_likelihood",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from inference.core.checks import MatrixDataMixin, check_count, check_layout
-from inference.core.module import Module
+from inference.pair.module import Module
 from zoo.priors.factorised import StandardNormal, check_prior
 
 

@@ -20,16 +20,16 @@ from tqdm.auto import tqdm
 
 from inference.calibration.simulation import Simulation, join
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw, Layout, flatten, labels
-from inference.core.handlers import Site
-from inference.core.improper import latent_mask
 from inference.core.memory import at_once
 from inference.core.ranks import ranks
-from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.core.simulated import observed_arguments, replay, with_simulated_data
+from inference.pair.call import Call
+from inference.pair.draw import Draw, Layout, flatten, labels
+from inference.pair.handlers import Site
+from inference.pair.improper import latent_mask
+from inference.pair.run import Program
+from inference.pair.simulated import observed_arguments, replay, with_simulated_data
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import sample
 
@@ -101,7 +101,7 @@ def simulate(
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), the model
+        ValueError: If model and guide are not a valid pair (see :meth:`inference.pair.call.Call.run`), the model
             observes nothing or what is not an argument, a site is scaled, a latent is masked in one half alone, or
             something depends on one that is masked; or if an AutoGuide, which knows nothing of other data, is not
             refitted.

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import DATA_PLATE, Draw
-from inference.core.handlers import RecordSites, Site, isolated, masked_log_prob
-from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
-from inference.core.simulated import simulated_values
 from inference.marginal_likelihood.base.result import Evidence
+from inference.pair.call import Call
+from inference.pair.draw import DATA_PLATE, Draw
+from inference.pair.handlers import RecordSites, Site, isolated, masked_log_prob
+from inference.pair.run import Program, run_program
+from inference.pair.simulated import simulated_values
 from inference.weights.summary import pareto_k
 
 Group = dict[str, Any]

@@ -28,13 +28,10 @@ from inference.comparison.refitting import (
     refit_columns,
 )
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call, check_same_call
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks, row_blocks
-from inference.core.run import Program
 from inference.core.seeding import block_seed, seeded
 from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -42,6 +39,9 @@ from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method, evidence_of_call
+from inference.pair.call import Call, check_same_call
+from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.run import Program
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,11 @@ from inference.calibration.simulator import simulate
 from inference.comparison.pooled_weights import Pooled, pooled_weights
 from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
-from inference.core.call import Call, check_same_call
 from inference.core.checks import check_count, check_finite
 from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks, with_known_rows
-from inference.core.run import Program
 from inference.core.seeding import block_seed, random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -34,6 +31,9 @@ from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
 from inference.marginal_likelihood.estimate import as_method
+from inference.pair.call import Call, check_same_call
+from inference.pair.rows import RowBlocks, with_known_rows
+from inference.pair.run import Program
 from inference.weights.summary import WeightSummary
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
-from inference.core.draw import Draw, Layout
-from inference.core.handlers import Site, isolated
 from inference.core.seeding import random_state
+from inference.pair.call import Call
+from inference.pair.draw import Draw, Layout
+from inference.pair.handlers import Site, isolated
 
 
 def guide_log_prob(call: Call, layout: Layout, values: Mapping[str, Tensor], num_samples: int) -> Tensor:

@@ -10,13 +10,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from inference.core.call import Call
-from inference.core.draw import Layout
 from inference.core.memory import at_once
-from inference.core.rows import with_known_rows
 from inference.core.seeding import random_state
 from inference.numerics.lbfgs import Evaluate
 from inference.numerics.whitened_noise import WhitenedNoise
+from inference.pair.call import Call
+from inference.pair.draw import Layout
+from inference.pair.rows import with_known_rows
 
 # See LocalProblem.objective.
 Loss = Callable[["LocalProblem", Tensor], Tensor]

@@ -10,10 +10,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from inference.core.call import Call
-from inference.core.handlers import isolated
-from inference.core.run import Program, run_program
 from inference.core.seeding import random_state
+from inference.pair.call import Call
+from inference.pair.handlers import isolated
+from inference.pair.run import Program, run_program
 
 # A parameter in unconstrained coordinates, and its constraint.
 Named = tuple[Tensor, constraints.Constraint]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from inference.comparison.guide_density import guide_log_prob
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_log_weights
-from inference.core.draw import Draw
 from inference.core.seeding import random_state
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, from_narrow_guide, replace_estimate
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.defensive_mixture import check_same
+from inference.pair.call import Call
+from inference.pair.draw import Draw
 from inference.weights.importance_weights import samples_at_once
 from inference.weights.summary import WeightSummary, merge, stratified, summarise
 

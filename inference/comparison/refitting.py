@@ -17,15 +17,15 @@ from inference.comparison.local_problem import LocalProblem, rows_at_once, write
 from inference.comparison.named_parameters import OwnParameters, named_parameters
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks, row_blocks
-from inference.core.run import Program, modules_of
 from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
+from inference.pair.call import Call
+from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.run import Program, modules_of
 
 # Independent sets of noise on which an ELBO is evaluated.
 EVALUATIONS = 8

@@ -12,7 +12,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.core.protocols import supports_freeze
-from inference.core.run import Program
 
 
 def _batch_dependence(module: nn.Module) -> str:
@@ -25,7 +24,7 @@ def _batch_dependence(module: nn.Module) -> str:
 
 
 @contextmanager
-def refuse_batch_dependence(*programs: Program) -> Iterator[None]:
+def refuse_batch_dependence(*programs: object) -> Iterator[None]:
     """Refuse, while the block runs, batch-dependent modules, and dropout in train mode.
 
     Args:

@@ -15,16 +15,16 @@ from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count, check_finite
-from inference.core.draw import Draw, flatten, labels
 from inference.core.estimates import Estimate
 from inference.core.protocols import SupportsPosterior
 from inference.core.ranks import ranks
-from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.core.simulated import replay
 from inference.distributions.gaussian import FullNormal, as_full_normal
+from inference.pair.call import Call
+from inference.pair.draw import Draw, flatten, labels
+from inference.pair.run import Program
+from inference.pair.simulated import replay
 from inference.weights.summary import elbo
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
-from inference.core.run import Program
 from inference.core.sources import opened
 from inference.distributions.gaussian import coordinate_kl
+from inference.pair.call import Call
+from inference.pair.run import Program
 from inference.posterior.latent_gaussians import latent_distributions, read_gaussians
 
 

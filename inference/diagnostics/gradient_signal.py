@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
-from inference.core.handlers import LocalParams, local_params
-from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, seeded
 from inference.objectives.base import check_objective
+from inference.pair.call import Call
+from inference.pair.handlers import LocalParams, local_params
+from inference.pair.run import Program, modules_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_log_weights
 from inference.core.display import as_html
-from inference.core.handlers import local_params
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
-from inference.core.rows import with_known_rows
-from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state
-from inference.core.simulated import observed_arguments, replay
 from inference.core.standardisation import Standardise
 from inference.objectives.evidence_lower_bound import ELBO
+from inference.pair.call import Call
+from inference.pair.handlers import local_params
+from inference.pair.rows import with_known_rows
+from inference.pair.run import Program, modules_of
+from inference.pair.simulated import observed_arguments, replay
 from inference.posterior.log_joint import LogJoint
 
 # Beyond this ratio of the data's scale, or distance from the origin, to the network's unit, training is slow or fails.

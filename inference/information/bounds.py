@@ -10,17 +10,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw
 from inference.core.estimates import check_level
-from inference.core.handlers import isolated, masked_log_prob
 from inference.core.memory import at_once
 from inference.core.ranks import ranks
-from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.information.encoder_information import MutualInformation, information_report, refuse_whole
 from inference.information.rates import RateDistortion, rate_distortion
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.handlers import isolated, masked_log_prob
+from inference.pair.run import Program
 
 # Latents scored side by side by default.
 _CHUNK = 64

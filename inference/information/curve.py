@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from inference.core.checks import check_count
 from inference.core.estimates import Interval, check_level
-from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.information.rates import RateDistortion, rate_distortion
+from inference.pair.run import Program
 
 AUTO_DECODING = "auto-decoding limit"
 SEMANTIC = "semantic encoder"

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import Interval, check_level
 from inference.core.memory import at_once
 from inference.core.ranks import ranks
-from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.sources import opened
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import LOG_2PI
+from inference.pair.call import Call
+from inference.pair.run import Program
 from inference.posterior.latent_gaussians import read_gaussians
 
 # A point value of the mutual information must stay so far below its ceiling log N, in nats.

@@ -20,21 +20,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw
 from inference.core.estimates import Estimate, Interval, check_level
-from inference.core.handlers import apply_mask
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.ranks import ranks
-from inference.core.rows import row_blocks
-from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.core.sources import opened
 from inference.distributions.gaussian import as_full_normal
 from inference.objectives.analytic import AnalyticELBO
 from inference.objectives.evidence_lower_bound import closed_form_kl
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.handlers import apply_mask
+from inference.pair.rows import row_blocks
+from inference.pair.run import Program
 from inference.weights.importance_weights import samples_at_once
 
 # Rows that are run at once where there are more.
@@ -128,7 +128,7 @@ def rate_distortion(
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If an argument is not finite or has the wrong shape, model and guide are not a valid pair (see
-            :meth:`inference.core.call.Call.run`), or a site is scaled.
+            :meth:`inference.pair.call.Call.run`), or a site is scaled.
 
     Example:
         >>> from guides import TiedMeanField

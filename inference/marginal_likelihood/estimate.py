@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.core.call import Call, check_same_call
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
@@ -20,8 +19,6 @@ from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks, RowsNotFollowed
-from inference.core.run import Program
 from inference.core.seeding import block_seed, seeded
 from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -38,6 +35,9 @@ from inference.marginal_likelihood.importance.defensive_mixture import Defensive
 from inference.marginal_likelihood.importance.importance_sampling import Importance
 from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
+from inference.pair.call import Call, check_same_call
+from inference.pair.rows import RowBlocks, RowsNotFollowed
+from inference.pair.run import Program
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from inference.core.call import Call
 from inference.core.estimates import Estimate
-from inference.core.run import Program
 from inference.core.seeding import random_state
+from inference.pair.call import Call
+from inference.pair.run import Program
 from inference.posterior.exact_draws import ExactDraws
 from inference.weights.summary import WeightSummary, summarise
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.core.call import Call
-from inference.core.module import Module
 from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.ranks import batch_mean
 from inference.objectives.base import Objective, Terms, check_nonnegative
+from inference.pair.call import Call
+from inference.pair.module import Module
 
 
 class _ClosedForm(Objective):

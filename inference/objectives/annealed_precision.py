@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.protocols import SupportsPrecision
 from inference.objectives.base import Objective, Terms
 from inference.objectives.schedules import Schedule
+from inference.pair.call import Call
 
 
 class AnnealedPrecision(Objective):

@@ -9,13 +9,13 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.display import as_html, described, settings
-from inference.core.draw import Draw
-from inference.core.run import Program
 from inference.objectives.gradients import at_fixed_latents
 from inference.objectives.schedules import Schedule
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.run import Program
 
 
 class Terms(NamedTuple):
@@ -87,7 +87,7 @@ class Objective(pyro.infer.ELBO):
         """The objective of a call per data point, at a training step.
 
         Raises:
-            ValueError: If model and guide are not a valid pair (see :meth:`inference.core.call.Call.run`), or a
+            ValueError: If model and guide are not a valid pair (see :meth:`inference.pair.call.Call.run`), or a
                 latent is not reparameterised.
         """
         draw = self._draw(call)
@@ -136,7 +136,7 @@ class Objective(pyro.infer.ELBO):
         return loss.detach()
 
     def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.core.call, without traces")
+        raise NotImplementedError(f"{type(self).__name__} runs pairs by inference.pair.call, without traces")
 
 
 def check_objective(objective: Any) -> None:

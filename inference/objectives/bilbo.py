@@ -16,19 +16,19 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.core.call import Call
 from inference.core.checks import ChecksData, check_arguments, check_count
-from inference.core.draw import Draw
-from inference.core.handlers import apply_mask
 from inference.core.memory import at_once
-from inference.core.module import Module
 from inference.core.protocols import supports_freeze
-from inference.core.run import Program
 from inference.core.seeding import random_state
 from inference.distributions.floating import FloatingNormal, second_moments
 from inference.distributions.gaussian import DiagNormal
 from inference.objectives.base import Objective
 from inference.objectives.evidence_lower_bound import closed_form_kl
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.handlers import apply_mask
+from inference.pair.module import Module
+from inference.pair.run import Program
 
 _BATCH = 1024
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from inference.core.draw import Draw, flatten
-from inference.core.handlers import Site, apply_mask
-from inference.core.improper import is_delta
 from inference.core.ranks import batch_mean
 from inference.distributions.gaussian import coordinate_kl
 from inference.objectives.base import Objective, check_nonnegative, check_weight
 from inference.objectives.schedules import Schedule
+from inference.pair.draw import Draw, flatten
+from inference.pair.handlers import Site, apply_mask
+from inference.pair.improper import is_delta
 
 
 class ELBO(Objective):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.draw import Draw
+from inference.pair.draw import Draw
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
 from inference.objectives.base import Objective
 from inference.objectives.gradients import gradient_parts, normalised, with_gradient_of
+from inference.pair.draw import Draw
 
 
 class IWELBO(Objective):

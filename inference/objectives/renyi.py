@@ -12,10 +12,10 @@ import math
 from torch import Tensor
 
 from inference.core.checks import check_count
-from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
 from inference.objectives.base import Objective
 from inference.objectives.gradients import at_fixed_latents, normalised, with_gradient_of
+from inference.pair.draw import Draw
 
 
 def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from inference.core.draw import Draw
 from inference.core.ranks import batch_mean
 from inference.objectives.base import Objective, check_nonnegative
 from inference.objectives.evidence_lower_bound import reconstruction_and_rate, sampled_reconstruction_and_rate
+from inference.pair.draw import Draw
 
 
 class _AtRate(Objective):

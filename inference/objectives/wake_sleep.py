@@ -13,15 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw
 from inference.core.estimates import log_mean_exp
-from inference.core.handlers import isolated, masked_log_prob
-from inference.core.run import modules_of, run_program
-from inference.core.simulated import simulated_values, with_simulated_data
 from inference.objectives.base import Objective
 from inference.objectives.gradients import at_fixed_latents, normalised, with_gradient_of
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.handlers import isolated, masked_log_prob
+from inference.pair.run import modules_of, run_program
+from inference.pair.simulated import simulated_values, with_simulated_data
 
 
 class WakeWake(Objective):

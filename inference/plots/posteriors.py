@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inference.core.figures import colour, figure_of, legend_above, one_panel
 from inference.core.protocols import SupportsPosterior
-from inference.core.run import Program
+from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 
 _MASSES = (0.99, 0.9, 0.5)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
-from inference.core.handlers import RecordSites, Site, isolated
-from inference.core.improper import is_delta
 from inference.core.protocols import SupportsPosterior
-from inference.core.run import Program, run_program
 from inference.core.seeding import random_state, seeded
-from inference.core.simulated import observed_arguments, simulated_values, with_simulated_data
+from inference.pair.call import Call
+from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.improper import is_delta
+from inference.pair.run import Program, run_program
+from inference.pair.simulated import observed_arguments, simulated_values, with_simulated_data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.core.graphs import flat_graph, scripted
 from inference.distributions.batched_gaussian import Gaussian
+from inference.numerics.graphs import flat_graph, scripted
 from inference.posterior.log_joint import LogJoint
 
 Target = Callable[[Tensor], tuple[Tensor, Tensor]]

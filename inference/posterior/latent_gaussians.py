@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.handlers import Site
 from inference.core.memory import at_once
-from inference.core.rows import RowBlocks, with_known_rows
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
+from inference.pair.call import Call
+from inference.pair.handlers import Site
+from inference.pair.rows import RowBlocks, with_known_rows
 
 # Rows in one run of the pair by default.
 _BLOCK = 4096

@@ -19,19 +19,19 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import Draw, layout_of
-from inference.core.enumeration import Enumeration, is_summable, summed_out
-from inference.core.handlers import Site, isolated, masked_log_prob
-from inference.core.improper import is_delta, latent_mask
-from inference.core.manners import FAILURES, candidates, check_equal, warn_once
 from inference.core.memory import at_once
-from inference.core.rows import RowsNotFollowed, with_known_rows
-from inference.core.run import Program, run_program
-from inference.core.samples import AsRows, Manner, Mapped, SideBySide, Single
 from inference.core.seeding import random_state
-from inference.core.unobserved import unobserved, without_children
+from inference.pair.call import Call
+from inference.pair.draw import Draw, layout_of
+from inference.pair.enumeration import Enumeration, is_summable, summed_out
+from inference.pair.handlers import Site, isolated, masked_log_prob
+from inference.pair.improper import is_delta, latent_mask
+from inference.pair.manners import FAILURES, candidates, check_equal, warn_once
+from inference.pair.rows import RowsNotFollowed, with_known_rows
+from inference.pair.run import Program, run_program
+from inference.pair.samples import AsRows, Manner, Mapped, SideBySide, Single
+from inference.pair.unobserved import unobserved, without_children
 from inference.posterior.placing import Coordinates, places_of
 
 # Elements of the largest site in one mapped run: 16 MB in float64.
@@ -386,7 +386,7 @@ class LogJoint:
             u (S, N, d), and the guide's log-density of it in these coordinates, (S, N) in nats.
 
         Raises:
-            ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
+            ValueError: If model and guide are not a valid pair, see :meth:`inference.pair.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         draw = self._draw_guide(guide, num_samples)
@@ -399,7 +399,7 @@ class LogJoint:
         """Draws from a guide of the same arguments, which need not have a density, u (S, N, d); NaN outside.
 
         Raises:
-            ValueError: If model and guide are not a valid pair, see :meth:`inference.core.call.Call.run`.
+            ValueError: If model and guide are not a valid pair, see :meth:`inference.pair.call.Call.run`.
         """
         check_count(num_samples, "num_samples")
         return self.unconstrain(self._draw_guide(guide, num_samples).latents, num_samples)[0]

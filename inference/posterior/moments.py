@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from inference.core.memory import at_once
-from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
+from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 
 # Draws of the guide, or the prior, that the Gaussian is fitted to, at least; and rows of them drawn side by side.

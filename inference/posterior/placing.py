@@ -12,10 +12,10 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 from torch.distributions.transforms import IndependentTransform
 
-from inference.core.draw import Layout
-from inference.core.handlers import Site
-from inference.core.improper import is_periodic, latent_mask, on_circle, refuse_improper, support_of
 from inference.distributions.gaussian import LOG_2PI
+from inference.pair.draw import Layout
+from inference.pair.handlers import Site
+from inference.pair.improper import is_periodic, latent_mask, on_circle, refuse_improper, support_of
 from inference.posterior.coordinates import coordinates_of, unrounded
 
 

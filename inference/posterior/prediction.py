@@ -11,14 +11,14 @@ from pyro import poutine
 from pyro.infer import infer_discrete
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_count
-from inference.core.draw import PARTICLES, Draw
-from inference.core.handlers import isolated
 from inference.core.protocols import SupportsDecoder
-from inference.core.run import Program
 from inference.core.seeding import seeded
-from inference.core.simulated import simulated_values
+from inference.pair.call import Call
+from inference.pair.draw import PARTICLES, Draw
+from inference.pair.handlers import isolated
+from inference.pair.run import Program
+from inference.pair.simulated import simulated_values
 
 
 @torch.no_grad()

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
-from inference.core.call import Call, num_rows, rows_of
 from inference.core.checks import check_count, check_finite
-from inference.core.fingerprint import described, name_of
-from inference.core.rows import with_known_rows
 from inference.core.seeding import RandomStream
 from inference.core.sources import as_batch
 from inference.objectives.base import Objective
+from inference.pair.call import Call, num_rows, rows_of
+from inference.pair.fingerprint import described, name_of
+from inference.pair.rows import with_known_rows
 
 Arguments = tuple[Any, ...]
 
@@ -61,7 +61,7 @@ class Batches:
 
     @classmethod
     def of(cls, call: Call, *, partly: bool, device: str | torch.device | None = None) -> Batches:
-        """The rows of a call, checked where only some are taken, see :func:`inference.core.rows.with_known_rows`.
+        """The rows of a call, checked where only some are taken, see :func:`inference.pair.rows.with_known_rows`.
 
         Where that cannot be checked, as in batch-dependent training, all with as many rows as the first are.
         """

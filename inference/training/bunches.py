@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
-from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.core.seeding import random_state, random_states, set_random_states
+from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.objectives.base import Objective
 from inference.training.agreement import Stale, all_close, all_same, check_agreement, compared, first_line
 from inference.training.recorded_adam import FusedAdam, PlainAdam

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from inference.core.checks import check_count
-from inference.core.run import Program
+from inference.pair.run import Program
 
 if TYPE_CHECKING:
     from inference.training.trainer import History

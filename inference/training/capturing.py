@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.core.fingerprint import described, iterators_in, say_differences
-from inference.core.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.core.seeding import random_states, set_random_states
+from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
 from inference.objectives.base import Objective
+from inference.pair.fingerprint import described, iterators_in, say_differences
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
 from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from inference.core.call import Call
 from inference.core.files import reading
-from inference.core.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.core.memory import at_once
 from inference.core.protocols import supports_freeze
 from inference.core.storage import load_tree, save_tree, tensor_digest
+from inference.pair.call import Call
+from inference.pair.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.training.batches import Loaded
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Checkpoint:
         return found
 
     def probe(self) -> list[float] | None:
-        """Log-densities of the pair at a fixed draw, see :func:`inference.core.fingerprint.probe`."""
+        """Log-densities of the pair at a fixed draw, see :func:`inference.pair.fingerprint.probe`."""
         t = self.trainer
         first = t.supply.first
         batch = t.layout.take(first, slice(0, min(t.layout.count(first), _PROBED)))

@@ -15,16 +15,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
-from inference.core.call import Call
 from inference.core.checks import check_arguments, check_count
 from inference.core.files import locked
-from inference.core.handlers import local_params
 from inference.core.ranks import ranks
-from inference.core.run import Program, modules_of, refuse_swapped
 from inference.core.seeding import seeded
 from inference.core.sources import Column, as_arguments, opened
 from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
+from inference.pair.call import Call
+from inference.pair.handlers import local_params
+from inference.pair.run import Program, modules_of, refuse_swapped
 from inference.training.batches import Batches, InMemory, Loaded, Supply, as_loader, laid_out, moved
 from inference.training.callbacks import Callback, check_callbacks
 from inference.training.capturing import Level, check_level

@@ -10,8 +10,8 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from inference.core.run import Program, modules_of
 from inference.objectives.base import Objective
+from inference.pair.run import Program, modules_of
 
 
 class PairLoss:

@@ -19,14 +19,14 @@ from torch.utils._pytree import tree_map
 from tqdm.auto import tqdm
 
 from inference.core.display import as_html
-from inference.core.fingerprint import described
-from inference.core.handlers import LocalParams
 from inference.core.memory import at_once
-from inference.core.module import Module
 from inference.core.ranks import alone, ranks
-from inference.core.run import Program, modules_of
 from inference.core.seeding import random_state, random_states, set_random_states
 from inference.objectives.base import Objective
+from inference.pair.fingerprint import described
+from inference.pair.handlers import LocalParams
+from inference.pair.module import Module
+from inference.pair.run import Program, modules_of
 from inference.training.agreement import Stale
 from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from inference.core.call import Call
 from inference.core.checks import check_arguments
-from inference.core.fingerprint import described, say_differences
-from inference.core.module import Module
 from inference.core.sources import as_tensors
 from inference.objectives.base import Objective, Terms, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.objectives.schedules import Schedule
+from inference.pair.call import Call
+from inference.pair.fingerprint import described, say_differences
+from inference.pair.module import Module
 from inference.training.fitting import adam, fit
 from inference.training.pair_rates import with_pair_rates
 from inference.training.trainer import History

@@ -14,14 +14,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.call import Call
 from inference.core.checks import check_count, check_log_weights
-from inference.core.draw import Draw
 from inference.core.memory import at_once
-from inference.core.rows import RowBlocks, row_blocks
-from inference.core.run import Program
 from inference.core.seeding import RandomStream
 from inference.core.sources import opened
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.run import Program
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
@@ -64,7 +64,7 @@ def iter_log_weights(
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If an argument is not finite or has the wrong shape, or model and guide are not a valid pair (see
-            :meth:`inference.core.call.Call.run`).
+            :meth:`inference.pair.call.Call.run`).
         FloatingPointError: If a weight is NaN or plus infinity.
     """
     call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guides import MeanField
 from inference import ELBO, fit
-from inference.core import call as calls
-from inference.core.call import Call
+from inference.pair import call as calls
+from inference.pair.call import Call
 from zoo import DeepGaussianVAE
 
 # Trace_ELBO reads numbers from tensors; AnnealedPrecision copies one to the device, which is not linked here.

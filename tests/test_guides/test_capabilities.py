@@ -5,7 +5,7 @@ import torch
 from torch.distributions import kl_divergence
 
 import guides
-import inference.core.module
+import inference.pair.module
 from guides import (
     ConstantVariance,
     Exact,
@@ -139,5 +139,5 @@ def test_every_guide_of_the_package_is_in_the_table():
     bases = {"Guide", "EncoderGuide", "SampledGuide"}
     others = {"WrappedEncoder", "Local"}  # made of what a user or another guide gives
     classes = {n for n in guides.__all__ if isinstance(getattr(guides, n), type)}
-    programs = {n for n in classes if issubclass(getattr(guides, n), inference.core.module.Module)}
+    programs = {n for n in classes if issubclass(getattr(guides, n), inference.pair.module.Module)}
     assert programs - bases - others == set(CAPABILITIES)

@@ -23,7 +23,7 @@ from guides import (
     TiedMeanField,
 )
 from inference import ELBO, AnalyticELBO, elbo, fit, gap, log_weights, refit
-from inference.core.call import Call
+from inference.pair.call import Call
 from zoo import DeepGaussianVAE, LinearVAE, OptimalNoise, Scaled, Uniform, digits
 
 

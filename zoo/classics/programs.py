@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.module import Module
+from inference.pair.module import Module
 from zoo.classics.discrete import counts_model, markov_model, mixture_model
 from zoo.classics.hierarchies import funnel_model, schools_model
 from zoo.classics.reference import Classic

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from inference.core.checks import check_count, check_finite, check_layout
-from inference.core.module import Module
 from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
+from inference.pair.module import Module
 from zoo.base import LatentVariableModel
 from zoo.linear.estimation import Data, maximum_at_fixed_sigma, maximum_likelihood
 from zoo.linear.gaussian_algebra import LinearGaussian

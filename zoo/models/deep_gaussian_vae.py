@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from inference.core.call import Call
 from inference.core.checks import check_arguments
 from inference.core.memory import at_once
-from inference.core.run import Program
+from inference.pair.call import Call
+from inference.pair.run import Program
 from zoo.models.noise import BatchNoise, GaussianNoise, LearntNoise
 from zoo.models.standardised_vae import StandardisedVAE
 from zoo.priors.factorised import StandardNormal

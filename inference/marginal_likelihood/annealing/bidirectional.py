@@ -14,14 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inference.core.call import Call
 from inference.core.checks import check_count
 from inference.core.estimates import check_level, log_mean_exp
-from inference.core.run import Program
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import PROBABILISTIC, Evidence
+from inference.pair.call import Call
+from inference.pair.run import Program
 from inference.posterior.exact_draws import ExactDraws, simulated_draws
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import mode_masses, prior_scale, search_modes

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from inference.core.files import Unreadable, reading
-from inference.core.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.core.memory import at_once
 from inference.core.storage import load_tree, save_tree
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
+from inference.pair.fingerprint import described, probe, same_numbers, say_differences, unchanged
 
 _KIND = "a checkpoint of this estimate"
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from inference.core.call import Call
-from inference.core.draw import Draw
 from inference.core.protocols import SupportsLogEvidence
-from inference.core.rows import with_known_rows
-from inference.core.run import Program
 from inference.marginal_likelihood.base.result import Evidence
+from inference.pair.call import Call
+from inference.pair.draw import Draw
+from inference.pair.rows import with_known_rows
+from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 
 
@@ -58,7 +58,7 @@ class Problem:
         """The call, of which chosen rows may be taken.
 
         Raises:
-            ValueError: See :func:`inference.core.rows.with_known_rows`.
+            ValueError: See :func:`inference.pair.rows.with_known_rows`.
         """
         if isinstance(self.call.model, SupportsLogEvidence):  # closed forms take rows by definition
             return self.call
@@ -68,7 +68,7 @@ class Problem:
         """The problem of chosen data points, (M,) integers.
 
         Raises:
-            ValueError: See :func:`inference.core.rows.with_known_rows`.
+            ValueError: See :func:`inference.pair.rows.with_known_rows`.
         """
         return replace(self, call=self.call_of_rows.rows(index))
 

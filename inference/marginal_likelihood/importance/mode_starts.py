@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.run import Program
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students
 from inference.marginal_likelihood.base.method import Problem
+from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes

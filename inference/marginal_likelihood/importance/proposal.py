@@ -12,10 +12,10 @@ from torch import Tensor
 
 from inference.core.checks import check_log_weights
 from inference.core.memory import at_once
-from inference.core.run import Program
 from inference.distributions.student_t import Students
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.importance.defensive_mixture import check_same, guide_density
+from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 
 # Coordinates of draws, of all components, side by side.

@@ -7,8 +7,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from inference import sbc, simulate
-from inference.core.call import Call
-from inference.core.simulated import with_simulated_data
+from inference.pair.call import Call
+from inference.pair.simulated import with_simulated_data
 
 QUIET = {"seed": 0, "progress": False}
 X = torch.randn(6, 4, generator=torch.manual_seed(0), dtype=torch.float64)

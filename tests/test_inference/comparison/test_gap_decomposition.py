@@ -27,14 +27,14 @@ from guides import (
 from inference import Importance, elbo, evidence, gap, log_weights, memory_limit, refit
 from inference.comparison.local_problem import LocalProblem
 from inference.comparison.refitting import _chosen
-from inference.core.call import Call
-from inference.core.module import Module
 from inference.distributions.gaussian import DiagNormal
 from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
 from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
 from inference.numerics.jacobian import decoder_jacobian
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
+from inference.pair.call import Call
+from inference.pair.module import Module
 from zoo import IMAVAE, DeepGaussianVAE, LinearVAE, Uniform, triangular_mlp
 
 # --- the optimiser ---------------------------------------------------------------------------------

@@ -28,12 +28,12 @@ from inference import (
     self_consistency,
     simulate,
 )
-from inference.core.call import Call
 from inference.core.checks import check_finite
 from inference.core.memory import memory_limit
-from inference.core.rows import RowBlocks, with_known_rows
 from inference.core.sources import as_arguments, columns, opened
 from inference.core.storage import tensor_digest
+from inference.pair.call import Call
+from inference.pair.rows import RowBlocks, with_known_rows
 from zoo import LinearVAE
 
 N, D = 12, 5

@@ -208,7 +208,7 @@ def test_data_are_read_a_block_at_a_time(monkeypatch):
 
 
 def test_data_are_hashed_once_a_run(tmp_path, monkeypatch):
-    from inference.core import fingerprint
+    from inference.pair import fingerprint
 
     hashed, digest = [], fingerprint.tensor_digest
     monkeypatch.setattr(fingerprint, "tensor_digest", lambda t: hashed.append(t.shape) or digest(t))

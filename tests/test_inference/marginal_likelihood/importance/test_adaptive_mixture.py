@@ -23,13 +23,13 @@ from pyro_problems import (
 )
 
 from inference import Adaptive, Bridge, evidence
-from inference.core.call import Call
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Student, Students, concatenate, moment_fit, refit, temperatures
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.marginal_likelihood.importance.mode_starts import find_starts
 from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density
+from inference.pair.call import Call
 from inference.posterior.modes import Modes
 from inference.weights.summary import merge, summarise
 from zoo.benchmarks.ladder import banana, bimodal, fold, half_seen_fold, ring

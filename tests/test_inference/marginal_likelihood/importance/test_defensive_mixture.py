@@ -21,10 +21,10 @@ from pyro_problems import (
 )
 
 from inference import Defensive, LogJoint, evidence
-from inference.core.call import Call
 from inference.marginal_likelihood.base.method import Problem
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.marginal_likelihood.importance.defensive_mixture import guide_density
+from inference.pair.call import Call
 from inference.weights.summary import merge, stratified, summarise
 
 

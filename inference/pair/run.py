@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.overrides import TorchFunctionMode
 
-from inference.core.draw import PARTICLES, Layout, layout_of
-from inference.core.enumeration import Enumeration, is_summable
-from inference.core.handlers import RecordSites, Site, isolated
-from inference.core.improper import is_delta, support_of
 from inference.core.seeding import random_state
-from inference.core.unobserved import unobserved
+from inference.pair.draw import PARTICLES, Layout, layout_of
+from inference.pair.enumeration import Enumeration, is_summable
+from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.improper import is_delta, support_of
+from inference.pair.unobserved import unobserved
 
 Program = Callable[..., Any]
 
@@ -34,13 +34,13 @@ def run_program(
     depth: int | None,
     enumeration: Enumeration | None = None,
 ) -> RecordSites:
-    """Run one half of a pair and record its sites; call it inside :func:`inference.core.handlers.isolated`.
+    """Run one half of a pair and record its sites; call it inside :func:`inference.pair.handlers.isolated`.
 
     Args:
         program: Pyro model or guide.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        values: Values to set, see :class:`inference.core.handlers.RecordSites`.
+        values: Values to set, see :class:`inference.pair.handlers.RecordSites`.
         num_samples: S, samples side by side.
         depth: Batch dimensions of the pair, left of which the samples go; None runs without a particle plate.
         enumeration: Discrete sites that get all their values side by side.

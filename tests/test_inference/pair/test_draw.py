@@ -25,7 +25,7 @@ from inference import (
     rate_distortion,
     simulate,
 )
-from inference.core.call import Call
+from inference.pair.call import Call
 
 X = torch.tensor([-1.0, 0.3, 0.8, 2.0], dtype=torch.float64)
 TRUTH = dist.Normal(torch.zeros(4, dtype=torch.float64), 2**0.5).log_prob(X)

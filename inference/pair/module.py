@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import constraints
 
 from inference.core.display import as_html, described, settings
-from inference.core.handlers import LocalParams
+from inference.pair.handlers import LocalParams
 
 _serial = itertools.count(1)
 

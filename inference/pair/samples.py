@@ -17,13 +17,13 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
-from inference.core.draw import DATA_PLATE, PARTICLES
-from inference.core.handlers import RecordSites, Site, masked_log_prob, stripped
-from inference.core.improper import layers
-from inference.core.run import Program, run_program
+from inference.pair.draw import DATA_PLATE, PARTICLES
+from inference.pair.handlers import RecordSites, Site, masked_log_prob, stripped
+from inference.pair.improper import layers
+from inference.pair.run import Program, run_program
 
 if TYPE_CHECKING:
-    from inference.core.call import Call
+    from inference.pair.call import Call
 
 Values = Mapping[str, Tensor]
 
@@ -75,7 +75,7 @@ class AsRows:
     Attributes:
         depth: Batch dimensions of the pair.
         dim: Dimension of the plate over the data.
-        row_arguments: Which arguments are rows, see :func:`inference.core.rows.with_known_rows`.
+        row_arguments: Which arguments are rows, see :func:`inference.pair.rows.with_known_rows`.
         plates: Names of the plates, whose values are indices.
         plate: Name of the plate over the data, whose indices are those of other rows then.
     """

@@ -10,11 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from inference.core.autoguide_files import AUTOGUIDES, autoguide_config, build_autoguide
 from inference.core.files import AnyPath, Unreadable, reading
-from inference.core.fingerprint import described, name_of, say_differences
-from inference.core.module import Module
 from inference.core.storage import load_tree, save_tree
+from inference.pair.autoguide_files import AUTOGUIDES, autoguide_config, build_autoguide
+from inference.pair.fingerprint import described, name_of, say_differences
+from inference.pair.module import Module
 
 _KIND = "a file written by save_pair"
 

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import (
 )
 
 from inference import load_pair, log_weights, save_pair
-from inference.core.module import Module
+from inference.pair.module import Module
 
 OPTIONS = {"num_samples": 6, "whole": True, "seed": 0, "progress": False}
 

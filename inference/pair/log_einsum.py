@@ -19,7 +19,7 @@ __all__ = ["ExactLogRing", "einsum", "tensordot", "transpose"]
 class ExactLogRing(LogRing):
     """Pyro's ring of sums and products in logarithms, with sums of which no term is lost."""
 
-    _backend = "inference.core.log_einsum"
+    _backend = "inference.pair.log_einsum"
 
 
 def transpose(a: Tensor, axes: Any) -> Tensor:

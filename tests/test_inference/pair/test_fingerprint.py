@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from guides import MeanField
 from inference import BetaELBO, FreeBitsELBO, LinearAnnealing
-from inference.core.fingerprint import described, differences_of, same_numbers, unchanged
+from inference.pair.fingerprint import described, differences_of, same_numbers, unchanged
 from zoo import IMAVAE, DeepGaussianVAE, Laplace, LinearVAE
 
 CONSTANT = 1.0

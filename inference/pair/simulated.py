@@ -11,12 +11,12 @@ from pyro import poutine
 from torch import Tensor, UntypedStorage
 from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.core.draw import Draw, Layout
-from inference.core.handlers import Site, isolated
-from inference.core.improper import latent_mask
+from inference.pair.draw import Draw, Layout
+from inference.pair.handlers import Site, isolated
+from inference.pair.improper import latent_mask
 
 if TYPE_CHECKING:
-    from inference.core.call import Call
+    from inference.pair.call import Call
 
 
 def simulated_values(call: Call, values: Mapping[str, Tensor] | None = None, num_samples: int = 1) -> dict[str, Tensor]:

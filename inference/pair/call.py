@@ -18,19 +18,19 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.core.checks import check_arguments
-from inference.core.draw import Draw
-from inference.core.enumeration import Enumeration
-from inference.core.handlers import RecordSites, Site, isolated
-from inference.core.manners import Manners, check_once, manners_of, remember_as, remembered
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsRows
 from inference.core.ranks import ranks
-from inference.core.rows import RowBlocks
-from inference.core.run import CONVERTED, Program, check_pair, modules_of, run_program
-from inference.core.samples import Single, beside
 from inference.core.seeding import random_state
 from inference.core.sources import Column, as_arguments
 from inference.core.storage import tensor_digest
+from inference.pair.draw import Draw
+from inference.pair.enumeration import Enumeration
+from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.manners import Manners, check_once, manners_of, remember_as, remembered
+from inference.pair.rows import RowBlocks
+from inference.pair.run import CONVERTED, Program, check_pair, modules_of, run_program
+from inference.pair.samples import Single, beside
 
 _SINGLE = Manners(Single(), Single())
 
@@ -48,12 +48,12 @@ class Call:
         args: Positional arguments of both, data first.
         kwargs: Keyword arguments of both.
         plate: Name of the plate over the data, ``"data"`` if None.
-        broadcast: Evaluate samples side by side where the pair can, see :mod:`inference.core.manners`; False evaluates
+        broadcast: Evaluate samples side by side where the pair can, see :mod:`inference.pair.manners`; False evaluates
             them one by one.
         whole: Take all data as one data point, whatever the plates: for latents that all data share.
         missing: NaN in the data stands for a missing value that the model itself masks.
         row_arguments: Positions and names of the arguments with one row per data point; None where that is not known
-            yet, see :func:`inference.core.rows.with_known_rows`.
+            yet, see :func:`inference.pair.rows.with_known_rows`.
         stated_rows: Those that the caller says are, which is checked before it is believed; None where nothing is said.
         doubles: Whether rows are converted to float64 as they are taken, see :meth:`double_by_rows`.
     """
@@ -276,7 +276,7 @@ class Call:
         return Draw(layout, num_samples, model_run.sites, guide_run.sites, subsamples, self)
 
     def manners(self, num_samples: int) -> Manners:
-        """How each half is run on so many samples, see :func:`inference.core.manners.manners_of`."""
+        """How each half is run on so many samples, see :func:`inference.pair.manners.manners_of`."""
         return _SINGLE if num_samples == 1 else manners_of(self, num_samples)
 
     def run_guide(self, *, expose_params: bool = False) -> dict[str, Site]:

@@ -16,18 +16,18 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_flatten
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.draw import Draw
-from inference.core.enumeration import is_summable
-from inference.core.handlers import RecordSites, Site, isolated
-from inference.core.improper import is_delta
-from inference.core.rows import with_known_rows
-from inference.core.run import Program
-from inference.core.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.core.seeding import random_state
-from inference.core.unobserved import unobserved, without_children
+from inference.pair.draw import Draw
+from inference.pair.enumeration import is_summable
+from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.improper import is_delta
+from inference.pair.rows import with_known_rows
+from inference.pair.run import Program
+from inference.pair.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
+from inference.pair.unobserved import unobserved, without_children
 
 if TYPE_CHECKING:
-    from inference.core.call import Call
+    from inference.pair.call import Call
 
 # What a program may raise on samples that it cannot take.
 FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from inference.core.improper import support_of
+from inference.pair.improper import support_of
 
 _DRAWS, _FAR, _WIDE = 16, 30.0, 1e9
 

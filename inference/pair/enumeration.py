@@ -28,11 +28,11 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from inference.core.log_einsum import ExactLogRing
+from inference.pair.log_einsum import ExactLogRing
 
 if TYPE_CHECKING:
-    from inference.core.draw import Layout
-    from inference.core.handlers import Site
+    from inference.pair.draw import Layout
+    from inference.pair.handlers import Site
 
 
 def is_summable(site: Site) -> bool:

@@ -9,9 +9,9 @@ from pyro import poutine
 from pyro.infer import autoguide
 from torch import nn
 
-from inference.core.fingerprint import name_of
-from inference.core.handlers import isolated
 from inference.core.seeding import random_state
+from inference.pair.fingerprint import name_of
+from inference.pair.handlers import isolated
 
 _KINDS = (
     autoguide.AutoNormal,

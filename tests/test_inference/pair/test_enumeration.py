@@ -11,8 +11,8 @@ import torch.distributions as td
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from inference import ELBO, IWELBO, Annealed, BetaELBO, LogJoint, elbo, evidence, gap, iwae, log_weights, predictive
-from inference.core.call import Call
-from inference.core.log_einsum import einsum
+from inference.pair.call import Call
+from inference.pair.log_einsum import einsum
 
 torch.manual_seed(0)
 X = torch.randn(4, dtype=torch.float64)

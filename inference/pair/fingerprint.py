@@ -17,9 +17,9 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.distributions.utils import lazy_property
 
-from inference.core.draw import Draw
 from inference.core.seeding import random_state
 from inference.core.storage import tensor_digest
+from inference.pair.draw import Draw
 
 # Packages whose functions and classes are known by their name; what functions of others refer to is looked at.
 _LIBRARIES = {"builtins", "functools", "guides", "inference", "math", "numpy", "pyro", "scipy", "torch", "zoo"}

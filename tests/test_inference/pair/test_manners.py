@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from inference import ELBO, Importance, LogJoint, compare, evidence, fit, gap, log_weights, refit
-from inference.core import draw
-from inference.core.call import Call
-from inference.core.handlers import isolated
-from inference.core.samples import AsRows, Mapped, OneByOne, SideBySide
+from inference.pair import draw
+from inference.pair.call import Call
+from inference.pair.handlers import isolated
+from inference.pair.samples import AsRows, Mapped, OneByOne, SideBySide
 
 QUIET = {"seed": 0, "progress": False}
 X = torch.randn(5, 1, 4, 4, generator=torch.manual_seed(0), dtype=torch.float64)

@@ -23,8 +23,8 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from inference.core.improper import is_delta, refuse_improper
 from inference.core.threads import one_at_a_time
+from inference.pair.improper import is_delta, refuse_improper
 
 
 class LocalParams(Messenger):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from inference.core.handlers import Site, masked_log_prob
-from inference.core.improper import is_delta
+from inference.pair.handlers import Site, masked_log_prob
+from inference.pair.improper import is_delta
 
 _SEEN, _UNSEEN = "_observed", "_unobserved"
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from guides import MeanField
 from inference import LogJoint, evidence, gap, refit
-from inference.core.call import Call
-from inference.core.rows import with_known_rows
+from inference.pair.call import Call
+from inference.pair.rows import with_known_rows
 
 torch.manual_seed(0)
 X = torch.randn(6, 6, dtype=torch.float64)

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from inference.core.checks import check_arguments
-from inference.core.draw import Draw
-from inference.core.improper import is_delta
 from inference.core.memory import at_once
-from inference.core.simulated import replay
 from inference.core.sources import Column
+from inference.pair.draw import Draw
+from inference.pair.improper import is_delta
+from inference.pair.simulated import replay
 
 if TYPE_CHECKING:
-    from inference.core.call import Call
+    from inference.pair.call import Call
 
 
 class RowsNotFollowed(ValueError):
@@ -44,7 +44,7 @@ def with_known_rows(call: Call, whole: Draw | None = None, *, probe: Callable[[C
     Args:
         call: What is run, on all its data.
         whole: One sample of it; None runs it here, and of many rows the first alone.
-        probe: Runs a call once for that; :meth:`inference.core.call.Call.probe` if None.
+        probe: Runs a call once for that; :meth:`inference.pair.call.Call.probe` if None.
 
     Raises:
         RowsNotFollowed: If no choice of arguments can be run on some rows.

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 from inference import LogJoint, evidence, gap, information_bounds, log_weights, rate_distortion
-from inference.core.improper import is_periodic
+from inference.pair.improper import is_periodic
 
 X = torch.tensor([-1.0, 0.3, 0.8], dtype=torch.float64)
 KEEP = torch.tensor([True, True, False])

@@ -14,7 +14,7 @@ from torch.distributions import Independent, VonMises, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 
 if TYPE_CHECKING:
-    from inference.core.handlers import Site
+    from inference.pair.handlers import Site
 
 _DRAWS, _FAR, _COORDINATES = 16, 1e4, 8
 # A density that falls off has a mass of order one far out, in units of its mass inside.

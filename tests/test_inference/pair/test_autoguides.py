@@ -23,7 +23,7 @@ from inference import (
     predictive,
     rate_distortion,
 )
-from inference.core.call import Call
+from inference.pair.call import Call
 
 X = torch.tensor([0.4, 1.0, 2.5], dtype=torch.float64)
 QUIET = {"seed": 0, "progress": False}

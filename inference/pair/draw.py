@@ -12,14 +12,14 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
-from inference.core.enumeration import expected, is_summable, summed_out
-from inference.core.handlers import Site, masked_log_prob
-from inference.core.improper import check_angles, check_latent, is_delta, is_periodic, refuse_mask
 from inference.core.seeding import random_state
-from inference.core.supports import reaches
+from inference.pair.enumeration import expected, is_summable, summed_out
+from inference.pair.handlers import Site, masked_log_prob
+from inference.pair.improper import check_angles, check_latent, is_delta, is_periodic, refuse_mask
+from inference.pair.supports import reaches
 
 if TYPE_CHECKING:
-    from inference.core.call import Call
+    from inference.pair.call import Call
 
 DATA_PLATE = "data"
 PARTICLES = "_particles"
@@ -245,7 +245,7 @@ class Draw:
                 )
 
     def check_latents(self) -> None:
-        """Check the two densities of each latent, see :func:`inference.core.improper.check_latent`.
+        """Check the two densities of each latent, see :func:`inference.pair.improper.check_latent`.
 
         Raises:
             ValueError: If they are not with respect to one measure, or an auxiliary site that makes latents is a point

@@ -1,14 +1,21 @@
 """How much is computed side by side: one limit for the whole library, which a user with a small device lowers.
 
-Every place that works in blocks states its block at the default limit; :func:`at_once` scales it.
+Every place that works in blocks states its block at the default limit; :func:`at_once` scales it. What the blocks give
+is :func:`joined`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+T = TypeVar("T")
 
 _DEFAULT = 64.0  # megabytes: the block of importance weights on a GPU, 2**23 numbers in float64
 
@@ -23,6 +30,45 @@ def at_once(count: int, each: int = 1) -> int:
         each: Elements of an item.
     """
     return max(1, int(count * _limit.get() / _DEFAULT) // each)
+
+
+def joined(parts: Iterable[T], number: int | None, dim: int = 0) -> T:
+    """Results of blocks of rows as that of all rows, in tensors that are made once.
+
+    Parts that are kept as they are lie between the large tensors that each block makes and frees, so that the process
+    cannot use that memory again: it would grow by some megabytes a block.
+
+    Args:
+        parts: Tensors, or trees of them, with the rows in one dimension; None among them stays None.
+        number: Rows of all blocks; None where there is one block.
+        dim: The dimension of the rows.
+
+    Raises:
+        ValueError: If the blocks have not so many rows.
+    """
+    whole, form, start = list[Tensor | None](), None, 0
+    for part in parts:
+        leaves, form = tree_flatten(part)
+        size = next(leaf.shape[dim] for leaf in leaves if leaf is not None)
+        if number is None or number == size:
+            return part
+        whole = whole or [_made_for(leaf, number, dim) for leaf in leaves]
+        for column, leaf in zip(whole, leaves, strict=True):
+            if column is not None:
+                column.narrow(dim, start, size).copy_(leaf)
+        start += size
+    if form is None or start != number:
+        raise ValueError(f"expected blocks of {number} rows, got {start}")
+    found: T = tree_unflatten(whole, form)
+    return found
+
+
+def _made_for(leaf: Tensor | None, number: int, dim: int) -> Tensor | None:
+    if leaf is None:
+        return None
+    shape = list(leaf.shape)
+    shape[dim] = number
+    return leaf.new_empty(shape)
 
 
 def memory_limit(megabytes: float) -> AbstractContextManager[None]:

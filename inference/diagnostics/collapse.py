@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
+from inference.core.memory import joined
 from inference.core.sources import opened
 from inference.distributions.gaussian import coordinate_kl
 from inference.pair.call import Call
@@ -80,7 +81,8 @@ def latent_kl(
     """
     call = Call(model, guide, opened((x, *args)), kwargs, plate, whole=whole, missing=missing)
     distributions = latent_distributions(call, block=block, progress=progress)
-    return torch.cat([coordinate_kl(distribution, prior) for _, prior, distribution in distributions]).double()
+    number = None if whole else call.num_rows
+    return joined((coordinate_kl(posterior, prior).double() for _, prior, posterior in distributions), number)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ with H the entropy of the data and expectations over data and guide. The left si
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.estimates import Estimate, Interval, check_level
-from inference.core.memory import at_once
+from inference.core.memory import at_once, joined
 from inference.core.protocols import SupportsExpectedLogLikelihood
 from inference.core.ranks import ranks
 from inference.core.seeding import seeded
@@ -147,8 +146,8 @@ def rate_distortion(
     with refuse_batch_dependence(model, guide):
         blocks = row_blocks(call, at_once(_ROWS))
     with seeded(ranks().agreed(seed)):
-        parts = [_of_block(block, num_samples, chunk, progress and len(blocks) == 1) for block in blocks]
-    rates, distortions, totals = (_joined(column) for column in zip(*parts, strict=True))
+        parts = (_of_block(block, num_samples, chunk, progress and len(blocks) == 1) for block in blocks)
+        rates, distortions, totals = joined(parts, call.num_rows if len(blocks) > 1 else None)
     return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
 
 
@@ -170,10 +169,6 @@ def _of_block(call: Call, num_samples: int, chunk: int | None, progress: bool) -
         terms.append(torch.stack([_rates(draw), -draw.total(draw.model_sites, observed=True).double()]))
     rate, distortion = torch.cat(terms, 1)
     return _estimate(rate), _estimate(distortion), _estimate(rate + distortion)
-
-
-def _joined(parts: Sequence[Estimate]) -> Estimate:
-    return Estimate(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def empirical_entropy(x: Tensor) -> float:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
-from inference.core.memory import at_once
+from inference.core.memory import at_once, joined
 from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 from inference.pair.call import Call
@@ -65,8 +65,8 @@ def _as_row(site: Site) -> Site:
 def read_gaussians(call: Call, *, block: int | None, progress: bool) -> tuple[Gaussians, Tensor, Tensor]:
     """The guide's distributions, and the prior's means and standard deviations (N, K), in float64."""
     found = latent_distributions(call, block=block, progress=progress)
-    batches = [_numbers(*distributions) for distributions in found]
-    mean, factor, prior_mean, prior_sigma = (torch.cat(parts).double() for parts in zip(*batches, strict=True))
+    parts = (_numbers(*distributions) for distributions in found)
+    mean, factor, prior_mean, prior_sigma = joined(parts, None if call.whole else call.num_rows)
     return Gaussians(mean, factor), prior_mean, prior_sigma
 
 
@@ -77,7 +77,8 @@ def _numbers(name: str, prior: Any, distribution: Any) -> tuple[Tensor, Tensor, 
             f"expected a prior with independent Gaussian coordinates at site {name!r}, got {distribution_name(prior)}"
         )
     mean, factor = _moments(name, distribution)
-    return mean, factor, moments[0].expand_as(mean), moments[1].expand_as(mean)
+    numbers = mean, factor, moments[0].expand_as(mean), moments[1].expand_as(mean)
+    return tuple(number.double() for number in numbers)  # type: ignore[return-value]
 
 
 def _check_site(half: str, name: str, site: Site, num_data: int) -> None:

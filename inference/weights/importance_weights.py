@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_log_weights
-from inference.core.memory import at_once
+from inference.core.memory import at_once, joined
 from inference.core.seeding import RandomStream
 from inference.core.sources import opened
 from inference.pair.call import Call
@@ -97,8 +97,8 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
             count = min(chunk, num_samples - start)
-            draws = (block.run(count, values=indices, enumerate_guide=True) for block in blocks)
-            log_weights = torch.cat([draw.log_weights for draw in draws], -1)
+            parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
+            log_weights = joined(parts, call.num_rows if len(blocks) > 1 else None, dim=1)
         check_log_weights(log_weights)
         yield log_weights
 
@@ -161,4 +161,4 @@ def log_weights(
         progress=progress,
         **kwargs,
     )
-    return torch.cat(list(chunks))
+    return joined(chunks, num_samples)

@@ -7,7 +7,7 @@ import torch
 
 from guides import MeanField
 from inference import decoder_jacobian, evidence, iter_log_weights, log_weights, memory_limit
-from inference.core.memory import at_once
+from inference.core.memory import at_once, joined
 from zoo import LinearVAE
 
 X = torch.zeros(3, 5)
@@ -89,3 +89,20 @@ def test_deterministic_results_do_not_depend_on_the_limit():
 def test_a_limit_that_is_none_is_refused(megabytes):
     with pytest.raises(ValueError, match="expected a positive finite number of megabytes, got"):
         memory_limit(megabytes)
+
+
+def test_blocks_are_joined_along_their_rows():
+    x, y = torch.arange(22).view(11, 2), torch.arange(33.0).view(3, 11)
+    cuts = [slice(0, 4), slice(4, 8), slice(8, 11)]
+    both = joined(({"x": x[cut], "none": None, "y": y[0, cut]} for cut in cuts), 11)
+    assert torch.equal(both["x"], x)
+    assert torch.equal(both["y"], y[0])
+    assert both["none"] is None
+    assert torch.equal(joined((y[:, cut] for cut in cuts), 11, dim=1), y)
+    assert joined([x], None) is x
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_blocks_that_are_not_all_rows_are_refused(count):
+    with pytest.raises(ValueError, match=rf"expected blocks of 11 rows, got {4 * count}"):
+        joined([torch.zeros(4)] * count, 11)

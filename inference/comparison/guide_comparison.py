@@ -28,8 +28,9 @@ from inference.core.seeding import block_seed, random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
+from inference.marginal_likelihood.base.joined import Joined, concatenate
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
+from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method
 from inference.pair.call import Call, check_same_call
 from inference.pair.rows import RowBlocks, with_known_rows
@@ -305,7 +306,7 @@ def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block
 
 
 def _joined(blocks: Iterable[Block], number: int) -> Block:
-    """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.result.Joined`."""
+    """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.joined.Joined`."""
     columns, truths, start = dict[str, dict[str, Tensor]](), dict[str, Joined](), 0
     for found, evidences in blocks:
         for name, values in found.items():
@@ -314,7 +315,7 @@ def _joined(blocks: Iterable[Block], number: int) -> Block:
                 column[start : start + len(value)] = value
             truths.setdefault(name, Joined(number)).add(evidences[name])
         start += len(next(iter(evidences.values())).value)
-    return columns, {name: concatenate(joined.parts()) for name, joined in truths.items()}
+    return columns, {name: joined.whole() for name, joined in truths.items()}
 
 
 def _measure(

@@ -49,9 +49,9 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _synchronise(temporary)
+        synchronise(temporary)
         os.replace(temporary, path)
-        _synchronise(path.parent)
+        synchronise(path.parent)
     except OSError as error:
         raise _named(error, path) from error
     finally:
@@ -216,7 +216,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     if sys.platform == "win32" and path.is_dir():
         return

@@ -28,7 +28,7 @@ from inference.marginal_likelihood.annealing.annealed_importance_sampling import
 from inference.marginal_likelihood.automatic import Automatic
 from inference.marginal_likelihood.base.checkpoint import Blocks
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence, concatenate, replace_rows, take_rows
+from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.importance.bridge_sampling import Bridge
 from inference.marginal_likelihood.importance.defensive_mixture import Defensive
@@ -107,9 +107,11 @@ def evidence(
             method's cost); None takes what the method gives. Where the tolerance is not met, the interval is wider.
         budget: Seconds after which no refinement begins.
         block: Rows estimated together; None chooses.
-        checkpoint: File that holds the finished blocks: called again with the same arguments, an interrupted estimate
-            goes on from there, to the same numbers. Needs a seed. It belongs to the estimate of this model and guide
-            with these data and settings; another one is refused.
+        checkpoint: File that says which blocks are finished; their rows are in a file beside it, of the same name and
+            ``.rows``. Called again with the same arguments, an interrupted estimate goes on from there, to the same
+            numbers, and a finished one is read. Rows are written as they come, and the result is a view of the file: it
+            takes no memory, however many rows there are (on the first of several ranks). Needs a seed. It belongs to the
+            estimate of this model and guide with these data and settings; another one is refused.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
@@ -190,9 +192,10 @@ def evidence_of_call(
     checkpoint = checkpoint if group.first else None
     with locked(checkpoint):
         parts = Blocks(checkpoint, problem, blocks[0], settings)
-        for part in group.of_first(parts.load):
-            parts.done.add(part)
-        begun, hidden = len(parts.done), not (progress and group.first) or len(blocks) == 1
+        begun, found = group.of_first(parts.load)
+        if not group.first and found is not None:
+            parts.done.add(found)
+        hidden = not (progress and group.first) or len(blocks) == 1
         try:
             with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
                 for part in group.in_turn(len(blocks), estimate, begun):
@@ -200,7 +203,7 @@ def evidence_of_call(
                     bar.update()
         finally:
             parts.write()
-    return concatenate(parts.done.parts())
+    return parts.done.whole()
 
 
 def as_method(method: str | Method) -> Method:

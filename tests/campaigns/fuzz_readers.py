@@ -78,11 +78,16 @@ def read_estimate(path: Path) -> str:
     return numbers([found.value, found.lower, found.standard_error])
 
 
+def read_rows(path: Path) -> str:
+    return read_estimate(path.with_suffix(""))
+
+
 READERS: dict[str, tuple[Callable[[Path], Any], bool, int]] = {  # reader, whether the format is ours, weight
     "pair.safetensors": (read_pair, True, 8),
     "mixed.safetensors": (read_mixed, True, 6),
     "run.safetensors": (read_run, True, 1),
     "estimate.safetensors": (read_estimate, True, 1),
+    "estimate.safetensors.rows": (read_rows, True, 1),
     "comparison.nc": (read_comparison, True, 4),
     "rows.npy": (read_arrays, False, 6),
     "rows.npz": (read_arrays, False, 6),

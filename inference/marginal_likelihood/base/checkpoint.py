@@ -1,4 +1,4 @@
-"""The file of an estimate in blocks: the finished ones, and by what the estimate is recognised."""
+"""The files of an estimate in blocks: the rows of the finished ones, and by what the estimate is recognised."""
 
 from __future__ import annotations
 
@@ -10,21 +10,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.core.files import Unreadable, reading
+from inference.core.files import check_writable, reading
 from inference.core.memory import at_once
 from inference.core.storage import load_tree, save_tree
+from inference.marginal_likelihood.base.joined import Joined, JoinedInFile
 from inference.marginal_likelihood.base.method import Problem
-from inference.marginal_likelihood.base.result import Evidence, Joined, concatenate
+from inference.marginal_likelihood.base.result import Evidence
 from inference.pair.fingerprint import described, probe, same_numbers, say_differences, unchanged
 
 _KIND = "a checkpoint of this estimate"
 
-# A block is written at once unless the last writing took more than this share of the time since.
+# A block is noted at once unless the last note took more than this share of the time since.
 _SHARE = 0.05
 
 
 class Blocks:
-    """The finished blocks of an estimate, kept in a file where one is given.
+    """The finished blocks of an estimate, kept in files where one is given.
+
+    Their rows are written as they come, into a file beside the given one, of the same name and ``.rows``; the given one
+    is replaced at once and says how many there are, with their digests. Its cost does not grow with the rows.
 
     An estimate is recognised by everything that changes its result: the pair's classes, attributes, constants,
     parameters and modes, its log-densities at a fixed draw, the method and its settings, data, level, seed and blocks.
@@ -40,59 +44,66 @@ class Blocks:
         self, path: str | os.PathLike[str] | None, problem: Problem, first: Problem, settings: dict[str, Any]
     ) -> None:
         several = first.call.num_rows != problem.call.num_rows
-        self.path, self.done = None if path is None else Path(path), Joined(problem.call.num_rows if several else None)
-        self._written, self._ended, self._seconds = 0, 0.0, 0.0
-        if self.path is None:
+        number = problem.call.num_rows if several else None
+        self._file = None if path is None else JoinedInFile(number, Path(f"{os.fspath(path)}.rows"))
+        self.done = Joined(number) if self._file is None else self._file
+        if path is None:
             return
-        self.dtype = getattr(problem.call.args[0], "dtype", torch.float32)
+        self._path, self._size = Path(path), settings["block"]
+        check_writable(f"{os.fspath(path)}.rows")
+        self._state: dict[str, Any] | None = None  # after the last block that is whole
+        self._written, self._ended, self._seconds = 0, 0.0, 0.0
+        self._dtype = getattr(problem.call.args[0], "dtype", torch.float32)
         before = _programs(problem)
-        self.probe = probe(first.probe)
-        self.fingerprint = unchanged(before, _programs(problem)) | _settings(problem) | described(settings)
+        self._probe = probe(first.probe)
+        self._fingerprint = unchanged(before, _programs(problem)) | _settings(problem) | described(settings)
 
-    def load(self) -> list[Evidence]:
-        """The blocks that the file holds, none where there is no file.
+    def load(self) -> tuple[int, Evidence | None]:
+        """Take in the blocks that the file holds, if there is one: how many, and what they say.
 
         Raises:
             ValueError: If the file is damaged or belongs to another estimate.
         """
-        return self._load(self.path) if self.path is not None and self.path.exists() else []
+        if self._file is None or not self._path.exists():
+            return 0, None
+        tree = load_tree(self._path, _KIND)
+        with reading(self._path, _KIND):
+            self._check_same(tree)
+            self._file.resume(tree["done"], self._size)
+        self._state, self._written = tree["done"], self._file.blocks
+        return self._file.blocks, self._file.whole()
 
-    def _load(self, path: Path) -> list[Evidence]:
-        tree = load_tree(path, _KIND)
-        with reading(path, _KIND):
-            got = tree.get("fingerprint") if isinstance(tree, dict) else None
-            text = say_differences(got, self.fingerprint) if isinstance(got, dict) else "it has another content"
-            if not text and not same_numbers(tree["probe"], self.probe, self.dtype):
-                text = "its log-densities at a fixed draw are others"
-            if text:
-                raise ValueError(
-                    f"expected {_KIND}, but {path} belongs to another one, {text}: remove it or give another name"
-                )
-            done = [Evidence(**part) for part in tree["parts"]]
-            whole = concatenate(done)
-            if {t.shape for t in (whole.value, whole.lower, whole.upper, whole.standard_error)} != {whole.value.shape}:
-                raise Unreadable("holds numbers of other shapes")
-        self._written = len(done)
-        return done
+    def _check_same(self, tree: Any) -> None:
+        got = tree.get("fingerprint") if isinstance(tree, dict) else None
+        text = say_differences(got, self._fingerprint) if isinstance(got, dict) else "it has another content"
+        if not text and not same_numbers(tree["probe"], self._probe, self._dtype):
+            text = "its log-densities at a fixed draw are others"
+        if text:
+            raise ValueError(
+                f"expected {_KIND}, but {self._path} belongs to another one, {text}: remove it or give another name"
+            )
 
     def add(self, part: Evidence) -> None:
-        """Keep a block, and write all to the file unless writing takes longer than the blocks do."""
+        """Keep a block, and note it in the file unless that takes longer than the blocks do."""
         self.done.add(part)
+        if self._file is None:
+            return
+        self._state = self._file.state()
         if self._seconds <= _SHARE * (time.perf_counter() - self._ended):
             self.write()
 
     def write(self) -> None:
-        """Write what is not written yet.
+        """Note what is not noted yet.
 
         Raises:
             OSError: If the file cannot be written.
         """
-        if self.path is None or self._written == len(self.done):
+        if self._file is None or self._state is None or self._written == self._state["blocks"]:
             return
         start = time.perf_counter()
-        parts = [dict(vars(part)) for part in self.done.parts()]
-        save_tree(self.path, {"fingerprint": self.fingerprint, "probe": self.probe, "parts": parts})
-        self._written, self._ended = len(self.done), time.perf_counter()
+        self._file.synchronise()
+        save_tree(self._path, {"fingerprint": self._fingerprint, "probe": self._probe, "done": self._state})
+        self._written, self._ended = self._state["blocks"], time.perf_counter()
         self._seconds = self._ended - start
 
 

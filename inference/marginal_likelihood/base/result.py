@@ -46,7 +46,7 @@ class Evidence:
         lower: Lower end of the interval, (N,).
         upper: Upper end, (N,); infinite where nothing bounds it.
         standard_error: Standard error of the value, (N,); zero where it is not random.
-        guarantee: One of the four strings for each data point.
+        guarantee: One of the four strings for each data point; a tuple, or a sequence that is read from a file.
         level: Confidence level of the intervals that are not exact.
         method: The method that made it.
         pareto_k: Tail shape of the importance weights, (N,); None where there are none.
@@ -67,7 +67,7 @@ class Evidence:
     lower: Tensor
     upper: Tensor
     standard_error: Tensor
-    guarantee: tuple[str, ...]
+    guarantee: Sequence[str]
     level: float
     method: str
     pareto_k: Tensor | None = None
@@ -75,7 +75,7 @@ class Evidence:
     raw_lower: Tensor | None = None
     raw_upper: Tensor | None = None
     spread: Tensor | None = None
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
     num_samples: int = 0
     evaluations: float = 0.0
     seconds: float = 0.0
@@ -93,13 +93,13 @@ class Evidence:
         log(1 / delta) / N nats only. Where one data point has no upper end, neither has the mean: see
         :attr:`bounded_mean`.
         """
-        num_data, value = len(self.value), float(self.value.mean())
+        num_data, value, kinds = len(self.value), float(self.value.mean()), set(self.guarantee)
         spread = float(self.standard_error.square().sum().sqrt()) / num_data
         bias = 0.5 * float(self.standard_error.square().mean())
         error = math.hypot(spread, bias)
-        if all(g in (EXACT, NUMERICAL) for g in self.guarantee):
+        if kinds <= {EXACT, NUMERICAL}:
             return Interval(value, float(self.lower.mean()), float(self.upper.mean()), 0.0)
-        if PROBABILISTIC in self.guarantee:
+        if PROBABILISTIC in kinds:
             bounded = self.raw_upper is not None and bool(torch.isfinite(self.upper).all())
             price = math.log((2 if bounded else 1) / (1 - self.level)) / num_data
             lower = self.value if self.raw_lower is None else self.raw_lower
@@ -184,79 +184,3 @@ def take_rows(whole: Evidence, index: Tensor) -> Evidence:
         texts = getattr(whole, name)
         changed[name] = tuple(texts[i] for i in index.tolist()) if texts else ()
     return replace(whole, **changed)
-
-
-def concatenate(parts: Sequence[Evidence]) -> Evidence:
-    """The evidence of several blocks of data as that of all of them; one method and level.
-
-    Args:
-        parts: At least one.
-    """
-    joined: dict[str, Any] = {}
-    for name in (
-        "value",
-        "lower",
-        "upper",
-        "standard_error",
-        "pareto_k",
-        "effective_sample_size",
-        "raw_lower",
-        "raw_upper",
-        "spread",
-    ):
-        values = [getattr(part, name) for part in parts]
-        joined[name] = None if any(v is None for v in values) else torch.cat(values)
-    counts = torch.tensor([len(part.value) for part in parts], dtype=torch.float64)
-    costs = torch.tensor([part.evaluations for part in parts], dtype=torch.float64)
-    return replace(
-        parts[0],
-        guarantee=tuple(g for part in parts for g in part.guarantee),
-        notes=tuple(note for part in parts for note in part.notes),
-        num_samples=max(part.num_samples for part in parts),
-        evaluations=float((counts * costs).sum() / counts.sum()),
-        seconds=sum(part.seconds for part in parts),
-        **joined,
-    )
-
-
-class Joined:
-    """Evidence of blocks of rows as it comes, in tensors that are made once, for all rows.
-
-    Parts that are kept as they are lie between the large tensors that each block makes and frees, so that the process
-    cannot use that memory again: it would grow by some megabytes a block.
-
-    Args:
-        number: Rows of all blocks; None takes those of the first one.
-    """
-
-    def __init__(self, number: int | None) -> None:
-        self._number, self._rows, self._others = number, dict[str, Any](), list[dict[str, Any]]()
-        self._ends = [0]
-
-    def __len__(self) -> int:
-        """Blocks so far."""
-        return len(self._others)
-
-    def add(self, part: Evidence) -> None:
-        """Take in the evidence of the next block."""
-        start, stop = self._ends[-1], self._ends[-1] + len(part.value)
-        number = stop if self._number is None else self._number
-        others: dict[str, Any] = {}
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor):
-                self._rows.setdefault(name, value.new_empty(number))[start:stop] = value
-            elif isinstance(value, tuple) and value:
-                self._rows.setdefault(name, [""] * number)[start:stop] = value
-            else:
-                others[name] = value
-        self._others.append(others)
-        self._ends.append(stop)
-
-    def parts(self) -> list[Evidence]:
-        """The blocks, as views."""
-        found = []
-        for others, start, stop in zip(self._others, self._ends, self._ends[1:]):
-            rows = {name: column[start:stop] for name, column in self._rows.items() if name not in others}
-            texts = {name: tuple(part) for name, part in rows.items() if isinstance(part, list)}
-            found.append(Evidence(**rows | texts, **others))
-        return found

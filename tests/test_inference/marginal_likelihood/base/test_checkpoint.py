@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from guides import MeanField, WrappedEncoder
-from inference import Importance, evidence, memory_limit
+from inference import Adaptive, Annealed, Importance, evidence, memory_limit
 from inference.core.files import locked
 from inference.core.storage import load_tree
 from inference.marginal_likelihood.base import checkpoint
-from zoo import DeepGaussianVAE, Laplace, WrappedDecoder
+from zoo import DeepGaussianVAE, Laplace, LinearVAE, WrappedDecoder
 
 X = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)).double()
 NET, ENCODER = torch.nn.Linear(2, 5).double(), torch.nn.Linear(5, 2).double()
@@ -112,7 +112,7 @@ def test_blocks_that_were_not_written_yet_are_written_in_the_end(tmp_path, monke
 
     def counted(self, problem):
         if len(done) == 3:
-            assert len(load_tree(file)["parts"]) == 1
+            assert load_tree(file)["done"]["blocks"] == 1
             raise KeyboardInterrupt
         done.append(1)
         return original(self, problem)
@@ -123,7 +123,7 @@ def test_blocks_that_were_not_written_yet_are_written_in_the_end(tmp_path, monke
         patch.setattr(Importance, "estimate", counted)
         with pytest.raises(KeyboardInterrupt):
             evidence(**options)
-    assert len(load_tree(file)["parts"]) == 3
+    assert load_tree(file)["done"]["blocks"] == 3
     assert torch.equal(evidence(**options).value, expected)
 
 
@@ -138,3 +138,52 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monke
     monkeypatch.setattr(Importance, "estimate", lambda *_: pytest.fail("it began"))
     with pytest.raises(OSError, match=r"cannot read or write .*file/evidence"):
         evidence(**DEFAULTS | {"checkpoint": tmp_path / "file" / "evidence.safetensors"})
+
+
+RESULTS = {
+    "importance": {"model": NORMAL, "method": Importance(10), "guide": GUIDE},
+    "adaptive": {"model": NORMAL, "method": Adaptive(50)},
+    "annealed": {"model": NORMAL, "method": Annealed(num_temperatures=5, num_chains=2)},
+    "closed form": {"model": LinearVAE(5, 2).double(), "method": "exact"},
+    "chosen": {"model": NORMAL, "method": "auto"},
+}
+
+
+@pytest.mark.parametrize("block", [8, 20])
+@pytest.mark.parametrize("name", RESULTS)
+def test_what_files_hold_is_the_result_without_them(name, block, tmp_path):
+    """Written, and read back in the next call: every number and text of every row, of one dtype."""
+    options = {"x": X, "block": block, "seed": 0, "progress": False} | RESULTS[name]
+    expected = vars(evidence(**options))
+    file = tmp_path / "evidence.safetensors"
+    for found in (vars(evidence(**options, checkpoint=file)) for _ in range(2)):
+        for key in expected.keys() - {"seconds"}:
+            if isinstance(expected[key], torch.Tensor):
+                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0, equal_nan=True)
+            else:
+                assert found[key] == expected[key], key
+
+
+def test_rows_that_do_not_fit_their_file_are_refused(tmp_path):
+    options = DEFAULTS | {"checkpoint": tmp_path / "evidence.safetensors", "block": 8}
+    value = evidence(**options).value.clone()
+    rows = tmp_path / "evidence.safetensors.rows"
+    content = rows.read_bytes()
+    rows.write_bytes(content[:9] + b"0" + content[10:])
+    with pytest.raises(ValueError, match=r"checkpoint of this estimate, but .*safetensors does not fit .*\.rows"):
+        evidence(**options)
+    rows.unlink()
+    with pytest.raises(OSError, match=r"evidence\.safetensors"):
+        evidence(**options)
+    (tmp_path / "evidence.safetensors").unlink()
+    assert torch.equal(evidence(**options).value, value)
+
+
+def test_the_file_of_an_estimate_does_not_grow_with_its_rows(tmp_path):
+    """What is replaced after a block holds no rows: those are written once, beside it."""
+    sizes = []
+    for number in (20, 200):
+        file = tmp_path / f"{number}.safetensors"
+        evidence(**DEFAULTS | {"x": X.repeat(number // 20, 1), "block": 4, "checkpoint": file})
+        sizes.append(file.stat().st_size)
+    assert abs(sizes[1] - sizes[0]) < 100

@@ -147,7 +147,7 @@ def rate_distortion(
         blocks = row_blocks(call, at_once(_ROWS))
     with seeded(ranks().agreed(seed)):
         parts = (_of_block(block, num_samples, chunk, progress and len(blocks) == 1) for block in blocks)
-        rates, distortions, totals = joined(parts, call.num_rows if len(blocks) > 1 else None)
+        rates, distortions, totals = joined(parts, blocks.number)
     return RateDistortion(rates=rates, distortions=distortions, totals=totals, level=level)
 
 

@@ -19,7 +19,6 @@ from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
 from inference.core.ranks import ranks
-from inference.core.seeding import block_seed, seeded
 from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.analytic.laplace import Laplace
@@ -110,8 +109,8 @@ def evidence(
         checkpoint: File that says which blocks are finished; their rows are in a file beside it, of the same name and
             ``.rows``. Called again with the same arguments, an interrupted estimate goes on from there, to the same
             numbers, and a finished one is read. Rows are written as they come, and the result is a view of the file: it
-            takes no memory, however many rows there are (on the first of several ranks). Needs a seed. It belongs to the
-            estimate of this model and guide with these data and settings; another one is refused.
+            takes no memory, however many rows there are (on the first of several ranks). Needs a seed. It belongs to
+            the estimate of this model and guide with these data and settings; another one is refused.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of the model and the guide.
@@ -180,25 +179,26 @@ def evidence_of_call(
     if call.stated_rows is not None:
         _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
-    blocks, group = _Blocks(problem, block), ranks()
+    blocks, group = _row_blocks(problem, block), ranks()
+    first = replace(problem, call=blocks[0])
+    if len(blocks) > 1:
+        _check_takes_all(first)
     settings = {"method": method, "seed": seed, "block": block, "tolerance": tolerance}
     check_same_call(call, settings)
-    seed = group.agreed(seed)
 
     def estimate(i: int) -> Evidence:
-        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-            return _estimate(method, blocks[i], tolerance, deadline)
+        return _estimate(method, replace(problem, call=blocks[i]) if i else first, tolerance, deadline)
 
     checkpoint = checkpoint if group.first else None
     with locked(checkpoint):
-        parts = Blocks(checkpoint, problem, blocks[0], settings)
+        parts = Blocks(checkpoint, problem, first, settings, blocks.number)
         begun, found = group.of_first(parts.load)
         if not group.first and found is not None:
             parts.done.add(found)
         hidden = not (progress and group.first) or len(blocks) == 1
         try:
             with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
-                for part in group.in_turn(len(blocks), estimate, begun):
+                for part in blocks.in_turn(estimate, seed, begun):
                     parts.add(part)
                     bar.update()
         finally:
@@ -224,22 +224,12 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]()
 
 
-class _Blocks:
-    """A problem in blocks of rows; as one where its arguments are not rows of data."""
-
-    def __init__(self, problem: Problem, block: int) -> None:
-        call, rows = problem.call, problem.call.num_rows
-        self._problem, several = problem, not call.whole and rows is not None and rows > block
-        self._calls = RowBlocks(_known_rows(problem) if several else call, block if several else None)
-        self._first = replace(problem, call=self._calls[0])
-        if several:
-            _check_takes_all(self._first)
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def __getitem__(self, i: int) -> Problem:
-        return replace(self._problem, call=self._calls[i]) if i else self._first
+def _row_blocks(problem: Problem, block: int) -> RowBlocks:
+    """A problem's call in blocks of rows; as one where it has no more."""
+    rows = problem.call.num_rows
+    if problem.call.whole or rows is None or rows <= block:
+        return RowBlocks(problem.call, None)
+    return RowBlocks(_known_rows(problem), block)
 
 
 def _known_rows(problem: Problem) -> Call:

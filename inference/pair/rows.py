@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from inference.core.checks import check_arguments
 from inference.core.memory import at_once
+from inference.core.ranks import ranks
+from inference.core.seeding import block_seed, seeded
 from inference.core.sources import Column
 from inference.pair.draw import Draw
 from inference.pair.improper import is_delta
@@ -20,6 +22,8 @@ from inference.pair.simulated import replay
 
 if TYPE_CHECKING:
     from inference.pair.call import Call
+
+T = TypeVar("T")
 
 
 class RowsNotFollowed(ValueError):
@@ -98,6 +102,32 @@ class RowBlocks(Sequence["Call"]):
     def __len__(self) -> int:
         return len(self._starts)
 
+    @property
+    def number(self) -> int | None:
+        """Rows of all blocks; None where there is one block."""
+        return self._starts.stop if len(self) > 1 else None
+
+    def place(self, i: int) -> slice:
+        """The rows of one block."""
+        return slice(None) if len(self) == 1 else slice(self._starts[i], self._starts[i] + self._starts.step)
+
+    def in_turn(self, compute: Callable[[int], T], seed: int | None, start: int = 0) -> Iterator[T]:
+        """Results of the blocks in their order, shared among the ranks; each of several has a seed of its own.
+
+        Args:
+            compute: Does the block of a number.
+            seed: Seed of all; None draws from the caller's state, on one rank.
+            start: The first block that is to be done.
+        """
+        group = ranks()
+        seed = group.agreed(seed)
+
+        def compute_seeded(i: int) -> T:
+            with seeded(seed if len(self) == 1 else block_seed(seed, i)):
+                return compute(i)
+
+        return group.in_turn(len(self), compute_seeded, start)
+
     @overload
     def __getitem__(self, place: int) -> Call: ...
 
@@ -112,15 +142,14 @@ class RowBlocks(Sequence["Call"]):
             raise IndexError(f"expected a block below {len(self)}, got {place}")
         if len(self) == 1:
             return self.call.settled()
-        start = self._starts[place]
-        part = self.call.rows(slice(start, min(start + self._starts.step, self._starts.stop)))
+        part = self.call.rows(self.place(place))
         if self._reads:
             check_arguments((), part.args, part.kwargs, missing=part.missing)
         return part
 
 
 def row_blocks(call: Call, size: int) -> RowBlocks:
-    """The call in blocks of so many rows; as one where it has no more, or where rows stand by themselves in none.
+    """The call in blocks of so many rows; as one where it has no more, or subsamples, or rows cannot be run alone.
 
     Raises:
         ValueError: If the arguments that the caller has named are not rows of data.
@@ -130,7 +159,8 @@ def row_blocks(call: Call, size: int) -> RowBlocks:
     if call.whole or call.num_rows is None or call.num_rows <= size:
         return RowBlocks(call, None)
     try:
-        return RowBlocks(with_known_rows(call), size)
+        blocks = RowBlocks(with_known_rows(call), size)
+        return blocks if blocks[0].probe().layout.plate_scale == 1 else RowBlocks(call, None)
     except ValueError:
         return RowBlocks(call, None)
 

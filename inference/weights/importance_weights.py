@@ -20,7 +20,7 @@ from inference.core.seeding import RandomStream
 from inference.core.sources import opened
 from inference.pair.call import Call
 from inference.pair.draw import Draw
-from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.rows import row_blocks
 from inference.pair.run import Program
 
 # Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
@@ -87,8 +87,6 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     with refuse_batch_dependence(*call.programs):
         blocks = row_blocks(call, at_once(_ROWS))
         first = blocks[0].probe_density()
-        if first.layout.plate_scale != 1:
-            blocks = RowBlocks(call, None)
     # The indices of a subsampling plate, once drawn, hold for all chunks; those of the data are each block's own.
     own = {first.layout.plate} if len(blocks) > 1 else set()
     indices = {name: index for name, index in first.subsamples.items() if name not in own}
@@ -98,7 +96,7 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
         with stream.resumed():
             count = min(chunk, num_samples - start)
             parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
-            log_weights = joined(parts, call.num_rows if len(blocks) > 1 else None, dim=1)
+            log_weights = joined(parts, blocks.number, dim=1)
         check_log_weights(log_weights)
         yield log_weights
 

@@ -38,13 +38,17 @@ class Blocks:
         problem: The call and the level.
         first: The problem of its first block, which is run.
         settings: Further settings that change the result.
+        number: Rows of all blocks; None where there is one block.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None, problem: Problem, first: Problem, settings: dict[str, Any]
+        self,
+        path: str | os.PathLike[str] | None,
+        problem: Problem,
+        first: Problem,
+        settings: dict[str, Any],
+        number: int | None,
     ) -> None:
-        several = first.call.num_rows != problem.call.num_rows
-        number = problem.call.num_rows if several else None
         self._file = None if path is None else JoinedInFile(number, Path(f"{os.fspath(path)}.rows"))
         self.done = Joined(number) if self._file is None else self._file
         if path is None:

@@ -17,15 +17,19 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
 from inference.core.estimates import Estimate
+from inference.core.memory import at_once, joined
 from inference.core.protocols import SupportsPosterior
-from inference.core.ranks import ranks
-from inference.core.seeding import seeded
+from inference.core.sources import opened
 from inference.distributions.gaussian import FullNormal, as_full_normal
-from inference.pair.call import Call
+from inference.pair.call import Call, check_same_call
 from inference.pair.draw import Draw, flatten, labels
+from inference.pair.rows import row_blocks
 from inference.pair.run import Program
 from inference.pair.simulated import replay
 from inference.weights.summary import elbo
+
+# Draws of a block of rows by default.
+_DRAWS = 2**21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ def posterior_error(
     reference: Mapping[str, Tensor] | None = None,
     log_evidence: Tensor | None = None,
     num_samples: int = 1000,
+    block: int | None = None,
     plate: str | None = None,
     whole: bool = False,
     missing: bool = False,
@@ -89,6 +94,7 @@ def posterior_error(
         reference: Samples of the posterior by latent site, (S', N, ...), for example those of a long Markov chain.
         log_evidence: log p(x_n), (N,) in nats, from elsewhere: gives the divergences against a ``reference``.
         num_samples: S, draws of the guide, and of an exact posterior that is not Gaussian.
+        block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
@@ -101,36 +107,73 @@ def posterior_error(
             shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    call = Call(model, guide, (x, *args), kwargs, plate, whole=whole, missing=missing)
+    block = at_once(_DRAWS, num_samples) if block is None else block
+    check_count(block, "block")
+    call = Call(model, guide, opened((x, *args)), kwargs, plate, whole=whole, missing=missing)
     call.check()
     if reference is None and (args or kwargs or not isinstance(model, SupportsPosterior)):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
-    with seeded(ranks().agreed(seed)), refuse_batch_dependence(model, guide):
-        first = call.probe()
+    with refuse_batch_dependence(model, guide):
+        blocks = row_blocks(call, block)
+        first = blocks[0].probe()
         first.check_latents()
-        _check_reference(first, reference, log_evidence)
-        exact = model.posterior(call.args[0]) if reference is None and isinstance(model, SupportsPosterior) else None
-        distributions = _gaussian_guide(first), None if exact is None else as_full_normal(exact)
-        if distributions[0] is not None and distributions[1] is not None:
-            return _closed_form(first, _double(distributions[0]), _double(distributions[1]))
-        own = call.run(num_samples)
-        values = reference
-        if values is None:
-            assert exact is not None
-            values = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
-        theirs = replay(call, first.layout, values, len(next(iter(values.values()))))
+        _check_reference(first, blocks.number or first.layout.num_data, reference, log_evidence)
+        closed = reference is None and _closed_form(blocks[0]) is not None
+
+        def compute(i: int) -> dict[str, Any]:
+            if closed:
+                return _closed_form(blocks[i]) or {}
+            rows = blocks.place(i)
+            values = None if reference is None else {name: value[:, rows] for name, value in reference.items()}
+            return _by_draws(blocks[i], values, None if log_evidence is None else log_evidence[rows], num_samples)
+
+        check_same_call(call, (num_samples, seed))
+        columns = joined(blocks.in_turn(compute, seed), blocks.number)
+    return PosteriorError(names=labels(first), closed_form=closed, num_samples=0 if closed else num_samples, **columns)
+
+
+def _closed_form(call: Call) -> dict[str, Any] | None:
+    """The numbers of some rows where guide and posterior are Gaussian; None elsewhere."""
+    q, p = _gaussian_guide(call.probe()), as_full_normal(_posterior(call))
+    if q is None or p is None:
+        return None
+    q, p = _double(q), _double(p)
+    kl, reverse = (Estimate(value, torch.zeros_like(value)) for value in (kl_divergence(q, p), kl_divergence(p, q)))
+    return _columns(kl, reverse, _moments(q), _moments(p))
+
+
+def _posterior(call: Call) -> Distribution:
+    assert isinstance(call.model, SupportsPosterior)
+    return call.model.posterior(call.args[0])
+
+
+def _by_draws(
+    call: Call, reference: Mapping[str, Tensor] | None, log_evidence: Tensor | None, num_samples: int
+) -> dict[str, Any]:
+    """The numbers of some rows by draws of the guide, and of the posterior where there is no reference."""
+    first, exact = call.probe(), None if reference is not None else _posterior(call)
+    own = call.run(num_samples)
+    if reference is None:
+        assert exact is not None
+        reference = {next(iter(first.latents)): exact.sample(torch.Size([num_samples]))}
+    theirs = replay(call, first.layout, reference, len(next(iter(reference.values()))))
     # A guide without a density has no divergences.
-    known = getattr(guide, "has_density", True)
+    known = getattr(call.guide, "has_density", True)
     kl, reverse = _divergences(own, theirs, exact, log_evidence) if known else (None, None)
     q, p = (
         _sample_moments(run) if distribution is None else _moments(_double(distribution))
-        for distribution, run in zip(distributions, (own, theirs))
+        for distribution, run in (
+            (_gaussian_guide(first), own),
+            (None if exact is None else as_full_normal(exact), theirs),
+        )
     )
-    return _result(first, kl, reverse, q, p, closed_form=False, num_samples=num_samples)
+    return _columns(kl, reverse, q, p)
 
 
-def _check_reference(first: Draw, reference: Mapping[str, Tensor] | None, log_evidence: Tensor | None) -> None:
-    latents, num_data = list(first.latents), first.layout.num_data
+def _check_reference(
+    first: Draw, num_data: int, reference: Mapping[str, Tensor] | None, log_evidence: Tensor | None
+) -> None:
+    latents, rows = list(first.latents), first.layout.num_data
     if reference is None:
         if len(latents) != 1 or log_evidence is not None:
             raise ValueError(
@@ -144,6 +187,7 @@ def _check_reference(first: Draw, reference: Mapping[str, Tensor] | None, log_ev
     sizes = {len(value) for value in reference.values()}
     for name, value in reference.items():
         expected = first.latents[name].shape
+        expected = expected if rows == num_data else torch.Size([num_data, *expected[1:]])
         if len(sizes) != 1 or len(value) < 2 or value.shape[1:] != expected:
             raise ValueError(
                 f"expected reference samples of {name!r} of shape (S, *{tuple(expected)}) with one S of at least 2 for "
@@ -192,32 +236,18 @@ def _moments(distribution: FullNormal) -> tuple[Tensor, Tensor]:
     return distribution.loc, distribution.covariance_matrix
 
 
-def _closed_form(first: Draw, q: FullNormal, p: FullNormal) -> PosteriorError:
-    kl, reverse = (Estimate(value, torch.zeros_like(value)) for value in (kl_divergence(q, p), kl_divergence(p, q)))
-    return _result(first, kl, reverse, _moments(q), _moments(p), closed_form=True, num_samples=0)
-
-
-def _result(
-    first: Draw,
-    kl: Estimate | None,
-    reverse_kl: Estimate | None,
-    q: tuple[Tensor, Tensor],
-    p: tuple[Tensor, Tensor],
-    *,
-    closed_form: bool,
-    num_samples: int,
-) -> PosteriorError:
+def _columns(
+    kl: Estimate | None, reverse_kl: Estimate | None, q: tuple[Tensor, Tensor], p: tuple[Tensor, Tensor]
+) -> dict[str, Any]:
+    """What a :class:`PosteriorError` says of each data point, from divergences and moments."""
     var_q, var_p = (cov.diagonal(dim1=-2, dim2=-1) for _, cov in (q, p))
-    return PosteriorError(
-        names=labels(first),
-        kl=kl,
-        reverse_kl=reverse_kl,
-        wasserstein=gaussian_wasserstein(*q, *p),
-        mean_error=(q[0] - p[0]) / var_p.sqrt(),
-        log_variance_ratio=(var_q / var_p).log(),
-        closed_form=closed_form,
-        num_samples=num_samples,
-    )
+    return {
+        "kl": kl,
+        "reverse_kl": reverse_kl,
+        "wasserstein": gaussian_wasserstein(*q, *p),
+        "mean_error": (q[0] - p[0]) / var_p.sqrt(),
+        "log_variance_ratio": (var_q / var_p).log(),
+    }
 
 
 def gaussian_wasserstein(mean_q: Tensor, cov_q: Tensor, mean_p: Tensor, cov_p: Tensor) -> Tensor:

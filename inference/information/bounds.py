@@ -3,6 +3,7 @@ r"""Bounds on the mutual information of data and latent that need only the guide
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,18 +13,23 @@ from tqdm.auto import tqdm
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.estimates import check_level
-from inference.core.memory import at_once
+from inference.core.memory import at_once, joined
 from inference.core.ranks import ranks
 from inference.core.seeding import seeded
+from inference.core.sources import opened
 from inference.information.encoder_information import MutualInformation, information_report, refuse_whole
 from inference.information.rates import RateDistortion, rate_distortion
 from inference.pair.call import Call
-from inference.pair.draw import Draw
+from inference.pair.draw import Layout
 from inference.pair.handlers import isolated, masked_log_prob
+from inference.pair.rows import RowBlocks, row_blocks
 from inference.pair.run import Program
 
 # Latents scored side by side by default.
 _CHUNK = 64
+
+# Rows in one run of the pair by default.
+_BLOCK = 4096
 
 
 @torch.no_grad()
@@ -33,6 +39,7 @@ def information_bounds(
     *args: Any,
     num_samples: int = 2,
     chunk: int | None = None,
+    block: int | None = None,
     seed: int | None = None,
     level: float = 0.95,
     plate: str | None = None,
@@ -52,8 +59,9 @@ def information_bounds(
     the same bounds with less noise; here the guide may be a flow, have several latent sites, and the prior be any.
 
     Warning:
-        N data points show at most log N nats, see :func:`inference.mutual_information`. The cost is S N^2 densities.
-        The guide must be able to score latents that it did not draw, for every data point.
+        N data points show at most log N nats, see :func:`inference.mutual_information`. The cost is S N^2 densities,
+        the memory that of the latents, O(N K). The guide must be able to score latents that it did not draw, for every
+        data point.
 
     References:
         Poole, Ozair, van den Oord, Alemi, Tucker, "On Variational Bounds of Mutual Information", 2019,
@@ -64,7 +72,8 @@ def information_bounds(
         guide: Pyro guide of the same signature, without plates inside the one over the data.
         *args: Arguments of both.
         num_samples: S, draws per data point, at least 2.
-        chunk: Latents scored side by side, each under all N data points; None chooses.
+        chunk: Latents scored side by side, each under a block of data points; None chooses.
+        block: Rows in one run of the pair; None chooses.
         seed: Seed of the draws; leaves the global random state as it was.
         level: Confidence level of the intervals.
         plate: Name of the plate over the data, ``"data"`` if None.
@@ -85,11 +94,14 @@ def information_bounds(
     chunk = at_once(_CHUNK) if chunk is None else chunk
     check_count(chunk, "chunk")
     check_level(level)
+    block = at_once(_BLOCK) if block is None else block
+    check_count(block, "block")
     refuse_whole(whole)
-    call = Call(model, guide, args, kwargs, plate, missing=missing)
+    call = Call(model, guide, opened(args), kwargs, plate, missing=missing)
     call.check()
     with refuse_batch_dependence(model, guide):
-        first = call.probe_density()
+        blocks = row_blocks(call, block)
+        first = blocks[0].probe_density()
     first.refuse_masks()
     if first.layout.depth != 1:
         raise ValueError(f"expected a pair with the data plate alone, got plates {first.layout.depth} dimensions deep")
@@ -97,7 +109,7 @@ def information_bounds(
         options: dict[str, Any] = {"num_samples": 2, "plate": plate, "missing": missing, "progress": False}
         rates = rate_distortion(model, guide, *args, **options, **kwargs).rates
         rounds = tqdm(range(num_samples), disable=not progress, desc="information bounds", unit="draw")
-        found = [_ratios(call, chunk) for _ in rounds]
+        found = [_ratios(blocks, chunk) for _ in rounds]
     own, others = (torch.stack(terms) for terms in zip(*found, strict=True))
     return information_report(own, others, rates.value, level)
 
@@ -120,31 +132,45 @@ def tightest(bounds: MutualInformation, terms: RateDistortion, entropy: float) -
     return max(lower, lowest), min(upper, highest)
 
 
-def _ratios(call: Call, chunk: int) -> tuple[Tensor, Tensor]:
+def _ratios(blocks: RowBlocks, chunk: int) -> tuple[Tensor, Tensor]:
     """One draw per data point: its log ratios to the mixture with and without its own component, (N,) each."""
-    draw = call.run()
-    num_data = draw.layout.num_data
-    found = []
-    for start in range(0, num_data, chunk):
-        log_q = _cross(draw, slice(start, start + chunk))
-        rows = torch.arange(len(log_q), device=log_q.device)
-        own = log_q[rows, start + rows]
-        log_q[rows, start + rows] = -math.inf
-        others = log_q.logsumexp(-1)
-        with_own = torch.logaddexp(others, own)
-        found.append(torch.stack([own - with_own + math.log(num_data), own - others + math.log(max(num_data - 1, 1))]))
-    with_own, without = torch.cat(found, 1)
-    return with_own, without
+    latents = joined((part.run().guide_values for part in blocks), blocks.number)
+    num_data = len(next(iter(latents.values())))
+    own, others = list[Tensor](), list[Tensor]()
+    for i, part in enumerate(blocks):
+        ours, rest = _scores(part, range(num_data)[blocks.place(i)], latents, chunk)
+        own.append(ours)
+        others = [torch.logaddexp(others[0], rest)] if others else [rest]
+    return _log_ratios(torch.cat(own), others[0])
 
 
-def _cross(draw: Draw, rows: slice) -> Tensor:
-    """log q(z_m | x_n) of the drawn latents m in ``rows`` under every data point n, (rows, N) in float64."""
-    values = {name: z[rows].unsqueeze(1).expand(-1, *z.shape) for name, z in draw.guide_values.items()}
+def _log_ratios(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    num_data, with_own = len(own), torch.logaddexp(others, own)
+    return own - with_own + math.log(num_data), own - others + math.log(max(num_data - 1, 1))
+
+
+def _scores(call: Call, components: range, latents: Mapping[str, Tensor], chunk: int) -> tuple[Tensor, Tensor]:
+    """log q(z_n | x_n) of the rows of a call, (rows,), and log sum q(z_m | x_n) over the others of them, (N,)."""
+    layout, own, others = call.probe().layout, list[Tensor](), list[Tensor]()
+    for start in range(0, len(next(iter(latents.values()))), chunk):
+        log_q = _cross(call, layout, {name: z[start : start + chunk] for name, z in latents.items()})
+        shift = start - components.start
+        diagonal = log_q.diagonal(shift)  # latents of the call's own rows, if there are some in this chunk
+        own.append(diagonal.clone())
+        diagonal.fill_(-math.inf)
+        others.append(log_q.logsumexp(-1))
+    return torch.cat(own), torch.cat(others)
+
+
+def _cross(call: Call, layout: Layout, latents: Mapping[str, Tensor]) -> Tensor:
+    """log q(z_m | x_n) of the drawn latents m under the data points n of a call, (latents, rows) in float64."""
+    rows = layout.num_data
+    values = {name: z.unsqueeze(1).expand(-1, rows, *z.shape[1:]) for name, z in latents.items()}
     (size,) = {len(value) for value in values.values()}
-    call, guide = draw.call, draw.call.guide
+    guide = call.guide
     assert guide is not None
     manner = call.manners(size).guide
     with isolated():
         run = manner.run(call, guide, values, size)
-    terms = [draw.layout.per_datum(masked_log_prob(site), size) for site in run.drawn.values()]
+    terms = [layout.per_datum(masked_log_prob(site), size) for site in run.drawn.values()]
     return torch.stack(terms).sum(0).double()

@@ -12,13 +12,20 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.memory import at_once, joined
 from inference.core.protocols import SupportsDecoder
-from inference.core.seeding import seeded
-from inference.pair.call import Call
+from inference.core.row_noise import axes_of_rows
+from inference.core.seeding import random_state, seeded
+from inference.core.sources import opened
+from inference.pair.call import Call, check_same_call
 from inference.pair.draw import PARTICLES, Draw
 from inference.pair.handlers import isolated
+from inference.pair.rows import RowBlocks, row_blocks
 from inference.pair.run import Program
 from inference.pair.simulated import simulated_values
+
+# Draws of a block of rows by default.
+_DRAWS = 2**21
 
 
 @torch.no_grad()
@@ -44,6 +51,7 @@ def predictive(
     guide: Program,
     *args: Any,
     num_samples: int = 1,
+    block: int | None = None,
     plate: str | None = None,
     whole: bool = False,
     missing: bool = False,
@@ -57,6 +65,7 @@ def predictive(
         guide: Pyro guide.
         *args: Arguments of both, the data first.
         num_samples: S.
+        block: Rows in one run of the pair; None chooses.
         plate: Name of the plate over the data, ``"data"`` if None.
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
@@ -72,14 +81,34 @@ def predictive(
         ValueError: If the data are not finite or model and guide are not a valid pair.
     """
     check_count(num_samples, "num_samples")
-    call = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing)
+    block = at_once(_DRAWS, num_samples) if block is None else block
+    check_count(block, "block")
+    call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)
     call.check()
-    with seeded(seed):
-        draw = call.run(num_samples)
-        latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
-        values = simulated_values(call, latents, num_samples)
-    values = {name: _without_thought_of(value, draw) for name, value in values.items()} if whole else values
+    check_same_call(call, (num_samples, seed))
+    blocks, dim = row_blocks(call, block), 0
+    if len(blocks) > 1:
+        blocks, dim = _rows_of_values(blocks, num_samples)
+    return joined(blocks.in_turn(lambda i: _predicted(blocks[i], num_samples), seed), blocks.number, dim)
+
+
+def _predicted(call: Call, num_samples: int) -> dict[str, Tensor]:
+    """Values by site name, (S, N, ...)."""
+    draw = call.run(num_samples)
+    latents = {**draw.latents, **draw.subsamples, **_discrete_latents(draw)}
+    values = simulated_values(call, latents, num_samples)
+    values = {name: _without_thought_of(value, draw) for name, value in values.items()} if call.whole else values
     return values if num_samples > 1 else {name: value.unsqueeze(0) for name, value in values.items()}
+
+
+def _rows_of_values(blocks: RowBlocks, num_samples: int) -> tuple[RowBlocks, int]:
+    """The dimension of the rows in all values; all rows as one block where values have not one such dimension."""
+    with random_state(None):
+        few = [_predicted(blocks.call.rows(slice(0, count)), num_samples) for count in (1, 2)]
+    shapes = ([tuple(value.shape) for value in values.values()] for values in few)
+    dims = set(axes_of_rows(*shapes))
+    dim = dims.pop()
+    return (RowBlocks(blocks.call, None), 0) if dims or dim is None else (blocks, dim)
 
 
 def _without_thought_of(value: Tensor, draw: Draw) -> Tensor:

@@ -18,10 +18,12 @@ from inference import (
     evidence,
     fit,
     gap,
+    information_bounds,
     latent_kl,
     log_weights,
     posterior_error,
     posterior_means,
+    predictive,
     rate_distortion,
     refit,
     sbc,
@@ -100,7 +102,9 @@ DOORS = {
     ),
     "latent KL": lambda m, g, x: latent_kl(m, g, x, block=5, progress=False),
     "rate": lambda m, g, x: rate_distortion(m, g, x, num_samples=3, **QUIET).totals.value,
-    "posterior error": lambda m, g, x: posterior_error(m, g, x, num_samples=9, seed=1).kl.value,
+    "posterior error": lambda m, g, x: posterior_error(m, g, x, num_samples=9, block=5, seed=1).kl.value,
+    "information": lambda m, g, x: information_bounds(m, g, x, block=5, **QUIET).per_datum,
+    "predictions": lambda m, g, x: predictive(m, g, x, num_samples=2, block=5, seed=1)["x"],
     "self-consistency": lambda m, g, x: self_consistency(m, g, x, block=5, progress=False).reconstruction,
     "refit": lambda m, g, x: refit(m, g, x, num_samples=8, restarts=0, max_steps=2, **QUIET).own_elbo,
     "standardisation": lambda m, _, x: type(m)(D, 2).double().standardise_by(x).standardise.scale,
@@ -250,6 +254,7 @@ MANY_ROWS = {
     "importance": lambda m, g, x: evidence(m, x, method=Importance(2), guide=g, **QUIET),
     "latent KL": lambda m, g, x: latent_kl(m, g, x, progress=False),
     "rate": lambda m, g, x: rate_distortion(m, g, x, num_samples=2, **QUIET),
+    "posterior error": lambda m, g, x: posterior_error(m, g, x, block=2048, seed=0),
 }
 
 

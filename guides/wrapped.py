@@ -20,7 +20,8 @@ class WrappedEncoder(Guide):
 
     Args:
         network: From (N, D) to whatever ``distribution`` takes.
-        distribution: Makes the distribution of z from the network's output: batch (N,), event (K,).
+        distribution: Makes the distribution of z from the network's output: batch (N,), event (K,). To be exported, it
+            is made with ``validate_args=False``: validation asks for values, which a graph of any N has not.
 
     Example:
         >>> import pyro.distributions as dist
@@ -52,10 +53,10 @@ class WrappedEncoder(Guide):
             ValueError: If the distribution has another batch or event.
         """
         distribution = self._distribution(self.network(x))
-        batch, event = tuple(distribution.batch_shape), tuple(distribution.event_shape)
-        if batch != (len(x),) or len(event) != 1:
+        batch, event = distribution.batch_shape, distribution.event_shape
+        if batch != x.shape[:1] or len(event) != 1:
             raise ValueError(
-                f"expected the encoder's distribution to have batch ({len(x)},) and event (K,), got {batch} and "
-                f"{event}: is .to_event(1) missing?"
+                f"expected the encoder's distribution to have batch ({len(x)},) and event (K,), got {tuple(batch)} and "
+                f"{tuple(event)}: is .to_event(1) missing?"
             )
         return distribution

@@ -20,7 +20,8 @@ class WrappedDecoder(LatentVariableModel):
         network: From (M, K) to a tensor with leading dimension M, or to a tuple of such tensors.
         distribution: Makes the distribution of x from the network's output, whose leading dimensions are those of z
             again (so take parts of it by ``out[..., :D]``): the same batch, event (D,). The constants count: a squared
-            error stands for a Gaussian of a certain sigma, and the evidence depends on it.
+            error stands for a Gaussian of a certain sigma, and the evidence depends on it. To be exported, it is made
+            with ``validate_args=False``: validation asks for values, which a graph of any N has not.
         data_dim: D.
         latent_dim: K.
         prior: Distribution of one latent, event (K,); standard normal by default.

@@ -2,8 +2,9 @@
 
 Run: python examples/benchmarks/large_data.py [--rows 1000 10000 100000 1000000] [--ranks 1 2] [--gigabytes 4]
 
-The data are memory-mapped files of float32 with 784 columns. Each number comes from a fresh process, or as many as
-there are ranks, started by torchrun; its memory is the most that is not a file's, in MB, above what it was before.
+The data are memory-mapped files of float32 with 784 columns; "in memory" are arrays of the same numbers, and "to a
+file" is evidence with a checkpoint. Each number comes from a fresh process, or as many as there are ranks, started by
+torchrun; its memory is the most that is not a file's, in MB, above what it was before.
 """
 
 from __future__ import annotations
@@ -92,11 +93,16 @@ def train(x, steps):
     return time.perf_counter() - begun
 
 
-def measure(x, samples):
+def measure(x, samples, **options):
     model, guide = pair()
     begun = time.perf_counter()
-    evidence(model, x, method=Importance(samples), guide=guide, block=BLOCK, seed=0, progress=False)
+    evidence(model, x, method=Importance(samples), guide=guide, block=BLOCK, seed=0, progress=False, **options)
     return time.perf_counter() - begun
+
+
+def measure_to_file(x, samples):
+    with tempfile.TemporaryDirectory() as folder:
+        return measure(x, samples, checkpoint=Path(folder) / "evidence")
 
 
 def save(x, every):
@@ -111,7 +117,14 @@ def save(x, every):
     return (times[0] - times[1]) / (50 / every - 1)
 
 
-CASES = {"start": start, "train": train, "evidence": measure, "checkpoint": save}
+CASES = {
+    "start": start,
+    "start in memory": start,
+    "checkpoint": save,
+    "train": train,
+    "evidence": measure,
+    "evidence to a file": measure_to_file,
+}
 
 
 def run_case(options):
@@ -121,7 +134,7 @@ def run_case(options):
     ranked = "RANK" in os.environ
     if ranked:
         torch.distributed.init_process_group("gloo")
-    x = np.load(options.file, mmap_mode="r")
+    x = np.load(options.file, mmap_mode=None if options.case.endswith("in memory") else "r")
     CASES[options.case](x[:512], 1)  # what is imported and found out on first use
     with Memory() as memory:
         seconds = CASES[options.case](x, options.work)
@@ -178,7 +191,14 @@ def measured(folder, options):
     """Prints the tables, and returns seconds and MB by name, for each number of rows."""
     print(machine())
     found = {}
-    for name, work in (("start", 1), ("checkpoint", 5), ("train", options.steps), ("evidence", options.samples)):
+    works = {
+        "checkpoint": 5,
+        "train": options.steps,
+        "evidence": options.samples,
+        "evidence to a file": options.samples,
+    }
+    for name in CASES:
+        work = works.get(name, 1)
         for ranks in options.ranks if name in ("train", "evidence") else [1]:
             label = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}"
             found[label] = [case(name, make_file(folder, n), work, ranks) for n in options.rows]
@@ -186,8 +206,8 @@ def measured(folder, options):
     table("MB by rows", options.rows, {name: [m for _, m in values] for name, values in found.items()})
     rows = max(1, int(options.gigabytes * 2**30 / DIM / 4))
     path = make_file(folder, rows)
-    for name, work in (("start", 1), ("train", options.steps), ("evidence", options.samples)):
-        seconds, used = found[f"{name} of the file"] = case(name, path, work)
+    for name in ("start", "train", "evidence"):
+        seconds, used = found[f"{name} of the file"] = case(name, path, works.get(name, 1))
         print(f"{options.gigabytes:g} GB of {rows:,} rows, {name}: {seconds:.2f} s, {used:.0f} MB of memory")
     return found
 

@@ -16,7 +16,7 @@ from inference.distributions.batched_gaussian import Gaussians
 from inference.distributions.gaussian import as_full_normal, diagonal_moments
 from inference.pair.call import Call
 from inference.pair.handlers import Site
-from inference.pair.rows import RowBlocks, with_known_rows
+from inference.pair.rows import row_blocks
 
 # Rows in one run of the pair by default.
 _BLOCK = 4096
@@ -36,9 +36,7 @@ def latent_distributions(call: Call, *, block: int | None, progress: bool) -> It
     call.check()
     call = call.double_by_rows()
     with refuse_batch_dependence(*call.programs):
-        if number > block and len(call.args) + len(call.kwargs) > 1:
-            call = with_known_rows(call)
-        parts = RowBlocks(call, block)
+        parts = row_blocks(call, block)
         bar = tqdm(range(len(parts)), disable=not progress or len(parts) == 1, desc="latents", unit="block")
         for i in bar:
             yield _latent_distributions(parts[i])

@@ -120,15 +120,8 @@ class Evidence:
 
         It is not the data set's: those that have none are left out, which are the hard ones.
         """
-        return self._rows(self.bounded).mean if bool(self.bounded.any()) else Interval(*[math.nan] * 4)
-
-    def _rows(self, chosen: Tensor) -> Evidence:
-        """The evidence of some of the data points, (N,) booleans."""
-        tensors: dict[str, Any] = {
-            name: value[chosen] for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        kinds = tuple(kind for kind, keep in zip(self.guarantee, chosen.tolist(), strict=True) if keep)
-        return replace(self, guarantee=kinds, **tensors)
+        index = self.bounded.nonzero()[:, 0]
+        return take_rows(self, index).mean if len(index) else Interval(*[math.nan] * 4)
 
     def __str__(self) -> str:
         """Two lines at most: the mean with its interval, and how far several methods disagree, if they do."""

@@ -110,11 +110,11 @@ def save(x, every):
     with tempfile.TemporaryDirectory() as folder:
         options = {"steps": 50, "batch_size": BATCH, "objective": AnalyticKLELBO(), "seed": 0, "progress": False}
         times = []
-        for end in (every, 50):
-            clock, path = Clock(), Path(folder) / str(end)
+        for i, end in enumerate((50, 50, every)):  # the first reads the rows that all of them take
+            clock, path = Clock(), Path(folder) / str(i)
             fit(*pair(), x, checkpoint=path, checkpoint_every=end, callbacks=[clock], **options)
             times.append(time.perf_counter() - clock.first)
-    return (times[0] - times[1]) / (50 / every - 1)
+    return (times[2] - times[1]) / (50 / every - 1)
 
 
 CASES = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,11 +113,16 @@ def _columns(result: Any, prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, tuple) and hasattr(value, "standard_error") and isinstance(value[0], Tensor):
             pair = _columns({name: value[0], f"{name}_se": value[1]}, prefix)
             found |= pair
-        elif isinstance(value, tuple | list) and value and all(isinstance(part, str | float | int) for part in value):
+        elif _is_column(value):
             found[f"{prefix}{name}"] = list(value)
         elif is_dataclass(value):
             found |= _columns(value, f"{prefix}{name}_")
     return found
+
+
+def _is_column(value: Any) -> bool:
+    many = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return many and all(isinstance(part, str | float | int) for part in value)
 
 
 def _parts(result: Any) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def _add_evidence(kinds: argparse._SubParsersAction) -> None:
     parser = _command(kinds, "evidence", "estimate log p(x) of each row, with an interval and its guarantee")
     _add_measured_pair(parser)
     _add_method(parser)
-    parser.add_argument("--checkpoint", type=Path, help="file of finished blocks, to go on from if interrupted")
+    told = "file of finished blocks, whose rows are beside it, to go on from if interrupted"
+    parser.add_argument("--checkpoint", type=Path, help=told)
     _add_json(parser)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guides import MeanField, WrappedEncoder
-from inference import Adaptive, Annealed, Importance, evidence, memory_limit
+from inference import Adaptive, Annealed, Importance, evidence, frame, memory_limit
 from inference.core.files import locked
 from inference.core.storage import load_tree
 from inference.marginal_likelihood.base import checkpoint
@@ -154,14 +154,17 @@ RESULTS = {
 def test_what_files_hold_is_the_result_without_them(name, block, tmp_path):
     """Written, and read back in the next call: every number and text of every row, of one dtype."""
     options = {"x": X, "block": block, "seed": 0, "progress": False} | RESULTS[name]
-    expected = vars(evidence(**options))
+    expected = evidence(**options)
     file = tmp_path / "evidence.safetensors"
-    for found in (vars(evidence(**options, checkpoint=file)) for _ in range(2)):
-        for key in expected.keys() - {"seconds"}:
-            if isinstance(expected[key], torch.Tensor):
-                torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0, equal_nan=True)
+    for found in (evidence(**options, checkpoint=file) for _ in range(2)):
+        for key, want in vars(expected).items():
+            got = getattr(found, key)
+            if isinstance(want, torch.Tensor):
+                torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
             else:
-                assert found[key] == expected[key], key
+                assert got == want or key == "seconds", key
+        assert frame(found).equals(frame(expected))
+        assert str(found) == str(expected)
 
 
 def test_rows_that_do_not_fit_their_file_are_refused(tmp_path):

@@ -13,6 +13,8 @@ from inference import (
     evidence,
     gap,
     mutual_information,
+    posterior_error,
+    predictive,
     rate_distortion,
     sbc,
     simulate,
@@ -43,14 +45,25 @@ def estimates(folder):
     found = {}
     for name, method in METHODS.items():
         with_guide = None if name == "annealed" else guide
-        result = evidence(model, X, method=method, guide=with_guide, block=5, checkpoint=f"{folder}/{name}", **QUIET)
-        found[name] = torch.stack([result.value, result.lower, result.upper])
+        for which in (name, f"{name}, read"):
+            options = {"method": method, "guide": with_guide, "block": 5, "checkpoint": f"{folder}/{name}"}
+            result = evidence(model, X, **options, **QUIET)
+            found[which] = torch.stack([result.value, result.lower, result.upper])
     parts = gap(model, guide, X, known=result, num_samples=1024, restarts=0, max_steps=5, **QUIET)
     found["gap"] = torch.stack([parts.elbo, parts.total, parts.approximation, parts.amortisation])
     other = MeanField(D, K, hidden=(3,))
     table = compare(model, {"a": guide, "b": other}, X, num_samples=60, block=6, **QUIET)["train"]
     found["compare"] = torch.as_tensor(table["evidence"].values)
+    found["predictive"] = predictive(model, guide, X, num_samples=3, block=5, seed=5)["x"]
+    found["error"] = error_by_blocks(model, guide)
     return found
+
+
+def error_by_blocks(model, guide):
+    reference = {"z": torch.randn(9, N, K, generator=torch.Generator().manual_seed(1))}
+    options = {"reference": reference, "log_evidence": torch.zeros(N), "num_samples": 20, "block": 5, "seed": 5}
+    error = posterior_error(model, guide, X, **options)
+    return torch.stack([error.kl.value, error.reverse_kl.value, error.wasserstein])
 
 
 def check_equal(found, expected):

@@ -17,19 +17,16 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
 from inference.core.estimates import Estimate
-from inference.core.memory import at_once, joined
+from inference.core.memory import joined
 from inference.core.protocols import SupportsPosterior
 from inference.core.sources import opened
 from inference.distributions.gaussian import FullNormal, as_full_normal
 from inference.pair.call import Call, check_same_call
 from inference.pair.draw import Draw, flatten, labels
-from inference.pair.rows import row_blocks
+from inference.pair.rows import blocks_of_draws
 from inference.pair.run import Program
 from inference.pair.simulated import replay
 from inference.weights.summary import elbo
-
-# Draws of a block of rows by default.
-_DRAWS = 2**21
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +104,12 @@ def posterior_error(
             shape.
     """
     check_count(num_samples, "num_samples", minimum=2)
-    block = at_once(_DRAWS, num_samples) if block is None else block
-    check_count(block, "block")
     call = Call(model, guide, opened((x, *args)), kwargs, plate, whole=whole, missing=missing)
     call.check()
     if reference is None and (args or kwargs or not isinstance(model, SupportsPosterior)):
         raise TypeError(f"expected a model with posterior(x), or a reference, got {type(model).__name__} and None")
     with refuse_batch_dependence(model, guide):
-        blocks = row_blocks(call, block)
+        blocks = blocks_of_draws(call, block, num_samples)
         first = blocks[0].probe()
         first.check_latents()
         _check_reference(first, blocks.number or first.layout.num_data, reference, log_evidence)

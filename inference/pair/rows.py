@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from inference.core.checks import check_arguments
+from inference.core.checks import check_arguments, check_count
 from inference.core.memory import at_once
 from inference.core.ranks import ranks
 from inference.core.seeding import block_seed, seeded
@@ -32,6 +33,9 @@ class RowsNotFollowed(ValueError):
 
 # Rows that are tried, and choices of arguments.
 _ROWS, _CHOICES = 5, 32
+
+# Elements of the draws of a block of rows by default, as in the largest chunk of importance weights.
+_ELEMENTS = 2**23
 
 # Rows beyond which the first of them stand for the whole run.
 _MANY = 4096
@@ -146,6 +150,20 @@ class RowBlocks(Sequence["Call"]):
         if self._reads:
             check_arguments((), part.args, part.kwargs, missing=part.missing)
         return part
+
+
+def blocks_of_draws(call: Call, block: int | None, num_samples: int) -> RowBlocks:
+    """:func:`row_blocks` for so many draws of each row; None chooses by the size of a row of the first argument.
+
+    Raises:
+        TypeError: If the block is no number.
+        ValueError: If it is not positive, or as :func:`row_blocks`.
+    """
+    if block is None:
+        shape = next((leaf.shape[1:] for leaf in tree_leaves(call.args) if isinstance(leaf, Tensor | Column)), ())
+        block = at_once(_ELEMENTS, num_samples * max(1, math.prod(shape)))
+    check_count(block, "block")
+    return row_blocks(call, block)
 
 
 def row_blocks(call: Call, size: int) -> RowBlocks:

@@ -12,7 +12,7 @@ from pyro.infer import infer_discrete
 from torch import Tensor
 
 from inference.core.checks import check_count
-from inference.core.memory import at_once, joined
+from inference.core.memory import joined
 from inference.core.protocols import SupportsDecoder
 from inference.core.row_noise import axes_of_rows
 from inference.core.seeding import random_state, seeded
@@ -20,12 +20,9 @@ from inference.core.sources import opened
 from inference.pair.call import Call, check_same_call
 from inference.pair.draw import PARTICLES, Draw
 from inference.pair.handlers import isolated
-from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.rows import RowBlocks, blocks_of_draws
 from inference.pair.run import Program
 from inference.pair.simulated import simulated_values
-
-# Draws of a block of rows by default.
-_DRAWS = 2**21
 
 
 @torch.no_grad()
@@ -81,12 +78,10 @@ def predictive(
         ValueError: If the data are not finite or model and guide are not a valid pair.
     """
     check_count(num_samples, "num_samples")
-    block = at_once(_DRAWS, num_samples) if block is None else block
-    check_count(block, "block")
     call = Call(model, guide, opened(args), kwargs, plate, whole=whole, missing=missing)
     call.check()
     check_same_call(call, (num_samples, seed))
-    blocks, dim = row_blocks(call, block), 0
+    blocks, dim = blocks_of_draws(call, block, num_samples), 0
     if len(blocks) > 1:
         blocks, dim = _rows_of_values(blocks, num_samples)
     return joined(blocks.in_turn(lambda i: _predicted(blocks[i], num_samples), seed), blocks.number, dim)

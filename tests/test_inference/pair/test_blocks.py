@@ -11,7 +11,7 @@ from guides import MeanField
 from inference import information_bounds, posterior_error, predictive
 from inference.core.seeding import block_seed
 from inference.pair.call import Call
-from inference.pair.rows import row_blocks
+from inference.pair.rows import blocks_of_draws, row_blocks
 from zoo import DeepGaussianVAE, LinearVAE
 
 N, D, K = 11, 5, 2
@@ -123,3 +123,9 @@ def test_values_without_rows_are_predicted_as_one_block():
     found = predictive(model, GUIDE, X, num_samples=2, block=4, seed=0)
     assert found["z"].shape == (2, N, K)
     assert found["constant"].shape[-1] == 3
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(1, 2**23 // 5), (1000, 1677), (2**24, 1)])
+def test_a_block_is_chosen_by_what_its_draws_take(samples, rows):
+    x = torch.zeros(1, D, dtype=torch.float64).expand(2**21, D)
+    assert blocks_of_draws(Call(LINEAR, GUIDE, (x,)), None, samples).place(0) == slice(0, rows)

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem, rows_at_once, write_rows
+from inference.comparison.local_problem import LocalProblem, blocks_of_draws, write_rows
 from inference.comparison.named_parameters import OwnParameters, named_parameters
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
@@ -24,7 +24,7 @@ from inference.core.seeding import block_seed, random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
-from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.rows import RowBlocks
 from inference.pair.run import Program, modules_of
 
 # Independent sets of noise on which an ELBO is evaluated.
@@ -176,7 +176,7 @@ def refit_columns(
     own.check()
     with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
-        blocks = RowBlocks(own, None) if shared else row_blocks(own, rows_at_once(_MORE * num_samples))
+        blocks = RowBlocks(own, None) if shared else blocks_of_draws(own, _MORE * num_samples)
         group = ranks()
         seed = group.agreed(seed)
 

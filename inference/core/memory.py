@@ -5,9 +5,11 @@ Every place that works in blocks states its block at the default limit; :func:`a
 
 from __future__ import annotations
 
+import ctypes
 import math
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
+from functools import cache
 from typing import Any
 
 _DEFAULT = 64.0  # megabytes: the block of importance weights on a GPU, 2**23 numbers in float64
@@ -54,6 +56,24 @@ def memory_limit(megabytes: float) -> AbstractContextManager[None]:
     if not 0 < megabytes < math.inf:
         raise ValueError(f"expected a positive finite number of megabytes, got {megabytes}")
     return _Restore(_limit.set(float(megabytes)))
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system: what is kept of a block lies between large tensors that are not.
+
+    The allocator would keep the holes, and the process would grow by some megabytes a block. Elsewhere than under
+    glibc this does nothing.
+    """
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@cache
+def _trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
 
 
 class _Restore(AbstractContextManager[None]):

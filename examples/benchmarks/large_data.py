@@ -2,8 +2,9 @@
 
 Run: python examples/benchmarks/large_data.py [--rows 1000 10000 100000 1000000] [--ranks 1 2] [--gigabytes 4]
 
-The data are memory-mapped files of float32 with 784 columns; of a gap 8, of a comparison 256. Each number comes from a fresh process, or as many as
-there are ranks, started by torchrun; its memory is the most that is not a file's, in MB, above what it was before.
+The data are memory-mapped files of float32 with 784 columns, of a gap 8, of a comparison 256. Each number comes from a
+fresh process, or as many as there are ranks, started by torchrun; its memory is the most that is not a file's, in MB,
+above what it was before.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _repetitions(index: Tensor) -> list[Tensor]:
 
 
 def blocks_of_draws(call: Call, num_samples: int) -> RowBlocks:
-    """The call in blocks of rows of which so many samples are drawn, so that memory grows with neither rows nor columns.
+    """The call in blocks of rows of which so many samples are drawn: memory grows with neither rows nor columns.
 
     Raises:
         ValueError: If model and guide are not a valid pair.

@@ -89,7 +89,7 @@ def test_each_row_counts_its_own_steps_and_says_how_it_ended():
 # --- the noise -------------------------------------------------------------------------------------
 
 
-def test_a_slow_minimisation_ends_at_a_small_gradient_after_thirty_steps():
+def test_slow_minimisations_end_at_a_small_gradient_in_the_end():
     def evaluate(point, _):
         return point.pow(4).sum(-1), 4 * point.pow(3)
 

@@ -22,6 +22,9 @@ from guides.supports import Bounds
 _LEAST_DEGREES = 2.0
 _EXCESS = 8.0
 
+# Half the degrees of freedom above which the norm is given by a series.
+_LARGE = 100.0
+
 
 class StudentT(NetworkGuide):
     r"""Amortised Student-t guide with independent coordinates, whose tails outweigh a Gaussian's.
@@ -119,6 +122,18 @@ class DiagStudentT(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, one per batch member."""
         degrees, standardised = self.degrees, (value - self.loc) / self.sigma
-        log_norm = torch.lgamma(0.5 * degrees) - torch.lgamma(0.5 * (degrees + 1)) + 0.5 * (math.pi * degrees).log()
+        log_norm = _log_gamma_ratio(0.5 * degrees) + 0.5 * (math.pi * degrees).log()
         tail = 0.5 * (degrees + 1) * torch.log1p(standardised.square() / degrees)
         return -(log_norm + self.sigma.log() + tail).sum(-1)
+
+
+def _log_gamma_ratio(a: Tensor) -> Tensor:
+    """log Gamma(a) - log Gamma(a + 1/2): at large a by its series, where the two are large and nearly the same.
+
+    Their rounding errors would grow as a log a, and an optimiser would find them.
+    """
+    safe = a.clamp(max=_LARGE)
+    small = torch.lgamma(safe) - torch.lgamma(safe + 0.5)
+    inverse = 1 / a.clamp(min=_LARGE)
+    series = inverse / 8 * (1 - inverse.square() / 24 * (1 - 0.3 * inverse.square()))
+    return torch.where(a > _LARGE, series - 0.5 * a.log(), small)

@@ -1,10 +1,10 @@
-"""Start, memory and cost of training and evidence against the number of rows, on one rank and on two.
+"""Start, memory and cost of training, evidence, gap and compare against the number of rows, on one rank and on two.
 
 Run: python examples/benchmarks/large_data.py [--rows 1000 10000 100000 1000000] [--ranks 1 2] [--gigabytes 4]
 
-The data are memory-mapped files of float32 with 784 columns; "in memory" are arrays of the same numbers, and "to a
-file" is evidence with a checkpoint. Each number comes from a fresh process, or as many as there are ranks, started by
-torchrun; its memory is the most that is not a file's, in MB, above what it was before.
+The data are memory-mapped files of float32 with 784 columns, of a gap 8, of a comparison 256; "in memory" are arrays
+of the same numbers, and "to a file" is evidence with a checkpoint. Each number comes from a fresh process, or as many
+as there are ranks, started by torchrun; its memory is the most that is not a file's, in MB, above what it was before.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import numpy as np
 import torch
 from timing import machine, parse_with_smoke
 
-from guides import MeanField
-from inference import AnalyticKLELBO, Callback, Importance, evidence, fit
-from zoo import LinearVAE
+from guides import FullRank, MeanField
+from inference import AnalyticKLELBO, Callback, Importance, compare, evidence, fit, gap
+from zoo import DeepGaussianVAE, LinearVAE
 
 SMOKE = {"rows": [300, 600], "ranks": [1], "gigabytes": 0.002, "steps": 2, "samples": 2}
+SMOKE |= {"gap_rows": [10, 20], "compare_rows": [100, 200]}
 DIM, LATENT, BATCH, BLOCK = 784, 8, 256, 2048
+GAP_DIM, COMPARE_DIM = 8, 256
 
 
 class Memory:
@@ -64,10 +66,10 @@ class Clock(Callback):
         self.first = self.first or time.perf_counter()
 
 
-def make_file(folder, rows):
-    path = Path(folder) / f"{rows}.npy"
+def make_file(folder, rows, dim=DIM):
+    path = Path(folder) / f"{rows}_{dim}.npy"
     if not path.exists():
-        x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, DIM))
+        x = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
         rng = np.random.default_rng(0)
         for start in range(0, rows, 8192):
             part = x[start : start + 8192]
@@ -117,6 +119,24 @@ def save(x, every):
     return (times[2] - times[1]) / (50 / every - 1)
 
 
+def split(x, samples):
+    """Seconds of a gap with its parts, at few steps and samples."""
+    torch.manual_seed(0)
+    model, guide = DeepGaussianVAE(GAP_DIM, 2, hidden=(16,)), MeanField(GAP_DIM, 2, hidden=(16,))
+    few = {"method": Importance(16), "num_samples": max(2, samples), "restarts": 0, "max_steps": 20}
+    begun = time.perf_counter()
+    gap(model, guide, x, seed=0, progress=False, **few)
+    return time.perf_counter() - begun
+
+
+def tabulate(x, samples):
+    torch.manual_seed(0)
+    guides = {"diagonal": MeanField(COMPARE_DIM, 4, hidden=(32,)), "full": FullRank(COMPARE_DIM, 4, hidden=(32,))}
+    begun = time.perf_counter()
+    compare(DeepGaussianVAE(COMPARE_DIM, 4), guides, x, num_samples=max(2, samples), seed=0, progress=False)
+    return time.perf_counter() - begun
+
+
 CASES = {
     "start": start,
     "start in memory": start,
@@ -124,6 +144,8 @@ CASES = {
     "train": train,
     "evidence": measure,
     "evidence to a file": measure_to_file,
+    "gap": split,
+    "compare": tabulate,
 }
 
 
@@ -170,9 +192,13 @@ def table(title, rows, lines):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     rows = [1000, 10_000, 100_000, 1_000_000]
-    parser.add_argument("--rows", type=int, nargs="+", default=rows, help="of each column")
+    parser.add_argument("--rows", type=int, nargs="*", default=rows, help="of each column")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="for training and evidence")
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the largest file, measured on one rank")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="size of the largest file, measured on one rank; 0 leaves it"
+    )
+    parser.add_argument("--gap-rows", type=int, nargs="*", default=[200, 2000, 20_000], help="of gap, on one rank")
+    parser.add_argument("--compare-rows", type=int, nargs="*", default=[2000, 20_000, 200_000], help="of compare")
     parser.add_argument("--steps", type=int, default=200, help="of each training")
     parser.add_argument("--samples", type=int, default=4, help="of the evidence, for each row")
     parser.add_argument("--folder", help="where the files go; a temporary one by default")
@@ -202,8 +228,19 @@ def measured(folder, options):
         for ranks in options.ranks if name in ("train", "evidence") else [1]:
             label = f"{name}, {ranks} rank{'s' if ranks > 1 else ''}"
             found[label] = [case(name, make_file(folder, n), work, ranks) for n in options.rows]
-    table("seconds by rows", options.rows, {name: [s for s, _ in values] for name, values in found.items()})
-    table("MB by rows", options.rows, {name: [m for _, m in values] for name, values in found.items()})
+    if options.rows:
+        table("seconds by rows", options.rows, {name: [s for s, _ in values] for name, values in found.items()})
+        table("MB by rows", options.rows, {name: [m for _, m in values] for name, values in found.items()})
+    for name, rows, dim, work in (
+        ("gap", options.gap_rows, GAP_DIM, 16),
+        ("compare", options.compare_rows, COMPARE_DIM, options.samples),
+    ):
+        found[name] = [case(name, make_file(folder, n, dim), work) for n in rows]
+        if rows:
+            seconds, used = zip(*found[name], strict=True)
+            table(f"{name} by rows", rows, {"seconds": seconds, "MB": used})
+    if not options.gigabytes:
+        return found
     rows = max(1, int(options.gigabytes * 2**30 / DIM / 4))
     path = make_file(folder, rows)
     for name in ("start", "train", "evidence"):

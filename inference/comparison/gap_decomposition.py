@@ -18,7 +18,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from inference.comparison.local_problem import rows_at_once
+from inference.comparison.local_problem import blocks_of_draws
 from inference.comparison.refitting import (
     EVALUATIONS,
     can_be_refitted,
@@ -40,7 +40,7 @@ from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method, evidence_of_call
 from inference.pair.call import Call, check_same_call
-from inference.pair.rows import RowBlocks, row_blocks
+from inference.pair.rows import RowBlocks
 from inference.pair.run import Program
 
 
@@ -214,7 +214,7 @@ def gap(
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    blocks = row_blocks(call, rows_at_once(num_samples))
+    blocks = blocks_of_draws(call, num_samples)
     layout = blocks[0].probe().layout
     layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows

@@ -28,7 +28,7 @@ from inference.core.seeding import block_seed, random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
-from inference.marginal_likelihood.base.joined import Joined, concatenate
+from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.estimate import as_method
@@ -192,10 +192,9 @@ def compare(
             for entries in by_seed.values():
                 setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
                 part = _with_rows(part, entries, block, split)
-                blocks = _measured(entries, RowBlocks(part, block), method=chosen, **setting)
-                columns = _collect(entries, blocks)
+                columns = _collect(entries, *_measured(entries, RowBlocks(part, block), method=chosen, **setting))
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
-            groups[name] = _with_data(xr.concat(measured, xr.Variable("seed", list(by_seed))), part, offsets[name])
+            groups[name] = _with_data(_over_seeds(measured, list(by_seed)), part, offsets[name])
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {
         "num_samples": num_samples,
@@ -288,13 +287,14 @@ def _no_program() -> None:
     """The model of a call whose arguments alone are wanted."""
 
 
-Block = tuple[dict[str, dict[str, Tensor]], dict[str, Evidence]]
+# Columns by name, each (G, N) over the guides, and the evidence of each guide's model.
+Block = tuple[dict[str, Tensor], dict[str, Evidence]]
 
 
-def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block]:
+def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> Block:
     """Everything per data point, block by block; each of several has a seed of its own."""
     if len(parts) == 1:
-        return [_measure(entries, parts[0], **settings)]
+        return _measure(entries, parts[0], **settings)
     seed = int(torch.randint(2**31, ()))
 
     def compute(i: int) -> Block:
@@ -302,20 +302,24 @@ def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> list[Block
             return _measure(entries, parts[i], **settings)
 
     assert parts.call.num_rows is not None
-    return [_joined(ranks().in_turn(len(parts), compute), parts.call.num_rows)]
+    return _joined(ranks().in_turn(len(parts), compute), parts.call.num_rows)
 
 
 def _joined(blocks: Iterable[Block], number: int) -> Block:
     """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.joined.Joined`."""
-    columns, truths, start = dict[str, dict[str, Tensor]](), dict[str, Joined](), 0
+    columns, truths, models, start = dict[str, Tensor](), dict[str, Joined](), dict[str, str](), 0
     for found, evidences in blocks:
-        for name, values in found.items():
-            for key, value in values.items():
-                column = columns.setdefault(name, {}).setdefault(key, value.new_empty(number))
-                column[start : start + len(value)] = value
+        # Guides of one model share its evidence, which goes by the first one's name.
+        first = {id(truth): name for name, truth in reversed(evidences.items())}
+        models = models or {name: first[id(truth)] for name, truth in evidences.items()}
+        for name in set(models.values()):
             truths.setdefault(name, Joined(number)).add(evidences[name])
+        for key, value in found.items():
+            column = columns.setdefault(key, value.new_empty(len(value), number))
+            column[:, start : start + value.shape[1]] = value
         start += len(next(iter(evidences.values())).value)
-    return columns, {name: joined.whole() for name, joined in truths.items()}
+    whole = {name: joined.whole() for name, joined in truths.items()}
+    return columns, {name: whole[first_name] for name, first_name in models.items()}
 
 
 def _measure(
@@ -332,25 +336,23 @@ def _measure(
     by_model = dict[int, dict[str, Entry]]()
     for name, entry in entries.items():
         by_model.setdefault(id(entry.own.model), {})[name] = entry.on(block)
-    truths, columns = dict[str, Evidence](), dict[str, dict[str, Tensor]]()
+    truths, by_guide = dict[str, Evidence](), dict[str, dict[str, Tensor]]()
     for group in by_model.values():
         pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
         truth, contradicted = _confronted(_reference(group[pooled.best], pooled, method, level), pooled, level)
         truths |= dict.fromkeys(group, truth)
-        columns |= {name: _per_datum(weights, truth, contradicted) for name, weights in pooled.own.items()}
+        by_guide |= {name: _per_datum(weights, truth, contradicted) for name, weights in pooled.own.items()}
         bar.update(len(group))
-    return columns, truths
+    keys = next(iter(by_guide.values()))
+    return {key: torch.stack([by_guide[name][key].cpu() for name in entries]) for key in keys}, truths
 
 
-def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
-    """The blocks of one seed side by side, with the mean evidence over all of them."""
+def _collect(entries: Entries, columns: Mapping[str, Tensor], truths: Mapping[str, Evidence]) -> xr.Dataset:
+    """What was measured with one seed, with the mean evidence over all data points."""
     import xarray as xr
 
-    own = [concatenate([truths[name] for _, truths in blocks]) for name in entries]
-    variables: dict[str, Any] = {}
-    for key in next(iter(blocks[0][0].values())):
-        rows = [torch.cat([columns[name][key] for columns, _ in blocks]).cpu() for name in entries]
-        variables[key] = (("guide", "datum"), torch.stack(rows).numpy())
+    own = [truths[name] for name in entries]
+    variables: dict[str, Any] = {key: (("guide", "datum"), value.numpy()) for key, value in columns.items()}
     for i, end in enumerate(("", "_lower", "_upper", "_se")):
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
     for i, end in enumerate(("", "_lower", "_upper")):
@@ -359,6 +361,15 @@ def _collect(entries: Entries, blocks: Sequence[Block]) -> xr.Dataset:
     variables["method"] = (("guide",), [truth.method for truth in own])
     num_data = len(own[0].value)
     return xr.Dataset(variables, {"guide": list(entries), "datum": np.arange(num_data)})
+
+
+def _over_seeds(measured: list[xr.Dataset], seeds: list[int]) -> xr.Dataset:
+    """What was measured with each seed, side by side; that of one is not copied."""
+    import xarray as xr
+
+    if len(seeds) == 1:
+        return measured[0].expand_dims({"seed": seeds})
+    return xr.concat(measured, xr.Variable("seed", seeds))
 
 
 def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float) -> Evidence:

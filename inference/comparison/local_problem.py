@@ -16,13 +16,13 @@ from inference.numerics.lbfgs import Evaluate
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
 from inference.pair.draw import Layout
-from inference.pair.rows import with_known_rows
+from inference.pair.rows import RowBlocks, row_blocks, with_known_rows
 
 # See LocalProblem.objective.
 Loss = Callable[["LocalProblem", Tensor], Tensor]
 
-# Draws of a block of rows at the default limit.
-_DRAWS = 2**15
+# Draws of a block of rows at the default limit, fewer where a data point has more numbers than this.
+_DRAWS, _NARROW = 2**15, 128
 
 
 class LocalProblem:
@@ -170,6 +170,12 @@ def _repetitions(index: Tensor) -> list[Tensor]:
     return [(turn == i).nonzero()[:, 0] for i in range(int(turn.max()) + 1)]
 
 
-def rows_at_once(num_samples: int) -> int:
-    """Rows of a block of which so many samples are drawn, so that memory does not grow with the number of rows."""
-    return at_once(_DRAWS, num_samples)
+def blocks_of_draws(call: Call, num_samples: int) -> RowBlocks:
+    """The call in blocks of rows of which so many samples are drawn: memory grows with neither rows nor columns.
+
+    Raises:
+        ValueError: If model and guide are not a valid pair.
+    """
+    blocks = row_blocks(call, at_once(_DRAWS, num_samples))
+    numel = blocks[0].probe().layout.numel
+    return row_blocks(blocks.call, at_once(_DRAWS * _NARROW, num_samples * max(numel, _NARROW)))

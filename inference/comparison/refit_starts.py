@@ -32,8 +32,9 @@ _MAX_GRID_DIM = 2
 # Steps of the search for a member of the family like a Gaussian: few by likelihood, of which a mixture has no highest.
 _NEAR_STEPS, _SAME_STEPS = 10, 100
 
-# Norm of a gradient at which a start is near enough, and what ten steps must gain, in squares of nats.
-_NEAR, _NEARER = 1e-3, 1e-4
+# Norm of a gradient at which a start is near enough, what ten steps must gain, in squares of nats, and the least draws
+# at which the densities are compared; twice the parameters are.
+_NEAR, _NEARER, _FEWEST = 1e-3, 1e-3, 32
 
 
 class Starts(NamedTuple):
@@ -116,11 +117,12 @@ def _imitated(problem: LocalProblem, log_joint: LogJoint, rows: Tensor, target: 
     First some steps towards the highest likelihood of the Gaussian's draws, which lead from afar; then to the least
     squares of the difference of the log-densities, which are zero where the family contains it.
     """
-    noise = _whitened(problem.num_samples, target.loc)
+    num_samples = min(problem.num_samples, max(_FEWEST, 2 * problem.start.shape[1]))
+    noise = _whitened(num_samples, target.loc)
     u = target.colour(noise)
     log_det = target.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     values = log_joint.rows(rows).constrain(u)
-    jacobian = log_joint.rows(rows).unconstrain(values, problem.num_samples)[1]
+    jacobian = log_joint.rows(rows).unconstrain(values, num_samples)[1]
     expected = -0.5 * (noise.square() + LOG_2PI).sum(-1) - log_det - jacobian
 
     sites = problem.call.probe().model_sites
@@ -129,7 +131,7 @@ def _imitated(problem: LocalProblem, log_joint: LogJoint, rows: Tensor, target: 
     def log_prob(part: LocalProblem, chosen: Tensor) -> Tensor:
         layout = replace(problem.layout, num_data=len(chosen))
         at = {name: value.index_select(dims[name], chosen) for name, value in values.items()}
-        return guide_log_prob(part.call, layout, at, problem.num_samples)
+        return guide_log_prob(part.call, layout, at, num_samples)
 
     def likelihood(part: LocalProblem, chosen: Tensor) -> Tensor:
         return -log_prob(part, chosen).mean(0)

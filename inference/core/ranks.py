@@ -16,6 +16,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from inference.core.memory import give_back
+
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -120,6 +122,7 @@ class Ranks:
             found = self.gather(outcome)
             found[self.rank] = outcome
             yield from (part.value() for part in found if part is not None)
+            give_back()
 
 
 @dataclass

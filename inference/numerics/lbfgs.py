@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _HISTORY = 30
-_GAIN_STEPS = 10
+_GAIN_STEPS, _MANY_STEPS = 10, 30
 _ARMIJO = 1e-4
 _MAX_TRIALS = 30
 
@@ -41,7 +41,13 @@ class Minimum:
 
 @torch.no_grad()
 def minimise(
-    evaluate: Evaluate, start: Tensor, *, max_steps: int = 200, tolerance: float = 1e-6, least_gain: float = 0.0
+    evaluate: Evaluate,
+    start: Tensor,
+    *,
+    max_steps: int = 200,
+    tolerance: float = 1e-6,
+    least_gain: float = 0.0,
+    in_the_end: float = 0.0,
 ) -> Minimum:
     """Minimise N functions of P variables each by limited-memory BFGS (L-BFGS) with backtracking, all at once.
 
@@ -56,6 +62,8 @@ def minimise(
         max_steps: Steps at most.
         tolerance: Gradient norm at which a problem has converged.
         least_gain: What ten steps must gain together, or a problem ends.
+        in_the_end: Gradient norm that is small enough after thirty steps, for functions with kinks, of which it falls
+            by chance alone.
 
     Returns:
         For each problem the lowest point found; never above its start.
@@ -69,7 +77,8 @@ def minimise(
         tenth = moved[state.steps[moved] % _GAIN_STEPS == 0]
         state.ended[tenth] = before[tenth] - state.value[tenth] <= least_gain
         before[tenth] = state.value[tenth]
-        state.ended[moved] |= state.gradient[moved].norm(dim=-1) <= tolerance
+        enough = torch.where(state.steps[moved] >= _MANY_STEPS, max(tolerance, in_the_end), tolerance)
+        state.ended[moved] |= state.gradient[moved].norm(dim=-1) <= enough
         # One that cannot move even without its history is as low as rounding allows.
         state.ended[stuck] = ~state.forget(stuck)
         late = moved[(state.steps[moved] >= max_steps) & ~state.ended[moved]]

@@ -17,8 +17,8 @@ from inference.core.memory import at_once
 # Log density of chosen rows at one point each: (M,) integers, (M, k) -> (M,), every row by itself.
 RowFunction = Callable[[Tensor, Tensor], Tensor]
 
-# Points evaluated side by side.
-CHUNK = 2**15
+# Points evaluated side by side, fewer where each takes more numbers than this.
+_CHUNK, _NARROW = 2**15, 8
 
 # The least curvature that counts as different from zero, in squared units of the function's own scale.
 LEAST_CURVATURE = 1e-4
@@ -38,14 +38,20 @@ class Expansion(NamedTuple):
     hessian: Tensor
 
 
+def points_at_once(width: int, count: int = _CHUNK) -> int:
+    """Points evaluated side by side where each takes so many numbers, of so many of a narrow function."""
+    return at_once(count * _NARROW, max(width, _NARROW))
+
+
 def maximise(
-    function: RowFunction, points: Tensor, *, tolerance: float = 1e-12, max_iterations: int = 200
+    function: RowFunction, points: Tensor, *, width: int = 1, tolerance: float = 1e-12, max_iterations: int = 200
 ) -> tuple[Tensor, Expansion, Tensor]:
     """Local maxima of a function from one start per row.
 
     Args:
         function: Of unit scale or smaller: a radius of 1 is trusted at first.
         points: Starts, (M, k).
+        width: Numbers that the function makes of a point: a bound on memory.
         tolerance: A row has converged where the gain that Newton's step predicts, in nats, is less.
         max_iterations: Steps at most.
 
@@ -54,7 +60,7 @@ def maximise(
     """
     points = points.detach().clone()
     rows = torch.arange(len(points), device=points.device)
-    at = expand(function, rows, points)
+    at = expand(function, rows, points, width=width)
     radius = torch.ones_like(at.value)
     converged = torch.zeros_like(rows, dtype=torch.bool)
     active = at.value.isfinite().nonzero()[:, 0]
@@ -66,7 +72,7 @@ def maximise(
         active, step, gain = active[moving], step[moving], gain[moving]
         if len(active) == 0:
             break
-        there = expand(function, active, points[active] + step)
+        there = expand(function, active, points[active] + step, width=width)
         ratio = (there.value - at.value[active]) / gain
         better = (ratio > 1e-3) & there.value.isfinite()
         length = step.norm(dim=-1)
@@ -88,9 +94,9 @@ def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
     return (axes @ step.unsqueeze(-1)).squeeze(-1), gain
 
 
-def expand(function: RowFunction, rows: Tensor, points: Tensor) -> Expansion:
+def expand(function: RowFunction, rows: Tensor, points: Tensor, *, width: int = 1) -> Expansion:
     """A function's value, gradient and Hessian at points (M, k), detached; minus infinity or zero where undefined."""
-    if len(points) > (chunk := at_once(CHUNK)):
+    if len(points) > (chunk := points_at_once(width)):
         parts = [expand(function, r, p) for r, p in zip(rows.split(chunk), points.split(chunk), strict=True)]
         return Expansion(*(torch.cat(column) for column in zip(*parts, strict=True)))
     with torch.enable_grad():

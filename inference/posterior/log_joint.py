@@ -148,6 +148,11 @@ class LogJoint:
         return sum(place.numel for place in self._places)
 
     @property
+    def width(self) -> int:
+        """Numbers per data point of the largest site, or of u: what one more sample costs."""
+        return max(self.dim, self._layout.numel)
+
+    @property
     def coordinates(self) -> dict[str, slice]:
         """Where each latent site stands in u, by name in trace order."""
         return {place.name: slice(place.start, place.start + place.numel) for place in self._places}

@@ -13,7 +13,7 @@ from torch.nn import functional
 from inference.core.checks import check_count
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
-from inference.numerics.newton import CHUNK, LEAST_CURVATURE, RowFunction, maximise
+from inference.numerics.newton import LEAST_CURVATURE, RowFunction, maximise, points_at_once
 from inference.posterior.log_joint import LogJoint
 
 # Curvature per prior variance below which a maximum is a ridge, and the least that a Gaussian is given: it is no wider
@@ -76,7 +76,7 @@ def search_modes(
     starts = list(draws)
     if log_joint.dim <= 3:
         function = in_prior_units(log_joint, location, scale)
-        row, points = scan(function, len(location), log_joint.dim, grid, like=location)
+        row, points = scan(function, len(location), log_joint.dim, grid, width=log_joint.width, like=location)
         starts.append(_padded(row, location[row] + scale[row] * points, len(location)))
     modes = find_modes(log_joint, torch.cat(starts), location, scale)
     hessian = modes.hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
@@ -125,7 +125,12 @@ def _further_starts(
     num = max(5, round(grid * _DENSITY[dim - 1] * _DENSER[dim - 1] ** (look - 1)))
     shift = 6 / (num - 1) * ((look * _GOLDEN) % 1 - 0.5)
     row, points = scan(
-        lambda rows, points: function(active[rows], points + shift), len(active), dim, num, like=location
+        lambda rows, points: function(active[rows], points + shift),
+        len(active),
+        dim,
+        num,
+        width=log_joint.width,
+        like=location,
     )
     row = active[row]
     return torch.cat([likely, _padded(row, location[row] + scale[row] * (points + shift), len(location))])
@@ -134,13 +139,15 @@ def _further_starts(
 @torch.no_grad()
 def likeliest(log_joint: LogJoint, total: int, location: Tensor, width: float = 1.0) -> Tensor:
     """The draws of greatest likelihood among many from the prior, or one that is wider about a place: (S, N, d)."""
-    parts, side = [], at_once(2**20, log_joint.num_data * log_joint.dim)
+    best, side = None, at_once(2**19, log_joint.num_data * log_joint.width)
     for first in range(0, total, side):
         draws = log_joint.sample_prior(min(side, total - first)).to(location)
         draws = location + width * (draws - location)
         likelihood = log_joint.terms(draws).likelihood.nan_to_num(nan=-torch.inf)
-        parts.append(_highest(draws, likelihood))
-    return _highest(*(torch.cat(column) for column in zip(*parts, strict=True)))[0]
+        found = draws, likelihood
+        best = _highest(*(found if best is None else map(torch.cat, zip(best, found, strict=True))))
+    assert best is not None
+    return best[0]
 
 
 def _highest(draws: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,6 +179,7 @@ def find_modes(
     points, at, converged = maximise(
         lambda rows, points: whitened(datum[rows], points),
         ((starts - location) / scale)[sample, datum],
+        width=log_joint.width,
         max_iterations=max_iterations,
     )
 
@@ -219,7 +227,9 @@ def grid_line(num_points: int, *, like: Tensor) -> Tensor:
     return 3 * even + 5 * even**3
 
 
-def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+def scan(
+    function: RowFunction, num_rows: int, dim: int, num_points: int, *, width: int = 1, like: Tensor
+) -> tuple[Tensor, Tensor]:
     """The points of a grid that no neighbour along an axis exceeds: starts near every mode that the grid resolves.
 
     Of a plateau only the rim counts, or the middle point where all the grid is one.
@@ -229,6 +239,7 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
         num_rows: R.
         dim: k, from 1 to 3.
         num_points: Grid points per dimension.
+        width: See :func:`maximise`.
         like: Tensor of the dtype and device to work in.
 
     Returns:
@@ -239,7 +250,8 @@ def scan(function: RowFunction, num_rows: int, dim: int, num_points: int, *, lik
     pool = (functional.max_pool1d, functional.max_pool2d, functional.max_pool3d)[dim - 1]
     centre = torch.tensor(len(cloud) // 2, device=like.device)
     rows, points = [], []
-    for part in torch.arange(num_rows, device=like.device).split(at_once(4 * CHUNK, len(cloud))):
+    side = max(1, points_at_once(width) // len(cloud))
+    for part in torch.arange(num_rows, device=like.device).split(side):
         value = function(part.repeat_interleave(len(cloud)), cloud.repeat(len(part), 1)).nan_to_num(nan=-torch.inf)
         value = value.view(len(part), 1, *(num_points,) * dim)
         peak, slanted = value.isfinite(), torch.zeros_like(value, dtype=torch.bool)

@@ -75,6 +75,19 @@ def test_many_degrees_of_freedom_are_a_gaussian():
     torch.testing.assert_close(distribution(1e6, 7).log_prob(z), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("degrees", [1e12, 1e16, 1e20])
+def test_no_degrees_of_freedom_make_a_density_of_rounding(degrees):
+    z = torch.linspace(-3, 3, 7, dtype=torch.float64).unsqueeze(-1)
+    expected = torch.from_numpy(scipy.stats.norm(1, 2).logpdf(z[:, 0].numpy()))
+    torch.testing.assert_close(distribution(degrees, 7).log_prob(z), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("degrees", [199.0, 200.0, 201.0, 300.0])
+def test_the_series_of_the_norm_goes_on_from_the_gamma_functions(degrees):
+    expected = scipy.stats.t(degrees, loc=1, scale=2).logpdf(0.0)
+    assert abs(float(distribution(degrees, 1).log_prob(torch.zeros(1, 1).double())[0]) - expected) < 1e-12
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_draws_and_their_gradients_are_finite(dtype):
     degrees = torch.full((100_000, 1), 2.0, dtype=dtype, requires_grad=True)

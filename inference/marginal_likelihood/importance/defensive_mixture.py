@@ -118,7 +118,7 @@ class _Mixture:
         return self._mixture(self._log_joint.terms(u).prior, self._density(u).nan_to_num(nan=-math.inf))
 
     def _sizes(self, total: int) -> list[int]:
-        side = at_once(_ELEMENTS, self._log_joint.num_data * self._log_joint.dim)
+        side = at_once(_ELEMENTS, self._log_joint.num_data * self._log_joint.width)
         return [min(side, total - first) for first in range(0, total, side)]
 
     def _balanced(self, u: Tensor, log_guide: Tensor) -> Tensor:

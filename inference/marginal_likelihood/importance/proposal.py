@@ -87,7 +87,7 @@ class Proposal:
         return (self.log_joint.draw_guide(guide, size) for size in self._sizes(num_samples))
 
     def _sizes(self, total: int) -> list[int]:
-        side = at_once(_ELEMENTS, len(self.mixture.components) * self.log_joint.num_data * self.log_joint.dim)
+        side = at_once(_ELEMENTS, len(self.mixture.components) * self.log_joint.num_data * self.log_joint.width)
         return [min(side, total - first) for first in range(0, total, side)]
 
 

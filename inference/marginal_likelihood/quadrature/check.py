@@ -51,7 +51,7 @@ def importance_estimate(
         level: Confidence level.
     """
     mixture = _about(modes, location, scale)
-    side = at_once(2**20, len(mixture.components) * log_joint.num_data * log_joint.dim)
+    side = at_once(2**20, len(mixture.components) * log_joint.num_data * log_joint.width)
     counts = [min(side, num_samples - first) for first in range(0, num_samples, side)]
     halves = (
         (log_joint.sample_prior(count).to(location) for count in counts),

@@ -22,6 +22,7 @@ from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.gauss_kronrod import GAP, at_edges, rule
 from inference.marginal_likelihood.quadrature.peaks import POINTS, Peaks, find_peaks
 from inference.marginal_likelihood.quadrature.slices import Slices
+from inference.numerics.newton import points_at_once
 
 # The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a
 # Gaussian needs no more on each side. Further ones are each four times as far away as the one before.
@@ -190,7 +191,8 @@ class NestedIntegrator:
         count = len(self._nodes)
         self.cells.index_add_(0, slices.datum[::count], torch.ones_like(slices.datum[::count]))
         self._bar.update(len(slices.datum) // count)
-        parts = zip(slices.datum.split(at_once(POINTS)), slices.fixed.split(at_once(POINTS)), strict=True)
+        side = points_at_once(slices.width, POINTS)
+        parts = zip(slices.datum.split(side), slices.fixed.split(side), strict=True)
         value = torch.cat([slices.density.log(datum, v) for datum, v in parts]).exp()
         return Integral(value.nan_to_num(nan=0.0), torch.zeros_like(value))
 

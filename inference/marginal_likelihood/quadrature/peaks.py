@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.slices import LOWEST, WIDEST, Slices, nearest_modes
-from inference.numerics.newton import expand, maximise
+from inference.numerics.newton import expand, maximise, points_at_once
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
 # Predicted gain of Newton's step, in nats, at which the search for a peak stops: an offset of .1 standard deviations.
@@ -94,7 +93,7 @@ def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
     """Modes of slices with several free coordinates, from a grid and from where the known modes lead."""
     num_rows, num_free = len(slices.datum), slices.num_free
     # The modes of the whole density are known from a fine grid.
-    row, points = scan(slices.log, num_rows, num_free, slices.grid // 2 + 1, like=slices.fixed)
+    row, points = scan(slices.log, num_rows, num_free, slices.grid // 2 + 1, width=slices.width, like=slices.fixed)
     known, _ = nearest_modes(slices)
     every = torch.arange(num_rows, device=row.device).repeat(len(known))
     row, points = torch.cat([row, every]), torch.cat([points, known.reshape(-1, num_free)])
@@ -109,7 +108,11 @@ def _plane_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
 def _maximised(slices: Slices, row: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Modes that matter, from starts (M, k) in chosen slices: slice, place, Hessian."""
     points, at, _ = maximise(
-        lambda rows, free: slices.log(row[rows], free), points, tolerance=_ROUGH, max_iterations=60
+        lambda rows, free: slices.log(row[rows], free),
+        points,
+        width=slices.width,
+        tolerance=_ROUGH,
+        max_iterations=60,
     )
     high = at.value > LOWEST
     return row[high], points[high], at.hessian[high]
@@ -144,7 +147,10 @@ def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     unsettled, num = lines[sampled], slices.grid
     for k in range(_LOOKS if slices.fixed.shape[-1] == 0 else _LOOKS_INSIDE):
         num = _DENSER * num
-        looks = [_further_look(slices, rows, peaks, num) for rows in unsettled.split(at_once(POINTS, num))]
+        looks = [
+            _further_look(slices, rows, peaks, num)
+            for rows in unsettled.split(max(1, points_at_once(slices.width, POINTS) // num))
+        ]
         new = looks[0].joined(*looks[1:])
         peaks = peaks.joined(new)
         unsettled = _matter(peaks, len(slices.datum), new).unique()
@@ -237,7 +243,7 @@ def _grid(slices: Slices) -> Tensor:
 
 def _slopes(slices: Slices, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """Log density along lines and its derivative, (M,) each."""
-    parts, chunk = [], at_once(POINTS)
+    parts, chunk = [], points_at_once(slices.width, POINTS)
     for rows, t in zip(row.split(chunk), position.split(chunk), strict=True):
         with torch.enable_grad():
             t = t.detach().requires_grad_()
@@ -258,7 +264,7 @@ def _refined(slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> tuple[Te
         if len(active) == 0:
             break
         t = position[active]
-        at = expand(slices.log, row[active], t.unsqueeze(-1))
+        at = expand(slices.log, row[active], t.unsqueeze(-1), width=slices.width)
         slope, bend = at.gradient[:, 0], at.hessian[:, 0, 0]
         height[active] = at.value
         scale[active] = torch.where(bend < 0, (-bend).clamp(min=1e-30).rsqrt(), 1.0)

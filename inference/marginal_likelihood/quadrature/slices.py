@@ -106,6 +106,11 @@ class Slices:
     grid: int
 
     @property
+    def width(self) -> int:
+        """Numbers that the log density makes of a point."""
+        return self.density.log_joint.width
+
+    @property
     def num_free(self) -> int:
         """Coordinates that are free."""
         return self.density.modes.shape[-1] - self.fixed.shape[-1]

@@ -89,6 +89,17 @@ def test_each_row_counts_its_own_steps_and_says_how_it_ended():
 # --- the noise -------------------------------------------------------------------------------------
 
 
+def test_slow_minimisations_end_at_a_small_gradient_in_the_end():
+    def evaluate(point, _):
+        return point.pow(4).sum(-1), 4 * point.pow(3)
+
+    start = torch.full((1, 1), 0.7, dtype=torch.float64)
+    whole = minimise(evaluate, start, tolerance=1e-40)
+    found = minimise(evaluate, start, tolerance=1e-40, in_the_end=1e-2)
+    assert int(found.steps) == 30 < int(whole.steps)
+    assert float(found.gradient_norm) <= 1e-2
+
+
 def test_whitened_noise_has_exact_moments_and_normal_marginals():
     white = WhitenedNoise()
     with white:

@@ -7,7 +7,11 @@ import torch
 
 from guides import MeanField
 from inference import decoder_jacobian, evidence, iter_log_weights, log_weights, memory_limit
+from inference.comparison.local_problem import blocks_of_draws
 from inference.core.memory import at_once, joined
+from inference.numerics.newton import points_at_once
+from inference.pair.call import Call
+from inference.posterior.modes import scan
 from zoo import LinearVAE
 
 X = torch.zeros(3, 5)
@@ -106,3 +110,29 @@ def test_blocks_are_joined_along_their_rows():
 def test_blocks_that_are_not_all_rows_are_refused(count):
     with pytest.raises(ValueError, match=rf"expected blocks of 11 rows, got {4 * count}"):
         joined([torch.zeros(4)] * count, 11)
+
+
+def test_fewer_points_are_scanned_at_once_where_each_takes_more():
+    sizes = []
+
+    def density(rows, points):
+        sizes.append(len(points))
+        return -(points - 0.1 * rows.unsqueeze(-1)).square().sum(-1)
+
+    found = []
+    for width in (1, 784):
+        sizes.clear()
+        found.append(scan(density, 64, 2, 33, width=width, like=torch.zeros(()).double()))
+        assert max(sizes) <= max(points_at_once(width), 33**2)
+    assert points_at_once(784) < 33**2 < points_at_once(1)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_gap_takes_fewer_rows_at_once_where_each_has_more_columns():
+    rows = {}
+    for dim in (4, 512):
+        call = Call(
+            LinearVAE(dim, 2).double(), MeanField(dim, 2, hidden=(4,)).double(), (torch.zeros(64, dim).double(),)
+        )
+        rows[dim] = blocks_of_draws(call, 1024)[0].num_rows
+    assert rows == {4: 32, 512: 8}

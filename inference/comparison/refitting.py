@@ -265,19 +265,16 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
     own = problem.start.unsqueeze(0)
     candidates = torch.cat([fine.point.unflatten(0, few.shape), rough.point[few], starts.point[few], own])
     lowest = torch.where(wild, math.inf, fine.value.unflatten(0, few.shape)).argmin(0)
-    problem.set(candidates[0])
-    enough, fresh, values = _enough(problem.call, problem.num_samples), int(torch.randint(2**31, ())), []
-    for candidate in candidates:
-        problem.set(candidate)
-        values.append(problem.combined(evaluations(problem.call, enough, fresh)))
-    values[: len(few)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
-    point = candidates[_chosen(torch.stack(values), lowest), everything]
+    point = candidates[_taken(problem, problem.num_samples, candidates, lowest, wild), everything]
     steps = rough.steps[few] + fine.steps.unflatten(0, few.shape)
     return {"point": point, "steps": steps.amax(0), "scale": scale}
 
 
 def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tolerance: float) -> dict[str, Tensor]:
-    """The point that is stationary on the noise of a problem of more samples, which flatters less, and its gradient."""
+    """The point that is stationary on the noise of a problem of more samples, which flatters less, and its gradient.
+
+    It is not taken where it is worse on fresh noise: a small component of a mixture may have gone where no draw is.
+    """
     found = minimise(
         problem.minus_elbo,
         best["point"],
@@ -288,10 +285,45 @@ def _settled(problem: LocalProblem, best: dict[str, Tensor], max_steps: int, tol
     )
     everything = torch.arange(len(found.point), device=found.point.device)
     wild = found.gradient_norm > _ROUGH * best["scale"]
-    point = torch.where(wild.unsqueeze(-1), best["point"], found.point)
-    norm = torch.where(wild, problem.minus_elbo(best["point"], everything)[1].norm(dim=-1), found.gradient_norm)
+    candidates = torch.stack([found.point, best["point"]])
+    few = problem.num_samples // _MORE
+    taken = _taken(problem, few, candidates, torch.zeros_like(everything), wild.unsqueeze(0), _NOISY)
+    before = problem.minus_elbo(best["point"], everything)[1].norm(dim=-1) if bool(taken.any()) else found.gradient_norm
+    norm = torch.where(taken == 0, found.gradient_norm, before)
     steps = best["steps"] + found.steps
-    return {"point": point, "steps": steps, "gradient_norm": norm, "converged": norm <= _STATIONARY}
+    return {
+        "point": candidates[taken, everything],
+        "steps": steps,
+        "gradient_norm": norm,
+        "converged": norm <= _STATIONARY,
+    }
+
+
+def _taken(
+    problem: LocalProblem,
+    num_samples: int,
+    candidates: Tensor,
+    lowest: Tensor,
+    wild: Tensor,
+    tie: float = _TIE,
+) -> Tensor:
+    """Which of the candidates (C, N, P) to take, (N,), by fresh noise that all share.
+
+    Args:
+        problem: The refit.
+        num_samples: Samples of an evaluation, of which there are eight; more where they are noisy.
+        candidates: Points, of which those that the optimiser left come first.
+        lowest: The candidate that is lowest on the optimiser's noise, (N,).
+        wild: Whether each of the first candidates stands on a slope beside what it won, (W, N); those are not taken.
+        tie: See :func:`_chosen`.
+    """
+    problem.set(candidates[0])
+    enough, fresh, values = _enough(problem.call, num_samples), int(torch.randint(2**31, ())), []
+    for candidate in candidates:
+        problem.set(candidate)
+        values.append(problem.combined(evaluations(problem.call, enough, fresh)))
+    values[: len(wild)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
+    return _chosen(torch.stack(values), lowest, tie)
 
 
 def _starts(problem: LocalProblem, restarts: int, max_steps: int) -> Starts:
@@ -313,7 +345,7 @@ def _places(value: Tensor, rows: Tensor, rank: int) -> Tensor:
     return order[count.cumsum(0) - count + (count - 1).clamp(max=rank)]
 
 
-def _chosen(values: Tensor, lowest: Tensor) -> Tensor:
+def _chosen(values: Tensor, lowest: Tensor, tie: float = _TIE) -> Tensor:
     """Which candidate to take, (N,), by values (C, E, N) on common noise: the optimiser's lowest in case of a tie.
 
     Another is taken if it is surely higher than halfway between the lowest's value and its lower end, which is so where
@@ -321,10 +353,10 @@ def _chosen(values: Tensor, lowest: Tensor) -> Tensor:
     """
     columns = torch.arange(len(lowest), device=lowest.device)
     sure = _surely(values)
-    sure[lowest, columns] = (sure + values.mean(1))[lowest, columns] / 2 + _TIE
+    sure[lowest, columns] = (sure + values.mean(1))[lowest, columns] / 2 + tie
     safe = sure.argmax(0)
     gain, other = _surely(values - values[safe, :, columns].mT).max(0)
-    return torch.where(gain > _TIE, other, safe)
+    return torch.where(gain > tie, other, safe)
 
 
 def _surely(values: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ from guides import (
 )
 from inference import Importance, elbo, evidence, gap, log_weights, memory_limit, refit
 from inference.comparison.local_problem import LocalProblem
-from inference.comparison.refitting import _chosen
+from inference.comparison.refitting import _chosen, _settled
 from inference.distributions.gaussian import DiagNormal
 from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
 from inference.marginal_likelihood.analytic.near_deterministic import limit_terms
 from inference.numerics.jacobian import decoder_jacobian
-from inference.numerics.lbfgs import minimise
+from inference.numerics.lbfgs import Minimum, minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
 from inference.pair.module import Module
@@ -404,6 +404,23 @@ def test_a_tie_goes_to_the_optimiser_and_a_clear_winner_does_not():
     assert int(_chosen(level + torch.stack([noise, noise]), first)) == 1  # clear in pairs
     assert int(_chosen(-level + torch.stack([noise, 0 * noise]), first)) == 1  # as high, and certain
     assert int(_chosen(torch.zeros(3, 8, 1).double(), torch.tensor([1]))) == 1
+
+
+def test_a_last_point_that_is_worse_on_fresh_noise_is_not_taken(monkeypatch):
+    """The optimiser calls it flat and low, as where a component of small weight stands where none of its draws is."""
+    torch.manual_seed(0)
+    model = LinearVAE(4, 2).double()
+    x = model(n=3).detach()
+    local = MeanField(4, 2, hidden=(5,)).double().local(x)
+    problem = LocalProblem(Call(model, local, (x,)), local, 64)
+    away = problem.start + torch.tensor([[30.0], [0.0], [0.0]])
+    flat = Minimum(away, torch.zeros(3), torch.full((3,), 1e-9), torch.ones(3), torch.ones(3).bool())
+    monkeypatch.setattr("inference.comparison.refitting.minimise", lambda *_, **__: flat)
+    best = {"point": problem.start, "steps": torch.zeros(3), "scale": torch.ones(3)}
+    found = _settled(problem, best, max_steps=5, tolerance=1e-6)
+    assert torch.equal(found["point"], problem.start)
+    assert found["converged"].tolist() == [False, True, True]
+    assert found["gradient_norm"][0] > 1
 
 
 # --- intervals -------------------------------------------------------------------------------------

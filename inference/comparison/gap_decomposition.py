@@ -215,7 +215,7 @@ def gap(
     call.check()
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
     blocks = row_blocks(call, rows_at_once(num_samples))
-    layout = blocks[0].probe().layout
+    layout = blocks[0].probe_density().layout
     layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows
     if known is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from inference.core.threads import one_at_a_time
-from inference.pair.improper import is_delta, refuse_improper
+from inference.pair.improper import is_delta, is_masked_out, refuse_improper
 
 
 class LocalParams(Messenger):
@@ -136,6 +136,7 @@ class Site(NamedTuple):
         enumerated: Dimensions left of all plates that run over the values of discrete sites, with a number for each.
         is_summed: Whether it has all its values side by side, to be summed over.
         is_marked: Whether its program asks for that.
+        is_intervened: Whether ``poutine.do`` hands another value on, so that nothing depends on this one.
     """
 
     fn: Distribution
@@ -148,6 +149,7 @@ class Site(NamedTuple):
     enumerated: Mapping[int, int] = MappingProxyType({})
     is_summed: bool = False
     is_marked: bool = False
+    is_intervened: bool = False
 
 
 class RecordSites(Messenger):
@@ -184,7 +186,8 @@ class RecordSites(Messenger):
         return {name: site for name, site in self.sites.items() if not site.is_observed}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("_deterministic") and not msg["is_observed"]:
+        _refuse_set(msg)
+        if _is_deterministic(msg) and not msg["is_observed"]:
             msg["value"], msg["done"] = msg["infer"]["obs"], True  # what poutine.uncondition took away
         elif not msg["is_observed"] and msg["name"] in self.values:
             if is_delta(msg["fn"]):
@@ -209,7 +212,7 @@ class RecordSites(Messenger):
         if isinstance(fn, _Subsample):
             self.subsamples[name] = msg["value"]
             return
-        if msg["infer"].get("_deterministic"):
+        if _is_deterministic(msg):
             self.deterministic[name] = msg["value"]
             return
         if self.double and not msg["is_observed"] and msg["value"].is_floating_point():
@@ -229,6 +232,27 @@ class RecordSites(Messenger):
             infer.get("_dim_to_id", {}),
             summed,
             infer.get("enumerate") == "parallel",
+            msg.get("_intervener_id") is not None,
+        )
+
+
+def _is_deterministic(msg: Any) -> bool:
+    """Whether a statement records a value without a density: by ``pyro.deterministic``, or as a Reparam's old site."""
+    given = msg["is_observed"] or msg["infer"].get("was_observed", False)
+    return bool(msg["infer"].get("_deterministic")) or (given and is_delta(msg["fn"]) and is_masked_out(msg["fn"]))
+
+
+def _refuse_set(msg: Any) -> None:
+    """Refuse a latent whose value a handler around its program sets, so that neither prior nor guide draws it.
+
+    Raises:
+        ValueError: If so; the message names the site.
+    """
+    free = msg["is_observed"] or isinstance(msg["fn"], _Subsample) or "_enumerate_dim" in msg["infer"]
+    if msg["done"] and not free:
+        raise ValueError(
+            f"expected site {msg['name']!r} to be drawn or observed, got a value that a handler around the program "
+            "sets, such as poutine.replay or infer_discrete: use pyro.condition for a value that is known"
         )
 
 

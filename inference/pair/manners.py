@@ -146,12 +146,7 @@ def _dropped(call: Call, first: Draw) -> frozenset[str]:
         ValueError: If something depends on one that the guide leaves out.
     """
     sites, left_out = first.model_sites, first.left_out
-
-    def again(values: Mapping[str, Tensor]) -> Mapping[str, Site]:
-        with isolated():
-            return Single().run(call, call.model, {**first.subsamples, **values}, 1).sites
-
-    dropped = without_children(unobserved(sites) & left_out, sites, again)
+    dropped = without_children(unobserved(sites) & left_out, sites, call, first.subsamples)
     if rest := {name for name in left_out - dropped if not is_summable(sites[name])}:
         raise ValueError(f"expected the guide to sample {sorted(rest)}, on which other sites of the model depend")
     return dropped

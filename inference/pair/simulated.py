@@ -73,7 +73,7 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
         ValueError: If an observed value is not an argument or a view of one.
     """
     observed = observed_arguments(sites, [*call.args, *call.kwargs.values()], missing=call.missing)
-    values = {name: _where_seen(sites[name], values[name]) for name in observed}
+    values = {name: where_seen(sites[name], values[name]) for name in observed}
 
     def simulated(argument: Any) -> Any:
         for name in observed:
@@ -93,7 +93,7 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
     return replace(call, args=args, kwargs=kwargs)
 
 
-def _where_seen(site: Site, value: Tensor) -> Tensor:
+def where_seen(site: Site, value: Tensor) -> Tensor:
     """A simulated value where the site is not masked, and what it observes elsewhere."""
     mask = latent_mask(site.fn, site.mask)
     return value if mask is None else torch.where(mask, value, site.value)

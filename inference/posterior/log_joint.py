@@ -114,7 +114,7 @@ class LogJoint:
         call.check()
         with refuse_batch_dependence(call.model), isolated(), random_state(None), torch.no_grad():
             run = Single().run(call, call.model, None, 1)
-            self._dropped = without_children(unobserved(run.sites), run.sites, self._sites_at)
+        self._dropped = without_children(unobserved(run.sites), run.sites, call, run.subsamples)
         self._subsamples = run.subsamples
         self.observes = any(site.is_observed for site in run.sites.values())
         self._layout = layout_of(run.sites, {}, call.plate, whole=call.whole)
@@ -123,15 +123,13 @@ class LogJoint:
             self._places = places_of(kept, self._layout)
         draw = self._draw({**run.sites}, 1)
         draw.refuse_scales()
+        draw.check_determined()
         values = [site.value for site in [*kept.values(), *run.sites.values()] if site.value.is_floating_point()]
         self._like = next(iter(values), torch.zeros(())).new_empty(0)
         if any(site.mask is not None or latent_mask(site.fn, site.mask) is not None for site in kept.values()):
             self._check_masked()
         if call.missing and bool(draw.log_joint.isnan().any()):
             raise ValueError("expected a model that masks missing values, got a log joint density of NaN")
-
-    def _sites_at(self, values: Mapping[str, Tensor]) -> Mapping[str, Site]:
-        return Single().run(self._call, self._call.model, values, 1).sites
 
     def _sort_latents(self, sites: Mapping[str, Site]) -> dict[str, Site]:
         """The latent sites that have coordinates; those that are summed out are noted, those that are dropped left."""

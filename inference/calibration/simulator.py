@@ -153,7 +153,6 @@ def simulate(
 def _check_sites(first: Draw) -> None:
     """Check that the pair can be simulated: observed data are arguments, no term is scaled, masked latents are idle."""
     call = first.call
-    observed_arguments(first.model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
     for half, sites in (
         ("model", first.model_sites),
         ("guide", {name: first.guide_sites[name] for name in first.latents}),
@@ -161,6 +160,7 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
+    observed_arguments(first.model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
     first.check_latents()
     first.check_determined()
     latents = [first.model_sites[name] for name in first.latents]

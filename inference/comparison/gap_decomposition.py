@@ -221,6 +221,8 @@ def gap(
     if known is None:
         own = replace(call, guide=None) if isinstance(as_method(method), Exact) else call
         known = evidence_of_call(own, as_method(method), level=level, seed=seed, progress=progress)
+    if not isinstance(known, Evidence):
+        raise TypeError(f"expected known= as what inference.evidence returns, got {type(known).__name__}")
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
     parts: dict[str, Any]

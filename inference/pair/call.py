@@ -317,7 +317,7 @@ class Call:
         return draw
 
     def sites_at(self, values: Mapping[str, Tensor]) -> Mapping[str, Site]:
-        """Sites of a second run of the model, at given values of latents and indices; what is not given is drawn anew."""
+        """Sites of a second run of the model at given values of latents and indices; the others are drawn anew."""
         with isolated(), random_state(_SECOND_SEED), torch.no_grad(), disable_proxy_modes_tracing():
             return Single().run(self, self.model, values, 1).sites
 

@@ -136,6 +136,7 @@ class Site(NamedTuple):
         enumerated: Dimensions left of all plates that run over the values of discrete sites, with a number for each.
         is_summed: Whether it has all its values side by side, to be summed over.
         is_marked: Whether its program asks for that.
+        name: Its name.
         is_intervened: Whether ``poutine.do`` hands another value on, so that nothing depends on this one.
     """
 
@@ -149,6 +150,7 @@ class Site(NamedTuple):
     enumerated: Mapping[int, int] = MappingProxyType({})
     is_summed: bool = False
     is_marked: bool = False
+    name: str = ""
     is_intervened: bool = False
 
 
@@ -205,6 +207,7 @@ class RecordSites(Messenger):
             if msg["name"] in self.given:
                 msg["infer"]["_dim_to_id"] = dict(self.given[msg["name"]].enumerated)
         elif not msg["is_observed"]:
+            _refuse_torch(msg)
             refuse_improper(msg["name"], msg["fn"])  # which cannot be drawn from
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -232,6 +235,7 @@ class RecordSites(Messenger):
             infer.get("_dim_to_id", {}),
             summed,
             infer.get("enumerate") == "parallel",
+            name,
             msg.get("_intervener_id") is not None,
         )
 
@@ -240,6 +244,19 @@ def _is_deterministic(msg: Any) -> bool:
     """Whether a statement records a value without a density: by ``pyro.deterministic``, or as a Reparam's old site."""
     given = msg["is_observed"] or msg["infer"].get("was_observed", False)
     return bool(msg["infer"].get("_deterministic")) or (given and is_delta(msg["fn"]) and is_masked_out(msg["fn"]))
+
+
+def _refuse_torch(msg: Any) -> None:
+    """Refuse to draw from a distribution of torch's own, which is no Pyro distribution.
+
+    Raises:
+        TypeError: If it is one; the message names the site.
+    """
+    if isinstance(msg["fn"], torch.distributions.Distribution) and not callable(msg["fn"]):
+        raise TypeError(
+            f"expected a distribution of pyro.distributions at site {msg['name']!r}, got torch's own "
+            f"{type(msg['fn']).__name__}"
+        )
 
 
 def _refuse_set(msg: Any) -> None:
@@ -273,7 +290,11 @@ def masked_log_prob(site: Site) -> Tensor:
         while isinstance(fn, MaskedDistribution):
             fn = fn.base_dist
         return fn.log_prob(site.value)
-    return apply_mask(site.fn.log_prob(site.value), site.mask)
+    try:
+        return apply_mask(site.fn.log_prob(site.value), site.mask)
+    except ValueError as error:  # torch's, which knows no site
+        what = "data" if site.is_observed else "a latent"
+        raise ValueError(f"expected {what} at site {site.name!r} in its distribution's support: {error}") from error
 
 
 def apply_mask(term: Tensor, mask: bool | Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -19,7 +19,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.seeding import random_state
 from inference.pair.draw import Draw
 from inference.pair.enumeration import is_summable
-from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.handlers import RecordSites, isolated
 from inference.pair.improper import is_delta
 from inference.pair.rows import with_known_rows
 from inference.pair.run import Program

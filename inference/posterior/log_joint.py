@@ -30,7 +30,7 @@ from inference.pair.improper import is_delta, latent_mask
 from inference.pair.manners import FAILURES, candidates, check_equal, warn_once
 from inference.pair.rows import RowsNotFollowed, with_known_rows
 from inference.pair.run import Program, run_program
-from inference.pair.samples import AsRows, Manner, Mapped, SideBySide, Single
+from inference.pair.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.pair.unobserved import unobserved, without_children
 from inference.posterior.placing import Coordinates, places_of
 
@@ -223,8 +223,11 @@ class LogJoint:
             terms = self._repeated(len(u))._terms(u.flatten(0, 1).unsqueeze(0))
             return LogDensity(*(part.view(len(u), -1) for part in terms))
         if isinstance(manner, Mapped):
+            spent, chunk = self._cost[0] + len(u) * self._layout.num_data, at_once(_MAPPED, self._layout.numel)
             with pyro.validation_enabled(False):  # which reads values
-                return LogDensity(*torch.func.vmap(self._of_one, chunk_size=at_once(_MAPPED, self._layout.numel))(u))
+                terms = LogDensity(*torch.func.vmap(self._of_one, chunk_size=chunk)(u))
+            self._cost[0] = spent  # a mapped run counts once by itself
+            return terms
         each = [self._terms(sample) for sample in u.split(1)]
         return LogDensity(*(torch.cat(parts) for parts in zip(*each, strict=True)))
 
@@ -254,6 +257,11 @@ class LogJoint:
         if self._known_manner is None:
             self._known_manner = self._tried()
         return self._known_manner
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether the model runs on several samples at once, in whichever manner; found by trial."""
+        return not isinstance(self._manner, OneByOne)
 
     @torch.no_grad()
     def _tried(self) -> Manner:

@@ -133,7 +133,7 @@ def simulate(
         chunk = at_once(_CHUNK_ELEMENTS, layout.numel * layout.num_data) if chunk is None else chunk
         sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
         rounds = tqdm(range(-(-num_simulations // layout.num_data)), desc="simulate", disable=not progress)
-        parts = []
+        parts: list[Simulation] = []
         for _ in rounds:
             values = sample(model, *args, **kwargs)
             new = with_simulated_data(call, first.model_sites, values)

@@ -318,8 +318,8 @@ def refuse_undetermined(first: Mapping[str, Site], again: Mapping[str, Site]) ->
         ValueError: If so; the message names a site.
     """
     for name, site in first.items():
-        densities = [masked_log_prob(s) for s in (site, again.get(name, site))]
-        if not torch.allclose(*densities, rtol=1e-4, atol=1e-4, equal_nan=True):
+        density, other = (masked_log_prob(s) for s in (site, again.get(name, site)))
+        if not torch.allclose(density, other, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise ValueError(
                 f"expected a density of model site {name!r} that the latents and the data determine, got another in a "
                 "second run: is a random site hidden by poutine.block, or is there randomness outside of pyro.sample?"

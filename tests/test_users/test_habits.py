@@ -76,7 +76,11 @@ REFUSED = {
     "a learning rate": (lambda: train(optimizer=1e-3), TypeError, OPTIMISER + "0.001"),
     "a function for callbacks": (lambda: train(callbacks=print), TypeError, "callbacks as a list of .*, got <built-in"),
     "a model's class": (lambda: fit(LinearVAE, GUIDE, X, steps=2), TypeError, "instances, got the class LinearVAE"),
-    "a guide's class": (lambda: log_weights(MODEL, Linear, X, num_samples=2), TypeError, "instances, got the class Linear"),
+    "a guide's class": (
+        lambda: log_weights(MODEL, Linear, X, num_samples=2),
+        TypeError,
+        "instances, got the class Linear",
+    ),
     "a number for evidence": (lambda: gap(MODEL, GUIDE, X, known=-3.0), TypeError, "expected known= as what"),
     "a torch module for a model": (
         lambda: fit(nn.Linear(5, 2).double(), GUIDE, X, steps=2, progress=False),

@@ -29,7 +29,7 @@ from inference.pair.draw import Draw, Layout, flatten, labels
 from inference.pair.handlers import Site
 from inference.pair.improper import latent_mask
 from inference.pair.run import Program
-from inference.pair.simulated import observed_arguments, replay, with_simulated_data
+from inference.pair.simulated import observed_arguments, replay, where_seen, with_simulated_data
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.prediction import sample
 
@@ -133,7 +133,7 @@ def simulate(
         chunk = at_once(_CHUNK_ELEMENTS, layout.numel * layout.num_data) if chunk is None else chunk
         sizes = [min(chunk, num_samples - start) for start in range(0, num_samples, chunk)]
         rounds = tqdm(range(-(-num_simulations // layout.num_data)), desc="simulate", disable=not progress)
-        parts = []
+        parts: list[Simulation] = []
         for _ in rounds:
             values = sample(model, *args, **kwargs)
             new = with_simulated_data(call, first.model_sites, values)
@@ -144,6 +144,8 @@ def simulate(
             with refuse_batch_dependence(*new.programs):
                 truth = replay(replace(new, guide=None), layout, latents)
                 runs = [new.run(s) for s in sizes]
+            if not parts:
+                _check_observes(first, truth, values)
             parts.append(_read(first, truth, runs, extra))
     return join(parts, num_simulations)
 
@@ -151,7 +153,6 @@ def simulate(
 def _check_sites(first: Draw) -> None:
     """Check that the pair can be simulated: observed data are arguments, no term is scaled, masked latents are idle."""
     call = first.call
-    observed_arguments(first.model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
     for half, sites in (
         ("model", first.model_sites),
         ("guide", {name: first.guide_sites[name] for name in first.latents}),
@@ -159,10 +160,28 @@ def _check_sites(first: Draw) -> None:
         for name, site in sites.items():
             if not bool((torch.as_tensor(site.scale) == 1).all()):
                 raise ValueError(f"expected {half} site {name!r} under no scale or subsampling, got {site.scale}")
+    observed_arguments(first.model_sites, [*call.args, *call.kwargs.values()], missing=call.missing)
     first.check_latents()
+    first.check_determined()
     latents = [first.model_sites[name] for name in first.latents]
     if any(latent_mask(site.fn, site.mask) is not None for site in latents):
         LogJoint.of(call)  # which checks that nothing depends on them
+
+
+def _check_observes(first: Draw, truth: Draw, values: Mapping[str, Tensor]) -> None:
+    """Check that the model observes what was simulated, and not the data that it was first called with.
+
+    Raises:
+        ValueError: If not; the message names the site.
+    """
+    for name, site in first.model_sites.items():
+        old, new = site.value, truth.model_sites[name].value
+        same = site.is_observed and torch.equal(old.nan_to_num(), new.nan_to_num())
+        if same and not torch.equal(old, where_seen(site, values[name])):
+            raise ValueError(
+                f"expected a model that observes its argument at site {name!r}, got one that holds other data, by "
+                "pyro.condition or obs= of an enclosing variable: give it obs=x of its own argument x"
+            )
 
 
 def _read(first: Draw, truth: Draw, runs: Sequence[Draw], extra: Mapping[str, Quantity]) -> Simulation:

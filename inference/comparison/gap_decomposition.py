@@ -215,12 +215,14 @@ def gap(
     call.check()
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
     blocks = blocks_of_draws(call, num_samples)
-    layout = blocks[0].probe().layout
+    layout = blocks[0].probe_density().layout
     layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows
     if known is None:
         own = replace(call, guide=None) if isinstance(as_method(method), Exact) else call
         known = evidence_of_call(own, as_method(method), level=level, seed=seed, progress=progress)
+    if not isinstance(known, Evidence):
+        raise TypeError(f"expected known= as what inference.evidence returns, got {type(known).__name__}")
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
     parts: dict[str, Any]

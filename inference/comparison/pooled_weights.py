@@ -96,7 +96,7 @@ def pooled_weights(calls: Mapping[str, Call], num_samples: int, chunk: int | Non
 def _of_distinct(calls: Mapping[str, Call], num_samples: int, chunk: int | None) -> Pooled:
     """:func:`pooled_weights` of guides of which no two are the same object."""
     with refuse_batch_dependence(*(program for call in calls.values() for program in call.programs)):
-        first = {name: call.probe() for name, call in calls.items()}
+        first = {name: call.probe_density() for name, call in calls.items()}
     for draw in first.values():
         draw.layout.refuse_subsampling()
     mixed = _mixable(calls, first) if len(calls) > 1 else {}

@@ -130,7 +130,8 @@ def check_arguments(
         missing: Let NaN pass; the programs' own checks may refuse it.
 
     Raises:
-        TypeError: As :func:`check_layout`, or if a second tensor lands where a number of data points is expected.
+        TypeError: As :func:`check_layout`, if a program is a class, or if a second tensor lands where a number of data
+            points is expected.
         ValueError: As :func:`check_layout` and :func:`check_finite`.
     """
     x = args[0] if args else kwargs.get("x")
@@ -138,6 +139,8 @@ def check_arguments(
     token = _seen.set(_seen.get() | {id(x)}) if known else None
     try:
         for program in programs:
+            if isinstance(program, type):
+                raise TypeError(f"expected model and guide as instances, got the class {program.__name__}")
             if isinstance(program, ChecksData):
                 program.check_data(x)
                 _check_number(program, args, kwargs)

@@ -66,6 +66,29 @@ class Standardise(nn.Module):
         return torch.addcmul(self.shift, y, self.scale)  # in one pass over the memory
 
 
+# Beyond this ratio of the data's scale, or distance from the origin, to the network's unit, training is slow or fails.
+_FAR = 10.0
+_LOOKED_AT = 4096  # rows
+
+
+@torch.no_grad()
+def far_from_unit(module: nn.Module, x: Any) -> str:
+    """What is wrong with data (N, D) for a module that sees them through a :class:`Standardise`; empty if nothing."""
+    own = getattr(module, "standardise", None)
+    matrix = isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 2 and len(x) > 1
+    if not matrix or not isinstance(own, Standardise) or x.shape[1] != len(own.shift):
+        return ""
+    y = own(x[:_LOOKED_AT]).double()
+    size = float((y - y.mean(0)).square().mean().sqrt())
+    off = float(y.mean(0).abs().max())
+    if 1 / _FAR < size < _FAR and off <= _FAR:
+        return ""
+    return (
+        f"expected data near the unit of {type(module).__name__}, got a standard deviation of {size:.3g} and "
+        f"means up to {off:.3g} in that unit"
+    )
+
+
 class StandardisesData:
     """Mixin of models and guides that see their data through a :class:`Standardise`, ``standardise``."""
 

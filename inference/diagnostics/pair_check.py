@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from inference.core.batch_dependence import refuse_batch_dependence
@@ -18,17 +18,14 @@ from inference.core.checks import check_log_weights
 from inference.core.display import as_html
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.seeding import random_state
-from inference.core.standardisation import Standardise
+from inference.core.standardisation import far_from_unit
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.pair.call import Call
 from inference.pair.handlers import local_params
 from inference.pair.rows import with_known_rows
 from inference.pair.run import Program, modules_of
-from inference.pair.simulated import observed_arguments, replay
+from inference.pair.simulated import observed_arguments
 from inference.posterior.log_joint import LogJoint
-
-# Beyond this ratio of the data's scale, or distance from the origin, to the network's unit, training is slow or fails.
-_FAR = 10.0
 
 
 class Door(NamedTuple):
@@ -145,19 +142,10 @@ def _arguments(call: Call) -> None:
 
 
 def _units(call: Call) -> None:
-    x = next((a for a in call.args if isinstance(a, Tensor) and a.is_floating_point() and a.dim() == 2), None)
+    x = call.args[0] if call.args else None
     for module in modules_of(*call.programs):
-        own = getattr(module, "standardise", None)
-        if x is None or not isinstance(own, Standardise):
-            continue
-        y = own(x).double()
-        size = float((y - y.mean(0)).square().mean().sqrt())
-        off = float(y.mean(0).abs().max())
-        if not 1 / _FAR < size < _FAR or off > _FAR:
-            raise ValueError(
-                f"expected data near the unit of {type(module).__name__}, got a standard deviation of {size:.3g} and "
-                f"means up to {off:.3g} in that unit"
-            )
+        if said := far_from_unit(module, x):
+            raise ValueError(said)
 
 
 def _after_training(call: Call) -> None:
@@ -170,15 +158,7 @@ def _pair(call: Call) -> None:
 
 
 def _repeatable(call: Call) -> None:
-    first = call.probe()
-    values = {**first.latents, **first.subsamples}
-    model_alone = replace(call, guide=None)
-    with torch.no_grad():
-        one, other = (replay(model_alone, first.layout, values).log_joint for _ in range(2))
-    if not torch.allclose(one, other, rtol=1e-4, atol=1e-4, equal_nan=True):
-        raise ValueError(
-            "expected one density at the same latents, got two: is there randomness outside of pyro.sample?"
-        )
+    call.probe().check_determined()
 
 
 def _training(call: Call) -> None:
@@ -217,7 +197,8 @@ def _ran() -> Iterator[list[nn.Module]]:
 
 @torch.no_grad()
 def _weights(call: Call) -> None:
-    call.probe_density()
+    if narrow := call.probe_density().narrow:
+        raise ValueError(f"expected a guide with a density on all of the latent's support, got one of less at {narrow}")
     weights = call.run(16).log_weights
     check_log_weights(weights)
     if bool(torch.isinf(weights).any()):
@@ -279,7 +260,7 @@ _OFFERS = ("free guide", "closed form", "modules")
 # What a problem's text says, and the remedy; the first that is found counts.
 _REMEDIES = (
     ("not tried", "mend that first"),
-    ("object is not callable", "take distributions from pyro.distributions, not from torch.distributions"),
+    ("torch's own", "take distributions from pyro.distributions, not from torch.distributions"),
     (
         "density of some of the",
         "pass every tensor with one row a data point as an argument, and use no batch statistics; an AutoGuide keeps "
@@ -289,7 +270,13 @@ _REMEDIES = (
         "Shape mismatch inside plate|size of tensor",
         "keep data points first, as in z.unsqueeze(-1) * weight, and end distributions of vectors in .to_event(1)",
     ),
-    ("within the support", "give the guide the latent's support: MeanField(D, K, support=model.prior().support)"),
+    ("expected data at site", "observe data in the distribution's support: another distribution, or other units"),
+    ("Expected parameter", "make it valid, as a scale by .exp() or softplus, and look for NaN"),
+    ("a name of its own", "give each pyro.sample a name of its own, also in a loop"),
+    (
+        "in its distribution's support|within the support|all of the latent",
+        "give the guide the latent's support: MeanField(D, K, support=model.prior().support)",
+    ),
     ("swapped", "call check_pair(model, guide, x): the model first"),
     ("observes data", "give the model an observed site: pyro.sample('x', ..., obs=x)"),
     ("with a latent site", "sample a latent in the model, or take the likelihood itself: nothing is to be inferred"),
@@ -306,7 +293,7 @@ _REMEDIES = (
     ("train mode", "model.eval(), guide.eval()"),
     ("not frozen", "call freeze(x_train) after training"),
     ("near the unit of", "model.standardise_by(x_train), guide.standardise_by(x_train)"),
-    ("outside of pyro.sample", "draw all noise by pyro.sample"),
+    ("outside of pyro.sample", "draw all noise by pyro.sample, and hide no random site by poutine.block"),
     ("a Delta", "take a guide with a density, such as AutoNormal or guides.MeanField"),
     ("to carry no scale", "leave poutine.scale to training, or weight rows by repeating them"),
     ("same mask", "mask the latent alike in model and guide, or not at all"),

@@ -22,13 +22,15 @@ _CHECKED = 3
 # The tolerated error of a closed form, relative to its size and in nats.
 _ROUNDING = 1e-6
 _MAX_QUADRATURE_DIM = 3
+_MAX_ONE_BY_ONE_DIM = 1  # of models that take one sample at a time: more points than can be waited for
 
 
 @dataclass(frozen=True)
 class Automatic(Method):
     """Automatic choice of a method: a closed form, quadrature up to three latent dimensions, or sampling beyond.
 
-    A closed form is checked on three data points against its own posterior. Beyond three dimensions adaptive importance
+    A closed form is checked on three data points against its own posterior. Of models that take one sample at a time
+    only one dimension is integrated by quadrature. Beyond those dimensions adaptive importance
     sampling comes first. Data points for which it has no upper end are annealed (AIS) as well; the intervals of both
     are combined by their ends, at half the risk each, and their ``spread`` is the least that is uncertain. What was
     tried for a data point, and why, is in ``notes``.
@@ -60,7 +62,8 @@ class Automatic(Method):
             return result
         if problem.density.dim == 0:  # all latents are discrete
             return Exact().estimate(problem)
-        if problem.log_joint.dim <= _MAX_QUADRATURE_DIM:
+        most = _MAX_QUADRATURE_DIM if problem.log_joint.broadcasts else _MAX_ONE_BY_ONE_DIM
+        if problem.log_joint.dim <= most:
             return Quadrature().estimate(problem)
         return self._sample(problem)
 

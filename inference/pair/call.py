@@ -34,6 +34,9 @@ from inference.pair.samples import Single, beside
 
 _SINGLE = Manners(Single(), Single())
 
+# Seed of a run that shall not draw the numbers of the one before it.
+_SECOND_SEED = 748_291
+
 # Rows that are converted at once to be checked.
 _CHECKED = 4096
 
@@ -310,7 +313,13 @@ class Call:
         draw.refuse_scales()
         draw.check_latents()
         check_once(self, draw.check_angles)
+        check_once(self, draw.check_determined)
         return draw
+
+    def sites_at(self, values: Mapping[str, Tensor]) -> Mapping[str, Site]:
+        """Sites of a second run of the model at given values of latents and indices; the others are drawn anew."""
+        with isolated(), random_state(_SECOND_SEED), torch.no_grad(), disable_proxy_modes_tracing():
+            return Single().run(self, self.model, values, 1).sites
 
     def _guide(self) -> Program:
         if self.guide is None:

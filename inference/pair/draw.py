@@ -271,6 +271,15 @@ class Draw:
                 halves = self.model_sites[name].fn, self.guide_sites[name].fn
                 check_angles(name, *halves, *map(is_periodic, halves))
 
+    def check_determined(self) -> None:
+        """Check by a second run that the model's density at given latents is one; random numbers are used.
+
+        Raises:
+            ValueError: See :func:`refuse_undetermined`.
+        """
+        drawn = {name: s.value for name, s in self.model_sites.items() if not (s.is_observed or is_delta(s.fn))}
+        refuse_undetermined(self.model_sites, self.call.sites_at({**self.subsamples, **drawn}))
+
     @property
     def narrow(self) -> list[str]:
         """Latents on part of whose support the guide has no density, by trial; leaves the random state as it was."""
@@ -300,6 +309,21 @@ class Draw:
         self._refuse_enumerated_guide()
         drawn = {name: site for name, site in self.guide_sites.items() if not site.is_observed}
         return {name: site.value for name, site in drawn.items() if not is_delta(site.fn)}
+
+
+def refuse_undetermined(first: Mapping[str, Site], again: Mapping[str, Site]) -> None:
+    """Refuse a model that gives its sites other densities in a second run at the same latents.
+
+    Raises:
+        ValueError: If so; the message names a site.
+    """
+    for name, site in first.items():
+        density, other = (masked_log_prob(s) for s in (site, again.get(name, site)))
+        if not torch.allclose(density, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"expected a density of model site {name!r} that the latents and the data determine, got another in a "
+                "second run: is a random site hidden by poutine.block, or is there randomness outside of pyro.sample?"
+            )
 
 
 def layout_of(

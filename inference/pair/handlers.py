@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from inference.core.threads import one_at_a_time
-from inference.pair.improper import is_delta, refuse_improper
+from inference.pair.improper import is_delta, is_masked_out, refuse_improper
 
 
 class LocalParams(Messenger):
@@ -136,6 +136,8 @@ class Site(NamedTuple):
         enumerated: Dimensions left of all plates that run over the values of discrete sites, with a number for each.
         is_summed: Whether it has all its values side by side, to be summed over.
         is_marked: Whether its program asks for that.
+        name: Its name.
+        is_intervened: Whether ``poutine.do`` hands another value on, so that nothing depends on this one.
     """
 
     fn: Distribution
@@ -148,6 +150,8 @@ class Site(NamedTuple):
     enumerated: Mapping[int, int] = MappingProxyType({})
     is_summed: bool = False
     is_marked: bool = False
+    name: str = ""
+    is_intervened: bool = False
 
 
 class RecordSites(Messenger):
@@ -184,7 +188,8 @@ class RecordSites(Messenger):
         return {name: site for name, site in self.sites.items() if not site.is_observed}
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("_deterministic") and not msg["is_observed"]:
+        _refuse_set(msg)
+        if _is_deterministic(msg) and not msg["is_observed"]:
             msg["value"], msg["done"] = msg["infer"]["obs"], True  # what poutine.uncondition took away
         elif not msg["is_observed"] and msg["name"] in self.values:
             if is_delta(msg["fn"]):
@@ -202,6 +207,7 @@ class RecordSites(Messenger):
             if msg["name"] in self.given:
                 msg["infer"]["_dim_to_id"] = dict(self.given[msg["name"]].enumerated)
         elif not msg["is_observed"]:
+            _refuse_torch(msg)
             refuse_improper(msg["name"], msg["fn"])  # which cannot be drawn from
 
     def _pyro_post_sample(self, msg: Any) -> None:
@@ -209,7 +215,7 @@ class RecordSites(Messenger):
         if isinstance(fn, _Subsample):
             self.subsamples[name] = msg["value"]
             return
-        if msg["infer"].get("_deterministic"):
+        if _is_deterministic(msg):
             self.deterministic[name] = msg["value"]
             return
         if self.double and not msg["is_observed"] and msg["value"].is_floating_point():
@@ -229,6 +235,41 @@ class RecordSites(Messenger):
             infer.get("_dim_to_id", {}),
             summed,
             infer.get("enumerate") == "parallel",
+            name,
+            msg.get("_intervener_id") is not None,
+        )
+
+
+def _is_deterministic(msg: Any) -> bool:
+    """Whether a statement records a value without a density: by ``pyro.deterministic``, or as a Reparam's old site."""
+    given = msg["is_observed"] or msg["infer"].get("was_observed", False)
+    return bool(msg["infer"].get("_deterministic")) or (given and is_delta(msg["fn"]) and is_masked_out(msg["fn"]))
+
+
+def _refuse_torch(msg: Any) -> None:
+    """Refuse to draw from a distribution of torch's own, which is no Pyro distribution.
+
+    Raises:
+        TypeError: If it is one; the message names the site.
+    """
+    if isinstance(msg["fn"], torch.distributions.Distribution) and not callable(msg["fn"]):
+        raise TypeError(
+            f"expected a distribution of pyro.distributions at site {msg['name']!r}, got torch's own "
+            f"{type(msg['fn']).__name__}"
+        )
+
+
+def _refuse_set(msg: Any) -> None:
+    """Refuse a latent whose value a handler around its program sets, so that neither prior nor guide draws it.
+
+    Raises:
+        ValueError: If so; the message names the site.
+    """
+    free = msg["is_observed"] or isinstance(msg["fn"], _Subsample) or "_enumerate_dim" in msg["infer"]
+    if msg["done"] and not free:
+        raise ValueError(
+            f"expected site {msg['name']!r} to be drawn or observed, got a value that a handler around the program "
+            "sets, such as poutine.replay or infer_discrete: use pyro.condition for a value that is known"
         )
 
 
@@ -249,7 +290,11 @@ def masked_log_prob(site: Site) -> Tensor:
         while isinstance(fn, MaskedDistribution):
             fn = fn.base_dist
         return fn.log_prob(site.value)
-    return apply_mask(site.fn.log_prob(site.value), site.mask)
+    try:
+        return apply_mask(site.fn.log_prob(site.value), site.mask)
+    except ValueError as error:  # torch's, which knows no site
+        what = "data" if site.is_observed else "a latent"
+        raise ValueError(f"expected {what} at site {site.name!r} in its distribution's support: {error}") from error
 
 
 def apply_mask(term: Tensor, mask: bool | Tensor | None) -> Tensor:

@@ -42,6 +42,11 @@ def is_delta(fn: Any) -> bool:
     return wraps(fn, Delta)
 
 
+def is_masked_out(fn: Any) -> bool:
+    """Whether a distribution is masked everywhere, by ``.mask(False)``."""
+    return any(isinstance(layer, MaskedDistribution) and layer._mask is False for layer in layers(fn))
+
+
 def on_circle(fn: Any) -> bool:
     """Whether a distribution is one of angles, in [-pi, pi), though it declares the real line."""
     while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):

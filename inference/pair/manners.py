@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -19,7 +19,7 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.seeding import random_state
 from inference.pair.draw import Draw
 from inference.pair.enumeration import is_summable
-from inference.pair.handlers import RecordSites, Site, isolated
+from inference.pair.handlers import RecordSites, isolated
 from inference.pair.improper import is_delta
 from inference.pair.rows import with_known_rows
 from inference.pair.run import Program
@@ -146,12 +146,7 @@ def _dropped(call: Call, first: Draw) -> frozenset[str]:
         ValueError: If something depends on one that the guide leaves out.
     """
     sites, left_out = first.model_sites, first.left_out
-
-    def again(values: Mapping[str, Tensor]) -> Mapping[str, Site]:
-        with isolated():
-            return Single().run(call, call.model, {**first.subsamples, **values}, 1).sites
-
-    dropped = without_children(unobserved(sites) & left_out, sites, again)
+    dropped = without_children(unobserved(sites) & left_out, sites, call, first.subsamples)
     if rest := {name for name in left_out - dropped if not is_summable(sites[name])}:
         raise ValueError(f"expected the guide to sample {sorted(rest)}, on which other sites of the model depend")
     return dropped

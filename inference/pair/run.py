@@ -21,6 +21,8 @@ from inference.pair.unobserved import unobserved
 
 Program = Callable[..., Any]
 
+NO_SITES = "a program without a sample site, as a plain torch module is"
+
 # Marks modules that have been converted to float64 from another dtype.
 CONVERTED = "_converted_to_float64"
 
@@ -102,7 +104,10 @@ def _check_left_out(model: Mapping[str, Site], latents: list[str], drawn: list[s
     free = {name for name in latents if is_summable(model[name]) or is_delta(model[name].fn)} | unobserved(model)
     needed = {name for name in latents if name in drawn or name not in free}
     if needed != set(drawn):
-        raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {sorted(drawn)}")
+        got = (
+            sorted(drawn) if drawn else f"{NO_SITES}: a guide has the same pyro.sample('z', ...) inside the same plate"
+        )
+        raise ValueError(f"expected the guide to sample the model's latent sites {sorted(needed)}, got {got}")
 
 
 def check_observes(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None:
@@ -114,7 +119,8 @@ def check_observes(model: Mapping[str, Site], guide: Mapping[str, Site]) -> None
     if not any(site.is_observed for site in model.values()):
         seen = [name for name, site in guide.items() if site.is_observed]
         hint = f", while the guide observes {seen}: are model and guide swapped?" if seen else ""
-        raise ValueError(f"expected a model that observes data, got one of latent sites alone {list(model)}{hint}")
+        got = f"one of latent sites alone {list(model)}" if model else NO_SITES
+        raise ValueError(f"expected a model that observes data, got {got}{hint}")
 
 
 @torch.no_grad()

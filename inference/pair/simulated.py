@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor, UntypedStorage
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -44,6 +45,8 @@ def observed_arguments(sites: Mapping[str, Site], arguments: Iterable[Any], *, m
     Raises:
         ValueError: If one does not, or two observe the same memory; the message names them.
     """
+    if factors := [name for name, site in sites.items() if site.is_observed and isinstance(site.fn, Unit)]:
+        raise ValueError(f"expected a model from which data can be drawn, got pyro.factor at {factors}, which has none")
     observed, given = (
         {name: site.value for name, site in sites.items() if site.is_observed},
         tree_leaves(list(arguments)),
@@ -73,7 +76,7 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
         ValueError: If an observed value is not an argument or a view of one.
     """
     observed = observed_arguments(sites, [*call.args, *call.kwargs.values()], missing=call.missing)
-    values = {name: _where_seen(sites[name], values[name]) for name in observed}
+    values = {name: where_seen(sites[name], values[name]) for name in observed}
 
     def simulated(argument: Any) -> Any:
         for name in observed:
@@ -93,9 +96,18 @@ def with_simulated_data(call: Call, sites: Mapping[str, Site], values: Mapping[s
     return replace(call, args=args, kwargs=kwargs)
 
 
-def _where_seen(site: Site, value: Tensor) -> Tensor:
-    """A simulated value where the site is not masked, and what it observes elsewhere."""
-    mask = latent_mask(site.fn, site.mask)
+def where_seen(site: Site, value: Tensor) -> Tensor:
+    """A simulated value in the dtype of the data, where the site is not masked, and what it observes elsewhere.
+
+    Raises:
+        ValueError: If the site draws values of another shape than it observes.
+    """
+    if value.shape != site.value.shape:
+        raise ValueError(
+            f"expected a model that draws data of the shape that it observes, {tuple(site.value.shape)}, got a "
+            f"{type(site.fn).__name__} that draws {tuple(value.shape)}: expand its parameters to the data's shape"
+        )
+    value, mask = value.to(site.value.dtype), latent_mask(site.fn, site.mask)
     return value if mask is None else torch.where(mask, value, site.value)
 
 

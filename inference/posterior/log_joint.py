@@ -30,7 +30,7 @@ from inference.pair.improper import is_delta, latent_mask
 from inference.pair.manners import FAILURES, candidates, check_equal, warn_once
 from inference.pair.rows import RowsNotFollowed, with_known_rows
 from inference.pair.run import Program, run_program
-from inference.pair.samples import AsRows, Manner, Mapped, SideBySide, Single
+from inference.pair.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.pair.unobserved import unobserved, without_children
 from inference.posterior.placing import Coordinates, places_of
 
@@ -114,7 +114,7 @@ class LogJoint:
         call.check()
         with refuse_batch_dependence(call.model), isolated(), random_state(None), torch.no_grad():
             run = Single().run(call, call.model, None, 1)
-            self._dropped = without_children(unobserved(run.sites), run.sites, self._sites_at)
+        self._dropped = without_children(unobserved(run.sites), run.sites, call, run.subsamples)
         self._subsamples = run.subsamples
         self.observes = any(site.is_observed for site in run.sites.values())
         self._layout = layout_of(run.sites, {}, call.plate, whole=call.whole)
@@ -123,15 +123,13 @@ class LogJoint:
             self._places = places_of(kept, self._layout)
         draw = self._draw({**run.sites}, 1)
         draw.refuse_scales()
+        draw.check_determined()
         values = [site.value for site in [*kept.values(), *run.sites.values()] if site.value.is_floating_point()]
         self._like = next(iter(values), torch.zeros(())).new_empty(0)
         if any(site.mask is not None or latent_mask(site.fn, site.mask) is not None for site in kept.values()):
             self._check_masked()
         if call.missing and bool(draw.log_joint.isnan().any()):
             raise ValueError("expected a model that masks missing values, got a log joint density of NaN")
-
-    def _sites_at(self, values: Mapping[str, Tensor]) -> Mapping[str, Site]:
-        return Single().run(self._call, self._call.model, values, 1).sites
 
     def _sort_latents(self, sites: Mapping[str, Site]) -> dict[str, Site]:
         """The latent sites that have coordinates; those that are summed out are noted, those that are dropped left."""
@@ -230,8 +228,11 @@ class LogJoint:
             terms = self._repeated(len(u))._terms(u.flatten(0, 1).unsqueeze(0))
             return LogDensity(*(part.view(len(u), -1) for part in terms))
         if isinstance(manner, Mapped):
+            spent, chunk = self._cost[0] + len(u) * self._layout.num_data, at_once(_MAPPED, self._layout.numel)
             with pyro.validation_enabled(False):  # which reads values
-                return LogDensity(*torch.func.vmap(self._of_one, chunk_size=at_once(_MAPPED, self._layout.numel))(u))
+                terms = LogDensity(*torch.func.vmap(self._of_one, chunk_size=chunk)(u))
+            self._cost[0] = spent  # a mapped run counts once by itself
+            return terms
         each = [self._terms(sample) for sample in u.split(1)]
         return LogDensity(*(torch.cat(parts) for parts in zip(*each, strict=True)))
 
@@ -261,6 +262,11 @@ class LogJoint:
         if self._known_manner is None:
             self._known_manner = self._tried()
         return self._known_manner
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether the model runs on several samples at once, in whichever manner; found by trial."""
+        return not isinstance(self._manner, OneByOne)
 
     @torch.no_grad()
     def _tried(self) -> Manner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,6 @@ def check_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
     Raises:
         TypeError: If one is none.
     """
-    if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
+    if not isinstance(callbacks, Iterable) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"expected callbacks as a list of inference.Callback instances, got {callbacks!r}")
     return tuple(callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from inference.core.files import locked
 from inference.core.ranks import ranks
 from inference.core.seeding import seeded
 from inference.core.sources import Column, as_arguments, opened
+from inference.core.standardisation import far_from_unit
 from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.pair.call import Call
@@ -31,6 +33,8 @@ from inference.training.capturing import Level, check_level
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
+
+_logger = logging.getLogger(__name__)
 
 
 def adam(parameters: Sequence[Tensor]) -> Optimizer:
@@ -163,6 +167,9 @@ def fit(
             supply = _loaded(call, Loaded(loader, order_seed, device or _device_of(*programs), missing))
         if not isinstance(objective, Objective):  # ours check the pair themselves
             refuse_swapped(model, guide, supply.first)
+        for module in modules_of(*programs):
+            if said := far_from_unit(module, supply.first[0]):
+                _logger.warning("%s: call standardise_by(x_train) on model and guide first", said)
         trainer = Trainer(model, guide, supply, validation, objective, seed, order_seed=order_seed)
         trainer.callbacks, trainer.level = callbacks, capture
         trainer.prepare(optimizer, scheduler, evaluate_every)

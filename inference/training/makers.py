@@ -50,7 +50,7 @@ def _of_pyro(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str) or value is None:
+    if isinstance(value, str | int | float) or value is None:
         return repr(value)
     kind = type(value)
     return "one of pyro.optim" if _of_pyro(value) else f"a ready {kind.__module__}.{kind.__name__}"

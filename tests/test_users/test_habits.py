@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from guides import Linear
-from inference import AnalyticKLELBO, Importance, compare, evidence, fit, fit_many, gradient_noise, log_weights
+from inference import AnalyticKLELBO, Importance, compare, evidence, fit, fit_many, gap, gradient_noise, log_weights
 from zoo import PPCA, LinearVAE, WrappedDecoder, linear_gaussian, named_dataset
 
 X = linear_gaussian(40, 5, 2).train
@@ -73,6 +73,21 @@ REFUSED = {
         TypeError,
         "a data frame whose columns hold numbers, got b",
     ),
+    "a learning rate": (lambda: train(optimizer=1e-3), TypeError, OPTIMISER + "0.001"),
+    "a function for callbacks": (lambda: train(callbacks=print), TypeError, "callbacks as a list of .*, got <built-in"),
+    "a model's class": (lambda: fit(LinearVAE, GUIDE, X, steps=2), TypeError, "instances, got the class LinearVAE"),
+    "a guide's class": (
+        lambda: log_weights(MODEL, Linear, X, num_samples=2),
+        TypeError,
+        "instances, got the class Linear",
+    ),
+    "a number for evidence": (lambda: gap(MODEL, GUIDE, X, known=-3.0), TypeError, "expected known= as what"),
+    "a torch module for a model": (
+        lambda: fit(nn.Linear(5, 2).double(), GUIDE, X, steps=2, progress=False),
+        ValueError,
+        "without a sample site",
+    ),
+    "halves swapped, for evidence": (lambda: evidence(GUIDE, X, guide=MODEL), ValueError, "model and guide swapped"),
     "one row": (lambda: PPCA.from_data(X[:1], 2), ValueError, "the data are constant, or a single row"),
     "missing values": (lambda: evidence(lambda x: MODEL(x), X * torch.nan, guide=GUIDE), ValueError, "expected x"),
 }
@@ -105,3 +120,12 @@ def test_a_habit_that_can_work_does(options):
 def test_a_numpy_seed_is_the_seed():
     draws = [log_weights(MODEL, GUIDE, X, num_samples=2, seed=seed) for seed in (3, np.int64(3))]
     assert torch.equal(*draws)
+
+
+def test_data_far_from_the_networks_unit_are_warned_of(caplog):
+    raw = 255 * X
+    fit(LinearVAE(5, 2).double(), Linear(5, 2).double(), raw, steps=2, progress=False)
+    assert caplog.text.count("call standardise_by(x_train)") == 2
+    caplog.clear()
+    fit(*(half.double().standardise_by(raw) for half in (LinearVAE(5, 2), Linear(5, 2))), raw, steps=2, progress=False)
+    assert "standardise_by" not in caplog.text

@@ -49,7 +49,8 @@ class Problem:
         density = LogJoint.of(self.call)
         if not density.observes:
             raise ValueError(
-                f"expected a model that observes data, got one of latent sites alone {list(density.sites)}"
+                f"expected a model that observes data, got one of latent sites alone {list(density.sites)}: "
+                "are model and guide swapped?"
             )
         return density
 

@@ -34,13 +34,16 @@ class Model(nn.Module):
             "shift": lambda _: 0.0,
             "decode": lambda z: z.unsqueeze(-1) * W,
             "event": 1,
+            "like": lambda mean: dist.Normal(mean, 1.0),
+            "rows": None,
         } | changes
 
     def forward(self, x):
-        with pyro.plate(self.part["plate"], len(x)):
+        size = self.part["rows"]
+        with pyro.plate(self.part["plate"], size or len(x), subsample_size=len(x) if size else None):
             z = pyro.sample("z", self.part["prior"])
             mean = self.part["decode"](z) + self.mean + self.part["shift"](x)
-            pyro.sample("x", dist.Normal(mean, 1.0).to_event(self.part["event"]), obs=self.part["see"](x))
+            pyro.sample("x", self.part["like"](mean).to_event(self.part["event"]), obs=self.part["see"](x))
 
 
 class Guide(nn.Module):
@@ -67,6 +70,31 @@ class OutsidePlate(nn.Module):
             pyro.sample("x", dist.Normal(z.unsqueeze(-1) * W, 1.0).to_event(1), obs=x)
 
 
+class Twice(nn.Module):
+    """A model with a second latent, or a factor."""
+
+    def __init__(self, second=None, factor=None):
+        super().__init__()
+        self.second, self.factor = second, factor
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if self.second is not None:
+                z = pyro.sample(self.second, dist.Normal(z, 1.0))
+            if self.factor is not None:
+                pyro.factor("factor", self.factor * z)
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1) * W, 1.0).to_event(1), obs=x)
+
+
+class Positive(Guide):
+    """A guide on the positive numbers."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(x @ self.weight, 0.8))
+
+
 class Unobserved(Model):
     def forward(self, x):
         with pyro.plate("data", len(x)):
@@ -88,6 +116,7 @@ def dropping():
 
 
 HIDDEN = nn.Linear(5, 1).double()
+REPLAYED = poutine.replay(Model(), trace=poutine.trace(Guide()).get_trace(X))
 BETA = dist.Beta(X.new_tensor(2.0), X.new_tensor(2.0))
 ANGLE = dist.VonMises(X.new_zeros(()), X.new_ones(()))
 LINEAR = LinearVAE(5, 2).double()
@@ -151,9 +180,35 @@ DEFECTS = {
         Guide(),
         X,
         "log joint",
-        "'Normal' object is not callable",
+        "site 'z', got torch's own Normal",
         "pyro.distributions",
     ),
+    "a class": (LinearVAE, Guide(), X, "data", "got the class LinearVAE", ""),
+    "a torch module": (nn.Linear(5, 2).double(), Guide(), X, "pair", "without a sample site", "an observed site"),
+    "an encoder for guide": (Model(), nn.Linear(5, 1).double(), X, "pair", "without a sample site", "same names"),
+    "counts that are none": (
+        Model(like=lambda mean: dist.Poisson(mean.exp())),
+        Guide(),
+        X,
+        "training",
+        "data at site 'x' in",
+        "in the distribution's support",
+    ),
+    "a scale below zero": (
+        Model(like=lambda m: dist.Normal(m, -1.0)),
+        Guide(),
+        X,
+        "pair",
+        "parameter scale",
+        "softplus",
+    ),
+    "a factor of NaN": (Twice(factor=math.nan), Guide(), X, "pair", "parameter log_factor", "look for NaN"),
+    "one name twice": (Twice(second="z"), Guide(), X, "pair", "a name of its own, got 'z' twice", "also in a loop"),
+    "a hidden latent": (poutine.block(Twice(second="w"), hide=["w"]), Guide(), X, "repeatable", "hidden by", "block"),
+    "a replayed latent": (REPLAYED, Guide(), X, "pair", r"poutine\.replay", ""),
+    "a guide on half the line": (Model(), Positive(), X, "density", "on all of the latent's support", "support"),
+    "a subsampled model": (Model(rows=24), Guide(), X, "pair", "to have one dimension and size", "both plates"),
+    "factors for data": (Twice(factor=0.0), Guide(), X, "simulation", r"got pyro\.factor at \['factor'\]", ""),
     "raw pixels": (
         DeepGaussianVAE(5, 2).double(),
         MeanField(5, 2).double(),

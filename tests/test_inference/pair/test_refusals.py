@@ -114,7 +114,7 @@ REFUSED = {
     "no latent": (model_without_latents, empty_guide, r"latent site, got only observed sites \['seen'\]"),
     "global latent": (model_with_a_global_latent, guide_with_a_global_latent, "plate 'data'.*model site 'slope'"),
     "guide outside the plate": (plain_model, guide_outside_the_plate, "plate 'data'.*guide site 'z' in plates"),
-    "missing site": (plain_model, empty_guide, r"latent sites \['z'\], got \[\]"),
+    "missing site": (plain_model, empty_guide, r"latent sites \['z'\], got a program without a sample site"),
     "another site": (plain_model, guide_of_another_site, r"latent sites \['z'\], got \['other'\]"),
     "site too many": (plain_model, guide_with_a_site_too_many, r"latent sites \['z'\], got \['extra', 'z'\]"),
     "loop over the data": (model_in_a_loop, guide_in_a_loop, "vectorised plate 'data'.*model site '[xz]0'"),

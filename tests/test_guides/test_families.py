@@ -41,14 +41,23 @@ def guide_of(kind, **options):
 
 # --- densities and draws ---------------------------------------------------------------------------
 
+REAL, UNIT = constraints.real_vector, constraints.unit_interval
+
 
 def grid(num, reach):
     line = torch.linspace(-reach, reach, num, dtype=torch.float64)
     return torch.cartesian_prod(line, line).unsqueeze(1), float(line[1] - line[0]) ** 2
 
 
-@pytest.mark.parametrize("support", [constraints.real_vector, constraints.unit_interval], ids=["real", "unit interval"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "support"),
+    [
+        pytest.param(kind, support, marks=[pytest.mark.slow] if kind == "Flow" and support is UNIT else [])
+        for kind in KINDS
+        for support in (REAL, UNIT)
+    ],
+    ids=lambda value: value if isinstance(value, str) else "real" if value is REAL else "unit interval",
+)
 @torch.no_grad()
 def test_the_density_is_that_of_the_draws(kind, support):
     distribution = guide_of(kind, support=support).posterior(X[:1])

@@ -33,7 +33,10 @@ TARGETS: dict[str, list[str]] = {
     "inference/comparison/gap_decomposition.py": [f"{T}/comparison/test_gap_decomposition.py"],
     "inference/comparison/refit*.py": [f"{T}/comparison/test_gap_decomposition.py"],
     "inference/comparison/local_problem.py": [f"{T}/comparison/test_gap_decomposition.py"],
-    "inference/comparison/pooled_weights.py": [f"{T}/comparison/test_guide_comparison.py"],
+    "inference/comparison/pooled_weights.py": [
+        f"{T}/comparison/test_pooled_evidence.py",
+        f"{T}/comparison/test_guide_comparison.py",
+    ],
     "zoo/linear/gaussian_algebra.py": ["tests/test_zoo/linear"],
     "inference/distributions/*gaussian.py": [f"{T}/distributions", "tests/test_zoo/linear/test_gaussian_algebra.py"],
     "inference/marginal_likelihood/base/*.py": [
@@ -176,7 +179,10 @@ def fate(mutant: Mutant, copy: Path, seconds: int) -> str:
         place.write_text(sound)
     if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
         return "out of time"
-    return "survived" if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0 else "killed"
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+    if code in (4, 5):  # pytest's usage error, and no tests
+        raise RuntimeError(f"expected tests of {mutant.path}, got none at {tests_of(mutant.path)}")
+    return "killed" if code else "survived"
 
 
 def _run_tests(copy: Path, tests: list[str], seconds: int) -> None:

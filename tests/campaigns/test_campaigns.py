@@ -1,5 +1,6 @@
 """The campaigns run, in small: what they find in large stands in RESULTS.md."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,13 @@ def test_a_campaign_finds_nothing(arguments):
     done = run(arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 with other bits or unusable, 0 steps lost" in done.stdout or "files, 0 bad" in done.stdout
+
+
+def test_every_file_that_is_mutated_has_tests_that_exist():
+    targets = runpy.run_path(str(HERE / "mutants.py"))["TARGETS"]
+    for pattern, tests in targets.items():
+        assert list(HERE.parent.parent.glob(pattern)), pattern
+        assert all((HERE.parent.parent / path).exists() for path in tests), tests
 
 
 @pytest.mark.slow

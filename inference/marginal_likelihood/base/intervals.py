@@ -233,3 +233,15 @@ def agree(first: Evidence, second: Evidence) -> Tensor:
     error = torch.hypot(first.standard_error, second.standard_error)
     close = (first.value - second.value).abs() <= normal_quantile(first.level) * error
     return close & first.upper.isfinite() & second.upper.isfinite()
+
+
+def reaching(found: Evidence, other: Tensor) -> Evidence:
+    """Evidence whose two-sided intervals are as wide as its distance from another estimate, (N,), at least."""
+    quantile, two_sided = normal_quantile(found.level), found.upper.isfinite()
+    error = torch.where(two_sided, found.standard_error.maximum((found.value - other).abs() / quantile), math.nan)
+    return replace(
+        found,
+        lower=torch.where(two_sided, found.value - quantile * error, found.lower),
+        upper=torch.where(two_sided, found.value + quantile * error, found.upper),
+        standard_error=torch.where(two_sided, error, found.standard_error),
+    )

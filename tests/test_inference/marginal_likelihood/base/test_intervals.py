@@ -15,6 +15,7 @@ from inference.marginal_likelihood.base.intervals import (
     confronted,
     evidence_from_weights,
     joint_level,
+    reaching,
 )
 from inference.marginal_likelihood.base.result import (
     ASYMPTOTIC,
@@ -128,6 +129,19 @@ def test_estimates_agree_within_their_errors_alone():
     low, high = scipy.stats.binom.ppf([5e-4, 1 - 5e-4], 2000, 0.95)
     both = same[0].upper.isfinite() & same[1].upper.isfinite()
     assert low - int((~both).sum()) <= int(agree(*same).sum()) <= high
+
+
+def test_an_interval_reaches_another_estimate_of_the_same():
+    found = of_weights(0.0, 0.1)
+    assert bool(found.upper.isfinite().all())
+    other = found.value + torch.tensor([0.0, 0.5, -0.5])
+    wide = reaching(found, other)
+    assert torch.equal(wide.value, found.value)
+    torch.testing.assert_close(torch.stack([wide.upper[1], wide.lower[2]]), other[1:])
+    torch.testing.assert_close(wide.upper - wide.value, normal_quantile(found.level) * wide.standard_error)
+    assert (wide.lower[0], wide.upper[0]) == (found.lower[0], found.upper[0])
+    one_sided = of_weights(0.0, 0.1, num_samples=20)
+    assert torch.equal(reaching(one_sided, other).lower, one_sided.lower)
 
 
 def test_the_weakest_guarantee_is_named():

@@ -6,12 +6,10 @@ is :func:`joined`.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
-from functools import cache
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -102,24 +100,6 @@ def memory_limit(megabytes: float) -> AbstractContextManager[None]:
     if not 0 < megabytes < math.inf:
         raise ValueError(f"expected a positive finite number of megabytes, got {megabytes}")
     return _Restore(_limit.set(float(megabytes)))
-
-
-def give_back() -> None:
-    """Give memory that is free back to the system: what is kept of a block lies between large tensors that are not.
-
-    The allocator would keep the holes, and the process would grow by some megabytes a block. Elsewhere than under
-    glibc this does nothing.
-    """
-    if (trim := _trim()) is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
-        return None
 
 
 class _Restore(AbstractContextManager[None]):

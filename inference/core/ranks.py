@@ -16,8 +16,6 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from inference.core.memory import give_back
-
 T = TypeVar("T")
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -122,7 +120,6 @@ class Ranks:
             found = self.gather(outcome)
             found[self.rank] = outcome
             yield from (part.value() for part in found if part is not None)
-            give_back()
 
 
 @dataclass

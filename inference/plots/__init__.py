@@ -20,6 +20,8 @@ from inference.plots.comparison import elbo_against_evidence, gap_figure, pareto
 from inference.plots.gaps import gap_parts_figure
 from inference.plots.posteriors import posterior_figure
 from inference.plots.rates import rate_distortion_figure
+from inference.plots.training import training_gap_figure
+from inference.plots.traversals import traversal_figure
 
 __all__ = [
     "alive_figure",
@@ -39,6 +41,8 @@ __all__ = [
     "save_figure",
     "tarp_curve",
     "threshold_figure",
+    "training_gap_figure",
+    "traversal_figure",
 ]
 
 __getattr__ = renamed(__name__, {"gap_histogram": "gap_figure", "pareto_k_map": "pareto_k_shares"})

@@ -18,7 +18,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from inference.comparison.local_problem import blocks_of_draws
+from inference.comparison.local_problem import blocks_of_refits
 from inference.comparison.refitting import (
     EVALUATIONS,
     can_be_refitted,
@@ -31,8 +31,6 @@ from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
-from inference.core.ranks import ranks
-from inference.core.seeding import block_seed, seeded
 from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
@@ -214,7 +212,7 @@ def gap(
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    blocks = blocks_of_draws(call, num_samples)
+    blocks = blocks_of_refits(call, num_samples)
     layout = blocks[0].probe_density().layout
     layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows
@@ -294,15 +292,9 @@ def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[s
 
 def _elbo(blocks: RowBlocks, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
     """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
-    group = ranks()
-    seed = group.agreed(seed)
-
-    def compute(i: int) -> Tensor:
-        with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-            return evaluations(blocks[i], num_samples)
-
     with refuse_batch_dependence(*blocks.call.programs):
-        return mean_and_error(torch.cat(list(group.in_turn(len(blocks), compute)), -1))
+        values = list(blocks.in_turn(lambda i: evaluations(blocks[i], num_samples), seed))
+    return mean_and_error(torch.cat(values, -1))
 
 
 def _amortised(call: Call) -> bool:

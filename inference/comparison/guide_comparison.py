@@ -24,7 +24,7 @@ from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
 from inference.core.ranks import ranks
-from inference.core.seeding import block_seed, random_state, seeded
+from inference.core.seeding import random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
@@ -295,14 +295,9 @@ def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> Block:
     """Everything per data point, block by block; each of several has a seed of its own."""
     if len(parts) == 1:
         return _measure(entries, parts[0], **settings)
-    seed = int(torch.randint(2**31, ()))
-
-    def compute(i: int) -> Block:
-        with random_state(block_seed(seed, i)):
-            return _measure(entries, parts[i], **settings)
-
-    assert parts.call.num_rows is not None
-    return _joined(ranks().in_turn(len(parts), compute), parts.call.num_rows)
+    assert parts.number is not None
+    blocks = parts.in_turn(lambda i: _measure(entries, parts[i], **settings), int(torch.randint(2**31, ())))
+    return _joined(blocks, parts.number)
 
 
 def _joined(blocks: Iterable[Block], number: int) -> Block:

@@ -170,7 +170,7 @@ def _repetitions(index: Tensor) -> list[Tensor]:
     return [(turn == i).nonzero()[:, 0] for i in range(int(turn.max()) + 1)]
 
 
-def blocks_of_draws(call: Call, num_samples: int) -> RowBlocks:
+def blocks_of_refits(call: Call, num_samples: int) -> RowBlocks:
     """The call in blocks of rows of which so many samples are drawn: memory grows with neither rows nor columns.
 
     Raises:

@@ -13,14 +13,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from inference.comparison.local_problem import LocalProblem, blocks_of_draws, write_rows
+from inference.comparison.local_problem import LocalProblem, blocks_of_refits, write_rows
 from inference.comparison.named_parameters import OwnParameters, named_parameters
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
-from inference.core.seeding import block_seed, random_state, seeded
+from inference.core.seeding import random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
@@ -177,17 +177,14 @@ def refit_columns(
     own.check()
     with refuse_batch_dependence(*own.programs):
         shared = not isinstance(own.guide, SupportsLocal)
-        blocks = RowBlocks(own, None) if shared else blocks_of_draws(own, _MORE * num_samples)
-        group = ranks()
-        seed = group.agreed(seed)
+        blocks = RowBlocks(own, None) if shared else blocks_of_refits(own, _MORE * num_samples)
 
         def compute(i: int) -> dict[str, Tensor]:
-            with seeded(seed if len(blocks) == 1 else block_seed(seed, i)):
-                part = _refit_block(blocks[i], num_samples, restarts, max_steps, tolerance)
+            part = _refit_block(blocks[i], num_samples, restarts, max_steps, tolerance)
             return {name: column for name, column in part.items() if with_point or name != "point"}
 
-        hidden = not (progress and group.first)
-        found = list(tqdm(group.in_turn(len(blocks), compute), total=len(blocks), disable=hidden, desc="refit"))
+        hidden = not (progress and ranks().first)
+        found = list(tqdm(blocks.in_turn(compute, seed), total=len(blocks), disable=hidden, desc="refit"))
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 

@@ -7,7 +7,7 @@ import torch
 
 from guides import MeanField
 from inference import decoder_jacobian, evidence, iter_log_weights, log_weights, memory_limit
-from inference.comparison.local_problem import blocks_of_draws
+from inference.comparison.local_problem import blocks_of_refits
 from inference.core.memory import at_once, joined
 from inference.numerics.newton import points_at_once
 from inference.pair.call import Call
@@ -134,5 +134,5 @@ def test_a_gap_takes_fewer_rows_at_once_where_each_has_more_columns():
         call = Call(
             LinearVAE(dim, 2).double(), MeanField(dim, 2, hidden=(4,)).double(), (torch.zeros(64, dim).double(),)
         )
-        rows[dim] = blocks_of_draws(call, 1024)[0].num_rows
+        rows[dim] = blocks_of_refits(call, 1024)[0].num_rows
     assert rows == {4: 32, 512: 8}

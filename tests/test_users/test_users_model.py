@@ -24,7 +24,7 @@ from inference.marginal_likelihood.estimate import METHODS
 COUNTS = torch.tensor([[3.0, 5.0], [0.0, 0.0], [0.0, 9.0], [14.0, 6.0]]).double()
 SHAPE, RATE, FIRST, SECOND = 2.0, 0.3, 2.0, 3.0
 REFUSE = {"exact": "log_evidence", "limit": "decode"}
-QUICK = {"annealed": Annealed(10, 200, 2), "adaptive": Adaptive(3000), "bridge": Bridge(3000, 20)}
+QUICK = {"annealed": Annealed(20, 400, 2), "adaptive": Adaptive(3000), "bridge": Bridge(3000, 20)}
 APPLY = sorted(set(METHODS) - set(REFUSE) - {"laplace"})
 
 

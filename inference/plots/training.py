@@ -17,7 +17,8 @@ def training_gap_figure(gaps: Mapping[int, Gap], *, ax: Axes | None = None) -> F
     """The data set's mean log-evidence and ELBO over the steps of training, and the parts of the gap between them.
 
     The band is the interval of the mean log-evidence; its lower end has an arrow where nothing bounds it from above.
-    Amortisation lies above the ELBO, and approximation above that, as far as the refits found the family's best.
+    Amortisation lies above the ELBO, and approximation above that, as far as the refits found the family's best; noise
+    that would have a part end outside of ELBO and log p is not drawn.
 
     Args:
         gaps: The gap of the same data by step, as of the pairs that :class:`inference.Snapshots` keeps.

@@ -113,11 +113,13 @@ def posterior_error(
         first = blocks[0].probe()
         first.check_latents()
         _check_reference(first, blocks.number or first.layout.num_data, reference, log_evidence)
-        closed = reference is None and _closed_form(blocks[0]) is not None
+        own = None if reference is not None else _closed_form(blocks[0])
+        closed = own is not None
 
         def compute(i: int) -> dict[str, Any]:
-            if closed:
-                return _closed_form(blocks[i]) or {}
+            found = own if i == 0 or own is None else _closed_form(blocks[i])
+            if found is not None:
+                return found
             rows = blocks.place(i)
             values = None if reference is None else {name: value[:, rows] for name, value in reference.items()}
             return _by_draws(blocks[i], values, None if log_evidence is None else log_evidence[rows], num_samples)

@@ -237,11 +237,6 @@ def agree(first: Evidence, second: Evidence) -> Tensor:
 
 def reaching(found: Evidence, other: Tensor) -> Evidence:
     """Evidence whose two-sided intervals are as wide as its distance from another estimate, (N,), at least."""
-    quantile, two_sided = normal_quantile(found.level), found.upper.isfinite()
-    error = torch.where(two_sided, found.standard_error.maximum((found.value - other).abs() / quantile), math.nan)
-    return replace(
-        found,
-        lower=torch.where(two_sided, found.value - quantile * error, found.lower),
-        upper=torch.where(two_sided, found.value + quantile * error, found.upper),
-        standard_error=torch.where(two_sided, error, found.standard_error),
-    )
+    distance = (found.value - other).abs() / normal_quantile(found.level)
+    wider = torch.where(found.upper.isfinite(), found.standard_error.maximum(distance), found.standard_error)
+    return replace_estimate(found, found.value, wider, method=found.method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,6 @@ _NUMBERS = (
     "spread",
 )
 _TEXTS = ("guarantee", "notes")
-
-
-def concatenate(parts: Sequence[Evidence]) -> Evidence:
-    """The evidence of several blocks of data as that of all of them; one method and level.
-
-    Args:
-        parts: At least one.
-    """
-    joined = Joined(sum(len(part.value) for part in parts))
-    for part in parts:
-        joined.add(part)
-    return joined.whole()
 
 
 class Joined:

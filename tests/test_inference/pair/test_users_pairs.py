@@ -42,32 +42,26 @@ def user_pair(model, guide, decoder, sigma, tensors):
     return types.SimpleNamespace(model=model, guide=guide, decoder=decoder, sigma=sigma, tensors=list(tensors))
 
 
-def functions_with_pyro_module(name):  # noqa: ARG001
+def functions_of_modules(decoder_name, encoder_name):
     decoder, encoder = networks()
 
     def model(x):
-        pyro.module("decoder", decoder)
+        pyro.module(decoder_name, decoder)
         return story(decoder, 0.5, x)
 
     def guide(x):
-        pyro.module("encoder", encoder)
+        pyro.module(encoder_name, encoder)
         return posterior(encoder, x)
 
     return user_pair(model, guide, decoder, lambda: 0.5, [*decoder.parameters(), *encoder.parameters()])
+
+
+def functions_with_pyro_module(name):  # noqa: ARG001
+    return functions_of_modules("decoder", "encoder")
 
 
 def functions_with_one_name_for_both_networks(name):  # noqa: ARG001
-    decoder, encoder = networks()
-
-    def model(x):
-        pyro.module("net", decoder)
-        return story(decoder, 0.5, x)
-
-    def guide(x):
-        pyro.module("net", encoder)
-        return posterior(encoder, x)
-
-    return user_pair(model, guide, decoder, lambda: 0.5, [*decoder.parameters(), *encoder.parameters()])
+    return functions_of_modules("net", "net")
 
 
 class DecoderModule(PyroModule):

@@ -10,8 +10,10 @@ with q the guide and q* the best of its family for data point n.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import scipy
@@ -25,17 +27,20 @@ from inference.comparison.refitting import (
     evaluations,
     has_global_parameters,
     mean_and_error,
-    refit_columns,
+    refit_blocks,
 )
 from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.columns import columns_of
 from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
 from inference.core.sources import opened
+from inference.core.storage import tensor_digest
 from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
-from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence, take_rows
 from inference.marginal_likelihood.estimate import as_method, evidence_of_call
 from inference.pair.call import Call, check_same_call
 from inference.pair.rows import RowBlocks
@@ -144,7 +149,7 @@ def _bracket(part: Interval) -> str:
 
 def _of_mean(errors: Tensor) -> float:
     """Standard error of the mean of data points with independent errors (N,)."""
-    return float(errors.square().sum().sqrt()) / len(errors)
+    return float(torch.linalg.vector_norm(errors)) / len(errors)
 
 
 def _half_width(level: float) -> float:
@@ -167,6 +172,7 @@ def gap(
     whole: bool = False,
     missing: bool = False,
     level: float = 0.95,
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -199,6 +205,9 @@ def gap(
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals; that of ``known`` where it is given and not exact.
+        checkpoint: File that says which blocks of rows are finished, see :func:`inference.evidence`; that of the
+            evidence has the same name and ``.evidence``. An interrupted call goes on from there; the result is a view
+            of files and takes no memory. Needs a seed.
         seed: Seed of all noise; leaves the global random state as it was.
         progress: Show progress bars.
         **kwargs: Keyword arguments of both.
@@ -211,55 +220,54 @@ def gap(
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
+    check_seeded(checkpoint, seed)
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    blocks = blocks_of_refits(call, num_samples)
-    layout = blocks[0].probe_density().layout
+    settings = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
+    if can_be_refitted(call):
+        blocks, compute = refit_blocks(call, num_samples, restarts, max_steps)
+    else:
+        blocks = blocks_of_refits(call, num_samples)
+        compute = partial(_own_elbo, blocks, num_samples)
+    first = blocks[0]
+    layout = first.probe_density().layout
     layout.refuse_subsampling()
     num_data = layout.num_data if len(blocks) == 1 else call.num_rows
+    assert num_data is not None
     if known is None:
         own = replace(call, guide=None) if isinstance(as_method(method), Exact) else call
-        known = evidence_of_call(own, as_method(method), level=level, seed=seed, progress=progress)
+        kept = None if checkpoint is None else f"{os.fspath(checkpoint)}.evidence"
+        known = evidence_of_call(own, as_method(method), level=level, checkpoint=kept, seed=seed, progress=progress)
     if not isinstance(known, Evidence):
         raise TypeError(f"expected known= as what inference.evidence returns, got {type(known).__name__}")
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
-    parts: dict[str, Any]
-    level = known.level if known.level < 1 else level
-    width = _half_width(level)
-    if can_be_refitted(call):
-        found = refit_columns(
-            call, num_samples=num_samples, restarts=restarts, max_steps=max_steps, seed=seed, progress=progress
-        )
-        elbo, error = found["own_elbo"], found["own_standard_error"]
-        known, contradicted = _confronted(known, (elbo, found["elbo"]), (error, found["standard_error"]), level)
-        parts = _parts(found, known, width) | {"second": "amortisation" if _amortised(call) else "optimisation"}
-    else:
-        elbo, error = _elbo(blocks, num_samples, seed)
-        known, contradicted = _confronted(known, (elbo,), (error,), level)
-        parts = dict.fromkeys(_PARTS)
-    lower = (known.lower - elbo - width * error).clamp(min=0)
+    truth, level = known, known.level if known.level < 1 else level
+
+    def split(i: int) -> dict[str, Any]:
+        return _split(compute(i), take_rows(truth, blocks.place(i)), level, num_data)
+
+    columns = in_blocks(
+        columns_of(num_data, None if checkpoint is None else f"{os.fspath(checkpoint)}.rows"),
+        blocks,
+        split,
+        seed=seed,
+        recognised=lambda: Recognised(call, [call], [first.probe], settings | {"block": blocks.size} | _digests(truth)),
+        checkpoint=checkpoint,
+        progress=progress,
+        name="gap",
+    )
+    changed = {name: columns.pop(f"evidence {name}") for name in _CHANGED}
+    unknown: dict[str, Any] = dict.fromkeys(_PARTS)
     return Gap(
-        evidence=known,
-        elbo=elbo,
-        elbo_error=error,
-        total=known.value - elbo,
-        total_error=(known.standard_error.square() + error.square()).sqrt(),
-        total_lower=lower,
-        total_upper=torch.maximum(lower, known.upper - elbo + width * error),
-        contradicted=contradicted,
+        evidence=replace(known, **changed) if bool(columns["contradicted"].any()) else known,
         level=level,
-        **parts,
+        second="amortisation" if not can_be_refitted(call) or _amortised(call) else "optimisation",
+        **unknown | columns,
     )
 
 
-def _confronted(
-    known: Evidence, elbos: Sequence[Tensor], errors: Sequence[Tensor], level: float
-) -> tuple[Evidence, Tensor]:
-    """The evidence beside ELBOs of the same data points, each a lower bound with an error, (N,)."""
-    values, spread = torch.stack(list(elbos)), torch.stack(list(errors))
-    lower = values - _half_width(joint_level(level, values.numel())) * spread
-    return confronted(known, lower.to(known.value), level)
-
+# What a contradiction changes of the evidence.
+_CHANGED = ("lower", "upper", "standard_error", "guarantee", "notes")
 
 _PARTS = (
     "approximation",
@@ -274,7 +282,33 @@ _PARTS = (
 )
 
 
-def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[str, Any]:
+def _split(found: Mapping[str, Tensor], known: Evidence, level: float, num_data: int) -> dict[str, Any]:
+    """The gap of some of so many rows by name: from what a refit says of them, or the guide's ELBO, and the evidence.
+
+    The evidence stands beside the ELBOs of the same data points, each a lower bound with an error; what it says then is
+    under :data:`_CHANGED`.
+    """
+    elbo, error, width = found["own_elbo"], found["own_standard_error"], _half_width(level)
+    values = torch.stack([elbo, found["elbo"]] if "elbo" in found else [elbo])
+    errors = torch.stack([error, found["standard_error"]] if "elbo" in found else [error])
+    each = joint_level(level, len(values) * num_data)
+    known, contradicted = confronted(known, (values - _half_width(each) * errors).to(known.value), each)
+    lower = (known.lower - elbo - width * error).clamp(min=0)
+    columns: dict[str, Any] = {
+        "elbo": elbo,
+        "elbo_error": error,
+        "total": known.value - elbo,
+        "total_error": (known.standard_error.square() + error.square()).sqrt(),
+        "total_lower": lower,
+        "total_upper": torch.maximum(lower, known.upper - elbo + width * error),
+        "contradicted": contradicted,
+    }
+    columns |= {f"evidence {name}": getattr(known, name) for name in _CHANGED}
+    columns["evidence notes"] = known.notes or ("",) * len(elbo)
+    return columns | (_parts(found, known, width) if "elbo" in found else {})
+
+
+def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[str, Tensor]:
     """The two parts with their intervals, by name, and how far the refit came."""
     values = (
         known.value - found["elbo"],
@@ -290,11 +324,18 @@ def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[s
     return dict(zip(_PARTS, values, strict=True))
 
 
-def _elbo(blocks: RowBlocks, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
-    """The ELBO of a guide that cannot be freed, (N,), and its standard error."""
+def _own_elbo(blocks: RowBlocks, num_samples: int, i: int) -> dict[str, Tensor]:
+    """The ELBO of a guide that cannot be freed, of one block, and its standard error."""
     with refuse_batch_dependence(*blocks.call.programs):
-        values = list(blocks.in_turn(lambda i: evaluations(blocks[i], num_samples), seed))
-    return mean_and_error(torch.cat(values, -1))
+        elbo, error = mean_and_error(evaluations(blocks[i], num_samples))
+    return {"own_elbo": elbo, "own_standard_error": error}
+
+
+def _digests(known: Evidence) -> dict[str, Any]:
+    """By what an evidence is recognised."""
+    numbers = ("value", "lower", "upper", "standard_error")
+    digests = {name: tensor_digest(getattr(known, name)) for name in numbers}
+    return digests | {"method": known.method, "level": known.level}
 
 
 def _amortised(call: Call) -> bool:

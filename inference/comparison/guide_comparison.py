@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from inference.comparison.pooled_weights import Pooled, pooled_weights
 from inference.comparison.refitting import refit_columns
 from inference.comparison.resources import Cost, cost
 from inference.core.checks import check_count, check_finite
+from inference.core.columns import FileColumns, columns_of
 from inference.core.estimates import check_level, normal_quantile
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLocal, SupportsLogEvidence
@@ -27,6 +29,7 @@ from inference.core.ranks import ranks
 from inference.core.seeding import random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
@@ -88,6 +91,7 @@ def compare(
     whole: bool = False,
     missing: bool = False,
     level: float = 0.95,
+    checkpoint: str | os.PathLike[str] | None = None,
     seed: int | None = None,
     progress: bool = True,
     **kwargs: Any,
@@ -125,6 +129,9 @@ def compare(
         whole: See :func:`inference.iter_log_weights`.
         missing: See :func:`inference.iter_log_weights`.
         level: Confidence level of the intervals.
+        checkpoint: Beginning of the names of files that say which blocks of rows are finished, and that hold these
+            rows, see :func:`inference.evidence`: one of each data set and training seed. An interrupted call goes on
+            from there, and the result of one training seed is a view of the files. Needs a seed.
         seed: Seed of the importance samples.
         progress: Show a progress bar.
         **kwargs: Keyword arguments of models and guides, the same for training and held-out data.
@@ -156,6 +163,7 @@ def compare(
         raise ValueError(f"expected split of at most the {len(x)} rows of x, got {split}")
     check_count(simulated, "simulated", 0)
     check_level(level)
+    check_seeded(checkpoint, seed)
     chosen = None if method is None else as_method(method)
     named = {TRAIN: opened((*x, *args) if isinstance(x, tuple) else (x, *args))}
     if held_out is not None:
@@ -189,10 +197,12 @@ def compare(
     with seeded(seed), tqdm(total=total, disable=hidden, desc="compare", unit="block") as bar:
         for name, part in data.items():
             measured = []
-            for entries in by_seed.values():
+            for trained, entries in by_seed.items():
                 setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
                 part = _with_rows(part, entries, block, split)
-                columns = _collect(entries, *_measured(entries, RowBlocks(part, block), method=chosen, **setting))
+                file = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}.{trained}"
+                found = _measured(entries, part, block, file, seed, method=chosen, **setting)
+                columns = _collect(entries, *found)
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(_over_seeds(measured, list(by_seed)), part, offsets[name])
     tree = xr.DataTree.from_dict(groups)
@@ -291,30 +301,76 @@ def _no_program() -> None:
 Block = tuple[dict[str, Tensor], dict[str, Evidence]]
 
 
-def _measured(entries: Entries, parts: RowBlocks, **settings: Any) -> Block:
+class _Measured:
+    """What blocks of rows say as that of all rows, in memory or in files.
+
+    Args:
+        number: Rows of all blocks; None takes those of the first one.
+        entries: The pairs: guides of one model share its evidence, which goes by the first one's name.
+        path: Of the files; None keeps all in memory.
+    """
+
+    def __init__(self, number: int | None, entries: Entries, path: str | None) -> None:
+        first = {id(entry.own.model): name for name, entry in reversed([*entries.items()])}
+        self._models = {name: first[id(entry.own.model)] for name, entry in entries.items()}
+        self._columns = columns_of(number, path and f"{path}.rows")
+        self._truths = {name: Joined(number, path and f"{path}.{i}.rows") for i, name in enumerate(first.values())}
+
+    @property
+    def blocks(self) -> int:
+        """Blocks so far."""
+        return self._columns.blocks
+
+    def add(self, part: Block) -> None:
+        """Take in the next block."""
+        columns, truths = part
+        for name, joined in self._truths.items():
+            joined.add(truths[name])
+        self._columns.add(columns)
+
+    def whole(self) -> Block:
+        """All rows so far."""
+        whole = {name: joined.whole() for name, joined in self._truths.items()}
+        return self._columns.whole(), {name: whole[first] for name, first in self._models.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`resume` needs to know."""
+        return {"columns": self._file.state(), "truths": {name: j.state() for name, j in self._truths.items()}}
+
+    def synchronise(self) -> None:
+        """Wait until all rows so far are on the disk."""
+        self._file.synchronise()
+        for joined in self._truths.values():
+            joined.synchronise()
+
+    def resume(self, state: Mapping[str, Any], size: int | None = None) -> None:
+        """Go on from a state, see :meth:`inference.core.columns.FileColumns.resume`."""
+        self._file.resume(state["columns"], size)
+        for name, joined in self._truths.items():
+            joined.resume(state["truths"][name], size)
+
+    @property
+    def _file(self) -> FileColumns:
+        assert isinstance(self._columns, FileColumns)
+        return self._columns
+
+
+def _measured(entries: Entries, part: Call, block: int, checkpoint: str | None, seed: int | None, **sets: Any) -> Block:
     """Everything per data point, block by block; each of several has a seed of its own."""
-    if len(parts) == 1:
-        return _measure(entries, parts[0], **settings)
-    assert parts.number is not None
-    blocks = parts.in_turn(lambda i: _measure(entries, parts[i], **settings), int(torch.randint(2**31, ())))
-    return _joined(blocks, parts.number)
-
-
-def _joined(blocks: Iterable[Block], number: int) -> Block:
-    """Blocks as one, in memory that is made once: see :class:`inference.marginal_likelihood.base.joined.Joined`."""
-    columns, truths, models, start = dict[str, Tensor](), dict[str, Joined](), dict[str, str](), 0
-    for found, evidences in blocks:
-        # Guides of one model share its evidence, which goes by the first one's name.
-        first = {id(truth): name for name, truth in reversed(evidences.items())}
-        models = models or {name: first[id(truth)] for name, truth in evidences.items()}
-        for name in set(models.values()):
-            truths.setdefault(name, Joined(number)).add(evidences[name])
-        for key, value in found.items():
-            column = columns.setdefault(key, value.new_empty(len(value), number))
-            column[:, start : start + value.shape[1]] = value
-        start += len(next(iter(evidences.values())).value)
-    whole = {name: joined.whole() for name, joined in truths.items()}
-    return columns, {name: whole[first_name] for name, first_name in models.items()}
+    blocks, bar = RowBlocks(part, block), sets.pop("bar")
+    # Of one block every call and rank draws, also where it is read from a file: what is drawn next comes after that.
+    only = _measure(entries, blocks[0], bar=bar, **sets) if len(blocks) == 1 else None
+    pairs = [entry.on(part).own for entry in entries.values()]
+    probes = [entry.on(blocks[0]).own.probe for entry in entries.values()]
+    return in_blocks(
+        _Measured(blocks.number, entries, checkpoint),
+        blocks,
+        lambda i: only or _measure(entries, blocks[i], bar=bar, **sets),
+        seed=0 if only else int(torch.randint(2**31, ())),
+        recognised=lambda: Recognised(part, pairs, probes, sets | {"seed": seed, "block": block, "names": [*entries]}),
+        checkpoint=checkpoint,
+        progress=False,
+    )
 
 
 def _measure(
@@ -344,6 +400,7 @@ def _measure(
 
 def _collect(entries: Entries, columns: Mapping[str, Tensor], truths: Mapping[str, Evidence]) -> xr.Dataset:
     """What was measured with one seed, with the mean evidence over all data points."""
+    import pandas as pd
     import xarray as xr
 
     own = [truths[name] for name in entries]
@@ -352,10 +409,10 @@ def _collect(entries: Entries, columns: Mapping[str, Tensor], truths: Mapping[st
         variables[f"mean_evidence{end}"] = (("guide",), [truth.mean[i] for truth in own])
     for i, end in enumerate(("", "_lower", "_upper")):
         variables[f"bounded_evidence{end}"] = (("guide",), [truth.bounded_mean[i] for truth in own])
-    variables["num_bounded"] = (("guide",), [int(truth.bounded.sum()) for truth in own])
+    variables["num_bounded"] = (("guide",), [truth.num_bounded for truth in own])
     variables["method"] = (("guide",), [truth.method for truth in own])
     num_data = len(own[0].value)
-    return xr.Dataset(variables, {"guide": list(entries), "datum": np.arange(num_data)})
+    return xr.Dataset(variables, {"guide": list(entries), "datum": pd.RangeIndex(num_data)})
 
 
 def _over_seeds(measured: list[xr.Dataset], seeds: list[int]) -> xr.Dataset:
@@ -381,33 +438,30 @@ def _confronted(truth: Evidence, pooled: Pooled, level: float) -> tuple[Evidence
     each = joint_level(level, 2 * len(parts) * len(truth.value))
     elbos = [part.elbo.value - normal_quantile(each) * part.elbo.standard_error for part in parts]
     iwaes = [part.iwae.value + math.log(1 - each) for part in parts]
-    return confronted(truth, torch.stack([*elbos, *iwaes]).to(truth.value), level)
+    return confronted(truth, torch.stack([*elbos, *iwaes]).to(truth.value), each)
 
 
 def _of_guides(
     measured: xr.Dataset, entries: Entries, part: Call, split: int, simulated: int, block: int
 ) -> dict[str, Any]:
     """Cost of a guide, the split of its gap on the first rows, and the coverage of its intervals."""
-    num_data = measured.sizes["datum"]
-    columns: dict[str, Any] = {name: [] for name in ("approximation", "amortisation", "coverage", "seconds", "memory")}
-    for name, entry in entries.items():
-        known = measured["evidence"].sel(guide=name).values
-        parts = (
-            _split(entry.on(_rows(part, torch.arange(min(split, num_data)))).double, known[:split])
-            if split
-            else (None, None)
-        )
-        for key, value in zip(("approximation", "amortisation"), parts, strict=True):
-            column = np.full(num_data, math.nan)
-            if value is not None:
-                column[: len(value)] = value.cpu().numpy()
-            columns[key].append(column)
+    num_data, count = measured.sizes["datum"], min(split, measured.sizes["datum"])
+    unknown = np.broadcast_to(math.nan, (len(entries), num_data))
+    parts = [unknown.copy() if split else unknown for _ in range(2)]
+    columns: dict[str, Any] = {name: [] for name in ("coverage", "seconds", "memory")}
+    for i, (name, entry) in enumerate(entries.items()):
+        if split:
+            known = measured["evidence"].sel(guide=name).values[:count]
+            for column, value in zip(parts, _split(entry.on(_rows(part, torch.arange(count))).double, known)):
+                if value is not None:
+                    column[i, :count] = value.cpu().numpy()
         seconds, memory = _cost_of(entry.on(_rows(part, torch.arange(min(block, num_data)))).own)
         columns["coverage"].append(_coverage(entry.on(part).own, simulated) if simulated else math.nan)
         columns["seconds"].append(seconds)
         columns["memory"].append(memory)
-    dims = {"approximation": ("guide", "datum"), "amortisation": ("guide", "datum")}
-    return {key: (dims.get(key, ("guide",)), np.array(values)) for key, values in columns.items()}
+    found: dict[str, Any] = {key: (("guide",), np.array(values)) for key, values in columns.items()}
+    split_in = zip(("approximation", "amortisation"), parts, strict=True)
+    return found | {key: (("guide", "datum"), column) for key, column in split_in}
 
 
 def _split(call: Call, known: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
@@ -476,4 +530,5 @@ def _offsets(log_det: Tensor | float | None, num_data: int, name: str) -> Tensor
 def _with_data(dataset: xr.Dataset, call: Call, offsets: Tensor) -> xr.Dataset:
     data = _first(call)
     dataset = dataset.assign_attrs(dtype=str(data[:1].dtype).removeprefix("torch."))
-    return dataset.assign(log_det=(("datum",), offsets.numpy().copy()))
+    own = offsets if offsets.stride() == (0,) else offsets.clone()
+    return dataset.assign(log_det=(("datum",), own.numpy()))

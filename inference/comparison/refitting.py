@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from inference.comparison.named_parameters import OwnParameters, named_parameter
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
+from inference.core.memory import joined
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
 from inference.core.seeding import random_state, seeded
@@ -167,6 +168,22 @@ def refit_columns(
     with_point: bool = False,
 ) -> dict[str, Tensor]:
     """What a :class:`Refit` says of each data point by name, block by block, and its free parameters ``point``."""
+    blocks, compute = refit_blocks(own, num_samples, restarts, max_steps, tolerance, with_point=with_point)
+    hidden = not (progress and ranks().first)
+    parts = tqdm(blocks.in_turn(compute, seed), total=len(blocks), disable=hidden, desc="refit")
+    return joined(parts, blocks.number)
+
+
+def refit_blocks(
+    own: Call,
+    num_samples: int,
+    restarts: int,
+    max_steps: int,
+    tolerance: float = 1e-6,
+    *,
+    with_point: bool = False,
+) -> tuple[RowBlocks, Callable[[int], dict[str, Tensor]]]:
+    """The blocks of rows that are refitted together, and what refits one: see :func:`refit_columns`."""
     if not can_be_refitted(own):
         raise TypeError(
             "expected a guide with local(x), an AutoGuide, or one of all data (whole=True) with parameters of its own, "
@@ -179,13 +196,12 @@ def refit_columns(
         shared = not isinstance(own.guide, SupportsLocal)
         blocks = RowBlocks(own, None) if shared else blocks_of_refits(own, _MORE * num_samples)
 
-        def compute(i: int) -> dict[str, Tensor]:
+    def compute(i: int) -> dict[str, Tensor]:
+        with refuse_batch_dependence(*own.programs):
             part = _refit_block(blocks[i], num_samples, restarts, max_steps, tolerance)
-            return {name: column for name, column in part.items() if with_point or name != "point"}
+        return {name: column for name, column in part.items() if with_point or name != "point"}
 
-        hidden = not (progress and ranks().first)
-        found = list(tqdm(blocks.in_turn(compute, seed), total=len(blocks), disable=hidden, desc="refit"))
-    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return blocks, compute
 
 
 def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:

@@ -22,76 +22,117 @@ _TEXTS = 4096
 # Rows whose places of texts are read at once.
 _ROWS = 4096
 
+# The kind of a column of texts.
+_TEXT = "text"
+
+
+def columns_of(number: int | None, path: AnyPath | None) -> Columns:
+    """Columns of so many rows: in a file, where one is given, else in memory."""
+    return Columns(number) if path is None else FileColumns(number, path)
+
 
 class Columns:
-    """Columns of N rows in memory, made once: numbers as tensors, texts as tuples.
+    """Columns of N rows in memory, made once: numbers as tensors (..., N), texts as tuples.
+
+    Parts that are kept as they are lie between the large tensors that each block makes and frees, so that the process
+    cannot use that memory again: it would grow by some megabytes a block.
 
     Args:
-        number: N.
+        number: N; None takes the rows of the first block.
+
+    Attributes:
+        rows: Rows so far.
+        blocks: Blocks so far.
     """
 
-    def __init__(self, number: int) -> None:
-        self._number, self._found = number, dict[str, Any]()
+    def __init__(self, number: int | None) -> None:
+        self._number, self.rows, self.blocks = number, 0, 0
+        self._names, self._found = list[str](), dict[str, Any]()
 
-    def write(self, start: int, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
-        """Fill in the values of some columns from a row on."""
-        for name, values in columns.items():
-            whole = values.new_empty(self._number) if isinstance(values, Tensor) else [""] * self._number
-            self._found.setdefault(name, whole)[start : start + len(values)] = values
-
-    def numbers(self, name: str, rows: int) -> Tensor:
-        """The first rows of a column of numbers."""
-        column: Tensor = self._found[name][:rows]
-        return column
-
-    def texts(self, name: str, rows: int) -> Sequence[str]:
-        """The first rows of a column of texts."""
-        return tuple(self._found[name][:rows])
-
-
-class FileColumns:
-    """Columns of N rows in a file: of which no more is in memory than is looked at, and no page of that is anonymous.
-
-    The file holds one column after the other, N numbers of eight bytes each: float64, or the places where texts begin
-    and end; then the texts in UTF-8. Nothing in it changes once it is written.
-
-    Args:
-        path: The file; one that is there is kept until :meth:`write`.
-        number: N.
-        numbers: Names of the columns of float64.
-        texts: Names of the columns of texts.
-    """
-
-    def __init__(self, path: AnyPath, number: int, *, numbers: Sequence[str], texts: Sequence[str]) -> None:
-        self._path, self._number = Path(path), number
-        names = [*numbers, *(end for name in texts for end in _ends(name))]
-        self._places = {name: 8 * number * i for i, name in enumerate(names)}
-        self._content = self._end = 8 * number * len(names)
-        self._known, self._digests = dict[str, tuple[int, int]](), dict[str, Any]()
-
-    def write(self, start: int, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
-        """Write the values of some columns from a row on, the same ones for all rows before.
+    def add(self, columns: Mapping[str, Tensor | Sequence[str] | None]) -> None:
+        """Take in the next block: of the columns of the first one those alone that all blocks have, which are no None.
 
         Raises:
-            OSError: If the file cannot be written.
+            OSError: If the file cannot be written, where there is one.
         """
-        if start == 0:
-            self._path.unlink(missing_ok=True)  # not written over: another result may be a view of it
-            self._path.touch()
+        given = {name: values for name, values in columns.items() if values is not None}
+        size = next(v.shape[-1] if isinstance(v, Tensor) else len(v) for v in given.values())
+        if self.blocks == 0:
+            self._number, self._names = size if self._number is None else self._number, list(given)
+            self._begin(given)
+        self._names = [name for name in self._names if name in given]
+        self._write({name: given[name] for name in self._names})
+        self.rows, self.blocks = self.rows + size, self.blocks + 1
+
+    def whole(self) -> dict[str, Any]:
+        """The columns of all rows so far, by name."""
+        return {name: self._column(name) for name in self._names}
+
+    def _begin(self, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
+        for name, values in columns.items():
+            made = isinstance(values, Tensor)
+            self._found[name] = values.new_empty(*values.shape[:-1], self._number) if made else [""] * self._number  # type: ignore
+
+    def _write(self, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
+        for name, values in columns.items():
+            if isinstance(values, Tensor):
+                self._found[name][..., self.rows : self.rows + values.shape[-1]] = values
+            else:
+                self._found[name][self.rows : self.rows + len(values)] = values
+
+    def _column(self, name: str) -> Any:
+        found = self._found[name]
+        return found[..., : self.rows] if isinstance(found, Tensor) else tuple(found[: self.rows])
+
+
+class FileColumns(Columns):
+    """Columns of N rows in a file: of which no more is in memory than is looked at, and no page of that is anonymous.
+
+    The file holds one line of N numbers after the other, of at most eight bytes each: of each column its lines, or the
+    places where texts begin and end; then the texts in UTF-8. Nothing in it changes once it is written.
+
+    Args:
+        number: N; None takes the rows of the first block.
+        path: The file; one that is there is kept until :meth:`add`.
+    """
+
+    def __init__(self, number: int | None, path: AnyPath) -> None:
+        super().__init__(number)
+        self._path = Path(path)
+        self._kinds, self._places = dict[str, tuple[str, int | None]](), dict[str, int]()
+        self._content, self._end = 0, 0
+        self._known, self._digests = dict[str, tuple[int, int]](), dict[str, Any]()
+
+    def _begin(self, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
+        self._path.unlink(missing_ok=True)  # not written over: another result may be a view of it
+        self._path.touch()
+        self._lay_out({name: _kind(values) for name, values in columns.items()})
+
+    def _lay_out(self, kinds: dict[str, tuple[str, int | None]]) -> None:
+        self._kinds = kinds
+        for name, (kind, lines) in kinds.items():
+            self._places[name] = self._content
+            self._content += self._stride * (2 if kind == _TEXT else lines or 1)
+        self._end = self._content
+
+    @property
+    def _stride(self) -> int:
+        assert self._number is not None
+        return 8 * self._number
+
+    def _write(self, columns: Mapping[str, Tensor | Sequence[str]]) -> None:
         with open(self._path, "r+b") as file:
             for name, values in columns.items():
                 if isinstance(values, Tensor):
-                    self._put(file, name, start, values.detach().cpu().double().numpy())
-                    continue
-                places = np.array([self._place(file, text) for text in values], np.int64)
-                for end, column in zip(_ends(name), places.T, strict=True):
-                    self._put(file, end, start, column)
-
-    def _put(self, file: BinaryIO, name: str, start: int, values: Any) -> None:
-        content = np.ascontiguousarray(values).tobytes()
-        file.seek(self._places[name] + 8 * start)
-        file.write(content)
-        self._digests.setdefault(name, hashlib.sha256()).update(content)
+                    lines = np.atleast_2d(values.detach().cpu().numpy())
+                else:
+                    lines = np.array([self._place(file, text) for text in values], np.int64).T
+                dtype = _dtype(self._kinds[name][0])
+                for i, line in enumerate(lines):
+                    content = np.ascontiguousarray(line, dtype).tobytes()
+                    file.seek(self._places[name] + self._stride * i + dtype.itemsize * self.rows)
+                    file.write(content)
+                    self._digests.setdefault(f"{i} {name}", hashlib.sha256()).update(content)
 
     def _place(self, file: BinaryIO, text: str) -> tuple[int, int]:
         """Where a text begins and ends behind the columns."""
@@ -107,9 +148,12 @@ class FileColumns:
         return self._known[text]
 
     def state(self) -> dict[str, Any]:
-        """What :meth:`resume` needs to know of all that is written."""
-        digests = {name: total.hexdigest() for name, total in self._digests.items()}
-        return {"texts": self._end - self._content, "digests": digests}
+        """What :meth:`resume` needs to know of all that is written, of a size that does not grow with the rows."""
+        kept = {"", *self._names}  # a column that some blocks have not is left unread
+        digests = {line: d.hexdigest() for line, d in self._digests.items() if line.partition(" ")[2] in kept}
+        kinds = {name: list(kind) for name, kind in self._kinds.items()}
+        counts = {"rows": self.rows, "blocks": self.blocks, "names": list(self._names)}
+        return counts | {"kinds": kinds, "texts": self._end - self._content, "digests": digests}
 
     def synchronise(self) -> None:
         """Wait until all that is written is on the disk.
@@ -119,31 +163,53 @@ class FileColumns:
         """
         synchronise(self._path)
 
-    def resume(self, rows: int, state: Mapping[str, Any]) -> None:
-        """Go on after the first rows, if the file holds what it held when :meth:`state` was asked.
+    def resume(self, state: Mapping[str, Any], size: int | None = None) -> None:
+        """Go on from a state and the columns in the file, if it holds what it held when :meth:`state` was asked.
+
+        Args:
+            state: From :meth:`state`.
+            size: Rows of a block; None believes that the file fits, of which all rows are there.
 
         Raises:
-            Unreadable: If it does not.
+            Unreadable: If the two do not fit, or the state is not what it should be.
         """
+        self.rows, self.blocks = int(state["rows"]), int(state["blocks"])
+        self._number = self.rows if self._number is None else self._number
+        self._names = [str(name) for name in state["names"]]
+        self._lay_out({str(name): (str(kind), lines) for name, (kind, lines) in state["kinds"].items()})
+        self._end = self._content + int(state["texts"])
+        if size is None:
+            return
+        if not 0 < self.rows <= self._number or self.rows != min(self._number, self.blocks * size):
+            raise Unreadable(f"is damaged: {self.blocks} blocks have {self.rows} rows of {self._number}")
         with open(self._path, "rb") as file:
             for name, digest in state["digests"].items():
-                begin, size = (self._places[name], 8 * rows) if name else (self._content, state["texts"])
-                self._digests[name] = total = _digest(file, begin, size)
+                self._digests[name] = total = _digest(file, *self._extent(name))
                 if total.hexdigest() != digest:
                     raise Unreadable(f"does not fit {self._path}, which is damaged or of another run")
-        self._end = self._content + int(state["texts"])
 
-    def numbers(self, name: str, rows: int) -> Tensor:
-        """The first rows of a column of numbers; what is written into them does not reach the file."""
-        return torch.from_numpy(self._mapped(self._places[name], np.float64, rows))
+    def _extent(self, line: str) -> tuple[int, int]:
+        """Where a line begins in the file, and of how many bytes it is; or all texts, without a name."""
+        if not line:
+            return self._content, self._end - self._content
+        i, _, name = line.partition(" ")
+        return self._places[name] + self._stride * int(i), _dtype(self._kinds[name][0]).itemsize * self.rows
 
-    def texts(self, name: str, rows: int) -> Texts:
-        """The first rows of a column of texts."""
-        starts, ends = (self._mapped(self._places[end], np.int64, rows) for end in _ends(name))
-        return Texts(starts, ends, self._mapped(self._content, np.uint8, self._end - self._content))
+    def _column(self, name: str) -> Any:
+        """A column of numbers, what is written into which does not reach the file; or of texts."""
+        kind, lines = self._kinds[name]
+        if kind == _TEXT:
+            starts, ends = self._lines(name, 2)
+            return Texts(starts, ends, self._mapped(self._content, self._end - self._content))
+        return torch.from_numpy(self._lines(name, 1)[0] if lines is None else self._lines(name, lines))
 
-    def _mapped(self, begin: int, dtype: Any, size: int) -> np.ndarray:
-        return np.asarray(np.memmap(self._path, dtype, "c", begin, (size,))) if size else np.empty(0, dtype)
+    def _lines(self, name: str, number: int) -> np.ndarray:
+        dtype = _dtype(self._kinds[name][0])
+        mapped = self._mapped(self._places[name], self._stride * (number - 1) + dtype.itemsize * self.rows)
+        return np.ndarray((number, self.rows), dtype, mapped, strides=(self._stride, dtype.itemsize))
+
+    def _mapped(self, begin: int, size: int) -> np.ndarray:
+        return np.asarray(np.memmap(self._path, np.uint8, "c", begin, (size,))) if size else np.empty(0, np.uint8)
 
 
 class Texts(Sequence[str]):
@@ -188,9 +254,15 @@ class Texts(Sequence[str]):
         return f"<{len(self)} texts: {', '.join(map(repr, self[:3]))}{', ...' if len(self) > 3 else ''}>"
 
 
-def _ends(name: str) -> tuple[str, str]:
-    """The columns of the places where texts begin and end."""
-    return f"{name} begins", f"{name} ends"
+def _kind(values: Tensor | Sequence[str]) -> tuple[str, int | None]:
+    """The dtype of a column's numbers, and how many lines it has where it has several."""
+    if not isinstance(values, Tensor):
+        return _TEXT, None
+    return str(values.dtype).removeprefix("torch."), len(values) if values.dim() > 1 else None
+
+
+def _dtype(kind: str) -> np.dtype:
+    return np.dtype("int64" if kind == _TEXT else kind)
 
 
 def _digest(file: BinaryIO, begin: int, size: int) -> Any:

@@ -10,22 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from inference.core.checks import check_arguments, check_count
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
-from inference.core.files import locked
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsLogEvidence
-from inference.core.ranks import ranks
 from inference.core.sources import opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.analytic.laplace import Laplace
 from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
-from inference.marginal_likelihood.base.checkpoint import Blocks
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
+from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
@@ -109,7 +107,7 @@ def evidence(
         checkpoint: File that says which blocks are finished; their rows are in a file beside it, of the same name and
             ``.rows``. Called again with the same arguments, an interrupted estimate goes on from there, to the same
             numbers, and a finished one is read. Rows are written as they come, and the result is a view of the file: it
-            takes no memory, however many rows there are (on the first of several ranks). Needs a seed. It belongs to
+            takes no memory, however many rows there are; several ranks share its folder. Needs a seed. It belongs to
             the estimate of this model and guide with these data and settings; another one is refused.
         seed: Seed of the samples; leaves the global random state as it was.
         progress: Show a progress bar.
@@ -170,8 +168,7 @@ def evidence_of_call(
     for name, limit in (("tolerance", tolerance), ("budget", budget)):
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"expected a positive finite {name}, got {limit}")
-    if checkpoint is not None and seed is None:
-        raise ValueError("expected a seed for an estimate with a checkpoint, got none")
+    check_seeded(checkpoint, seed)
     if call.guide is not None and isinstance(method, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
     check_arguments((), call.args, call.kwargs, missing=call.missing)
@@ -179,7 +176,7 @@ def evidence_of_call(
     if call.stated_rows is not None:
         _ = problem.call_of_rows  # checked where it is stated, used or not
     deadline = math.inf if budget is None else time.perf_counter() + budget
-    blocks, group = _row_blocks(problem, block), ranks()
+    blocks = _row_blocks(problem, block)
     first = replace(problem, call=blocks[0])
     if len(blocks) > 1:
         _check_takes_all(first)
@@ -189,21 +186,15 @@ def evidence_of_call(
     def estimate(i: int) -> Evidence:
         return _estimate(method, replace(problem, call=blocks[i]) if i else first, tolerance, deadline)
 
-    checkpoint = checkpoint if group.first else None
-    with locked(checkpoint):
-        parts = Blocks(checkpoint, problem, first, settings, blocks.number)
-        begun, found = group.of_first(parts.load)
-        if not group.first and found is not None:
-            parts.done.add(found)
-        hidden = not (progress and group.first) or len(blocks) == 1
-        try:
-            with tqdm(total=len(blocks), initial=begun, disable=hidden, desc="evidence", unit="block") as bar:
-                for part in blocks.in_turn(estimate, seed, begun):
-                    parts.add(part)
-                    bar.update()
-        finally:
-            parts.write()
-    return parts.done.whole()
+    return in_blocks(
+        Joined(blocks.number, None if checkpoint is None else f"{os.fspath(checkpoint)}.rows"),
+        blocks,
+        estimate,
+        seed=seed,
+        recognised=lambda: Recognised(call, [call], [first.probe], settings | {"level": level}),
+        checkpoint=checkpoint,
+        progress=progress,
+    )
 
 
 def as_method(method: str | Method) -> Method:

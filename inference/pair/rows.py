@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
@@ -110,6 +111,11 @@ class RowBlocks(Sequence["Call"]):
     def number(self) -> int | None:
         """Rows of all blocks; None where there is one block."""
         return self._starts.stop if len(self) > 1 else None
+
+    @property
+    def size(self) -> int:
+        """Rows of a block at most."""
+        return self._starts.step if len(self) > 1 else sys.maxsize
 
     def place(self, i: int) -> slice:
         """The rows of one block."""

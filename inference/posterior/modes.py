@@ -57,6 +57,10 @@ class Modes(NamedTuple):
     hessian: Tensor
     converged: Tensor
 
+    def rows(self, index: Tensor) -> Modes:
+        """The modes of chosen data points, (M,) integers."""
+        return Modes(*(part[:, index] for part in self))
+
 
 def search_modes(
     log_joint: LogJoint, draws: Sequence[Tensor], location: Tensor, scale: Tensor, *, grid: int = 33

@@ -179,7 +179,7 @@ def joint_level(level: float, count: int) -> float:
     return 1 - (1 - level) / max(1, count)
 
 
-def confronted(found: Evidence, lower: Tensor, level: float) -> tuple[Evidence, Tensor]:
+def confronted(found: Evidence, lower: Tensor, each: float) -> tuple[Evidence, Tensor]:
     """Evidence compared with lower ends of log p that the same call computed, and where one contradicts it, (N,).
 
     Where a lower end lies above the upper end, beyond both errors and rounding, the evidence is not what it says: it
@@ -187,10 +187,10 @@ def confronted(found: Evidence, lower: Tensor, level: float) -> tuple[Evidence, 
 
     Args:
         found: Evidence of N data points.
-        lower: Lower ends, (m, N), each at the level that :func:`joint_level` gives for m N of them.
-        level: The level of all together.
+        lower: Lower ends, (m, N).
+        each: The level of each, which :func:`joint_level` gives for m times as many as all data points.
     """
-    quantile = normal_quantile(joint_level(level, lower.numel()))
+    quantile = normal_quantile(each)
     upper = torch.maximum(found.upper, found.value + quantile * found.standard_error)
     upper = upper + _ROUNDING * (1 + found.value.abs())
     ends = combine_ends(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +19,16 @@ from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 
 
+class HasRows(Protocol):
+    """What is found of data, some rows of which are what would be found of those."""
+
+    def rows(self, index: Tensor, /) -> Any:
+        """What is found of chosen data points, (M,) integers."""
+
+
+F = TypeVar("F", bound=HasRows)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A call whose model's evidence is to be estimated, with options; the caller seeds the random numbers.
@@ -26,11 +37,13 @@ class Problem:
         call: Model, guide (where there is one) and their arguments, in float64.
         level: Confidence level of the intervals.
         progress: Show a progress bar.
+        kept: What methods have found of these data that serves them again when they are refined, by name.
     """
 
     call: Call
     level: float = 0.95
     progress: bool = True
+    kept: dict[str, HasRows] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def log_joint(self) -> LogJoint:
@@ -71,7 +84,16 @@ class Problem:
         Raises:
             ValueError: See :func:`inference.pair.rows.with_known_rows`.
         """
-        return replace(self, call=self.call_of_rows.rows(index))
+        part = replace(self, call=self.call_of_rows.rows(index))
+        part.kept.update({name: found.rows(index) for name, found in self.kept.items()})
+        return part
+
+    def keep(self, name: str, find: Callable[[], F]) -> F:
+        """What a method finds of these data the first time, and has kept later."""
+        if name not in self.kept:
+            self.kept[name] = find()
+        found: Any = self.kept[name]
+        return found
 
     def probe(self) -> Draw:
         """One run of the pair, or of the model alone, which leaves the random state as it was."""

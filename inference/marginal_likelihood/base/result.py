@@ -3,7 +3,7 @@ r"""Result of an estimate of the evidence log p(x): its value, an interval, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ EXACT = "exact"
 NUMERICAL = "numerical"
 PROBABILISTIC = "probabilistic"
 ASYMPTOTIC = "asymptotic"
+
+# Rows that are summed up together.
+_ROWS = 2**16
 
 _STRONGEST_FIRST = (EXACT, NUMERICAL, PROBABILISTIC, ASYMPTOTIC)
 
@@ -93,21 +96,7 @@ class Evidence:
         log(1 / delta) / N nats only. Where one data point has no upper end, neither has the mean: see
         :attr:`bounded_mean`.
         """
-        num_data, value, kinds = len(self.value), float(self.value.mean()), set(self.guarantee)
-        spread = float(self.standard_error.square().sum().sqrt()) / num_data
-        bias = 0.5 * float(self.standard_error.square().mean())
-        error = math.hypot(spread, bias)
-        if kinds <= {EXACT, NUMERICAL}:
-            return Interval(value, float(self.lower.mean()), float(self.upper.mean()), 0.0)
-        if PROBABILISTIC in kinds:
-            bounded = self.raw_upper is not None and bool(torch.isfinite(self.upper).all())
-            price = math.log((2 if bounded else 1) / (1 - self.level)) / num_data
-            lower = self.value if self.raw_lower is None else self.raw_lower
-            upper = float(self.raw_upper.mean()) + price if bounded and self.raw_upper is not None else math.inf
-            return Interval(value, float(lower.mean()) - price, upper, error)
-        width = normal_quantile(self.level) * spread + bias
-        upper = value + width if bool(torch.isfinite(self.upper).all()) else math.inf
-        return Interval(value, value - width, upper, error)
+        return _mean(rows_in_blocks(self))
 
     @property
     def bounded(self) -> Tensor:
@@ -120,8 +109,12 @@ class Evidence:
 
         It is not the data set's: those that have none are left out, which are the hard ones.
         """
-        index = self.bounded.nonzero()[:, 0]
-        return take_rows(self, index).mean if len(index) else Interval(*[math.nan] * 4)
+        return _mean(take_rows(part, part.bounded.nonzero()[:, 0]) for part in rows_in_blocks(self))
+
+    @property
+    def num_bounded(self) -> int:
+        """How many data points have an upper end."""
+        return sum(int(part.bounded.sum()) for part in rows_in_blocks(self))
 
     def __str__(self) -> str:
         """Two lines at most: the mean with its interval, and how far several methods disagree, if they do."""
@@ -134,9 +127,9 @@ class Evidence:
         if float(unknown) > mean.upper - mean.lower or math.isinf(mean.upper):
             text += "\nno upper end"
             text += f": not known to better than {float(unknown):.2g} nats" if self.spread is not None else ""
-        if bool(self.bounded.any()) and not bool(self.bounded.all()):
+        if 0 < self.num_bounded < len(self.value):
             part = self.bounded_mean
-            text += f"; the {int(self.bounded.sum())} data points that have one: mean {part.value:.4f}"
+            text += f"; the {self.num_bounded} data points that have one: mean {part.value:.4f}"
             text += f", [{part.lower:.4f}, {part.upper:.4f}]"
         return text
 
@@ -146,6 +139,36 @@ class Evidence:
 
     def _repr_html_(self) -> str:
         return as_html(str(self), data_frame(self))
+
+
+def rows_in_blocks(whole: Evidence) -> Iterator[Evidence]:
+    """Evidence in blocks of rows, of which no more is in memory than one."""
+    for start in range(0, len(whole.value), _ROWS):
+        yield take_rows(whole, slice(start, start + _ROWS))
+
+
+def _mean(parts: Iterable[Evidence]) -> Interval:
+    """See :attr:`Evidence.mean`, of rows in blocks; NaN where there are none."""
+    sums, number, kinds, bounded, level = torch.zeros(6, dtype=torch.float64), 0, set[str](), True, 0.0
+    for part in parts:
+        raw = [part.value if part.raw_lower is None else part.raw_lower, part.raw_upper]
+        bounded &= bool(part.bounded.all())
+        terms = [part.value, part.standard_error.square(), part.lower, part.upper, *raw]
+        sums += torch.tensor([math.inf if t is None else float(t.sum()) for t in terms], dtype=torch.float64)
+        number, kinds, level = number + len(part.value), kinds | set(part.guarantee), part.level
+    if number == 0:
+        return Interval(*[math.nan] * 4)
+    value, squares, lower, upper, raw_lower, raw_upper = (sums / number).tolist()
+    spread, bias = math.sqrt(squares / number), 0.5 * squares
+    error = math.hypot(spread, bias)
+    if kinds <= {EXACT, NUMERICAL}:
+        return Interval(value, lower, upper, 0.0)
+    if PROBABILISTIC in kinds:
+        both = bounded and not math.isinf(raw_upper)
+        price = math.log((2 if both else 1) / (1 - level)) / number
+        return Interval(value, raw_lower - price, raw_upper + price if both else math.inf, error)
+    width = normal_quantile(level) * spread + bias
+    return Interval(value, value - width, value + width if bounded else math.inf, error)
 
 
 def replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
@@ -170,10 +193,11 @@ def replace_rows(whole: Evidence, index: Tensor, part: Evidence) -> Evidence:
     return replace(whole, evaluations=evaluations, num_samples=max(whole.num_samples, part.num_samples), **changed)
 
 
-def take_rows(whole: Evidence, index: Tensor) -> Evidence:
-    """The evidence of chosen data points, (M,) integers."""
+def take_rows(whole: Evidence, index: Tensor | slice) -> Evidence:
+    """The evidence of chosen data points: (M,) integers, or a slice."""
     changed: dict[str, Any] = {name: v[index] for name, v in vars(whole).items() if isinstance(v, Tensor)}
     for name in ("guarantee", "notes"):
         texts = getattr(whole, name)
-        changed[name] = tuple(texts[i] for i in index.tolist()) if texts else ()
+        some = texts[index] if isinstance(index, slice) else (texts[i] for i in index.tolist() if texts)
+        changed[name] = tuple(some)
     return replace(whole, **changed)

@@ -146,7 +146,7 @@ class Adaptive(Method):
                 data argument has a row for each data point.
         """
         log_joint = problem.log_joint
-        starts, first = first_mixture(problem, self.degrees)
+        starts, first = problem.keep(self.name, lambda: first_mixture(problem, self.degrees))
         rows = at_once(_ELEMENTS, len(first.components) * self._draws(log_joint.dim) * log_joint.width)
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")

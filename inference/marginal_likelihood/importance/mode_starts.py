@@ -51,6 +51,10 @@ class ModeStarts(NamedTuple):
     num_starts: Tensor
     settled: Tensor
 
+    def rows(self, index: Tensor) -> ModeStarts:
+        """Those of chosen data points, (M,) integers."""
+        return ModeStarts(self.modes.rows(index), *(part[index] for part in self[1:]))
+
     @property
     def gaussians(self) -> list[Gaussian]:
         """The Gaussian of each mode's curvature, J of them."""
@@ -68,7 +72,18 @@ class ModeStarts(NamedTuple):
         return tuple(texts)
 
 
-def first_mixture(problem: Problem, degrees: float) -> tuple[ModeStarts, Students]:
+class FirstMixture(NamedTuple):
+    """The modes found, and the mixture about them."""
+
+    starts: ModeStarts
+    mixture: Students
+
+    def rows(self, index: Tensor) -> FirstMixture:
+        """Those of chosen data points, (M,) integers."""
+        return FirstMixture(self.starts.rows(index), self.mixture.rows(index))
+
+
+def first_mixture(problem: Problem, degrees: float) -> FirstMixture:
     """The modes found, and Student-t distributions in equal parts: one for each, and one like the guide's draws.
 
     That has the moments of the prior's draws where there is no guide.
@@ -88,7 +103,7 @@ def first_mixture(problem: Problem, degrees: float) -> tuple[ModeStarts, Student
         factor = torch.where(found.reshape(-1, 1, 1), narrow.factor, wide.factor)
         components.append(Student(Gaussian(loc, factor), degrees))
     there = torch.cat([torch.ones_like(there[:1]), there]).to(wide.loc)
-    return starts, Students(tuple(components), there.log().log_softmax(0))
+    return FirstMixture(starts, Students(tuple(components), there.log().log_softmax(0)))
 
 
 def find_starts(log_joint: LogJoint, guide: Program | None, centre: Tensor) -> ModeStarts:

@@ -6,7 +6,7 @@ r"""Adaptive quadrature of the evidence, for latents of one, two or three dimens
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,18 @@ _LEAST_TOLERANCE = 1e-11
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
 _FLOOR = 1e-12
 _ROUNDING = 2e-15
+
+
+class _Found(NamedTuple):
+    """The modes of data, which data may hide more, (N,), and the prior's origin and unit, (N, d) each."""
+
+    modes: Modes
+    odd: Tensor
+    location: Tensor
+    scale: Tensor
+
+    def rows(self, index: Tensor) -> _Found:
+        return _Found(self.modes.rows(index), *(part[index] for part in self[1:]))
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,7 @@ class Quadrature(Method):
         log_joint = problem.log_joint
         if log_joint.dim > _MAX_DIM:
             raise ValueError(f"expected at most {_MAX_DIM} latent dimensions for quadrature, got {log_joint.dim}")
-        location, scale = prior_scale(log_joint)
-        modes, odd = search_unexplained(log_joint, self._modes(problem, location, scale), location, scale)
+        modes, odd, location, scale = problem.keep(self.name, lambda: self._found(problem))
         density = Density.around(log_joint, modes, location, scale)
         found, sound = self._integrated(problem, density)
         check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
@@ -119,12 +130,14 @@ class Quadrature(Method):
         """With four times the cells, for data that ran out of them, and a tenth of the tolerance."""
         return replace(self, max_cells=4 * self.max_cells, tolerance=max(0.1 * self.tolerance, _LEAST_TOLERANCE))
 
-    def _modes(self, problem: Problem, location: Tensor, scale: Tensor) -> Modes:
+    def _found(self, problem: Problem) -> _Found:
         log_joint = problem.log_joint
+        location, scale = prior_scale(log_joint)
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.call.guide is not None:
             draws.append(log_joint.sample_guide(problem.call.guide, self.num_draws)[0].to(location))
-        return search_modes(log_joint, draws, location, scale, grid=self.grid)
+        modes = search_modes(log_joint, draws, location, scale, grid=self.grid)
+        return _Found(*search_unexplained(log_joint, modes, location, scale), location, scale)
 
     def _integrated(self, problem: Problem, density: Density) -> tuple[Evidence, Tensor]:
         """The evidence of all data, and where nothing speaks against it, (N,)."""

@@ -49,11 +49,14 @@ def estimates(folder):
             options = {"method": method, "guide": with_guide, "block": 5, "checkpoint": f"{folder}/{name}"}
             result = evidence(model, X, **options, **QUIET)
             found[which] = torch.stack([result.value, result.lower, result.upper])
-    parts = gap(model, guide, X, known=result, num_samples=1024, restarts=0, max_steps=5, **QUIET)
+    few = {"known": result, "num_samples": 1024, "restarts": 0, "max_steps": 5}
+    parts = gap(model, guide, X, checkpoint=f"{folder}/gap", **few, **QUIET)
     found["gap"] = torch.stack([parts.elbo, parts.total, parts.approximation, parts.amortisation])
     other = MeanField(D, K, hidden=(3,))
-    table = compare(model, {"a": guide, "b": other}, X, num_samples=60, block=6, **QUIET)["train"]
-    found["compare"] = torch.as_tensor(table["evidence"].values)
+    for which, file in (("compare", None), ("compare, in a file", f"{folder}/compare")):
+        options = {"num_samples": 60, "block": 6, "checkpoint": file}
+        table = compare(model, {"a": guide, "b": other}, X, **options, **QUIET)["train"]
+        found[which] = torch.as_tensor(table["evidence"].values)
     found["predictive"] = predictive(model, guide, X, num_samples=3, block=5, seed=5)["x"]
     found["error"] = error_by_blocks(model, guide)
     return found

@@ -15,8 +15,10 @@ from registry import data_for, for_models_with
 from guides import Exact, MeanField
 from guides.base import Guide
 from inference import (
+    Adaptive,
     AnalyticELBO,
     Importance,
+    Quadrature,
     evidence,
     fit,
     iter_log_weights,
@@ -29,6 +31,8 @@ from inference.comparison.guide_comparison import compare
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, PROBABILISTIC
+from inference.marginal_likelihood.importance import adaptive_mixture
+from inference.marginal_likelihood.quadrature import adaptive_quadrature
 from zoo import LinearGaussian, LinearVAE
 from zoo.linear.models import LinearGaussianModel
 
@@ -519,3 +523,24 @@ def test_a_function_pair_has_importance_evidence():
     truth = scipy.stats.norm.logpdf(GOOD[:, 0].numpy(), 0, math.sqrt(2))
     assert got.guarantee == (ASYMPTOTIC,) * 4
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "tolerance", "module", "search"),
+    [
+        (Quadrature(tolerance=0.1), 1e-4, adaptive_quadrature, "search_modes"),
+        (Adaptive(200), 0.02, adaptive_mixture, "first_mixture"),
+    ],
+    ids=["quadrature", "adaptive"],
+)
+def test_refinements_begin_at_the_modes_found_first(method, tolerance, module, search, monkeypatch):
+    """One search for all of them, also where some rows alone are refined."""
+    torch.manual_seed(0)
+    model, x = LinearVAE(5, 2).double(), 3 * torch.randn(12, 5).double()
+    counted, original = [], getattr(module, search)
+    monkeypatch.setattr(module, search, lambda *a, **k: (counted.append(1), original(*a, **k))[1])
+    got = evidence(model, x, method=method, tolerance=tolerance, seed=0, progress=False)
+    assert len(counted) == 1
+    assert got.evaluations > evidence(model, x, method=method, seed=0, progress=False).evaluations
+    truth = model.log_evidence(x)
+    assert bool(((got.value - truth).abs() < torch.clamp(4 * got.standard_error, min=tolerance)).all())

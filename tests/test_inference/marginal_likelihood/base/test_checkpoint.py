@@ -112,7 +112,7 @@ def test_blocks_that_were_not_written_yet_are_written_in_the_end(tmp_path, monke
 
     def counted(self, problem):
         if len(done) == 3:
-            assert load_tree(file)["done"]["blocks"] == 1
+            assert load_tree(file)["done"]["columns"]["blocks"] == 1
             raise KeyboardInterrupt
         done.append(1)
         return original(self, problem)
@@ -123,7 +123,7 @@ def test_blocks_that_were_not_written_yet_are_written_in_the_end(tmp_path, monke
         patch.setattr(Importance, "estimate", counted)
         with pytest.raises(KeyboardInterrupt):
             evidence(**options)
-    assert load_tree(file)["done"]["blocks"] == 3
+    assert load_tree(file)["done"]["columns"]["blocks"] == 3
     assert torch.equal(evidence(**options).value, expected)
 
 

@@ -52,7 +52,7 @@ def numerical(value):
 
 def test_a_lower_end_above_the_upper_takes_interval_and_guarantee():
     lower = torch.tensor([[-3.0, -50.0, -40.0], [-9.0, -12.0, -46.5]], dtype=torch.float64)
-    got, contradicted = confronted(numerical([-3.0 - 1e-9, -46.0, -46.0]), lower, 0.95)
+    got, contradicted = confronted(numerical([-3.0 - 1e-9, -46.0, -46.0]), lower, joint_level(0.95, 6))
     assert contradicted.tolist() == [False, True, True]  # the first is rounding
     assert got.guarantee == (NUMERICAL, ASYMPTOTIC, ASYMPTOTIC)
     assert got.upper[1:].isinf().all()
@@ -67,8 +67,9 @@ def test_noisy_lower_bounds_contradict_no_more_often_than_said():
     wrong = 0
     for _ in range(200):
         elbos = 0.1 * rng.standard_normal((2, size))
-        lower = torch.from_numpy(elbos - normal_quantile(joint_level(0.95, 2 * size)) * errors)
-        wrong += bool(confronted(numerical([0.0] * size), lower, 0.95)[1].any())
+        each = joint_level(0.95, 2 * size)
+        lower = torch.from_numpy(elbos - normal_quantile(each) * errors)
+        wrong += bool(confronted(numerical([0.0] * size), lower, each)[1].any())
     assert wrong <= scipy.stats.binom.ppf(0.999, 200, 0.05)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -29,6 +30,19 @@ _CHECK = torch.ops.aten._linalg_check_errors.default
 _INSTEAD = {
     torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default,
     torch.ops.aten.lift_fresh.default: torch.ops.aten.clone.default,
+}
+
+# Where a node notes the shape and the dtype of its result.
+_FORM = "form"
+
+# The places of arguments that operations return unchanged where others, by their places, are such numbers.
+_aten = torch.ops.aten
+_WITHOUT_EFFECT: dict[Any, list[tuple[int, dict[int, float]]]] = {
+    _aten.mul.Tensor: [(0, {1: 1.0}), (1, {0: 1.0})],
+    _aten.div.Tensor: [(0, {1: 1.0})],
+    _aten.add.Tensor: [(0, {1: 0.0}), (1, {0: 0.0})],
+    _aten.sub.Tensor: [(0, {1: 0.0})],
+    _aten.addcmul.default: [(1, {0: 0.0, 2: 1.0}), (2, {0: 0.0, 1: 1.0})],
 }
 
 
@@ -81,6 +95,31 @@ def scripted(flat: FlatGraph) -> Replay:
             return function(*tensors, *script.constants)
 
     return replay
+
+
+def folded(flat: FlatGraph) -> FlatGraph:
+    """A graph whose constant parts are computed once, and which leaves out what changes nothing, as a product with one.
+
+    For replays between which no tensor but the inputs changes. A graph that changes tensors in place stays as it is.
+    """
+    nodes = list(flat.graph.nodes)
+    if any(_is_mutable(node) for node in nodes):
+        return flat
+    values, graph, constants = _constant_values(flat), Graph(), dict[str, Tensor]()
+    copies = dict[Node, Node]()
+
+    def copied(node: Node) -> Node:
+        if node not in copies:
+            name = f"constant_{len(constants)}"
+            constants[name] = values[node]
+            copies[node] = graph.get_attr(name)
+        return copies[node]
+
+    for node in nodes:
+        if node not in values:
+            same = None if _is_result(node) else _same_as(node, values)
+            copies[node] = graph.node_copy(node, copied) if same is None else copied(same)
+    return FlatGraph(graph, constants, flat.assumes)
 
 
 def compiled(flat: FlatGraph) -> Replay:
@@ -268,6 +307,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _enter(self, tensor: Tensor, node: Node, varies: bool) -> None:
+        node.meta[_FORM] = tensor.shape, tensor.dtype
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
         if varies:
@@ -281,6 +321,52 @@ class _Recorder(TorchDispatchMode):
             self.constants[name] = value
             self._enter(value, self._graph.get_attr(name), varies=False)
         return self._nodes[id(value)]
+
+
+def _is_mutable(node: Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _is_result(node: Node) -> bool:
+    """Whether a replay returns it, which is then to be no constant and no input."""
+    return any(user.op == "output" for user in node.users)
+
+
+def _constant_values(flat: FlatGraph) -> dict[Node, Any]:
+    """The values of all that depends on neither inputs nor noise."""
+    values = dict[Node, Any]()
+    for node in flat.graph.nodes:
+        if node.op == "get_attr":
+            values[node] = flat.constants[node.target]
+        elif _is_computed(node) and all(source in values for source in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def _is_computed(node: Node) -> bool:
+    return node.op == "call_function" and not (_is_noise(node) or _is_result(node))
+
+
+def _same_as(node: Node, values: dict[Node, Any]) -> Node | None:
+    """The argument that an operation returns unchanged, as it has no effect; None where it has one."""
+    kept = (node.args[place] for place, others in _WITHOUT_EFFECT.get(node.target, ()) if _are(node, others, values))
+    form = node.meta.get(_FORM)
+    return next((arg for arg in kept if isinstance(arg, Node) and arg.meta.get(_FORM) == form), None)
+
+
+def _are(node: Node, numbers: dict[int, float], values: dict[Node, Any]) -> bool:
+    """Whether all arguments of an operation but one are such numbers everywhere, by their places."""
+    if node.kwargs or len(node.args) != 1 + len(numbers):
+        return False
+    return all(_is_all(node.args[place], number, values) for place, number in numbers.items())
+
+
+def _is_all(value: Any, number: float, values: dict[Node, Any]) -> bool:
+    """Whether an argument is a number everywhere."""
+    if isinstance(value, Node):
+        return value in values and bool((values[value] == number).all())
+    return bool(value == number)
 
 
 def _is_noise(node: Node) -> bool:

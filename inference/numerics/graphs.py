@@ -35,6 +35,14 @@ _INSTEAD = {
 # Where a node notes the shape and the dtype of its result.
 _FORM = "form"
 
+# Where it notes the result itself, if that depends on the shapes of what it is given alone; and such operations.
+_VALUE = "value"
+_OF_SHAPES = {getattr(torch.ops.aten, name).default for name in ("zeros_like", "ones_like", "full_like")}
+_OF_SHAPES |= {getattr(torch.ops.aten, name).default for name in ("new_zeros", "new_ones", "new_full")}
+
+# Operations that change the shape alone.
+_SHAPING = {getattr(torch.ops.aten, name).default for name in ("view", "_unsafe_view", "expand", "alias")}
+
 # The places of arguments that operations return unchanged where others, by their places, are such numbers.
 _aten = torch.ops.aten
 _WITHOUT_EFFECT: dict[Any, list[tuple[int, dict[int, float]]]] = {
@@ -42,6 +50,7 @@ _WITHOUT_EFFECT: dict[Any, list[tuple[int, dict[int, float]]]] = {
     _aten.div.Tensor: [(0, {1: 1.0})],
     _aten.add.Tensor: [(0, {1: 0.0}), (1, {0: 0.0})],
     _aten.sub.Tensor: [(0, {1: 0.0})],
+    _aten.pow.Tensor_Scalar: [(0, {1: 1.0})],
     _aten.addcmul.default: [(1, {0: 0.0, 2: 1.0}), (2, {0: 0.0, 1: 1.0})],
 }
 
@@ -275,6 +284,8 @@ class _Recorder(TorchDispatchMode):
             self._enter(results, self._node(args[0]), varies)
             return results
         node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        if func in _OF_SHAPES:
+            node.meta[_VALUE] = results
         if isinstance(results, Tensor):
             self._enter(results, node, varies)
         elif isinstance(results, tuple | list):
@@ -338,6 +349,8 @@ def _constant_values(flat: FlatGraph) -> dict[Node, Any]:
     for node in flat.graph.nodes:
         if node.op == "get_attr":
             values[node] = flat.constants[node.target]
+        elif _VALUE in node.meta and not _is_result(node):
+            values[node] = node.meta[_VALUE]
         elif _is_computed(node) and all(source in values for source in node.all_input_nodes):
             args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
             values[node] = node.target(*args, **kwargs)
@@ -350,7 +363,11 @@ def _is_computed(node: Node) -> bool:
 
 def _same_as(node: Node, values: dict[Node, Any]) -> Node | None:
     """The argument that an operation returns unchanged, as it has no effect; None where it has one."""
-    kept = (node.args[place] for place, others in _WITHOUT_EFFECT.get(node.target, ()) if _are(node, others, values))
+    if node.target in _SHAPING:
+        kept = list(node.args[:1])
+    else:
+        rules = _WITHOUT_EFFECT.get(node.target, ())
+        kept = [node.args[place] for place, others in rules if _are(node, others, values)]
     form = node.meta.get(_FORM)
     return next((arg for arg in kept if isinstance(arg, Node) and arg.meta.get(_FORM) == form), None)
 

@@ -106,29 +106,61 @@ def scripted(flat: FlatGraph) -> Replay:
     return replay
 
 
-def folded(flat: FlatGraph) -> FlatGraph:
-    """A graph whose constant parts are computed once, and which leaves out what changes nothing, as a product with one.
+def folded(flat: FlatGraph, *, constants: bool = True) -> FlatGraph:
+    """A graph with the results of another, bit by bit, that computes nothing in vain.
 
-    For replays between which no tensor but the inputs changes. A graph that changes tensors in place stays as it is.
+    What does not vary is computed once, what is computed twice as well, and what changes nothing is left out, as a
+    product with one. A graph that changes tensors in place stays as it is.
+
+    Args:
+        flat: The graph.
+        constants: Whether its constants stay as they are between replays.
     """
-    nodes = list(flat.graph.nodes)
-    if any(_is_mutable(node) for node in nodes):
+    if any(_is_mutable(node) for node in flat.graph.nodes):
         return flat
-    values, graph, constants = _constant_values(flat), Graph(), dict[str, Tensor]()
-    copies = dict[Node, Node]()
+    values = _fixed_values(flat, constants)
+    return FlatGraph(*_Folding(values).graph_of(flat), flat.assumes)
 
-    def copied(node: Node) -> Node:
-        if node not in copies:
-            name = f"constant_{len(constants)}"
-            constants[name] = values[node]
-            copies[node] = graph.get_attr(name)
-        return copies[node]
 
-    for node in nodes:
-        if node not in values:
-            same = None if _is_result(node) else _same_as(node, values)
-            copies[node] = graph.node_copy(node, copied) if same is None else copied(same)
-    return FlatGraph(graph, constants, flat.assumes)
+class _Folding:
+    """Copies a graph without what need not be computed.
+
+    Args:
+        values: Results that are known.
+    """
+
+    def __init__(self, values: dict[Node, Any]) -> None:
+        self._values, self._copies = values, dict[Node, Node]()
+        self._made, self._constants, self._graph = dict[str, Node](), dict[str, Tensor](), Graph()
+
+    def graph_of(self, flat: FlatGraph) -> tuple[Graph, dict[str, Tensor]]:
+        """The copy, and the constants that it refers to."""
+        for node in flat.graph.nodes:
+            if node.op == "get_attr" and node not in self._values:
+                self._copies[node] = self._constant(flat.constants[node.target])
+            elif node not in self._values:
+                self._copies[node] = self._copied(node)
+        return self._graph, self._constants
+
+    def _copied(self, node: Node) -> Node:
+        if _is_result(node) or _is_noise(node) or node.op != "call_function":
+            return self._graph.node_copy(node, self._copy)
+        if (same := _same_as(node, self._values)) is not None:
+            return self._copy(same)
+        key = repr((node.target, *map_arg((node.args, node.kwargs), self._copy)))
+        if key not in self._made:
+            self._made[key] = self._graph.node_copy(node, self._copy)
+        return self._made[key]
+
+    def _copy(self, node: Node) -> Node:
+        if node not in self._copies:
+            self._copies[node] = self._constant(self._values[node])
+        return self._copies[node]
+
+    def _constant(self, tensor: Tensor) -> Node:
+        name = f"constant_{len(self._constants)}"
+        self._constants[name] = tensor
+        return self._graph.get_attr(name)
 
 
 def compiled(flat: FlatGraph) -> Replay:
@@ -343,12 +375,12 @@ def _is_result(node: Node) -> bool:
     return any(user.op == "output" for user in node.users)
 
 
-def _constant_values(flat: FlatGraph) -> dict[Node, Any]:
-    """The values of all that depends on neither inputs nor noise."""
+def _fixed_values(flat: FlatGraph, constants: bool) -> dict[Node, Any]:
+    """The values of all that depends on neither inputs nor noise, nor on constants where these may change."""
     values = dict[Node, Any]()
     for node in flat.graph.nodes:
         if node.op == "get_attr":
-            values[node] = flat.constants[node.target]
+            values |= {node: flat.constants[node.target]} if constants else {}
         elif _VALUE in node.meta and not _is_result(node):
             values[node] = node.meta[_VALUE]
         elif _is_computed(node) and all(source in values for source in node.all_input_nodes):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inference.core.seeding import random_states, set_random_states
-from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
+from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, folded, own_memory, scripted
 from inference.objectives.base import Objective
 from inference.pair.fingerprint import described, iterators_in, python_state, say_differences
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
@@ -313,7 +313,7 @@ class Capture:
             given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
-        flat = flat_graph(step, inputs)
+        flat = folded(flat_graph(step, inputs), constants=False)
         # Compiled bunches take most of the steps, where there are any.
         make = compiled if self._level == "compile" and not self._takes_bunches else scripted
         return _Graph(flat, make(flat), has_gradient, batch)

@@ -371,8 +371,13 @@ def _is_mutable(node: Node) -> bool:
 
 
 def _is_result(node: Node) -> bool:
-    """Whether a replay returns it, which is then to be no constant and no input."""
-    return any(user.op == "output" for user in node.users)
+    """Whether a replay returns it, or another view of its memory: then it is to be no constant and no input."""
+    return any(user.op == "output" or (_is_view(user) and _is_result(user)) for user in node.users)
+
+
+def _is_view(node: Node) -> bool:
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return node.target is operator.getitem or any(result.alias_info is not None for result in returns)
 
 
 def _fixed_values(flat: FlatGraph, constants: bool) -> dict[Node, Any]:

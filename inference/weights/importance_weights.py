@@ -21,7 +21,7 @@ from inference.core.memory import at_once, joined
 from inference.core.seeding import RandomStream
 from inference.core.sources import opened
 from inference.pair.call import Call
-from inference.pair.draw import Draw
+from inference.pair.draw import Draw, Layout
 from inference.pair.rows import RowBlocks, row_blocks
 from inference.pair.run import Program
 from inference.weights.replayed_chunks import chunks_in_groups
@@ -30,8 +30,9 @@ from inference.weights.replayed_chunks import chunks_in_groups
 # next chunk, where larger tensors go back to the system; and 64 MB on other devices.
 _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**18, 2**23
 
-# Log weights that are drawn at once, beyond one chunk.
-_HELD = 2**22
+# Log weights that are drawn at once, beyond one chunk; and elements of a chunk that is recorded, whose every tensor is
+# held meanwhile. Python takes little of the time of a larger one.
+_HELD, _RECORDED = 2**22, 2**20
 
 # Rows that are run at once where there are more.
 _ROWS = 4096
@@ -51,6 +52,9 @@ def iter_log_weights(
     **kwargs: Any,
 ) -> Iterator[Tensor]:
     """Log importance weights in chunks of samples and blocks of rows, so that memory grows with neither number.
+
+    Where some dozens of chunks are to come, one is recorded, and the next ones are replayed without the pair's Python,
+    to the same bits, see :mod:`inference.weights.replayed_chunks`. They are drawn in groups, ahead of their turn.
 
     Args:
         model: Pyro model.
@@ -98,7 +102,7 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     own = {first.layout.plate} if len(blocks) > 1 else set()
     indices = {name: index for name, index in first.subsamples.items() if name not in own}
     chunk = samples_at_once(first) if chunk is None else chunk
-    groups = _groups(blocks, indices, num_samples, chunk)
+    groups = _groups(blocks, first.layout, indices, num_samples, chunk)
     ready, number = deque[Tensor](), math.ceil(num_samples / chunk)
     for _ in tqdm(range(number), disable=not progress or number == 1, desc="log weights", unit="chunk"):
         if not ready:
@@ -109,7 +113,9 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
         yield log_weights
 
 
-def _groups(blocks: RowBlocks, indices: dict[str, Tensor], num_samples: int, chunk: int) -> Iterator[list[Tensor]]:
+def _groups(
+    blocks: RowBlocks, layout: Layout, indices: dict[str, Tensor], num_samples: int, chunk: int
+) -> Iterator[list[Tensor]]:
     """Log weights of chunks of samples, in groups that are drawn at once."""
 
     def run(count: int) -> Tensor:
@@ -117,12 +123,9 @@ def _groups(blocks: RowBlocks, indices: dict[str, Tensor], num_samples: int, chu
         return joined(parts, blocks.number, dim=1)
 
     number, rest = divmod(num_samples, chunk)
-    if len(blocks) > 1:
-        yield from ([run(chunk)] for _ in range(number))
-    else:
-        call = blocks[0]
-        held = at_once(_HELD, chunk * max(1, call.num_rows or 1))
-        yield from chunks_in_groups(lambda: run(chunk), call.programs, number, held)
+    is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
+    held = at_once(_HELD, chunk * layout.num_data) if is_small else 1
+    yield from chunks_in_groups(lambda: run(chunk), blocks.call.programs, number, held)
     if rest:
         yield [run(rest)]
 

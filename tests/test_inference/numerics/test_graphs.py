@@ -63,6 +63,43 @@ def test_operations_that_have_an_effect_stay():
     assert targets.count(torch.ops.aten.sub.Tensor) == 1
 
 
+def test_what_is_computed_twice_is_computed_once_but_noise_is_not():
+    def function():
+        z, other = torch.randn(5, 3), torch.randn(5, 3)
+        return [z.exp() + other.exp() + z.exp().sum(-1, keepdim=True)]
+
+    flat = flat_graph(function, [])
+    small = folded(flat)
+    assert operations(small).count(torch.ops.aten.exp.default) == 2
+    assert operations(small).count(torch.ops.aten.randn.default) == 2
+    assert torch.equal(replayed(small), replayed(flat))
+
+
+def test_results_have_memory_of_their_own():
+    x = X.clone()
+
+    def function():
+        return [torch.ones_like(x).t(), (x * 1.0)[0], x.exp(), x.exp()]
+
+    replay = scripted(folded(flat_graph(function, [x])))
+    for _ in range(2):
+        results = replay([X])
+        for result, expected in zip(results, [torch.ones(3, 5), X[0], X.exp(), X.exp()], strict=True):
+            assert torch.equal(result, expected)
+        for result in results:
+            result.zero_()
+
+
+def test_constants_may_change_where_that_is_said():
+    weight = torch.ones(3)
+    flat = flat_graph(lambda: [X * weight * 1.0 + torch.zeros_like(X)], [])
+    small = folded(flat, constants=False)
+    assert operations(small) == [torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor]
+    replay = scripted(small)
+    weight.fill_(3.0)
+    assert torch.equal(replay([])[0], 3 * X)
+
+
 def test_inputs_vary_and_results_are_no_constants():
     x = X.clone()
     small = folded(flat_graph(lambda: [x.exp() * 2, X * 1.0], [x]))

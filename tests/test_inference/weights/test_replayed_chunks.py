@@ -141,7 +141,7 @@ class Hidden(Scaled):
         return 1.0 if self.calls[0] < self.change else 3.0
 
 
-def test_a_change_that_cannot_be_seen_is_found_before_a_chunk_is_given(by_python, replays):
+def test_a_hidden_change_is_found_before_a_chunk_is_given(by_python, replays):
     torch.manual_seed(0)
     guide = MeanField(5, 2, hidden=(4,))
     log_weights(Hidden(10**9), guide, X, num_samples=5, seed=0)

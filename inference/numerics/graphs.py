@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -29,6 +30,28 @@ _CHECK = torch.ops.aten._linalg_check_errors.default
 _INSTEAD = {
     torch.ops.aten._efficientzerotensor.default: torch.ops.aten.zeros.default,
     torch.ops.aten.lift_fresh.default: torch.ops.aten.clone.default,
+}
+
+# Where a node notes the shape and the dtype of its result.
+_FORM = "form"
+
+# Where it notes the result itself, if that depends on the shapes of what it is given alone; and such operations.
+_VALUE = "value"
+_OF_SHAPES = {getattr(torch.ops.aten, name).default for name in ("zeros_like", "ones_like", "full_like")}
+_OF_SHAPES |= {getattr(torch.ops.aten, name).default for name in ("new_zeros", "new_ones", "new_full")}
+
+# Operations that change the shape alone.
+_SHAPING = {getattr(torch.ops.aten, name).default for name in ("view", "_unsafe_view", "expand", "alias")}
+
+# The places of arguments that operations return unchanged where others, by their places, are such numbers.
+_aten = torch.ops.aten
+_WITHOUT_EFFECT: dict[Any, list[tuple[int, dict[int, float]]]] = {
+    _aten.mul.Tensor: [(0, {1: 1.0}), (1, {0: 1.0})],
+    _aten.div.Tensor: [(0, {1: 1.0})],
+    _aten.add.Tensor: [(0, {1: 0.0}), (1, {0: 0.0})],
+    _aten.sub.Tensor: [(0, {1: 0.0})],
+    _aten.pow.Tensor_Scalar: [(0, {1: 1.0})],
+    _aten.addcmul.default: [(1, {0: 0.0, 2: 1.0}), (2, {0: 0.0, 1: 1.0})],
 }
 
 
@@ -81,6 +104,63 @@ def scripted(flat: FlatGraph) -> Replay:
             return function(*tensors, *script.constants)
 
     return replay
+
+
+def folded(flat: FlatGraph, *, constants: bool = True) -> FlatGraph:
+    """A graph with the results of another, bit by bit, that computes nothing in vain.
+
+    What does not vary is computed once, what is computed twice as well, and what changes nothing is left out, as a
+    product with one. A graph that changes tensors in place stays as it is.
+
+    Args:
+        flat: The graph.
+        constants: Whether its constants stay as they are between replays.
+    """
+    if any(_is_mutable(node) for node in flat.graph.nodes):
+        return flat
+    values = _fixed_values(flat, constants)
+    return FlatGraph(*_Folding(values).graph_of(flat), flat.assumes)
+
+
+class _Folding:
+    """Copies a graph without what need not be computed.
+
+    Args:
+        values: Results that are known.
+    """
+
+    def __init__(self, values: dict[Node, Any]) -> None:
+        self._values, self._copies = values, dict[Node, Node]()
+        self._made, self._constants, self._graph = dict[str, Node](), dict[str, Tensor](), Graph()
+
+    def graph_of(self, flat: FlatGraph) -> tuple[Graph, dict[str, Tensor]]:
+        """The copy, and the constants that it refers to."""
+        for node in flat.graph.nodes:
+            if node.op == "get_attr" and node not in self._values:
+                self._copies[node] = self._constant(flat.constants[node.target])
+            elif node not in self._values:
+                self._copies[node] = self._copied(node)
+        return self._graph, self._constants
+
+    def _copied(self, node: Node) -> Node:
+        if _is_result(node) or _is_noise(node) or node.op != "call_function":
+            return self._graph.node_copy(node, self._copy)
+        if (same := _same_as(node, self._values)) is not None:
+            return self._copy(same)
+        key = repr((node.target, *map_arg((node.args, node.kwargs), self._copy)))
+        if key not in self._made:
+            self._made[key] = self._graph.node_copy(node, self._copy)
+        return self._made[key]
+
+    def _copy(self, node: Node) -> Node:
+        if node not in self._copies:
+            self._copies[node] = self._constant(self._values[node])
+        return self._copies[node]
+
+    def _constant(self, tensor: Tensor) -> Node:
+        name = f"constant_{len(self._constants)}"
+        self._constants[name] = tensor
+        return self._graph.get_attr(name)
 
 
 def compiled(flat: FlatGraph) -> Replay:
@@ -236,6 +316,8 @@ class _Recorder(TorchDispatchMode):
             self._enter(results, self._node(args[0]), varies)
             return results
         node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        if func in _OF_SHAPES:
+            node.meta[_VALUE] = results
         if isinstance(results, Tensor):
             self._enter(results, node, varies)
         elif isinstance(results, tuple | list):
@@ -268,6 +350,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _enter(self, tensor: Tensor, node: Node, varies: bool) -> None:
+        node.meta[_FORM] = tensor.shape, tensor.dtype
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
         if varies:
@@ -281,6 +364,63 @@ class _Recorder(TorchDispatchMode):
             self.constants[name] = value
             self._enter(value, self._graph.get_attr(name), varies=False)
         return self._nodes[id(value)]
+
+
+def _is_mutable(node: Node) -> bool:
+    return bool(getattr(getattr(node.target, "_schema", None), "is_mutable", False))
+
+
+def _is_result(node: Node) -> bool:
+    """Whether a replay returns it, or another view of its memory: then it is to be no constant and no input."""
+    return any(user.op == "output" or (_is_view(user) and _is_result(user)) for user in node.users)
+
+
+def _is_view(node: Node) -> bool:
+    returns = getattr(getattr(node.target, "_schema", None), "returns", ())
+    return node.target is operator.getitem or any(result.alias_info is not None for result in returns)
+
+
+def _fixed_values(flat: FlatGraph, constants: bool) -> dict[Node, Any]:
+    """The values of all that depends on neither inputs nor noise, nor on constants where these may change."""
+    values = dict[Node, Any]()
+    for node in flat.graph.nodes:
+        if node.op == "get_attr":
+            values |= {node: flat.constants[node.target]} if constants else {}
+        elif _VALUE in node.meta and not _is_result(node):
+            values[node] = node.meta[_VALUE]
+        elif _is_computed(node) and all(source in values for source in node.all_input_nodes):
+            args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def _is_computed(node: Node) -> bool:
+    return node.op == "call_function" and not (_is_noise(node) or _is_result(node))
+
+
+def _same_as(node: Node, values: dict[Node, Any]) -> Node | None:
+    """The argument that an operation returns unchanged, as it has no effect; None where it has one."""
+    if node.target in _SHAPING:
+        kept = list(node.args[:1])
+    else:
+        rules = _WITHOUT_EFFECT.get(node.target, ())
+        kept = [node.args[place] for place, others in rules if _are(node, others, values)]
+    form = node.meta.get(_FORM)
+    return next((arg for arg in kept if isinstance(arg, Node) and arg.meta.get(_FORM) == form), None)
+
+
+def _are(node: Node, numbers: dict[int, float], values: dict[Node, Any]) -> bool:
+    """Whether all arguments of an operation but one are such numbers everywhere, by their places."""
+    if node.kwargs or len(node.args) != 1 + len(numbers):
+        return False
+    return all(_is_all(node.args[place], number, values) for place, number in numbers.items())
+
+
+def _is_all(value: Any, number: float, values: dict[Node, Any]) -> bool:
+    """Whether an argument is a number everywhere."""
+    if isinstance(value, Node):
+        return value in values and bool((values[value] == number).all())
+    return bool(value == number)
 
 
 def _is_noise(node: Node) -> bool:

@@ -360,7 +360,9 @@ def rows_of(value: Any, index: Tensor | slice, number: int | None) -> Any:
     def chosen(leaf: Any) -> Any:
         if not _is_rows(leaf, number):
             return leaf
-        return leaf[index.to(leaf.device) if isinstance(index, Tensor) and isinstance(leaf, Tensor) else index]
+        if isinstance(index, Tensor) and isinstance(leaf, Tensor):
+            return leaf.index_select(0, index.to(leaf.device))  # a fraction of the time of leaf[index]
+        return leaf[index]
 
     return chosen(value) if isinstance(value, Tensor) else tree_map(chosen, value)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import random
 import sys
 import types
 from collections import deque
@@ -45,6 +46,23 @@ def described(value: Any, *, values: bool = True) -> Any:
         values: Whether the values of parameters and persistent buffers count, or their names and shapes alone.
     """
     return _Description(values).of(value)
+
+
+def python_state(parts: Mapping[str, Any], modules: Iterable[nn.Module]) -> dict[str, Any]:
+    """What must stay as it is for a recorded run to hold, as far as it can be seen: all but the values of parameters.
+
+    Args:
+        parts: Programs, and what else is run, by name.
+        modules: Modules among them.
+    """
+    modules = list(modules)
+    generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a program may use
+    return {
+        **{name: described(part, values=False) for name, part in parts.items()},
+        "modes": [part.training for module in modules for part in module.modules()],
+        "the state of random": hash(random.getstate()),
+        "the state of numpy.random": repr(described(generator)),
+    }
 
 
 class _Description:

@@ -8,20 +8,27 @@ Chains move in coordinates v that the Gaussian N(m, L L') whitens. Only :func:`t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from inference.core.seeding import random_states, set_random_states
 from inference.distributions.batched_gaussian import Gaussian
-from inference.numerics.graphs import flat_graph, scripted
+from inference.numerics.graphs import Replay, flat_graph, folded, scripted
 from inference.posterior.log_joint import LogJoint
 
-Target = Callable[[Tensor], tuple[Tensor, Tensor]]
+Tensors = Sequence[Tensor]
+Function = Callable[..., Tensors]
+# The log-density (S, N) of v (S, N, d), and its gradient.
+Target = Callable[[Tensor], Tensors]
 
 # A trajectory of fixed length can return to where it began, so each chain's steps are shorter by up to this share.
 _JITTER = 0.4
+
+# Transitions until one is recorded, which takes about as long as twenty.
+_WAIT = 50
 
 # The acceptance that steps are tuned to, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6
@@ -66,33 +73,75 @@ def whitened(log_joint: LogJoint, start: Gaussian, num_chains: int) -> Target:
             (gradient,) = torch.autograd.grad(value.sum(), v)
         return value.detach(), gradient
 
-    return traced(target, torch.randn(num_chains, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device))
+    v = torch.randn(num_chains, *start.loc.shape, dtype=start.loc.dtype, device=start.loc.device)
+    return traced(target, [v], [-0.5 * v])
 
 
-def traced(target: Target, example: Tensor) -> Target:
+def traced(function: Function, examples: Sequence[Tensor], others: Sequence[Tensor]) -> Function:
     """A function replayed from a flat graph of tensor operations, without Python; itself where it has no such graph.
 
-    Where a branch, or a check of arguments, would go another way than in the graph, the function itself is run.
+    Where a branch, or a check of arguments, would go another way than in the graph, the function itself is run. Noise
+    is drawn as the function draws it. Tracing leaves the random state as it was.
 
     Args:
-        target: Function of a tensor of the example's shape.
-        example: Where to trace it.
+        function: Of tensors, to tensors; nothing else may change between its calls.
+        examples: Where to trace it.
+        others: Where to compare the graph with the function, of the same shapes.
     """
+    states = random_states()
     try:
-        target(example)  # a first call may try out how a model can be run, which is no part of the computation
-        flat = flat_graph(lambda: target(example), [example])
+        function(*examples)  # a first call may try out how a model can be run, which is no part of the computation
+        flat = folded(flat_graph(lambda: function(*examples), examples))
         replay = scripted(flat)
-        same = all(torch.equal(a, b) for a, b in zip(replay([-0.5 * example]), target(-0.5 * example)))
+        set_random_states(states)
+        expected = function(*others)
+        set_random_states(states)
+        same = all(torch.equal(a, b) for a, b in zip(replay(others), expected))
     except Exception:  # a user's model may fail to trace in any way
-        return target
-    if not same:
-        return target
+        return function
+    finally:
+        set_random_states(states)
+    return _guarded(function, replay, len(expected), flat.assumes) if same else function
 
-    def run(v: Tensor) -> tuple[Tensor, Tensor]:
-        value, gradient, *others = replay([v])
-        return target(v) if flat.assumes and not bool(others[0]) else (value, gradient)
+
+def _guarded(function: Function, replay: Replay, number: int, assumes: bool) -> Function:
+    """The first results of a replay; those of the function itself where what it assumes does not hold."""
+
+    def run(*inputs: Tensor) -> Tensors:
+        states = random_states() if assumes else []
+        results = replay(inputs)
+        if not assumes or bool(results[number]):
+            return results[:number]
+        set_random_states(states)
+        return function(*inputs)
 
     return run
+
+
+class Transitions:
+    """Transitions of one target, see :func:`transition`, which are replayed without Python once there are many.
+
+    Args:
+        target: See :func:`whitened`.
+        num_leapfrog: Leapfrog steps.
+    """
+
+    def __init__(self, target: Target, num_leapfrog: int) -> None:
+        self._target, self._num_leapfrog = target, num_leapfrog
+        self._taken = 0
+        self._take: Function = self._by_python
+
+    def __call__(self, chains: Chains, beta: Tensor, step: Tensor) -> tuple[Chains, Tensor]:
+        """One transition from where the chains are, with its acceptance probabilities, (S, N)."""
+        inputs, self._taken = [*chains, beta, step], self._taken + 1
+        if self._taken == _WAIT:
+            self._take = traced(self._by_python, inputs, [*chains, 0.5 * beta, 0.5 * step])
+        v, value, gradient, acceptance = self._take(*inputs)
+        return Chains(v, value, gradient), acceptance
+
+    def _by_python(self, v: Tensor, value: Tensor, gradient: Tensor, beta: Tensor, step: Tensor) -> Tensors:
+        chains, acceptance = transition(self._target, Chains(v, value, gradient), beta, step, self._num_leapfrog)
+        return [*chains, acceptance]
 
 
 def transition(target: Target, chains: Chains, beta: Tensor, step: Tensor, num_leapfrog: int) -> tuple[Chains, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, Protocol
 
 import pyro.infer
@@ -89,6 +90,13 @@ class Batches:
     def split(self, batch: Arguments, size: int) -> Iterator[Arguments]:
         """The arguments in parts of so many data points."""
         number = self.count(batch)
+        if not self.whole and all(isinstance(part, Tensor) for part in batch):  # at a fraction of the time
+            parts = (
+                part.split(size) if i in self.rows and len(part) == number else repeat(part)
+                for i, part in enumerate(batch)
+            )
+            yield from (moved(part, self.device) for part in zip(*parts))
+            return
         for start in range(0, number, size):
             yield self.take(batch, slice(start, min(start + size, number)))
 

@@ -7,19 +7,17 @@ step is captured, and the graph is compared with the pair itself on the same noi
 from __future__ import annotations
 
 import logging
-import random
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from inference.core.seeding import random_states, set_random_states
-from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, own_memory, scripted
+from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, folded, own_memory, scripted
 from inference.objectives.base import Objective
-from inference.pair.fingerprint import described, iterators_in, say_differences
+from inference.pair.fingerprint import described, iterators_in, python_state, say_differences
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
 from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
@@ -315,7 +313,7 @@ class Capture:
             given = [(g, p.detach()) for g, p in zip(gradients, parameters, strict=True) if g is not None]
             return [loss.detach(), *own_memory([g for g, _ in given], [p for _, p in given], inputs)]
 
-        flat = flat_graph(step, inputs)
+        flat = folded(flat_graph(step, inputs), constants=False)
         # Compiled bunches take most of the steps, where there are any.
         make = compiled if self._level == "compile" and not self._takes_bunches else scripted
         return _Graph(flat, make(flat), has_gradient, batch)
@@ -391,15 +389,11 @@ class Capture:
 
     def _description(self) -> dict[str, Any]:
         t = self._trainer
-        generator = np.random.get_state(legacy=False)  # noqa: NPY002 - what a pair may use
         return {
-            **{name: described(getattr(t, name), values=False) for name in ("model", "guide", "objective")},
+            **python_state({name: getattr(t, name) for name in ("model", "guide", "objective")}, t.modules),
             "count": None if isinstance(t.objective, Objective) else described(getattr(t.objective, "step", None)),
             "hooks": described(self._hooks()),
-            "modes": [part.training for module in t.modules for part in module.modules()],
             "tensors": [id(tensor) for tensor in self._tensors()],
-            "the state of random": hash(random.getstate()),
-            "the state of numpy.random": repr(described(generator)),
         }
 
     def _hooks(self) -> list[Any]:

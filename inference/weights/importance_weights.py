@@ -6,6 +6,8 @@ function of it, or of a stream of its chunks.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,12 +21,18 @@ from inference.core.memory import at_once, joined
 from inference.core.seeding import RandomStream
 from inference.core.sources import opened
 from inference.pair.call import Call
-from inference.pair.draw import Draw
-from inference.pair.rows import row_blocks
+from inference.pair.draw import Draw, Layout
+from inference.pair.rows import RowBlocks, row_blocks
 from inference.pair.run import Program
+from inference.weights.replayed_chunks import chunks_in_groups
 
-# Elements of the largest site in one chunk: 4 MB in float64, what a CPU's cache holds, and 64 MB on other devices.
-_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
+# Elements of the largest site in one chunk: 2 MB in float64, what a CPU's cache holds and the process keeps for the
+# next chunk, where larger tensors go back to the system; and 64 MB on other devices.
+_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**18, 2**23
+
+# Log weights that are drawn at once, beyond one chunk; and elements of a chunk that is recorded, whose every tensor is
+# held meanwhile. Python takes little of the time of a larger one.
+_HELD, _RECORDED = 2**22, 2**20
 
 # Rows that are run at once where there are more.
 _ROWS = 4096
@@ -44,6 +52,9 @@ def iter_log_weights(
     **kwargs: Any,
 ) -> Iterator[Tensor]:
     """Log importance weights in chunks of samples and blocks of rows, so that memory grows with neither number.
+
+    Where some dozens of chunks are to come, one is recorded, and the next ones are replayed without the pair's Python,
+    to the same bits, see :mod:`inference.weights.replayed_chunks`. They are drawn in groups, ahead of their turn.
 
     Args:
         model: Pyro model.
@@ -91,14 +102,32 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     own = {first.layout.plate} if len(blocks) > 1 else set()
     indices = {name: index for name, index in first.subsamples.items() if name not in own}
     chunk = samples_at_once(first) if chunk is None else chunk
-    starts = range(0, num_samples, chunk)
-    for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
-        with stream.resumed():
-            count = min(chunk, num_samples - start)
-            parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
-            log_weights = joined(parts, blocks.number, dim=1)
+    groups = _groups(blocks, first.layout, indices, num_samples, chunk)
+    ready, number = deque[Tensor](), math.ceil(num_samples / chunk)
+    for _ in tqdm(range(number), disable=not progress or number == 1, desc="log weights", unit="chunk"):
+        if not ready:
+            with stream.resumed():
+                ready.extend(next(groups))
+        log_weights = ready.popleft()
         check_log_weights(log_weights)
         yield log_weights
+
+
+def _groups(
+    blocks: RowBlocks, layout: Layout, indices: dict[str, Tensor], num_samples: int, chunk: int
+) -> Iterator[list[Tensor]]:
+    """Log weights of chunks of samples, in groups that are drawn at once."""
+
+    def run(count: int) -> Tensor:
+        parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
+        return joined(parts, blocks.number, dim=1)
+
+    number, rest = divmod(num_samples, chunk)
+    is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
+    held = at_once(_HELD, chunk * layout.num_data) if is_small else 1
+    yield from chunks_in_groups(lambda: run(chunk), blocks.call.programs, number, held)
+    if rest:
+        yield [run(rest)]
 
 
 def samples_at_once(first: Draw) -> int:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from inference.core.checks import check_log_weights
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
-from inference.posterior.hmc import Chains, Target, transition, tuned, whitened
+from inference.posterior.hmc import Chains, Target, Transitions, tuned, whitened
 from inference.posterior.log_joint import LogJoint
 
 # Chains times data that move side by side.
@@ -71,7 +71,7 @@ class Annealer:
         self.evaluations = 0.0
         self.schedule: Schedule | None = None
         self._progress = progress
-        self._targets: dict[int, Target] = {}
+        self._targets, self._transitions = dict[int, Target](), dict[int, Transitions]()
 
     def tune(self, num_temperatures: int) -> None:
         """Choose temperatures and steps by pilot chains, which are then forgotten."""
@@ -130,7 +130,9 @@ class Annealer:
         num = len(chains.v)
         self.evaluations += num * self.num_leapfrog
         with pyro.validation_enabled(False):
-            return transition(self._target(num), chains, beta, step, self.num_leapfrog)
+            if num not in self._transitions:
+                self._transitions[num] = Transitions(self._target(num), self.num_leapfrog)
+            return self._transitions[num](chains, beta, step)
 
     @property
     def _frozen(self) -> Schedule:

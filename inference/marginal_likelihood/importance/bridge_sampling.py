@@ -23,7 +23,7 @@ from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive, widened
 from inference.marginal_likelihood.importance.proposal import Proposal
-from inference.posterior.hmc import Chains, transition, tuned, whitened
+from inference.posterior.hmc import Chains, Transitions, tuned, whitened
 from inference.weights.summary import summarise
 
 # Draws from which the chains' starts are resampled.
@@ -103,8 +103,9 @@ class Bridge(Method):
             chains = Chains(v, *target(v))
             beta = torch.ones_like(chains.value[0])
             step = beta * v.shape[-1] ** -0.25
+            move = Transitions(target, self.num_leapfrog)
             for i in range(self.num_warmup + self.num_steps):
-                chains, acceptance = transition(target, chains, beta, step, self.num_leapfrog)
+                chains, acceptance = move(chains, beta, step)
                 if i < self.num_warmup:
                     step = tuned(step, acceptance)
                 else:

@@ -1,5 +1,6 @@
 """Annealed importance sampling and bounds from both sides, against models whose evidence is known."""
 
+import itertools
 import math
 from unittest import mock
 
@@ -35,7 +36,7 @@ from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.annealing.bidirectional import _Moments
 from inference.marginal_likelihood.annealing.chains import Annealer, schedule_of
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
-from inference.posterior.hmc import Chains, traced, transition, whitened
+from inference.posterior.hmc import Chains, Transitions, traced, transition, whitened
 from inference.posterior.moments import gaussian_of_draws
 from zoo import LinearVAE
 
@@ -165,7 +166,7 @@ def test_the_whitened_target_is_the_gaussian_joint_with_its_gradient():
     posterior = model.posterior(x)
     start = Gaussian(torch.randn(4, 3).double(), torch.randn(4, 3, 3).double().tril() + 3 * torch.eye(3).double())
     target = whitened(LogJoint(model, x), start, 5)
-    assert target.__qualname__.startswith("traced")  # a replay
+    assert target.__qualname__.startswith("_guarded")  # a replay
     v = torch.randn(5, 4, 3).double()
     value, gradient = target(v)
     u = start.loc + (start.factor @ v.unsqueeze(-1)).squeeze(-1)
@@ -187,12 +188,57 @@ def test_what_depends_on_the_values_goes_its_own_way():
         return v.sum(-1) * float(v.mean()), v
 
     v = torch.ones(2, 3, 4)
-    replayed, before = traced(branches, v), len(calls)
+    replayed, before = traced(branches, [v], [-0.5 * v]), len(calls)
     torch.testing.assert_close(replayed(2 * v), ((2 * v).sum(-1), 2 * v))
     assert len(calls) == before  # without Python
     torch.testing.assert_close(replayed(9 * v), ((9 * v).prod(-1), 9 * v))
     assert len(calls) == before + 1
-    assert traced(scaled, v) is scaled  # a number is read from a tensor
+    assert traced(scaled, [v], [-0.5 * v]) is scaled  # a number is read from a tensor
+
+
+def test_noise_is_drawn_as_the_function_draws_it():
+    def noisy(v):
+        scale = 2.0 if bool(v.mean() < 5) else 3.0
+        torch.rand(2)  # which nothing uses
+        return (v + scale * torch.randn_like(v),)
+
+    v = torch.ones(2, 3)
+    torch.manual_seed(0)
+    replayed = traced(noisy, [v], [2 * v])
+    for at in (v, 3 * v, 9 * v, 3 * v):
+        state = torch.get_rng_state()
+        (got,) = replayed(at)
+        after = torch.get_rng_state()
+        torch.set_rng_state(state)
+        assert torch.equal(got, noisy(at)[0])
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("limit", [None, 1.5])
+def test_replayed_transitions_are_those_of_python(limit):
+    """With a branch that depends on the values, and without."""
+    calls = []
+
+    def target(v):
+        calls.append(1)
+        sign = -1.0 if limit is not None and bool(v.max() > limit) else -0.5
+        return sign * v.square().sum(-1), 2 * sign * v
+
+    torch.manual_seed(0)
+    v = torch.randn(5, 4, 3)
+    first = Chains(v, *target(v))
+    move, step = Transitions(target, 2), torch.full((4,), 0.3)
+    found = []
+    for take in (move, lambda *inputs: transition(target, *inputs, 2)):
+        torch.manual_seed(1)
+        chains, number = first, len(calls)
+        for i in range(1, 121):
+            chains, acceptance = take(chains, torch.full((4,), i / 120), step)
+            found.append([*chains, acceptance])
+        found.append(len(calls) - number)
+    by_replay, by_python = found[:120], found[121:241]
+    assert all(map(torch.equal, itertools.chain(*by_replay), itertools.chain(*by_python)))
+    assert found[120] < found[241]  # fewer calls of Python
 
 
 def test_the_start_has_the_moments_of_the_guides_draws_widened():
@@ -428,9 +474,13 @@ def test_a_model_in_float32_in_blocks_gets_its_evidence_in_float64():
 
 def test_evaluations_count_every_gradient(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        inference.posterior.hmc, "traced", lambda target, _: lambda v: (calls.append(len(v)), target(v))[1]
-    )
+
+    def counted(function, examples, _):
+        if len(examples) > 1:  # a transition, of this target
+            return function
+        return lambda v: (calls.append(len(v)), function(v))[1]
+
+    monkeypatch.setattr(inference.posterior.hmc, "traced", counted)
     model = linear_model()
     got = evidence(model, data_of(model, 2), method=Annealed(10), seed=0, progress=False)
     assert got.evaluations == sum(calls)

@@ -1,0 +1,123 @@
+"""Chunks of samples as replays of a recorded one: the same random numbers and bits, without the pair's Python.
+
+What a graph assumes of a pair is looked at, and the graph is compared with the pair itself on the same noise, before
+any of its chunks is handed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._functorch import maybe_current_level
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from inference.core.seeding import random_states, set_random_states
+from inference.numerics.graphs import FlatGraph, Replay, flat_graph, folded, scripted
+from inference.pair.fingerprint import iterators_in, python_state
+from inference.pair.run import Program, modules_of
+
+Run = Callable[[], Tensor]
+
+# To record a chunk and to compare replays with it takes about as long as so many chunks save.
+_WORTH = 24
+
+# Replays between two comparisons: at first one, then so many times more each time, up to a limit, below which a replay
+# saves less than the comparisons cost.
+_GROWTH, _LEAST, _MOST = 4, 8, 64
+
+
+class _Graph(NamedTuple):
+    """A recorded chunk, with what replays it."""
+
+    flat: FlatGraph
+    replay: Replay
+
+
+def chunks_in_groups(run: Run, programs: tuple[Program, ...], number: int, held: int) -> Iterator[list[Tensor]]:
+    """So many chunks, in groups that are drawn at once: of one chunk, but for replays.
+
+    Args:
+        run: Draws a chunk and returns its log weights, without gradient.
+        programs: What it runs.
+        number: How many chunks.
+        held: How many may be held at once.
+    """
+    graph = None
+    if number >= _WORTH and held >= _LEAST and not _is_watched():
+        before = _state(programs)
+        yield [run()]
+        if before is None or _state(programs) != before:  # its Python counts, or keeps something
+            number -= 1
+        else:
+            log_weights, graph = _recorded(run)
+            yield [log_weights]
+            number -= 2
+    size = 1
+    while number:
+        group = [] if graph is None else _replayed(graph, run, min(size, number))
+        if not group:
+            graph, group = None, [run()]
+        yield group
+        number, size = number - len(group), min(_GROWTH * size, held, _MOST)
+
+
+def _is_watched() -> bool:
+    """Whether a transform or a mode of torch sees each operation, which is then to be the pair's own."""
+    return maybe_current_level() is not None or _get_current_dispatch_mode() is not None
+
+
+def _state(programs: tuple[Program, ...]) -> dict[str, Any] | None:
+    """What must stay as it is for a graph to hold; None where that cannot be seen."""
+    modules = modules_of(*programs)
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    try:
+        state = python_state(dict(zip(("model", "guide"), programs, strict=False)), modules)
+        state["tensors"] = [(id(tensor), tensor._version) for tensor in tensors]
+    except Exception:  # of objects of a user's own
+        return None
+    return None if iterators_in(state) else state
+
+
+def _recorded(run: Run) -> tuple[Tensor, _Graph | None]:
+    """A chunk, and a graph of it where it has one."""
+    states, chunks = random_states(), list[Tensor]()
+
+    def recorded() -> list[Tensor]:
+        chunks[:] = [run()]
+        return chunks
+
+    try:
+        flat = folded(flat_graph(recorded, []))
+        return chunks[0], _Graph(flat, scripted(flat))
+    except Exception:  # a user's program may fail to be recorded in any way
+        set_random_states(states)
+        return run(), None
+
+
+def _replayed(graph: _Graph, run: Run, size: int) -> list[Tensor]:
+    """Chunks by replays; none, from the same random state, where the last one is not what the pair gives."""
+    states, before, group = random_states(), random_states(), list[Tensor]()
+    try:
+        holds = []
+        for i in range(size):
+            before = random_states() if i == size - 1 else before
+            log_weights, *others = graph.replay([])
+            group.append(log_weights)
+            holds += others[: graph.flat.assumes]
+        after = random_states()
+        set_random_states(before)
+        same = _same(run(), group[-1]) and all(map(torch.equal, random_states(), after))
+    except Exception:  # the pair itself may refuse its values
+        same = False
+    if same and all(map(bool, holds)):
+        return group
+    set_random_states(states)
+    return []
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two chunks have the same bits, NaN included."""
+    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -1,0 +1,119 @@
+"""Recorded graphs: a graph whose constant parts are computed once gives the bits of the function itself."""
+
+import torch
+
+from inference.numerics.graphs import flat_graph, folded, scripted
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+
+
+def operations(flat):
+    return [node.target for node in flat.graph.nodes if node.op == "call_function"]
+
+
+def replayed(flat, inputs=()):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return scripted(flat)(inputs)[0]
+
+
+def test_what_depends_on_neither_inputs_nor_noise_is_computed_once():
+    weight = torch.randn(3, 3, generator=torch.Generator().manual_seed(2))
+
+    def function():
+        mean, scale = (X @ weight.t()).exp(), weight.square().sum(0).sqrt()
+        return [mean + scale * torch.randn(5, 3)]
+
+    flat = flat_graph(function, [])
+    small = folded(flat)
+    aten = torch.ops.aten
+    assert operations(small) == [aten.randn.default, aten.mul.Tensor, aten.add.Tensor]
+    assert torch.equal(replayed(small), replayed(flat))
+
+
+def test_operations_without_effect_are_left_out():
+    one, zero, zeros = torch.ones(()), torch.zeros(()), torch.zeros(3)
+
+    def function():
+        z = torch.randn(5, 3)
+        z = torch.addcmul(zeros, z, one) * one / one + zero - 0.0
+        return [(1.0 * z).exp()]
+
+    flat = flat_graph(function, [])
+    small = folded(flat)
+    assert operations(small) == [torch.ops.aten.randn.default, torch.ops.aten.exp.default]
+    assert torch.equal(replayed(small), replayed(flat))
+
+
+def test_operations_that_have_an_effect_stay():
+    ones, zeros = torch.ones(2, 5, 3), torch.zeros(3)
+
+    def function():
+        z = torch.randn(5, 3)
+        wide = z * ones  # of another shape
+        precise = z + zeros.double()  # and another dtype
+        return [wide.sum(0) + precise + torch.addcmul(zeros, z, X) + torch.sub(zeros, z) + 1.0 / z]
+
+    flat = flat_graph(function, [])
+    small = folded(flat)
+    assert torch.equal(replayed(small), replayed(flat))
+    targets = operations(small)
+    for target, number in ((torch.ops.aten.mul.Tensor, 1), (torch.ops.aten.addcmul.default, 1)):
+        assert targets.count(target) == number
+    assert targets.count(torch.ops.aten.sub.Tensor) == 1
+
+
+def test_what_is_computed_twice_is_computed_once_but_noise_is_not():
+    def function():
+        z, other = torch.randn(5, 3), torch.randn(5, 3)
+        return [z.exp() + other.exp() + z.exp().sum(-1, keepdim=True)]
+
+    flat = flat_graph(function, [])
+    small = folded(flat)
+    assert operations(small).count(torch.ops.aten.exp.default) == 2
+    assert operations(small).count(torch.ops.aten.randn.default) == 2
+    assert torch.equal(replayed(small), replayed(flat))
+
+
+def test_results_have_memory_of_their_own():
+    x = X.clone()
+
+    def function():
+        return [torch.ones_like(x).t(), (x * 1.0)[0], x.exp(), x.exp()]
+
+    replay = scripted(folded(flat_graph(function, [x])))
+    for _ in range(2):
+        results = replay([X])
+        for result, expected in zip(results, [torch.ones(3, 5), X[0], X.exp(), X.exp()], strict=True):
+            assert torch.equal(result, expected)
+        for result in results:
+            result.zero_()
+
+
+def test_constants_may_change_where_that_is_said():
+    weight = torch.ones(3)
+    flat = flat_graph(lambda: [X * weight * 1.0 + torch.zeros_like(X)], [])
+    small = folded(flat, constants=False)
+    assert operations(small) == [torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor]
+    replay = scripted(small)
+    weight.fill_(3.0)
+    assert torch.equal(replay([])[0], 3 * X)
+
+
+def test_inputs_vary_and_results_are_no_constants():
+    x = X.clone()
+    small = folded(flat_graph(lambda: [x.exp() * 2, X * 1.0], [x]))
+    assert torch.equal(scripted(small)([2 * X])[0], (2 * X).exp() * 2)
+    assert scripted(small)([X])[1] is not X
+
+
+def test_a_graph_that_changes_tensors_in_place_stays_as_it_is():
+    total = torch.zeros(3)
+
+    def function():
+        view = total[:2]
+        view.add_(1.0)
+        return [total * torch.randn(3)]
+
+    flat = flat_graph(function, [])
+    assert folded(flat) is flat

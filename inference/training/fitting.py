@@ -127,8 +127,9 @@ def fit(
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If data are not finite or do not fit the pair, if the model observes nothing, if LBFGS is given
-            mini-batches, if the device is not there, or if the checkpoint is damaged, belongs to another run or a longer
-            one, or is being written by another run; if one is wanted of an ``IterableDataset``, which cannot be resumed.
+            mini-batches, if the device is not there, or if the checkpoint is damaged, belongs to another run or a
+            longer one, or is being written by another run; if one is wanted of an ``IterableDataset``, which cannot be
+            resumed.
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """

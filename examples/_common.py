@@ -19,6 +19,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
 from inference import ELBO, AnnealedPrecision, GeometricAnnealing, History, fit, fit_many
+from inference.core.checks import as_device
 from inference.core.files import atomic_path
 from inference.diagnostics import collapsed, latent_kl
 from inference.plots import save_figure
@@ -32,9 +33,10 @@ Pair = tuple[nn.Module, nn.Module]
 
 def chosen_device(name: str) -> str:
     """The device of that name; "auto" is CUDA where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    try:
+        return str(as_device(name))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def example_parser(

@@ -11,9 +11,10 @@ and the contrast C_IMA of the learnt decoder and of the renderer, together with 
 from __future__ import annotations
 
 import torch
-from _common import example_parser, finish, panels, parse_with_presets, save, train
+from _common import example_parser, finish, parse_with_presets, save, train
+from matplotlib.figure import Figure
 
-from inference import AnalyticKLELBO, ima_contrast, mcc
+from inference import AnalyticKLELBO, ima_contrast, mcc, plots
 from zoo import draw_sources, sprite_pair, sprites
 
 # The paper's precision, one per raw pixel at 64 x 64, is .013 when standardised; at 32 x 32 .05 says as much.
@@ -68,14 +69,18 @@ def measure(model, guide, x):
 def draw(model, codes, images, matching, size):
     """Images, their reconstructions, and what each code changes while the others stay, from its 2 % to its 98 %."""
     shown, names = 8, FACTORS[: codes.shape[1]]
-    figure, axes = panels(len(names) + 2, 1, size=(8, 1.2 * (len(names) + 2)))
-    show_images(axes[0], images[:shown], size, "held-out images")
-    show_images(axes[1], model.decode(codes[:shown]), size, "reconstructions")
-    for ax, name, k in zip(axes[2:], names, matching.tolist(), strict=True):
-        path = codes.mean(0).repeat(shown, 1)
-        low, high = codes[:, k].quantile(codes.new_tensor([0.02, 0.98]))
-        path[:, k] = low + (high - low) * torch.linspace(0, 1, shown, device=codes.device)
-        show_images(ax, model.decode(path), size, f"the code matched with {name}")
+    figure = Figure(figsize=(8, 1.2 * (len(names) + 2)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(2, len(names)))
+    for ax, flat, title in zip(
+        above.subplots(2, 1), (images[:shown], model.decode(codes[:shown])), ("held-out images", "reconstructions")
+    ):
+        show_images(ax, flat, size, title)
+    low, high = codes.quantile(codes.new_tensor([0.02, 0.98]), 0)
+    options = {"reach": (high - low) / 2, "number": shown, "image": (3, size, size), "latents": matching.tolist()}
+    plots.traversal_figure(model.decode, (low + high) / 2, figure=below, **options)
+    for ax, name in zip(below.axes[::shown], names, strict=True):
+        ax.yaxis.label.set_text(f"{ax.get_ylabel()}, {name}")
+    below.suptitle("what each code changes, and the factor that it is matched with", fontsize=9)
     return figure
 
 

@@ -123,6 +123,13 @@ def test_a_preset_knows_its_options(load):
         common.parse_with_presets(parser, [], smoke={"step": 3})
 
 
+def test_a_device_that_is_not_there_is_refused(load, capsys):
+    parser = load("_common.py").example_parser("What it does.", "name", device=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", "gpu"])
+    assert "argument --device: expected device to be 'auto' or one of ['cpu'" in capsys.readouterr().err
+
+
 def test_a_result_is_taken_again_for_the_same_settings_alone(load, tmp_path):
     common = load("_common.py")
     parser = common.example_parser("What it does.", "name", seed="all", resume=True)

@@ -118,6 +118,28 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
         raise ValueError(f"expected {name} to be at least {minimum}, got {value}")
 
 
+def as_device(device: str | torch.device) -> torch.device:
+    """A device that is there, from itself or by name; "auto" is CUDA where there is one.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If there is none of that name here.
+    """
+    if not isinstance(device, str | torch.device):
+        raise TypeError(f"expected device to be a name or a torch.device, got {device!r}")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(f"cuda:{i}" for i in range(gpus))]
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or no such device: the latter of builds for CPUs
+        told = "" if gpus else "; torch sees no GPU"
+        raise ValueError(f"expected device to be 'auto' or one of {there}, got {str(device)!r}{told}") from error
+    return found
+
+
 def check_arguments(
     programs: Iterable[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, missing: bool = False
 ) -> None:

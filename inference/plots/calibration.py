@@ -155,7 +155,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError], *, figure: Fig
     quantities: dict[str, Callable[[PosteriorError], Tensor]] = {
         "2-Wasserstein distance": lambda r: r.wasserstein,
         "mean error (posterior s.d.)": lambda r: r.mean_error,
-        "log variance ratio, guide to posterior": lambda r: r.log_variance_ratio,
+        "log (guide / posterior variance)": lambda r: r.log_variance_ratio,
     }
     for ax, (label, read) in zip(axes, quantities.items()):
         values = [read(r).cpu().numpy().ravel() for r in results.values()]

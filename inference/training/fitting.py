@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
-from inference.core.checks import check_arguments, check_count
+from inference.core.checks import as_device, check_arguments, check_count
 from inference.core.files import locked
 from inference.core.ranks import ranks
 from inference.core.seeding import seeded
@@ -96,7 +96,8 @@ def fit(
         whole: Take all data as one data point, whatever the plates: for latents that all data share.
         missing: NaN in the data stands for a missing value that the model itself masks.
         seed: Seed of the noise and of the order of the data.
-        device: Where to train; the pair is moved there and stays there. None trains on the pair's own device.
+        device: Where to train; the pair is moved there and stays there. None trains on the pair's own device, "auto" on
+            a GPU where there is one.
         validation: Held-out data, like ``data``; of a ``DataLoader`` all rows in their order.
         evaluate_every: Steps between evaluations on the validation data.
         patience: Evaluations without improvement after which to stop.
@@ -126,8 +127,9 @@ def fit(
     Raises:
         TypeError: If an argument is of the wrong type; before anything runs.
         ValueError: If data are not finite or do not fit the pair, if the model observes nothing, if LBFGS is given
-            mini-batches, or if the checkpoint is damaged, belongs to another run or a longer one, or is being written
-            by another run; if one is wanted of an ``IterableDataset``, which cannot be resumed.
+            mini-batches, if the device is not there, or if the checkpoint is damaged, belongs to another run or a
+            longer one, or is being written by another run; if one is wanted of an ``IterableDataset``, which cannot be
+            resumed.
         OSError: If the checkpoint cannot be written; before anything runs where that can be known.
         FloatingPointError: If the loss or a parameter becomes NaN or infinite; the message names the steps.
     """
@@ -143,6 +145,7 @@ def fit(
         check_count(patience, "patience")
         if validation is None:
             raise ValueError("expected validation data for patience, got none")
+    device = None if device is None else as_device(device)
     loader = as_loader(data, batch_size)
     if loader is not None:
         _check_loader(loader, whole, checkpoint, seed)

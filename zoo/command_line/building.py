@@ -95,7 +95,7 @@ def train(pair: tuple[nn.Module, nn.Module], x: Tensor, args: argparse.Namespace
         scheduler=partial(LambdaLR, lr_lambda=lambda step: _LAST_RATE ** (step / args.steps)),
         batch_size=min(args.batch_size, len(x)),
         seed=args.seed,
-        device=_device(args.device),
+        device=args.device,
         checkpoint=checkpoint,
     )
     checkpoint.unlink(missing_ok=True)
@@ -124,9 +124,3 @@ def _has_closed_kl(model: nn.Module, guide: nn.Module, x: Tensor) -> bool:
         except NotImplementedError:
             return False
     return True
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

@@ -14,6 +14,7 @@ from functools import reduce
 from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
@@ -22,7 +23,7 @@ from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.student_t import Students, concatenate, mixed, refit, temperatures
 from inference.marginal_likelihood.base.intervals import evidence_from_weights, replace_estimate, without_upper_end
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence, replace_rows
 from inference.marginal_likelihood.importance.mode_starts import ModeStarts, first_mixture
 from inference.marginal_likelihood.importance.proposal import Proposal, guide_with_density, unvalidated_log_joint
 from inference.posterior.log_joint import LogJoint
@@ -43,6 +44,9 @@ _LEAST, _ENOUGH = 0.1, 0.25
 # Distributions for which a round draws apart, at most: more share the draws of so many.
 _MOST = 3
 
+# Where the last draws leave the weights' tail in doubt, rounds go on with so many times the draws.
+_MORE = 2
+
 # Effective sample size that a normal distribution needs, at least.
 _FEWEST = 100
 
@@ -52,11 +56,13 @@ class Adapted(NamedTuple):
 
     Attributes:
         proposal: The mixture to draw from.
-        within: Mean of its adapted distributions, with the mean of their covariances.
+        first: The mixture of the first round.
+        within: Mean of the adapted distributions, with the mean of their covariances.
         starts: The modes that it began from.
     """
 
     proposal: Proposal
+    first: Students
     within: Gaussian
     starts: ModeStarts
 
@@ -71,9 +77,11 @@ class Adaptive(Method):
     further look finds no mode that matters. Up to three dimensions, data that the modes do not explain are looked at
     again with 2^18 draws. Each round refits the mixture to its weighted draws by a step of
     expectation-maximisation (EM). Weights are raised to a power below one as long as few of them would dominate.
-    Nothing is adapted to the last draws, from which alone estimate and interval come. A tenth of them are the first
-    round's, so that no mode found is lost, and a fifth of all are the guide's, where its density is known; each is
-    weighted as a draw of the whole mixture.
+    Rounds end once their draws are worth a quarter of their number. Nothing is adapted to the last draws, from which
+    alone estimate and interval come. A tenth of them are the first round's, so that no mode found is lost, and a fifth
+    of all are the guide's, where its density is known; each is weighted as a draw of the whole mixture. Where k-hat
+    alone forbids a two-sided interval, the mixture may have ended too narrow: it is adapted by as many rounds more, of
+    twice the draws, and fresh last draws take the place of those before.
 
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation. The interval is two-sided and
@@ -126,12 +134,16 @@ class Adaptive(Method):
                 data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at one of the last draws.
         """
-        proposal, _, starts = self.adapted(problem)
-        strata = [summarise(blocks, size) for blocks, size in proposal.log_weights(self.num_samples)]
-        plain = widened(evidence_from_weights(reduce(merge, strata), problem.level), starts)
-        log_joint = problem.log_joint
-        result = replace_estimate(plain, *stratified(*strata), method=self.name)
-        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
+        adapted = self.adapted(problem)
+        found = self._found(adapted, problem)
+        index = (_tail_in_doubt(found) & adapted.starts.settled).nonzero()[:, 0]
+        if len(index) == 0:
+            return found
+        try:
+            part = replace(problem) if len(index) == len(found.value) else problem.rows(index)
+        except ValueError:  # no argument is known to hold rows
+            return found
+        return replace_rows(found, index, self._found(self._adapted_further(adapted, part, index), part))
 
     def refined(self) -> Adaptive:
         """With four times the samples."""
@@ -145,26 +157,46 @@ class Adaptive(Method):
             ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or no
                 data argument has a row for each data point.
         """
-        log_joint = problem.log_joint
         starts, first = problem.keep(self.name, lambda: first_mixture(problem, self.degrees))
-        rows = at_once(_ELEMENTS, len(first.components) * self._draws(log_joint.dim) * log_joint.width)
+        return self._adapted_from(problem, first, first, starts, self._draws(problem.log_joint.dim), _ENOUGH)
+
+    def _adapted_further(self, before: Adapted, part: Problem, index: Tensor) -> Adapted:
+        """The mixtures of chosen data points after all rounds once more, however much their draws are worth."""
+        first, mixture = before.first.rows(index), before.proposal.mixture.rows(index)
+        num_draws = _MORE * self._draws(part.log_joint.dim)
+        return self._adapted_from(part, mixture, first, before.starts.rows(index), num_draws, math.inf)
+
+    def _adapted_from(
+        self, problem: Problem, mixture: Students, first: Students, starts: ModeStarts, num_draws: int, enough: float
+    ) -> Adapted:
+        """Mixtures adapted from others until their draws are worth enough of their number, the first ones mixed in."""
+        log_joint = problem.log_joint
+        rows = at_once(_ELEMENTS, len(mixture.components) * num_draws * log_joint.width)
         groups = torch.arange(log_joint.num_data, device=log_joint.device).split(rows)
         bar = tqdm(groups, disable=not problem.progress, desc=self.name, unit="group")
-        mixture = concatenate([self._adapt(log_joint.rows(index), first.rows(index)) for index in bar])
+        mixture = concatenate([self._adapt(log_joint.rows(i), mixture.rows(i), num_draws, enough) for i in bar])
         proposal = Proposal(log_joint, mixed(mixture, first, _STARTS_SHARE), *guide_with_density(problem))
-        return Adapted(proposal, mixture.within, starts)
+        return Adapted(proposal, first, mixture.within, starts)
+
+    def _found(self, adapted: Adapted, problem: Problem) -> Evidence:
+        """Estimate and interval by fresh draws of an adapted mixture."""
+        strata = [summarise(blocks, size) for blocks, size in adapted.proposal.log_weights(self.num_samples)]
+        plain = widened(evidence_from_weights(reduce(merge, strata), problem.level), adapted.starts)
+        log_joint = adapted.proposal.log_joint
+        result = replace_estimate(plain, *stratified(*strata), method=self.name)
+        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
 
     def _draws(self, dim: int) -> int:
         return max(self.num_draws, _DRAWS_PER_DIM * dim)
 
-    def _adapt(self, log_joint: LogJoint, mixture: Students) -> Students:
+    def _adapt(self, log_joint: LogJoint, mixture: Students, num_draws: int, enough: float) -> Students:
         for _ in range(self.num_rounds):
-            num_draws = min(_MOST, len(mixture.components)) * self._draws(log_joint.dim)
-            u, log_density = mixture.draw(num_draws)
+            total = min(_MOST, len(mixture.components)) * num_draws
+            u, log_density = mixture.draw(total)
             log_weights = unvalidated_log_joint(log_joint, u).nan_to_num(nan=-math.inf) - log_density
-            power, size = temperatures(log_weights, _LEAST * num_draws)
+            power, size = temperatures(log_weights, _LEAST * total)
             mixture = refit(u, power * log_weights, mixture)
-            if bool(((power == 1) & (size > _ENOUGH * num_draws)).all()):
+            if bool(((power == 1) & (size > enough * total)).all()):
                 break
         return mixture
 
@@ -174,7 +206,15 @@ def widened(plain: Evidence, starts: ModeStarts) -> Evidence:
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.
     """
-    size = plain.effective_sample_size
-    assert size is not None
-    few = ~(size > max(_FEWEST, _ENOUGH * plain.num_samples))
-    return replace(without_upper_end(plain, few | ~starts.settled), notes=starts.notes)
+    return replace(without_upper_end(plain, _few(plain) | ~starts.settled), notes=starts.notes)
+
+
+def _few(found: Evidence) -> Tensor:
+    """Whether the last draws are worth too little for a normal distribution, (N,)."""
+    assert found.effective_sample_size is not None
+    return ~(found.effective_sample_size > max(_FEWEST, _ENOUGH * found.num_samples))
+
+
+def _tail_in_doubt(found: Evidence) -> Tensor:
+    """Whether k-hat alone forbids a two-sided interval, (N,)."""
+    return ~found.upper.isfinite() & ~_few(found)

@@ -80,7 +80,7 @@ class Bridge(Method):
                 data argument has a row for each data point.
             FloatingPointError: If the joint density is NaN or plus infinity at a draw of the mixture.
         """
-        proposal, within, starts = Adaptive(self.num_samples).adapted(problem)
+        proposal, _, within, starts = Adaptive(self.num_samples).adapted(problem)
         drawn = torch.cat([block for blocks, _ in proposal.log_weights(self.num_samples) for block in blocks])
         plain = widened(evidence_from_weights(summarise([drawn], self.num_samples), problem.level), starts)
         ours = bridge_estimate(self._chain_log_weights(proposal, within), drawn)

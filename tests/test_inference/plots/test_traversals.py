@@ -26,6 +26,18 @@ def test_each_row_moves_one_latent_alone(model):
     assert {ax.images[0].get_clim() for ax in axes} == {axes[0].images[0].get_clim()}
 
 
+def test_latents_have_reaches_of_their_own_and_images_colours():
+    centre, reach = torch.full((3,), 0.2).double(), torch.tensor([0.5, 1.0, 2.0]).double()
+    decode = lambda z: z.repeat_interleave(2, -1)  # noqa: E731  # (3, 1, 2): a latent is a colour
+    axes = traversal_figure(decode, centre, reach=reach, number=3, image=(3, 1, 2), latents=[2, 0]).axes
+    drawn = torch.stack([torch.as_tensor(ax.images[0].get_array().data) for ax in axes])  # (6, 1, 2, 3)
+    expected = torch.tensor(
+        [[0.2, 0.2, 0.0], [0.2, 0.2, 0.2], [0.2, 0.2, 1.0], [0.0, 0.2, 0.2], [0.2] * 3, [0.7, 0.2, 0.2]]
+    )
+    torch.testing.assert_close(drawn, expected.double()[:, None, None].expand(6, 1, 2, 3))
+    assert [ax.get_xlabel() for ax in axes] == ["-2.00", "+0.00", "+2.00", "-0.50", "+0.00", "+0.50"]
+
+
 def test_curves_stand_for_data_that_are_no_images(model):
     (ax,) = traversal_figure(model.decode, torch.zeros(3).double(), number=3, latents=[1]).axes
     ends = model.decode(torch.tensor([[0.0, -2.5, 0.0], [0.0, 2.5, 0.0]]).double()).detach()
@@ -41,6 +53,8 @@ def test_curves_stand_for_data_that_are_no_images(model):
         ({"latents": [3]}, r"latents of 0 to K - 1 .* got \(3,\), \[3\]"),
         ({"latents": []}, "expected a centre of shape"),
         ({"reach": 0.0}, "positive reach"),
+        ({"reach": torch.ones(2)}, "positive reach, one or K"),
+        ({"image": (2, 3, 1)}, "height and width of 6 pixels"),
         ({"reach": float("nan")}, "positive reach"),
         ({"number": 1}, "number"),
         ({"image": (2, 2)}, r"height and width of 6 pixels, got \(2, 2\)"),

@@ -511,6 +511,21 @@ def test_swapped_halves_are_refused_under_any_objective(objective):
     fit(model, guide, torch.zeros(8, 5), steps=1, objective=objective, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("device", "error", "message"),
+    [
+        ("gpu", ValueError, r"expected device to be 'auto' or one of \['cpu'.*\], got 'gpu'"),
+        ("cuda:99", ValueError, r"expected device to be 'auto' or one of \['cpu'.*\], got 'cuda:99'"),
+        (torch.device("cuda", 99), ValueError, "got 'cuda:99'"),
+        (0.5, TypeError, r"expected device to be a name or a torch\.device, got 0\.5"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, error, message):
+    x = torch.randn(4, 3).double()
+    with pytest.raises(error, match=message):
+        fit(*linear_pair(x, 1), x, steps=1, device=device, **QUIET)
+
+
 def test_a_pair_without_parameters_is_refused():
     model = PPCA(5, 2).double().requires_grad_(False)
     with pytest.raises(ValueError, match="expected a pair with at least one trainable parameter, got none"):

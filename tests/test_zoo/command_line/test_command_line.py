@@ -122,6 +122,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeyp
         (["evidence", "PAIR", "--data", "synthetic"], "rows of 3 numbers"),
         (["evidence", "PAIR", "--data", "CSV", "--rows", "0"], "rows"),
         (["card", "PAIR", "--name", "a/../b", "--data", "CSV"], "name"),
+        (["train", "linear_vae", "--data", "CSV", "--device", "gpu"], "expected device to be 'auto' or one of ['cpu'"),
         (["list", "--folder", "nowhere"], "folder of trained pairs"),
     ],
 )

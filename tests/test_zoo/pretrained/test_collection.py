@@ -1,5 +1,7 @@
 """Trained pairs in a folder, those that come with the zoo among them."""
 
+import math
+
 import pytest
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -7,6 +9,7 @@ from pyro.infer.autoguide import AutoGuide
 import zoo
 from guides import MeanField
 from inference import evidence, log_weights
+from inference.weights.pareto_smoothing import tail_length
 from zoo import LinearVAE, card
 from zoo.classics import ClassicModel
 from zoo.pretrained import load, pairs, save
@@ -136,7 +139,7 @@ def widened(interval):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.pairs())
-def test_the_evidence_and_gap_of_a_card_are_found_again(name):
+def test_all_else_of_a_card_is_found_again(name):
     model, guide, found = zoo.load(name)
     x, options = measured_data(model, found)
     data = x if options else zoo.named_dataset(found.dataset)
@@ -149,3 +152,20 @@ def test_the_evidence_and_gap_of_a_card_are_found_again(name):
             continue
         (old_lower, old_upper), (new_lower, new_upper) = widened(old), widened(new)
         assert max(old_lower, new_lower) <= min(old_upper, new_upper) + 1e-6, part
+    assert again.collapsed == found.collapsed  # the same rows, and no samples
+    error = math.hypot(found.iwae.standard_error, again.iwae.standard_error)
+    assert abs(again.iwae.value - found.iwae.value) <= 5 * error + 1e-9
+    check_pareto_k(found, again)
+
+
+def check_pareto_k(found, again):
+    """The median of k-hat by the error of each, and the share above a limit by the binomial distribution's."""
+    shares = found.heavy, again.heavy
+    mean = sum(shares) / 2
+    assert abs(shares[0] - shares[1]) <= 5 * math.sqrt(2 * mean * (1 - mean) / found.num_data) + 1e-9
+    if found.pareto_k is None:
+        assert again.pareto_k is None
+        return
+    error = (1 + max(found.pareto_k, again.pareto_k)) / math.sqrt(tail_length(found.num_samples) * found.num_data)
+    median = math.sqrt(math.pi / 2) * error  # against that of the mean
+    assert abs(again.pareto_k - found.pareto_k) <= 5 * math.sqrt(2) * median

@@ -106,6 +106,38 @@ def test_groups_of_data_are_put_together_in_order(monkeypatch):
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
 
 
+# --- a tail in doubt -------------------------------------------------------------------------------
+
+
+def dirichlet_counts(prior, num, seed):
+    """Multinomial counts with a Dirichlet prior: model, data, and log-evidence in closed form."""
+    generator = np.random.default_rng(seed)
+    p = generator.dirichlet(prior, num)
+    x = torch.from_numpy(np.stack([generator.multinomial(200, row) for row in p])).double()
+    before, after = torch.tensor(prior).double(), torch.tensor(prior).double() + x
+    truth = before.sum().lgamma() - after.sum(-1).lgamma() + (after.lgamma() - before.lgamma()).sum(-1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Dirichlet(before))
+            pyro.factor("x", (x * p.log()).sum(-1))
+
+    return model, x, truth
+
+
+def test_where_the_tail_is_in_doubt_rounds_go_on(monkeypatch):
+    model, x, truth = dirichlet_counts([0.6] * 6, 40, seed=0)
+    again = adaptive(model, x)
+    never = "inference.marginal_likelihood.importance.adaptive_mixture._tail_in_doubt"
+    monkeypatch.setattr(never, lambda found: torch.zeros_like(found.value, dtype=torch.bool))
+    once = adaptive(model, x)
+    kept, gained = once.upper.isfinite(), again.upper.isfinite() & ~once.upper.isfinite()
+    assert int(gained.sum()) >= 2
+    assert torch.equal(again.value[kept], once.value[kept])
+    assert bool(((again.value - truth).abs() < 4 * again.standard_error)[gained].all())
+    assert again.evaluations > once.evaluations
+
+
 # --- what the guide covers is kept ---------------------------------------------------------------
 
 

@@ -86,9 +86,9 @@ def local_params() -> Iterator[LocalParams]:
 def _local_params() -> Iterator[LocalParams]:
     store = pyro.get_param_store()
     state = store.get_state()
-    functions = _without_modules(state)
+    inner = _without_modules(state)
     try:
-        with store.scope({key: dict(value) for key, value in functions.items()}) as inner, LocalParams() as handler:
+        with store.scope(inner), LocalParams() as handler:
             yield handler
     finally:
         store.set_state({key: _new(_without_modules(inner)[key], state[key]) for key in inner})

@@ -60,11 +60,6 @@ class ModeStarts(NamedTuple):
         """The Gaussian of each mode's curvature, J of them."""
         return [mode.gaussian for mode in _each(self.modes, self.scale)]
 
-    def rows(self, index: Tensor) -> ModeStarts:
-        """Those of chosen data points, (M,) integers."""
-        modes = Modes(*(part[:, index] for part in self.modes))
-        return ModeStarts(modes, self.scale[index], self.num_starts[index], self.settled[index])
-
     @property
     def notes(self) -> tuple[str, ...]:
         """How modes were looked for, a sentence for each data point."""

@@ -20,12 +20,15 @@ from guides import (
     LowRank,
     MeanField,
     Mixture,
+    StudentT,
     TiedMeanField,
     WrappedEncoder,
     local_gauss_newton,
 )
 from inference import Importance, elbo, evidence, gap, log_weights, memory_limit, refit
+from inference.comparison.gap_decomposition import _of_mean
 from inference.comparison.local_problem import LocalProblem
+from inference.comparison.refit_starts import starts_at_modes
 from inference.comparison.refitting import _chosen, _settled
 from inference.distributions.gaussian import DiagNormal
 from inference.marginal_likelihood.analytic.exact import Exact as ExactEvidence
@@ -339,6 +342,24 @@ def test_chosen_rows_have_the_loss_that_they_have_among_all(cuts):
     torch.testing.assert_close(problem.minus_elbo(point, index)[0], torch.stack(expected))
 
 
+def test_rows_whose_noise_depends_on_their_number_stay_together():
+    model = linear_model()
+    x = model(n=5).detach()
+    local = StudentT(6, 3, hidden=(8,)).double().local(x)  # draws by uniform noise, which is not whitened
+    assert not LocalProblem(Call(model, local, (x,)), local, 16)._cuts
+
+
+def test_a_family_that_contains_the_posterior_starts_at_it():
+    model = linear_model()
+    x = model(n=3).detach()
+    local = FullRank(6, 3, hidden=(8,)).double().local(x)
+    problem = LocalProblem(Call(model, local, (x,)), local, 64)
+    starts = starts_at_modes(problem, max_steps=100)
+    elbo = -problem.minus_elbo(starts.point, starts.rows)[0]
+    best = torch.stack([elbo[starts.rows == row].max() for row in range(3)])
+    torch.testing.assert_close(best, model.log_evidence(x).detach(), atol=1e-3, rtol=0)
+
+
 # --- which point is taken --------------------------------------------------------------------------
 
 
@@ -424,6 +445,16 @@ def test_a_last_point_that_is_worse_on_fresh_noise_is_not_taken(monkeypatch):
 
 
 # --- intervals -------------------------------------------------------------------------------------
+
+
+def test_the_error_of_a_mean_is_that_of_independent_errors():
+    assert _of_mean(torch.tensor([3.0, 4.0])) == 2.5
+
+
+def test_the_mean_gap_of_an_exact_guide_may_be_zero():
+    model = linear_model()
+    got = gap(model, Exact(model), model(n=4).detach(), seed=0, progress=False)
+    assert 0 <= got.mean["gap"].lower < 1e-6
 
 
 def test_the_intervals_hold_the_closed_forms():

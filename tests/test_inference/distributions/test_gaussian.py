@@ -11,7 +11,7 @@ import torch
 from torch.distributions import kl_divergence
 from torch.func import vmap
 
-from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
+from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, coordinate_kl, diagonal_moments
 
 DIM = 3
 
@@ -382,3 +382,13 @@ def test_diagonal_gaussians_are_read_by_their_moments(distribution):
 def test_what_is_no_gaussian_vector_is_not_read_as_one(distribution):
     assert diagonal_moments(distribution) is None
     assert as_full_normal(distribution) is None
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DiagNormal(real(4, DIM), positive(4, DIM)), lambda: FullNormal(real(4, DIM), lower(4))]
+)
+def test_kl_of_each_coordinate_is_that_of_its_marginal(make):
+    q, loc, scale = make(), real(DIM), positive(DIM)
+    marginals = dist.Normal(q.mean, q.variance.sqrt())
+    expected = kl_divergence(marginals, dist.Normal(loc, scale))
+    torch.testing.assert_close(coordinate_kl(q, dist.Normal(loc, scale).to_event(1)), expected)

@@ -24,6 +24,7 @@ from inference import (
     iwae,
     log_weights,
 )
+from inference.pair.handlers import local_params
 from zoo import LinearVAE
 
 
@@ -245,6 +246,20 @@ def test_stock_svi_never_trains_the_second_network_of_a_name():
     for pair in pairs:
         SVI(pair.model, pair.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x)
     assert [any(which_changed(b, pair.tensors)) for b, pair in zip(before, pairs)] == [True, False]
+
+
+def test_an_interrupt_before_a_pair_runs_leaves_the_store_as_it_was(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    store = pyro.get_param_store()
+    kept = pyro.param("kept", torch.tensor(1.0))
+    monkeypatch.setattr(store, "scope", interrupted)
+    with pytest.raises(KeyboardInterrupt), local_params():
+        pass
+    monkeypatch.undo()
+    assert list(store.keys()) == ["kept"]
+    assert pyro.param("kept") is kept
 
 
 @pytest.mark.parametrize("objective", [Trace_ELBO, ELBO, AnalyticKLELBO, AnalyticELBO])

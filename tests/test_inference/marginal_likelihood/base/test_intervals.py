@@ -122,6 +122,12 @@ def test_a_contradiction_gives_the_hull_and_the_weaker_guarantee():
     assert bool((got.standard_error == math.inf).all())
 
 
+def test_the_error_of_a_hull_is_that_of_its_width():
+    got, contradicted = combine([of_weights(0.0, 0.1), of_weights(9.0, 0.1)])
+    assert contradicted.all()
+    torch.testing.assert_close(got.standard_error, (got.upper - got.lower) / (2 * normal_quantile(got.level)))
+
+
 def test_estimates_agree_within_their_errors_alone():
     first = of_weights(0.0, 0.1)
     assert agree(first, of_weights(0.0, 0.1, num_samples=20)).tolist() == [False] * 3  # no upper end

@@ -16,7 +16,19 @@ import math
 
 import numpy as np
 import torch
-from _common import cosine_decay, example_parser, finish, kept, panels, parse_with_presets, save, table_line
+from _common import (
+    cosine_decay,
+    example_parser,
+    expect,
+    finish,
+    kept,
+    panels,
+    parse_with_presets,
+    run_as_command,
+    save,
+    say,
+    table_line,
+)
 
 import inference
 from guides import MeanField, TiedMeanField
@@ -32,7 +44,7 @@ EPSILON = 0.05  # nats below which a latent is collapsed, if for 99 % of the dat
 
 def parse(argv):
     seed = "initialisation, noise and order"
-    parser = example_parser(__doc__, "gap_along_training", device=True, seed=seed, resume=True)
+    parser = example_parser(__doc__, "gap_along_training", seed=seed)
     parser.add_argument("--starts", type=float, nargs="+", default=[100.0, 1.0], help="first values of sigma^2")
     parser.add_argument("--kinds", nargs="+", default=["linear", "deep"], choices=["linear", "deep"], help="models")
     parser.add_argument("--latent-dim", type=int, default=2, help="K; up to 3 log p is found by quadrature")
@@ -126,14 +138,15 @@ def run(kind, var, x, args):
         batch_size=256,
         seed=args.seed,
         callbacks=[watch],
+        progress=False,
     )
     return [first, *watch.rows]
 
 
 def show(name, rows):
-    print("\n" + table_line(f"{name}: step", COLUMNS, width=15))
+    say("\n" + table_line(f"{name}: step", COLUMNS, width=15))
     for step, *numbers in rows:
-        print(table_line(f"{step:>12d}", [f"{value:.4f}" for value in numbers], width=15))
+        say(table_line(f"{step:>12d}", [f"{value:.4f}" for value in numbers], width=15))
 
 
 def draw(tables):
@@ -185,6 +198,7 @@ def main(argv=None):
     args = parse(argv)
     x = read(args)
     print(f"{len(x)} digits, K = {args.latent_dim}; gaps are means over {args.rows} of them, in nats per data point")
+    expect(args, len(args.kinds) * len(args.starts))
     tables = {}
     for kind in args.kinds:
         for var in args.starts:
@@ -199,4 +213,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

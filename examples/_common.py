@@ -157,10 +157,10 @@ def _stored_or_new(args: argparse.Namespace, name: str, compute: Callable[[], An
         if stored["settings"] == settings:
             return stored["result"]
     torch.manual_seed(args.seed)  # a result is the same, whichever others were taken from the folder
-    result = compute()
+    written = json.dumps({"settings": settings, "result": compute()})
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"settings": settings, "result": result}))
-    return result
+        temporary.write_text(written)
+    return json.loads(written)["result"]  # as a later call finds it
 
 
 def kept_pair(args: argparse.Namespace, name: str, pair: Pair, train: Callable[[], Any]) -> Pair:

@@ -93,7 +93,7 @@ def measure(model, guide, rows, known, reference, seconds, args):
         return (*[math.nan] * 5, *rest)
     found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=args.seed, progress=False)
     parts = [math.nan if part is None else float(part.mean()) for part in (found.approximation, found.amortisation)]
-    k_hat = pareto_k(log_weights(model, guide, rows, num_samples=args.samples)).value.median()
+    k_hat = pareto_k(log_weights(model, guide, rows, num_samples=args.samples, progress=False)).value.median()
     return float(found.elbo.mean()), float(found.total.mean()), *parts, float(k_hat), *rest
 
 

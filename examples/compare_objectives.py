@@ -95,7 +95,7 @@ def measure(model, guide, x, objective, args):
     """Bound, ELBO, log p and gap of a trained pair in nats per data point; log p is exact where the model knows it."""
     with torch.no_grad():
         value = float(objective.per_datum(model, guide, x).mean())
-        weights = inference.log_weights(model, guide, x, num_samples=args.samples, chunk=100)
+        weights = inference.log_weights(model, guide, x, num_samples=args.samples, chunk=100, progress=False)
         log_p = model.log_evidence(x) if isinstance(model, SupportsLogEvidence) else inference.iwae(weights).value
     bound = -value if isinstance(objective, inference.CUBO) else value
     lower, log_p = float(inference.elbo(weights).value.mean()), float(log_p.mean())

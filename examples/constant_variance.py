@@ -99,7 +99,7 @@ def encoder_row(data, guide_class, noise, floating, args):
         model.prior_module.freeze(guide, data.train)
     if noise is Baggins:
         model.freeze(guide, data.train)
-    own, test = (rate_distortion(model, guide, x, seed=args.seed) for x in (data.train, data.test))
+    own, test = (rate_distortion(model, guide, x, seed=args.seed, progress=False) for x in (data.train, data.test))
     numbers = (-own.total.value, own.rate.value, own.distortion.value, -test.total.value)
     return *numbers, sum(p.numel() for p in guide.parameters()), seconds
 
@@ -144,7 +144,7 @@ def elbo_of_baggins(x, args):
     train_analytic(model, guide, x, args.unit_steps, args)
     torch.manual_seed(args.seed)
     model.freeze(guide, x)
-    return -rate_distortion(model, guide, x, seed=args.seed).total.value
+    return -rate_distortion(model, guide, x, seed=args.seed, progress=False).total.value
 
 
 def try_learnt_variance(x, shift, args):
@@ -153,7 +153,8 @@ def try_learnt_variance(x, shift, args):
     encoder = MeanField(x.shape[1], args.latent_dim).to(x)
     try:
         train_analytic(raw, encoder, x, args.unit_steps, args)
-        return f"ELBO + D log c = {shift - rate_distortion(raw, encoder, x, seed=args.seed).total.value:.3f}"
+        total = rate_distortion(raw, encoder, x, seed=args.seed, progress=False).total.value
+        return f"ELBO + D log c = {shift - total:.3f}"
     except FloatingPointError as error:
         return str(error)
 

@@ -103,7 +103,7 @@ def encoder_gaps(model, guide, x, log_p, gap):
     means = torch.nn.Module()
     means.forward = lambda x: guide.posterior(x).mean
     others = (family(model, encoder=means).double() for family in (GaussNewtonDiagonal, GaussNewtonFull))
-    weights = (inference.log_weights(model, g, x, num_samples=200) for g in (guide, *others))
+    weights = (inference.log_weights(model, g, x, num_samples=200, progress=False) for g in (guide, *others))
     amortised, *known = (float((log_p - inference.elbo(w).value).mean()) for w in weights)
     return amortised - gap, *known
 

@@ -89,8 +89,8 @@ class Measure(inference.Callback):
 @torch.no_grad()
 def parts_of_linear(model, guide, rows):
     """log p, ELBO and its error, approximation and amortisation of a linear model, in closed form."""
-    best = -rate_distortion(model, TiedMeanField(model), rows).totals.value
-    log_p, own = model.log_evidence(rows), -rate_distortion(model, guide, rows).totals.value
+    best = -rate_distortion(model, TiedMeanField(model), rows, progress=False).totals.value
+    log_p, own = model.log_evidence(rows), -rate_distortion(model, guide, rows, progress=False).totals.value
     return [float(part.mean()) for part in (log_p, own, torch.zeros(1), log_p - best, best - own)]
 
 

@@ -110,7 +110,7 @@ def test_help_shows_what_the_example_does_and_its_options(name, load, capsys):
         options = re.split(r"\n  (?=-)", printed)
         for option in ("--out", "--device", "--seed ", "--resume"):
             (text,) = (text for text in options if text.startswith(option))
-            assert re.search(r"\w{2} .*\(default:\s\S+\)", text.split(maxsplit=1)[1], re.DOTALL)
+            assert re.search(r"[a-z]{2,} .*\(default: \S+\)", " ".join(text.split()))
 
 
 def test_a_preset_changes_defaults_and_yields_to_what_is_stated(load):
@@ -356,7 +356,8 @@ def test_compare_objectives_prints_a_row_an_objective_for_both_models(run, tmp_p
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "compare_objectives.png"}
     best = max(tables["linear VAE, exact log p"].items(), key=lambda item: item[1][2])[0]
     assert f"linear VAE, exact log p: log p is highest after {best}, " in printed
-    assert run("compare_objectives.py", "--resume", "--out", str(tmp_path)) == tables
+    again = run("compare_objectives.py", "--resume", "--out", str(tmp_path))
+    assert repr(again) == repr(tables)  # of which one number is not known: NaN
 
 
 @pytest.mark.slow

@@ -314,7 +314,7 @@ def _kl_and_squares(model: Any, guide: Any, x: Tensor, *, draws: int = 10) -> tu
     """The KL of each latent, (N, K), and the sum of squared residuals, a mean over draws from the posterior."""
     squares, kl = 0.0, []
     for batch in x.split(2000):
-        kl.append(latent_kl(model, guide, batch))
+        kl.append(latent_kl(model, guide, batch, progress=False))
         for _ in range(draws):
             residual = batch - model.decode(guide.posterior(batch).rsample())
             squares += residual.square().sum().item() / draws

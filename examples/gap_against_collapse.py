@@ -75,7 +75,7 @@ def measure(model, guide, x, args):
     rows = x[: args.rows]
     known = evidence(model, rows, guide=guide, seed=args.seed, progress=False)
     found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=args.seed, progress=False)
-    kl = latent_kl(model, guide, x)
+    kl = latent_kl(model, guide, x, progress=False)
     error = float(found.elbo_error.square().sum().sqrt()) / len(rows)
     share = 100 * float(collapsed(kl, epsilon=EPSILON).double().mean())
     return [float(known.value.mean()), float(found.total.mean()), error, float(kl.sum(1).mean()), share]

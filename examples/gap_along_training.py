@@ -116,7 +116,7 @@ def measure(model, guide, x, args):
     parts = parts_of_linear(model, guide, rows) if linear else parts_of_deep(model, guide, rows, args)
     with torch.no_grad():
         predicted = float(predicted_gap(model, guide.posterior(rows).mean).mean())
-        alive = float((~collapsed(latent_kl(model, guide, x), epsilon=EPSILON)).sum())
+        alive = float((~collapsed(latent_kl(model, guide, x, progress=False), epsilon=EPSILON)).sum())
         return [*parts, predicted, alive, float(model.sigma.square())]
 
 

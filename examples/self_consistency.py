@@ -64,7 +64,7 @@ def new_pair():
 
 def measure(model, guide, x):
     """Squared error per dimension, the encoder's mean variance, and the median ratio to the formula."""
-    result = self_consistency(model, guide, x, seed=0)
+    result = self_consistency(model, guide, x, seed=0, progress=False)
     error = result.reconstruction.square().mean().item() / DIM
     return error, result.var.mean().item(), result.ratio.median().item()
 

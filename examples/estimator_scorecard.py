@@ -143,14 +143,15 @@ def conclude(results):
         for (family, _), part in parts.items():
             by_family[name].setdefault(family, []).append(part)
     missed = {n: [f for f, own in found.items() if score(own).get("verdict")] for n, found in by_family.items()}
-    faithful = {name: score(list(parts.values())) for name, parts in results.items() if not missed[name]}
-    given = {name: row["two-sided"] * (1 - row["refused"]) for name, row in faithful.items() if "two-sided" in row}
+    answered = {name: score(list(parts.values())) for name, parts in results.items()}
+    given = {name: row["two-sided"] * (1 - row["refused"]) for name, row in answered.items() if "two-sided" in row}
+    faithful = [name for name in given if not missed[name]]
     for name, families in missed.items():
         if families:
             print(f"{name} misses more often than its {LEVEL:.0%} allow on: {', '.join(families)}")
-    text = f"{len(faithful)} of {len(results)} methods keep their word on every kind of problem"
-    if given:
-        most = max(given, key=given.get)
+    text = f"{len(faithful)} of {len(given)} methods that answer keep their word on every kind of problem"
+    if faithful:
+        most = max(faithful, key=given.get)
         text += f"; of them {most} gives a two-sided interval most often, for {given[most]:.0%} of the data"
     print(text)
 

@@ -166,11 +166,17 @@ def agreement(kind, points):
     return f"{text}; correlation {pearson:.3f} (Pearson), {spearman:.3f} (Spearman), n = {n}"
 
 
+def ends_of(values):
+    """ELBO and both ends of log p of each data point, (3, N); the lower is that of two whose mean is larger."""
+    bound, *lower, upper = values.mean(0)
+    return torch.stack([bound, max(lower, key=lambda end: float(end.mean())), upper])
+
+
 def show_brackets(brackets):
     """A line for each run: means over the data and seeds of ELBO and IWAE, and the ends of log p and of the gap."""
     print("\n" + table_line("on data not trained on", ENDS))
     for name, values in brackets.items():
-        bound, weighted, lower, upper = values.mean((0, 2)).tolist()
+        (bound, lower, upper), weighted = ends_of(values).mean(1).tolist(), float(values[:, 1].mean())
         numbers = bound, weighted, lower, upper, lower - bound, upper - bound
         print(table_line(name, [f"{number:.2f}" for number in numbers]))
     print("* if the chains have converged")
@@ -178,14 +184,15 @@ def show_brackets(brackets):
 
 def model_or_gap(brackets):
     """How much of the difference in ELBO between the best and the worst start of a learnt sigma^2 is log p's."""
-    learnt = {name: values for name, values in brackets.items() if "learnt" in name}
+    learnt = {name: ends_of(values) for name, values in brackets.items() if "learnt" in name}
     if len(learnt) < 2:
         return
-    best, worst = (pick(learnt, key=lambda name: float(learnt[name][:, 0].mean())) for pick in (max, min))
-    (high, _, low_end, _), (low, _, _, high_end) = (learnt[name].mean(0) for name in (best, worst))
-    won, model = (high - low), (low_end - high_end)
-    print(f"{best} against {worst}: ELBO {shown(won)} nats higher, log p at least {shown(model)},", end=" ")
-    print(f"if the chains have converged: at most {100 * float(1 - model.mean() / won.mean()):.1f} % of it is gap")
+    best, worst = (pick(learnt, key=lambda name: float(learnt[name][0].mean())) for pick in (max, min))
+    won, model = learnt[best][0] - learnt[worst][0], learnt[best][1] - learnt[worst][2]
+    print(f"from the better to the worse start, {best} and {worst}, the ELBO falls by {shown(won)} nats and", end=" ")
+    print(f"log p, if the chains have converged, by at least {shown(model)}:", end=" ")
+    loss = float((won - model).mean())
+    print(f"the gap costs the worse start at most {max(loss, 0):.2f} nats more than the better one")
 
 
 def shown(values):

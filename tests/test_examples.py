@@ -197,6 +197,17 @@ def test_a_bar_counts_the_results_and_bears_the_name(load, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "rows").iterdir()} == {"first.json", "beta___2.json"}
 
 
+def test_autoguides_conclude_how_many_are_close_and_trusted(load, capsys):
+    module = load("autoguides.py")
+    rows = {"close": ["-1.00", "0.15 ± 0.04", "0.30"], "off": ["-9.00", "3.20 ± 0.10", "0.90"]}
+    families = [family.__name__ for family in module.FAMILIES]
+    module.conclude({(model, family): row for model, row in rows.items() for family in families})
+    expected = (
+        "within 0.1 nats of log p, by two standard errors, on 1 of 2 models; k-hat below 0.7 on 1; widest gap 3.20"
+    )
+    assert [f"{family}: {expected} nats" for family in families] == capsys.readouterr().out.splitlines()
+
+
 def test_one_seed_has_a_mean_and_no_standard_error(load):
     common = load("_common.py")
     assert common.means_with_errors(torch.tensor([[1.0, -2.5]])) == ["1.00", "-2.50"]
@@ -310,13 +321,15 @@ def test_posterior_collapse_brackets_log_p_and_parts_model_from_gap(run, load, t
     assert bool((bound < weighted).all())
     assert bool((lower < truth + slack).all())
     assert bool((truth < upper + slack).all())
-    ends = {
-        "learnt 1": [[-10, -14], [0, 0], [-8, -12], [-7, -11]],
-        "learnt 30": [[-20, -22], [0, 0], [-19, -21], [-18, -20]],
-    }
-    module.model_or_gap({name: torch.tensor([values], dtype=torch.float64) for name, values in ends.items()})
+    better = [[-10, -14], [-9, -11], [-9, -12], [-7, -11]]  # ELBO, IWAE and both ends of two data
+    worse = [[-20, -22], [-20, -22], [-19, -21], [-18, -20]]
+    runs = {"learnt 1": better, "learnt 30": worse}
+    module.model_or_gap({name: torch.tensor([values], dtype=torch.float64) for name, values in runs.items()})
     printed = capsys.readouterr().out
-    assert "learnt 1 against learnt 30: ELBO 9.00 (1.00) nats higher, log p at least 9.00 (1.00)" in printed
+    assert (
+        "the ELBO falls by 9.00 (1.00) nats and log p, if the chains have converged, by at least 9.00 (0.00)" in printed
+    )
+    assert "at most 0.00 nats more" in printed
 
 
 def test_training_choices_report_the_elbo_of_every_choice_at_beta_one(run, tmp_path, capsys):
@@ -478,8 +491,20 @@ def test_estimator_scorecard_scores_every_method_on_every_problem(run, tmp_path,
     assert table.loc[("annealed", "fold"), "error"] == pytest.approx(annealed.mean())
     assert table.loc[("annealed", "fold"), "s.e."] == pytest.approx(annealed.std(ddof=1) / math.sqrt(3))
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "scorecard.csv", "scorecard.png"}
-    assert re.search(r"\d+ of \d+ methods keep their word on every kind of problem", printed)
+    assert re.search(r"\d+ of \d+ methods that answer keep their word", printed)
     check_scores(sys.modules["example_estimator_scorecard"].score)
+
+
+def test_the_scorecard_concludes_who_misses_and_who_keeps_its_word(load, capsys):
+    zero = np.zeros(40)
+    above = np.where(np.arange(40) < 10, 0.5, -1.0)  # ten of forty lie above the truth
+    good, bad = ((np.stack([zero, low, 1 + zero]), 8.0, 2.0) for low in (zero - 1, above))
+    parts = {"fine": (good, good), "narrow": (bad, good), "shy": ("no", good), "silent": ("no", "no")}
+    results = {name: {("fold", 0.1): first, ("ring", 0.1): second} for name, (first, second) in parts.items()}
+    load("estimator_scorecard.py").conclude(results)
+    misses, kept = capsys.readouterr().out.splitlines()
+    assert misses == "narrow misses more often than its 95% allow on: fold"
+    assert kept.startswith("2 of 3 methods that answer keep their word on every kind of problem; of them fine gives")
 
 
 def check_scores(score):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -17,15 +19,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from tqdm.auto import tqdm
 
-from inference import ELBO, AnnealedPrecision, GeometricAnnealing, History, fit, fit_many
+from inference import ELBO, AnnealedPrecision, GeometricAnnealing, History, fit, fit_many, load_pair, save_pair
 from inference.core.checks import as_device
 from inference.core.files import atomic_path
 from inference.diagnostics import collapsed, latent_kl
 from inference.plots import save_figure
-from zoo.command_line.parser import HelpFormatter
+from zoo.command_line.parser import INTERRUPTED, HelpFormatter
 
 Pair = tuple[nn.Module, nn.Module]
+_RESUME = "take the results that an earlier call with the same settings left in the folder"
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -39,27 +43,37 @@ def chosen_device(name: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def only_cpu(reason: str) -> Callable[[str], str]:
+    """The device of a script that runs on the CPU alone, which refuses another one with its reason."""
+
+    def chosen(name: str) -> str:
+        if name not in ("auto", "cpu"):
+            raise argparse.ArgumentTypeError(f"expected cpu, got {name!r}: {reason}")
+        return "cpu"
+
+    return chosen
+
+
 def example_parser(
-    description: str | None, name: str, *, device: bool = False, seed: str | None = None, resume: bool = False
+    description: str | None, name: str, *, seed: str, cpu_only: str | None = None, resume: str = _RESUME
 ) -> argparse.ArgumentParser:
-    """A parser with the shared options.
+    """A parser with the options that all examples have: ``--out``, ``--device``, ``--seed`` and ``--resume``.
 
     Args:
         description: The script's docstring.
-        name: Folder below ``out/`` to write to, unless ``--out`` says otherwise.
-        device: Whether the script has a ``--device``.
-        seed: What ``--seed`` is the seed of; None for a script without.
-        resume: Whether the script keeps its results by :func:`kept` and so has a ``--resume``.
+        name: Of the progress bar, and of the folder below ``out/`` to write to, unless ``--out`` says otherwise.
+        seed: What ``--seed`` is the seed of.
+        cpu_only: Why the script runs on the CPU alone; None where it runs on any device.
+        resume: What ``--resume`` does, where it is not to take the results of :func:`kept`.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
+    device = "auto is CUDA where there is one" if cpu_only is None else f"auto or cpu: {cpu_only}"
+    kind = chosen_device if cpu_only is None else only_cpu(cpu_only)
     parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder to write to")
-    if device:
-        parser.add_argument("--device", type=chosen_device, default="auto", help="auto is CUDA where there is one")
-    if seed is not None:
-        parser.add_argument("--seed", type=int, default=0, help=f"of {seed}")
-    if resume:
-        text = "take the results that an earlier call with the same settings left in the folder"
-        parser.add_argument("--resume", action="store_true", help=text)
+    parser.add_argument("--device", type=kind, default="auto", help=device)
+    parser.add_argument("--seed", type=int, default=0, help=f"of {seed}")
+    parser.add_argument("--resume", action="store_true", help=resume)
+    parser.set_defaults(name=name, bar=None)
     return parser
 
 
@@ -94,8 +108,24 @@ def _shown(value: object) -> str:
     return " ".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
 
 
+def run_as_command(main: Callable[[], Any]) -> None:
+    """Run an example; an interruption ends it with a sentence and the exit code that shells give to it."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume goes on from the results that are in the folder", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
 # What may differ between two calls whose results are the same.
-_IRRELEVANT = {"out", "resume", "started", "device", "smoke"}
+_IRRELEVANT = {"out", "resume", "started", "device", "smoke", "name", "bar"}
+
+
+def expect(args: argparse.Namespace, results: int) -> None:
+    """Show one bar over that many results, which :func:`kept` moves on."""
+    args.bar = tqdm(total=results, desc=args.name, unit="result")
 
 
 def kept(args: argparse.Namespace, name: str, compute: Callable[[], Any]) -> Any:
@@ -103,19 +133,53 @@ def kept(args: argparse.Namespace, name: str, compute: Callable[[], Any]) -> Any
 
     Args:
         args: The script's options, with ``resume``.
-        name: Of the result, a file name without ending.
+        name: Of the result, and in :func:`file_name` of its file.
         compute: Makes the result.
     """
+    if args.bar is not None:
+        args.bar.set_postfix_str(name)
+    result = _stored_or_new(args, file_name(name), compute)
+    if args.bar is not None:
+        args.bar.update()
+        if args.bar.n >= args.bar.total:
+            args.bar.close()
+    return result
+
+
+def file_name(name: str) -> str:
+    """The name with ``_`` in place of what is no letter, digit or dot."""
+    return re.sub(r"[^\w.]", "_", name)
+
+
+def _stored_or_new(args: argparse.Namespace, name: str, compute: Callable[[], Any]) -> Any:
     settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in _IRRELEVANT}
     path = args.out / "rows" / f"{name}.json"
     if args.resume and path.exists():
         stored = json.loads(path.read_text())
         if stored["settings"] == settings:
             return stored["result"]
-    result = compute()
+    torch.manual_seed(args.seed)  # a result is the same, whichever others were taken from the folder
+    written = json.dumps({"settings": settings, "result": compute()})
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps({"settings": settings, "result": result}))
-    return result
+        temporary.write_text(written)
+    return json.loads(written)["result"]  # as a later call finds it
+
+
+def kept_pair(args: argparse.Namespace, name: str, pair: Pair, train: Callable[[], Any]) -> Pair:
+    """A pair in its place, trained, or with the weights that an earlier call left in the folder; see :func:`kept`."""
+    path = args.out / "rows" / f"{file_name(name)}.safetensors"
+
+    def train_and_save() -> None:
+        train()
+        save_pair(path, *pair)
+
+    kept(args, name, train_and_save)
+    return load_pair(path, *pair)
+
+
+def say(text: str = "") -> None:
+    """Print a line above the bar."""
+    tqdm.write(text)
 
 
 def finish(args: argparse.Namespace) -> None:
@@ -169,7 +233,10 @@ def decay_in_second_half(steps: int) -> Callable[[torch.optim.Optimizer], Lambda
 
 
 def train(model: nn.Module, guide: nn.Module, x: Tensor, *, steps: int, rate: float, **options: Any) -> History:
-    """Train by Adam with a learning rate that falls to zero as a cosine; further options are those of ``fit``."""
+    """Train by Adam with a learning rate that falls to zero as a cosine; further options are those of ``fit``.
+
+    Of the bars there is the script's own alone, unless the options have ``progress``.
+    """
     return fit(
         model,
         guide,
@@ -177,7 +244,7 @@ def train(model: nn.Module, guide: nn.Module, x: Tensor, *, steps: int, rate: fl
         steps=steps,
         optimizer=partial(Adam, lr=rate),
         scheduler=cosine_decay(steps),
-        **options,
+        **{"progress": False, **options},
     )
 
 
@@ -215,6 +282,7 @@ def train_near_deterministic(
         scheduler=cosine_decay(args.steps),
         batch_size=args.batch,
         seed=args.seed,
+        progress=False,
     )
     return pairs, history.seconds
 
@@ -248,7 +316,7 @@ def _kl_and_squares(model: Any, guide: Any, x: Tensor, *, draws: int = 10) -> tu
     """The KL of each latent, (N, K), and the sum of squared residuals, a mean over draws from the posterior."""
     squares, kl = 0.0, []
     for batch in x.split(2000):
-        kl.append(latent_kl(model, guide, batch))
+        kl.append(latent_kl(model, guide, batch, progress=False))
         for _ in range(draws):
             residual = batch - model.decode(guide.posterior(batch).rsample())
             squares += residual.square().sum().item() / draws

@@ -14,10 +14,12 @@ arXiv 1802.02538.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 import pyro
 import torch
-from _common import example_parser, finish, parse_with_presets, table_line
+from _common import example_parser, expect, finish, kept, parse_with_presets, run_as_command, say, table_line
 from pyro import poutine
 from pyro.infer import Predictive, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
@@ -27,12 +29,14 @@ from inference import elbo, evidence, fit, log_weights, pareto_k
 from zoo.classics import classic_models
 
 FAMILIES = (AutoNormal, AutoMultivariateNormal, AutoLaplaceApproximation)
+CLOSE, TRUSTED = 0.1, 0.7  # nats of a gap that is none; k-hat up to which the weights' mean is known
 HEAD = ("ELBO", "gap", "k-hat", "mean off by", "sd ratio", "contraction")
+CPU_ONLY = "the models and their references are there"
 SMOKE = {"steps": 5, "samples": 50, "models": ["linear regression", "Gaussian mixture"]}
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "autoguides", seed="data, training and weights")
+    parser = example_parser(__doc__, "autoguides", seed="data, training and weights", cpu_only=CPU_ONLY)
     parser.add_argument("--steps", type=int, default=2000, help="training steps")
     parser.add_argument("--samples", type=int, default=2000, help="importance samples, and draws for moments")
     parser.add_argument("--models", nargs="+", default=None, help="names of the models; all if none is given")
@@ -98,8 +102,34 @@ def measure(classic, args):
         gap = f"{round(classic.log_evidence - bound, 2) + 0.0:.2f} ± {error:.2f}"  # no minus zero
         cells = [f"{bound:.2f}", gap, f"{float(pareto_k(weights).value):.2f}"]
         rows[family.__name__] = cells + moments(classic, guide, args)
-        print(table_line(family.__name__, rows[family.__name__]))
     return rows
+
+
+def run(classic, args):
+    """What evidence finds without the reference, and the cells of each family."""
+    got = evidence(classic.model, *classic.args, whole=True, seed=args.seed, progress=False)
+    bracket = [float(got.value), float(got.lower), float(got.upper), got.guarantee[0]]
+    return {"bracket": bracket, "rows": measure(classic, args)}
+
+
+def show(classic, found):
+    value, lower, upper, guarantee = found["bracket"]
+    bracket = f"{value:.4f} [{lower:.4f}, {upper:.4f}] ({guarantee})"
+    say(f"\n{classic.name}: log p {classic.log_evidence:.4f}, found {bracket}")
+    say(table_line("", HEAD))
+    for family, cells in found["rows"].items():
+        say(table_line(family, cells))
+
+
+def conclude(found):
+    """By family, on how many models the ELBO reaches the evidence, and on how many its weights can be trusted."""
+    for family in FAMILIES:
+        cells = [row for (_, name), row in found.items() if name == family.__name__]
+        gaps = [[float(part) for part in row[1].split(" ± ")] for row in cells]
+        close = sum(abs(gap) <= CLOSE + 2 * error for gap, error in gaps)
+        trusted = sum(float(row[2]) < TRUSTED for row in cells)
+        text = f"{family.__name__}: within {CLOSE:g} nats of log p, by two standard errors, on {close} of {len(cells)}"
+        print(f"{text} models; k-hat below {TRUSTED:g} on {trusted}; widest gap {max(gap for gap, _ in gaps):.2f} nats")
 
 
 def markdown(found):
@@ -111,17 +141,16 @@ def markdown(found):
 def main(argv=None):
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
+    every = classic_models(seed=args.seed)
+    chosen = [classic for classic in every if not args.models or classic.name in args.models]
+    expect(args, len(chosen))
     found = {}
-    for classic in classic_models(seed=args.seed):
-        if args.models and classic.name not in args.models:
-            continue
-        got = evidence(classic.model, *classic.args, whole=True, seed=args.seed, progress=False)
-        print(
-            f"\n{classic.name}: log p {classic.log_evidence:.4f}, found {float(got.value):.4f} "
-            f"[{float(got.lower):.4f}, {float(got.upper):.4f}] ({got.guarantee[0]})"
-        )
-        print(table_line("", HEAD))
-        found |= {(classic.name, family): cells for family, cells in measure(classic, args).items()}
+    for classic in chosen:
+        got = kept(args, classic.name, partial(run, classic, args))
+        show(classic, got)
+        found |= {(classic.name, family): cells for family, cells in got["rows"].items()}
+    print()
+    conclude(found)
     pd.DataFrame.from_dict(found, orient="index", columns=HEAD).to_csv(args.out / "autoguides.csv")
     (args.out / "autoguides.md").write_text(markdown(found))
     finish(args)
@@ -129,4 +158,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

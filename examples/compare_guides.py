@@ -12,9 +12,22 @@ proposals of the full-rank guide. It is all that is known of guides with samples
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
-from _common import example_parser, finish, panels, parse_with_presets, save, table_line, train
+from _common import (
+    example_parser,
+    expect,
+    finish,
+    kept,
+    panels,
+    parse_with_presets,
+    run_as_command,
+    save,
+    say,
+    table_line,
+    train,
+)
 
 import guides
 from inference import evidence, gap, log_weights, pareto_k, posterior_error, predictive
@@ -26,7 +39,7 @@ SMOKE = {"latent_dim": 2, "hidden": 4, "model_steps": 5, "steps": 3, "rows": 2, 
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "compare_guides", device=True, seed="initialisation, training and measurement")
+    parser = example_parser(__doc__, "compare_guides", seed="initialisation, training and measurement")
     parser.add_argument("--latent-dim", type=int, default=4, help="K of both models")
     parser.add_argument("--hidden", type=int, default=32, help="width of every network's hidden layer")
     parser.add_argument("--model-steps", type=int, default=1500, help="steps of the model's own training")
@@ -67,7 +80,7 @@ def refined_guides(model, base):
 
 def train_guide(model, guide, x, steps, args):
     """Train the guide, and what of the model is not frozen; returns the seconds."""
-    options = {"batch_size": 128, "seed": args.seed, "device": args.device, "progress": False}
+    options = {"batch_size": 128, "seed": args.seed, "device": args.device}
     return train(model, guide.standardise_by(x), x, steps=steps, rate=3e-3, **options).seconds
 
 
@@ -80,7 +93,7 @@ def measure(model, guide, rows, known, reference, seconds, args):
         return (*[math.nan] * 5, *rest)
     found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=args.seed, progress=False)
     parts = [math.nan if part is None else float(part.mean()) for part in (found.approximation, found.amortisation)]
-    k_hat = pareto_k(log_weights(model, guide, rows, num_samples=args.samples)).value.median()
+    k_hat = pareto_k(log_weights(model, guide, rows, num_samples=args.samples, progress=False)).value.median()
     return float(found.elbo.mean()), float(found.total.mean()), *parts, float(k_hat), *rest
 
 
@@ -94,8 +107,8 @@ def all_guides(model, exact, x, args):
     return exact | trained | refined, seconds
 
 
-def compare(title, model, exact, x, args):
-    """Name of a guide to the numbers of :data:`COLUMNS`, all of them on one model."""
+def compare(model, exact, x, args):
+    """What is known of log p, and name of a guide to the numbers of :data:`COLUMNS`, all of them on one model."""
     every, seconds = all_guides(model, exact, x, args)
     for module in (model, *every.values()):
         module.double()
@@ -104,13 +117,28 @@ def compare(title, model, exact, x, args):
     known = evidence(model, rows, guide=None if exact else proposer, seed=args.seed, progress=False)
     best = exact["exact"] if exact else guides.Resampled(model, proposer, num_proposals=1000)
     reference = {"z": predictive(model, best, rows, num_samples=300)["z"]}
-    print(f"\n{title}; {known}\n{table_line('guide', COLUMNS, width=14)}")
-    table = {}
-    for name, guide in every.items():
-        table[name] = measure(model, guide, rows, known, reference, seconds[name], args)
-        cells = ["unknown" if math.isnan(value) else f"{value:.4g}" for value in table[name]]
-        print(table_line(name, cells, width=14))
-    return table
+    table = {n: measure(model, guide, rows, known, reference, seconds[n], args) for n, guide in every.items()}
+    return {"known": str(known), "table": table}
+
+
+def show(title, found):
+    say(f"\n{title}; {found['known']}\n{table_line('guide', COLUMNS, width=14)}")
+    for name, row in found["table"].items():
+        cells = ["unknown" if math.isnan(value) else f"{value:.4g}" for value in row]
+        say(table_line(name, cells, width=14))
+
+
+def conclude(tables):
+    """On each model: which guide leaves least, which part of a gap is larger, and how far weights can be trusted."""
+    print()
+    for title, table in tables.items():
+        known = {name: row for name, row in table.items() if not math.isnan(row[1])}
+        best, nearest = min(known, key=lambda name: known[name][1]), min(table, key=lambda name: table[name][5])
+        encoders = sum(row[3] > row[2] for row in known.values())
+        print(f"{title}: the smallest gap, {known[best][1]:.3g} nats, is that of {best};", end=" ")
+        print(f"the draws nearest to the posterior's are those of {nearest} (W2 {table[nearest][5]:.3g})", end="; ")
+        print(f"of {encoders} of {len(known)} guides the encoder loses more than the family", end="; ")
+        print(f"k-hat is below 0.7 for {sum(row[4] < 0.7 for row in known.values())}")
 
 
 def draw(tables):
@@ -146,14 +174,17 @@ def main(argv=None):
     control = LinearVAE(DATA_DIM, args.latent_dim, sigma=0.3).standardise_by(x)
     deep = DeepGaussianVAE(DATA_DIM, args.latent_dim, hidden=(args.hidden,)).standardise_by(x)
     closed_form = {"exact": guides.Exact(control), "tied mean field": guides.TiedMeanField(control)}
-    tables = {
-        "linear VAE": compare("linear VAE", control, closed_form, x, args),
-        "deep VAE": compare("deep VAE", deep, {}, x, args),
-    }
+    tables = {}
+    expect(args, 2)
+    for title, (model, exact) in {"linear VAE": (control, closed_form), "deep VAE": (deep, {})}.items():
+        found = kept(args, title, partial(compare, model, exact, x, args))
+        show(title, found)
+        tables[title] = found["table"]
+    conclude(tables)
     save(draw(tables), args, "compare_guides.png")
     finish(args)
     return tables
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

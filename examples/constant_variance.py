@@ -16,7 +16,19 @@ import math
 from functools import partial
 
 import torch
-from _common import example_parser, finish, panels, parse_with_presets, save, table_line, train
+from _common import (
+    example_parser,
+    expect,
+    finish,
+    kept,
+    panels,
+    parse_with_presets,
+    run_as_command,
+    save,
+    say,
+    table_line,
+    train,
+)
 
 from guides import ConstantVariance, Local, MeanField
 from inference import AnalyticKLELBO, LogJoint, rate_distortion, refit
@@ -31,7 +43,7 @@ SMOKE = {"latent_dim": 2, "hidden": 8, "steps": 3, "sigmas": [0.5], "rows": 5, "
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "constant_variance", device=True, seed="initialisation, training and measurement")
+    parser = example_parser(__doc__, "constant_variance", seed="initialisation, training and measurement")
     parser.add_argument("--latent-dim", type=int, default=8, help="K of every model")
     parser.add_argument("--hidden", type=int, default=64, help="width of every network's hidden layer")
     parser.add_argument("--steps", type=int, default=2000, help="of the first and the second part")
@@ -47,7 +59,7 @@ def scaled_digits(args, **options):
 
 def train_analytic(model, guide, x, steps, args):
     """By the ELBO with its KL term in closed form; returns the seconds."""
-    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed, "progress": False}
+    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed}
     return train(model, guide, x, steps=steps, rate=2e-3, **options).seconds
 
 
@@ -70,13 +82,13 @@ def encoders(args):
         "half width, BILBO": (unit_variance, LearntNoise, True),
         "half width, BILBO + BAGGINS": (unit_variance, Baggins, True),
     }
-    print(table_line("encoder", COLUMNS, first=30, width=12))
+    say(table_line("encoder", COLUMNS, first=30, width=12))
     table = {}
     for name, kind in kinds.items():
-        table[name] = encoder_row(data, *kind, args)
+        table[name] = kept(args, name, partial(encoder_row, data, *kind, args))
         *numbers, parameters, seconds = table[name]
         cells = [*(f"{value:.3f}" for value in numbers), str(parameters), f"{seconds:.1f}"]
-        print(table_line(name, cells, first=30, width=12))
+        say(table_line(name, cells, first=30, width=12))
     return table
 
 
@@ -87,7 +99,7 @@ def encoder_row(data, guide_class, noise, floating, args):
         model.prior_module.freeze(guide, data.train)
     if noise is Baggins:
         model.freeze(guide, data.train)
-    own, test = (rate_distortion(model, guide, x, seed=args.seed) for x in (data.train, data.test))
+    own, test = (rate_distortion(model, guide, x, seed=args.seed, progress=False) for x in (data.train, data.test))
     numbers = (-own.total.value, own.rate.value, own.distortion.value, -test.total.value)
     return *numbers, sum(p.numel() for p in guide.parameters()), seconds
 
@@ -120,10 +132,10 @@ def units(args):
     shifted, learnt = {}, {}
     for c in FACTORS:
         shift = x.shape[1] * math.log(c)
-        shifted[c] = shift + elbo_of_baggins(c * x, args)
-        learnt[c] = try_learnt_variance(c * x, shift, args)
-        print(f"c = {c:g}: ELBO + D log c = {shifted[c]:.6f}, {shifted[c] - shifted[1.0]:+.1e} to c = 1")
-        print(f"    a network for variances, on raw data: {learnt[c]}")
+        shifted[c] = shift + kept(args, f"baggins_{c:g}", partial(elbo_of_baggins, c * x, args))
+        learnt[c] = kept(args, f"network_{c:g}", partial(try_learnt_variance, c * x, shift, args))
+        say(f"c = {c:g}: ELBO + D log c = {shifted[c]:.6f}, {shifted[c] - shifted[1.0]:+.1e} to c = 1")
+        say(f"    a network for variances, on raw data: {learnt[c]}")
     return {c: value - shifted[1.0] for c, value in shifted.items()}, learnt
 
 
@@ -132,7 +144,7 @@ def elbo_of_baggins(x, args):
     train_analytic(model, guide, x, args.unit_steps, args)
     torch.manual_seed(args.seed)
     model.freeze(guide, x)
-    return -rate_distortion(model, guide, x, seed=args.seed).total.value
+    return -rate_distortion(model, guide, x, seed=args.seed, progress=False).total.value
 
 
 def try_learnt_variance(x, shift, args):
@@ -141,7 +153,8 @@ def try_learnt_variance(x, shift, args):
     encoder = MeanField(x.shape[1], args.latent_dim).to(x)
     try:
         train_analytic(raw, encoder, x, args.unit_steps, args)
-        return f"ELBO + D log c = {shift - rate_distortion(raw, encoder, x, seed=args.seed).total.value:.3f}"
+        total = rate_distortion(raw, encoder, x, seed=args.seed, progress=False).total.value
+        return f"ELBO + D log c = {shift - total:.3f}"
     except FloatingPointError as error:
         return str(error)
 
@@ -173,10 +186,11 @@ def conclude(table, losses, shifts):
 
 def main(argv=None):
     args = parse(argv)
+    expect(args, 4 + len(args.sigmas) + 2 * len(FACTORS))
     table = encoders(args)
-    losses = {sigma: penalty(sigma, args) for sigma in args.sigmas}
+    losses = {sigma: kept(args, f"penalty_{sigma:g}", partial(penalty, sigma, args)) for sigma in args.sigmas}
     for sigma, (known, found) in losses.items():
-        print(f"sigma = {sigma:g}: a constant variance costs {known:.4f} nats by formula, {found:.4f} measured")
+        say(f"sigma = {sigma:g}: a constant variance costs {known:.4f} nats by formula, {found:.4f} measured")
     shifts, learnt = units(args)
     conclude(table, losses, shifts)
     save(draw(table, losses), args, "constant_variance.png")
@@ -185,4 +199,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

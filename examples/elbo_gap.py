@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from _common import example_parser, finish, parse_with_presets, save, table_line
+from _common import example_parser, finish, kept_pair, parse_with_presets, run_as_command, save, table_line
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
@@ -47,7 +47,8 @@ HEADS = ("ELBO", "log p", "gap", "approximation", "predicted", "amortisation")
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "elbo_gap", device=True, seed="initialisation, training and measurement")
+    resume = "take the trained pairs that an earlier call with the same settings left in the folder"
+    parser = example_parser(__doc__, "elbo_gap", seed="initialisation, training and measurement", resume=resume)
     names = f"{', '.join(zoo.dataset_names())}; or a .npy, .npz or .csv file (mnist=PATH for a local copy)"
     parser.add_argument("--data", default="digits", help=names)
     parser.add_argument("--model", nargs="+", default=["all"], choices=[*MODELS, "all"], help="what to fit")
@@ -157,7 +158,7 @@ def run_all(pairs, data, args):
         for name, guide_name, model, guide in pairs:
             bar.set_postfix_str(f"{name} / {guide_name}")
             if any(p.requires_grad for half in (model, guide) for p in half.parameters()):
-                train(model, guide, data.train, args)
+                kept_pair(args, f"{name}_{guide_name}", (model, guide), partial(train, model, guide, data.train, args))
             bar.update()
             gap, prediction = measure(model, guide, rows, args), None
             if guide_name in INDEPENDENT:
@@ -195,4 +196,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

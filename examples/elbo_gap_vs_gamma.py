@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from _common import example_parser, finish, kept, panels, parse_with_presets, save, train
+from _common import example_parser, expect, finish, kept, panels, parse_with_presets, run_as_command, save, say, train
 
 import inference
 from guides import GaussNewtonDiagonal, GaussNewtonFull, MeanField, local_gauss_newton
@@ -61,7 +61,9 @@ DECODERS = {
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed="the data, training and measurement", resume=True)
+    seed = "the data, training and measurement"
+    cpu_only = "the decoders and their data are there"
+    parser = example_parser(__doc__, "elbo_gap_vs_gamma", seed=seed, cpu_only=cpu_only)
     parser.add_argument("--exponents", type=float, nargs="+", default=EXPONENTS, help="log10 gamma^2, rising, to 8")
     parser.add_argument("--rows", type=int, default=48, help="data to measure on")
     parser.add_argument("--steps", type=int, default=1500, help="of the encoder, for each row of the table")
@@ -92,7 +94,7 @@ def train_further(model, guide, mixing, last, args):
     z = torch.randn(20_000, model.latent_dim, generator=generator).double()
     rise = inference.GeometricAnnealing(max(1, args.steps // 2), last, float(model.gamma2))
     objective = inference.AnnealedPrecision(inference.AnalyticKLELBO(), rise)
-    options = {"objective": objective, "batch_size": 256, "seed": args.seed, "progress": False}
+    options = {"objective": objective, "batch_size": 256, "seed": args.seed}
     train(model, guide, mixing(z), steps=args.steps, rate=3e-3, **options)
 
 
@@ -101,7 +103,7 @@ def encoder_gaps(model, guide, x, log_p, gap):
     means = torch.nn.Module()
     means.forward = lambda x: guide.posterior(x).mean
     others = (family(model, encoder=means).double() for family in (GaussNewtonDiagonal, GaussNewtonFull))
-    weights = (inference.log_weights(model, g, x, num_samples=200) for g in (guide, *others))
+    weights = (inference.log_weights(model, g, x, num_samples=200, progress=False) for g in (guide, *others))
     amortised, *known = (float((log_p - inference.elbo(w).value).mean()) for w in weights)
     return amortised - gap, *known
 
@@ -142,16 +144,16 @@ def table_of(name, make, args, *, with_encoder):
         rows, contrast, condition = measure(make(), args, with_encoder=with_encoder)
         return {"rows": list(rows.items()), "contrast": contrast, "condition": condition}
 
-    found = kept(args, "".join(c if c.isalnum() else "_" for c in name), compute)
+    found = kept(args, name, compute)
     return dict(found["rows"]), found["contrast"], found["condition"]
 
 
 def show(name, rows, contrast, condition):
-    print(f"\n{name}: C_IMA = {contrast:.4f} nats, condition numbers of J up to {condition:.0f}")
-    print("log10 gamma^2", *COLUMNS[: len(next(iter(rows.values())))], sep="  ")
+    say(f"\n{name}: C_IMA = {contrast:.4f} nats, condition numbers of J up to {condition:.0f}")
+    say("  ".join(["log10 gamma^2", *COLUMNS[: len(next(iter(rows.values())))]]))
     for exponent, row in rows.items():
         cells = (format(v, f).rjust(len(name)) for v, f, name in zip(row, FORMATS, COLUMNS, strict=False))
-        print(f"{exponent:13g}", *cells, sep="  ")
+        say("  ".join([f"{exponent:13g}", *cells]))
 
 
 def conclusions(tables):
@@ -180,6 +182,7 @@ def draw(tables):
 
 def main(argv=None):
     args = parse(argv)
+    expect(args, len(DECODERS))
     tables = {}
     for name, make in DECODERS.items():
         tables[name] = table_of(name, make, args, with_encoder=not tables)
@@ -191,4 +194,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

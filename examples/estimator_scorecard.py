@@ -11,12 +11,12 @@ cost. MISSES marks what fails more often than its 95 % allow, beyond doubt. scor
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import scipy.stats
-from _common import example_parser, finish, panels, parse_with_presets, save
-from tqdm.auto import tqdm
+from _common import example_parser, expect, finish, kept, panels, parse_with_presets, run_as_command, save
 
 from inference import Annealed, ExactDraws, bdmc, evidence
 from inference.marginal_likelihood.estimate import METHODS
@@ -34,7 +34,8 @@ SMOKE = {"latent_dim": [2], "sigma": [0.1], "num_data": 3, "samples": 100, "temp
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "estimator_scorecard", seed="the problems and the estimators")
+    seed, cpu_only = "the problems and the estimators", "seconds are compared, and the problems are there"
+    parser = example_parser(__doc__, "estimator_scorecard", seed=seed, cpu_only=cpu_only)
     parser.add_argument("--latent-dim", type=int, nargs="+", default=[1, 4, 16, 64], help="of the linear problems")
     parser.add_argument("--sigma", type=float, nargs="+", default=[1.0, 1e-1, 1e-2, 1e-3, 1e-4], help="of the noise")
     parser.add_argument("--num-data", type=int, default=20, help="data of each problem")
@@ -68,7 +69,7 @@ def estimators(args):
 
 
 def measure(problem, estimate, seed):
-    """Errors of the value and of both ends, (3, N), with evaluations and seconds; or the error that was raised."""
+    """Errors of the value and of both ends, (3, N) as lists; evaluations, seconds. Or the error that was raised."""
     try:
         found = estimate(problem, seed)
     except (TypeError, ValueError) as refusal:
@@ -76,7 +77,12 @@ def measure(problem, estimate, seed):
     truth = problem.log_evidence.numpy()
     slack = ROUNDING * (1 + np.abs(truth))
     errors = [found.value.numpy(), found.lower.numpy() - slack, found.upper.numpy() + slack] - truth
-    return errors, found.evaluations, found.seconds
+    return errors.tolist(), found.evaluations, found.seconds
+
+
+def as_arrays(part):
+    """What :func:`measure` gives, its errors as an array."""
+    return part if isinstance(part, str) else (np.array(part[0]), *part[1:])
 
 
 def score(parts):
@@ -130,6 +136,26 @@ def show(results):
         print("".join(f"{n} refuses: {own[n][0]:.100}\n" for n, row in rows.items() if len(row) == 1), end="")
 
 
+def conclude(results):
+    """Which methods keep their word on every kind of problem, and which give most intervals of those that do."""
+    by_family = {name: {} for name in results}
+    for name, parts in results.items():
+        for (family, _), part in parts.items():
+            by_family[name].setdefault(family, []).append(part)
+    missed = {n: [f for f, own in found.items() if score(own).get("verdict")] for n, found in by_family.items()}
+    answered = {name: score(list(parts.values())) for name, parts in results.items()}
+    given = {name: row["two-sided"] * (1 - row["refused"]) for name, row in answered.items() if "two-sided" in row}
+    faithful = [name for name in given if not missed[name]]
+    for name, families in missed.items():
+        if families:
+            print(f"{name} misses more often than its {LEVEL:.0%} allow on: {', '.join(families)}")
+    text = f"{len(faithful)} of {len(given)} methods that answer keep their word on every kind of problem"
+    if faithful:
+        most = max(faithful, key=given.get)
+        text += f"; of them {most} gives a two-sided interval most often, for {given[most]:.0%} of the data"
+    print(text)
+
+
 def maps(results):
     """Of each method and problem, the share of the claims that hold, and log10 of the median error of the value."""
     shape = (len(results), len(next(iter(results.values()))))
@@ -167,12 +193,16 @@ def draw(results):
 def main(argv=None):
     args = parse(argv)
     ladder = known_answers(args.latent_dim, args.sigma, num_data=args.num_data, seed=args.seed)
-    results = {}
-    for name, estimate in estimators(args).items():
+    results, methods = {}, estimators(args)
+    expect(args, len(methods) * len(ladder))
+    for name, estimate in methods.items():
         # A seed for each problem: shared noise would count one bad draw many times.
-        bar = enumerate(tqdm(ladder, desc=f"{name:12s}", unit="problem"), 1000 * args.seed)
-        results[name] = {(p.family, p.sigma): measure(p, estimate, seed) for seed, p in bar}
+        problems = enumerate(ladder, 1000 * args.seed)
+        made = {(p.family, p.sigma): partial(measure, p, estimate, seed) for seed, p in problems}
+        parts = {key: kept(args, "_".join([name, key[0], f"{key[1]:g}"]), make) for key, make in made.items()}
+        results[name] = {key: as_arrays(part) for key, part in parts.items()}
     show(results)
+    conclude(results)
     save(draw(results), args, "scorecard.png")
     scorecard(results).to_csv(args.out / "scorecard.csv")
     finish(args)
@@ -186,4 +216,4 @@ def scorecard(results):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

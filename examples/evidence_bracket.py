@@ -10,9 +10,10 @@ for those latents, and the upper end assumes that they have converged.
 from __future__ import annotations
 
 import time
+from functools import cache, partial
 
 import torch
-from _common import example_parser, finish, panels, parse_with_presets, save
+from _common import example_parser, expect, finish, kept, panels, parse_with_presets, run_as_command, save, say
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 import zoo
@@ -36,7 +37,7 @@ SMOKE = {"steps": 30, "num_data": 4, "latent_dim": [3], "temperatures": [5, 10],
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "evidence_bracket", device=True, seed="initialisation, training and annealing")
+    parser = example_parser(__doc__, "evidence_bracket", seed="initialisation, training and annealing")
     parser.add_argument("--latent-dim", type=int, nargs="+", default=[8, 16], help="K of each model")
     parser.add_argument("--steps", type=int, default=1500, help="training steps")
     parser.add_argument("--num-data", type=int, default=64, help="data to bracket, simulated and real")
@@ -50,13 +51,14 @@ def train(x, latent_dim, args):
     torch.manual_seed(args.seed)
     model = zoo.DeepGaussianVAE(x.shape[1], latent_dim).to(x).standardise_by(x)
     guide = MeanField(x.shape[1], latent_dim).to(x).standardise_by(x)
-    fit(model, guide, x, steps=args.steps, objective=AnalyticKLELBO(), batch_size=256, seed=args.seed)
+    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed, "progress": False}
+    fit(model, guide, x, steps=args.steps, **options)
     return model.requires_grad_(False), guide.requires_grad_(False)
 
 
 def simulated(model, guide, x, method, args):
     """Raw ends on data that the model made, with the width of the data set's mean at 95 %."""
-    found = bdmc(model, len(x), guide=guide, method=method, seed=args.seed)
+    found = bdmc(model, len(x), guide=guide, method=method, seed=args.seed, progress=False)
     got = found.evidence
     return got.raw_lower, got.raw_upper, got.mean.upper - got.mean.lower, found.draws
 
@@ -64,21 +66,28 @@ def simulated(model, guide, x, method, args):
 def real(model, guide, x, method, args):
     """The same on real data, if chains of as many steps as there are temperatures have converged."""
     num_steps = max(4, method.num_temperatures)
-    got = converged_bracket(model, x, guide=guide, method=method, num_steps=num_steps, seed=args.seed)
+    options = {"method": method, "num_steps": num_steps, "seed": args.seed, "progress": False}
+    got = converged_bracket(model, x, guide=guide, **options)
     return got.raw_lower, got.upper_if_converged, float("nan"), None
 
 
-def measure(name, bracket, pair, x, args):
+def measure(bracket, pair, x, args):
     """A row for each number of temperatures: T, mean width, 95 % quantile of its size, certified, seconds, s.e."""
-    rows = []
+    pair, rows, remarks = pair(), [], []
     for num in args.temperatures:
         wall, cpu = time.perf_counter(), time.process_time()
         lower, upper, certified, draws = bracket(*pair, x, Annealed(num, args.chains), args)
         seconds = time.process_time() - cpu, time.perf_counter() - wall
         rows.append((num, *widths(upper - lower, certified), *seconds, error_of(upper - lower)))
-        print("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *rows[-1][:-1]) + doubts(lower, upper))
-    compare_bounds(pair, x if draws is None else draws.x, draws, lower, args)
-    return rows
+        remarks.append(doubts(lower, upper))
+    return {"rows": rows, "remarks": remarks, "bounds": other_bounds(pair, x, draws, lower, args)}
+
+
+def show(name, found, args):
+    for row, remark in zip(found["rows"], found["remarks"], strict=True):
+        say("{:18s}{:6d}{:9.4f}{:8.3f}{:11.3f}{:8.1f}{:8.1f}".format(name, *row[:-1]) + remark)
+    bounds = ", ".join(f"{n} {v:+.2f}" for n, v in found["bounds"].items())
+    say(f"  nats above the lower end, S = {args.samples}: {bounds}")
 
 
 def bounded(width):
@@ -104,14 +113,25 @@ def doubts(lower, upper):
     return said + (f"  {below} brackets upside down by noise" if below else "")
 
 
-def compare_bounds(pair, x, draws, lower, args):
+def other_bounds(pair, x, draws, lower, args):
     """The mean of other figures less the lower end: of these only EUBO is an upper bound, and only on average."""
-    weights = log_weights(*pair, x, num_samples=args.samples)
+    weights = log_weights(*pair, x if draws is None else draws.x, num_samples=args.samples, progress=False)
     figures = {"ELBO": elbo(weights), "IWAE": iwae(weights), "CUBO": cubo(summarise([weights], args.samples))}
     if draws is not None:
         figures["EUBO"] = eubo(*pair, draws)
-    above = {name: float((figure.value - lower).mean()) for name, figure in figures.items()}
-    print(f"  nats above the lower end, S = {args.samples}: " + ", ".join(f"{n} {v:+.2f}" for n, v in above.items()))
+    return {name: float((figure.value - lower).mean()) for name, figure in figures.items()}
+
+
+def conclude(results):
+    """The narrowest bracket of each model, and what it cost."""
+    print()
+    for latent_dim, found in results.items():
+        for name, rows in found.items():
+            first, last = rows[0], rows[-1]
+            print(f"K = {latent_dim}, {name}: {last[0]} temperatures, {last[4]:.1f} CPU seconds, leave", end=" ")
+            print(
+                f"{last[1]:.4f} ({last[6]:.1g}) nats on average where {first[0]} leave {first[1]:.4f} ({first[6]:.1g})"
+            )
 
 
 def draw(results):
@@ -146,20 +166,21 @@ def main(argv=None):
     held_out = data.test[: args.num_data]
     print(f"{data}\n{torch.get_num_threads()} threads")
     results = {}
+    expect(args, 2 * len(args.latent_dim))
     for latent_dim in args.latent_dim:
-        pair = train(data.train, latent_dim, args)
-        print(
-            f"\nK = {latent_dim}: upper - lower end in nats, {args.chains} chains, {len(held_out)} data points\n{HEAD}"
-        )
-        results[latent_dim] = {
-            "simulated": measure("simulated", simulated, pair, held_out, args),
-            "real, if converged": measure("real, if converged", real, pair, held_out, args),
-        }
+        pair = cache(partial(train, data.train, latent_dim, args))  # not needed where both results are kept
+        of = f"{args.chains} chains, {len(held_out)} data points"
+        say(f"\nK = {latent_dim}: upper - lower end in nats, {of}\n{HEAD}")
+        results[latent_dim] = {}
+        for name, bracket in {"simulated": simulated, "real, if converged": real}.items():
+            found = kept(args, f"K{latent_dim}_{name}", partial(measure, bracket, pair, held_out, args))
+            show(name, found, args)
+            results[latent_dim][name] = found["rows"]
+    conclude(results)
     save(draw(results), args, "evidence_bracket.png")
-    print()
     finish(args)
     return results
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -11,10 +11,21 @@ itself: the gap vanishes where the latents die, and the best model is not the on
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import torch
-from _common import cosine_decay, example_parser, finish, kept, panels, parse_with_presets, save, table_line
+from _common import (
+    cosine_decay,
+    example_parser,
+    expect,
+    finish,
+    kept,
+    panels,
+    parse_with_presets,
+    run_as_command,
+    save,
+    table_line,
+)
 from scipy.stats import spearmanr
 from torch.optim import Adam
 
@@ -30,7 +41,7 @@ EPSILON = 0.05  # nats below which a latent is collapsed, if for 99 % of the dat
 
 def parse(argv):
     seed = "the first initialisation, of noise and order"
-    parser = example_parser(__doc__, "gap_against_collapse", device=True, seed=seed, resume=True)
+    parser = example_parser(__doc__, "gap_against_collapse", seed=seed)
     noises = [100.0, 30.0, 20.0, 10.0, 6.0, 3.0, 2.0, 1.0]
     parser.add_argument("--noises", type=float, nargs="+", default=noises, help="fixed values of sigma^2")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each")
@@ -55,7 +66,7 @@ def train(x, args):
         for half in pair:
             half.to(args.device)
     options = {"optimizer": partial(Adam, lr=5e-3), "scheduler": cosine_decay(args.steps), "batch_size": 256}
-    fit_many(pairs, x, steps=args.steps, objective=AnalyticKLELBO(), seed=args.seed, **options)
+    fit_many(pairs, x, steps=args.steps, objective=AnalyticKLELBO(), seed=args.seed, progress=False, **options)
     return pairs
 
 
@@ -64,7 +75,7 @@ def measure(model, guide, x, args):
     rows = x[: args.rows]
     known = evidence(model, rows, guide=guide, seed=args.seed, progress=False)
     found = gap(model, guide, rows, known=known, num_samples=64, restarts=0, seed=args.seed, progress=False)
-    kl = latent_kl(model, guide, x)
+    kl = latent_kl(model, guide, x, progress=False)
     error = float(found.elbo_error.square().sum().sqrt()) / len(rows)
     share = 100 * float(collapsed(kl, epsilon=EPSILON).double().mean())
     return [float(known.value.mean()), float(found.total.mean()), error, float(kl.sum(1).mean()), share]
@@ -72,9 +83,11 @@ def measure(model, guide, x, args):
 
 def run(x, args):
     """A row for every sigma^2 and seed: sigma^2, and the numbers of :data:`COLUMNS`."""
-    pairs = train(x, args)
-    noises = [var for var in args.noises for _ in range(args.seeds)]
-    return [[var, *measure(*pair, x, args)] for var, pair in zip(noises, pairs, strict=True)]
+    pairs = cache(partial(train, x, args))  # not needed where all rows are kept
+    runs = [(var, seed) for var in args.noises for seed in range(args.seeds)]
+    expect(args, len(runs))
+    made = [lambda i=i: measure(*pairs()[i], x, args) for i in range(len(runs))]
+    return [[var, *kept(args, f"{var:g}_{seed}", one)] for (var, seed), one in zip(runs, made, strict=True)]
 
 
 def show(rows, args):
@@ -134,7 +147,7 @@ def main(argv=None):
     x = digits_logit(test_size=0, dtype=torch.float64).train
     x = (x - x.mean(0)).to(args.device)
     print(f"{len(x)} digits, K = {args.latent_dim}, {args.seeds} seeds; gaps are means over {args.rows} data, in nats")
-    rows = kept(args, "runs", lambda: run(x, args))
+    rows = run(x, args)
     show(rows, args)
     conclude(rows)
     save(draw(rows), args, "gap_against_collapse.png")
@@ -143,4 +156,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -15,7 +15,18 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from _common import example_parser, finish, kept, panels, parse_with_presets, save, table_line, train
+from _common import (
+    example_parser,
+    expect,
+    finish,
+    kept,
+    panels,
+    parse_with_presets,
+    run_as_command,
+    save,
+    table_line,
+    train,
+)
 
 import guides
 from guides import GaussNewtonDiagonal, GaussNewtonFull, local_gauss_newton
@@ -28,7 +39,7 @@ FAMILIES = ("mean field", "full rank", "mixture of 2", "flow")
 
 def parse(argv):
     seed = "the data, initialisation and noise"
-    parser = example_parser(__doc__, "guides_on_one_decoder", device=True, seed=seed, resume=True)
+    parser = example_parser(__doc__, "guides_on_one_decoder", seed=seed)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="of the shear")
     parser.add_argument("--gamma2", type=float, default=30.0, help="precision of the noise")
     parser.add_argument("--rows", type=int, default=16, help="data on which gaps are measured")
@@ -91,7 +102,7 @@ def amortised(width, size, strength, args):
     x, new = draw_data(model, size, args.seed + 2), draw_data(model, args.rows, args.seed + 1)
     torch.manual_seed(args.seed)
     guide = guides.MeanField(2, 2, hidden=(width,)).to(x)
-    options = {"objective": AnalyticKLELBO(), "batch_size": min(64, size), "seed": args.seed, "progress": False}
+    options = {"objective": AnalyticKLELBO(), "batch_size": min(64, size), "seed": args.seed}
     train(model, guide, x, steps=args.steps, rate=1e-2, **options)
     best = refit(model, guide, new, restarts=0, seed=args.seed, progress=False)
     error = float(best.improvement_error.square().sum().sqrt()) / len(new)
@@ -153,6 +164,7 @@ def main(argv=None):
     args = parse(argv)
     print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them", end="")
     print(" (standard errors of the estimates, for these data)\n")
+    expect(args, len(args.strengths) + len(args.widths) * len(args.sizes))
     tables = {s: kept(args, f"families_{s:g}", partial(families, s, args)) for s in args.strengths}
     middle = sorted(args.strengths)[len(args.strengths) // 2]
     grid = {
@@ -168,4 +180,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

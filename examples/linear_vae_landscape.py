@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from _common import example_parser, finish, parse_with_presets, save
+from _common import example_parser, finish, parse_with_presets, run_as_command, save
 from torch.func import grad
 
 from inference.plots import landscape_figure, threshold_figure
@@ -32,7 +32,8 @@ SMOKE = {"data": "synthetic", "latent_dim": 2, "points": 7}
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "linear_vae_landscape", seed="the synthetic data")
+    options = {"cpu_only": "everything is in closed form there", "resume": "nothing is kept: a run takes seconds"}
+    parser = example_parser(__doc__, "linear_vae_landscape", seed="the synthetic data", **options)
     parser.add_argument("--data", default="digits", help="digits, synthetic, or a .npy, .npz or .csv file")
     parser.add_argument("--latent-dim", type=int, default=4, help="K, from 2 to the number of columns less three")
     parser.add_argument("--points", type=int, default=41, help="points of a curve, and a side of a plane")
@@ -171,4 +172,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -20,11 +20,14 @@ import torch
 from _common import (
     add_near_deterministic_options,
     example_parser,
+    expect,
     finish,
     kept,
     panels,
     parse_with_presets,
+    run_as_command,
     save,
+    say,
     train_near_deterministic,
 )
 from matplotlib.ticker import LogLocator, NullLocator
@@ -43,7 +46,7 @@ SMOKE = {"gamma2": [10.0, 1000.0], "maps": 2, "broken": 6, "rows": 100, "steps":
 
 def parse(argv):
     seed = "initialisation, noise and order; the maps stay"
-    parser = example_parser(__doc__, "moebius_identifiability", device=True, seed=seed, resume=True)
+    parser = example_parser(__doc__, "moebius_identifiability", seed=seed)
     parser.add_argument("--gamma2", type=float, nargs="+", default=[1e1, 1e4], help="rising; the last for broken maps")
     parser.add_argument("--latent-dim", type=int, default=3, help="K, and the dimension of the data")
     parser.add_argument("--maps", type=int, default=6, help="Moebius maps")
@@ -85,8 +88,8 @@ def measure(model, guide, data, device):
 
 def run_moebius(maps, args):
     """A row of the table for each precision; precision to the results of :func:`run`."""
-    print("mean over the maps, and the paper's in brackets")
-    print(f"{'gamma^2':>9s}{'MCC':>8s}{'least MCC':>11s}{'MCC by batches of 64':>24s}{'C_IMA of decoder':>24s}")
+    say("mean over the maps, and the paper's in brackets")
+    say(f"{'gamma^2':>9s}{'MCC':>8s}{'least MCC':>11s}{'MCC by batches of 64':>24s}{'C_IMA of decoder':>24s}")
     datasets = [dataset(mixing, seed, args) for seed, mixing in enumerate(maps)]
     rows = {}
     for gamma2 in args.gamma2:
@@ -94,7 +97,7 @@ def run_moebius(maps, args):
         _, found, contrast, by_batch = rows[gamma2].mean(0)
         paper = PAPER.get(gamma2, (np.nan, np.nan))
         cells = f"{found:>8.3f}{rows[gamma2][:, 1].min():>11.3f}{f'{by_batch:.3f} ({paper[0]:.3f})':>24s}"
-        print(f"{gamma2:9.0e}{cells}{f'{contrast:.2g} ({paper[1]:.2g})':>24s}")
+        say(f"{gamma2:9.0e}{cells}{f'{contrast:.2g} ({paper[1]:.2g})':>24s}")
     return rows
 
 
@@ -145,6 +148,7 @@ def main(argv=None):
     dim = args.latent_dim
     print(f"K = {dim}, {args.rows} data points (a fifth held out and measured on), {args.steps} steps of {args.batch}")
     maps = [moebius(dim, seed=seed) for seed in range(max(args.maps, args.broken))]
+    expect(args, len(args.gamma2) + 1)
     rows = run_moebius(maps[: args.maps], args)
     broken, correlation = run_broken(maps[: args.broken], args)
     better = rows[max(rows)][:, 1].mean() - broken[:, 1].mean()
@@ -155,4 +159,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

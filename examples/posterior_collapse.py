@@ -18,18 +18,22 @@ import torch
 from _common import (
     decay_in_second_half,
     example_parser,
+    expect,
     finish,
     kept,
     means_with_errors,
     measure_collapse,
     parse_with_presets,
+    run_as_command,
     save,
+    say,
+    table_line,
 )
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 from guides import Linear, MeanField, mlp
-from inference import AnalyticELBO, AnalyticKLELBO, fit
+from inference import AnalyticELBO, AnalyticKLELBO, Annealed, converged_bracket, elbo, fit, iwae, log_weights
 from inference.diagnostics import predicted_alive
 from inference.plots import alive_figure, collapse_curve_figure
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
@@ -38,11 +42,12 @@ from zoo.linear import spectrum
 WIDTHS = (20, 20, 18, 18, 16, 16, 16)
 TITLES = ("ELBO", "tuned ELBO", "final s2", "% collapsed", "KL", "predicted live", "measured live")
 HEAD = f"{'run':24s}" + "".join(f"{title:>{width}s}" for title, width in zip(TITLES, WIDTHS, strict=True))
-SMOKE = {"epochs": 1, "seeds": [0, 1], "rows": 100, "fixed": [1.0], "learnt": [3.0], "steps": 2}
+ENDS = ("ELBO", "IWAE", "log p from", "to*", "gap from", "to*")
+SMOKE = {"epochs": 1, "seeds": 2, "rows": 100, "fixed": [1.0], "learnt": [3.0], "steps": 2}
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "posterior_collapse", device=True, resume=True)
+    parser = example_parser(__doc__, "posterior_collapse", seed="the first run")
     parser.add_argument("--data", default="digits", help="digits, or a file or folder of MNIST")
     parser.add_argument("--paper-scale", action="store_true", help="784-1024-512-200, as in the paper's MNIST runs")
     parser.add_argument("--fixed", type=float, nargs="*", default=[30, 10, 3, 1, 0.1], help="values of fixed sigma^2")
@@ -50,21 +55,24 @@ def parse(argv):
     parser.add_argument("--epochs", type=int, default=300, help="of Adam, for the deep VAE")
     parser.add_argument("--batch", type=int, default=128, help="data of a step of Adam")
     parser.add_argument("--rows", type=int, help="training rows; where None, all of them")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, of consecutive seeds")
     parser.add_argument("--kinds", nargs="+", default=["deep", "linear"], choices=["deep", "linear"], help="models")
     text = (
         "nats below which a latent is collapsed, if for 99%% of the data; the paper's is 0.01, less than noise leaves"
     )
     parser.add_argument("--epsilon", type=float, default=0.1, help=text)
+    parser.add_argument("--evidence", type=int, default=0, help="held-out data on which deep VAEs' log p is bracketed")
+    parser.add_argument("--temperatures", type=int, default=300, help="of that annealing")
     parser.add_argument("--steps", type=int, default=60, help="of LBFGS, for the linear VAE; 300 for MNIST")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
 def read(args):
-    """Name of the data, and the training rows, centred: a shift changes no density; sigma^2 stays in their units."""
-    data = digits_logit(test_size=0) if args.data == "digits" else mnist(args.data, transform=Logit(256))
+    """Name of the data, training rows and those to bracket log p on, all shifted by the mean: no density changes."""
+    held_out = {} if args.evidence else {"test_size": 0}
+    data = digits_logit(**held_out) if args.data == "digits" else mnist(args.data, transform=Logit(256))
     x = data.train[: args.rows].float()
-    return data.name, x - x.mean(0)
+    return data.name, x - x.mean(0), data.test[: args.evidence].float() - x.mean(0)
 
 
 def build(kind, sigma2, learn, data_dim, args):
@@ -94,6 +102,7 @@ def train(model, guide, x, seed, args):
         batch_size=args.batch,
         seed=seed,
         device=args.device,
+        progress=False,
     )
 
 
@@ -103,11 +112,13 @@ def train_linear(model, guide, eigen, args):
     half = lengths[:, None] * eigen.eigenvectors.mT
     optimizer = partial(torch.optim.LBFGS, max_iter=20, history_size=30, line_search_fn="strong_wolfe")
     points = torch.cat([half, -half])
-    fit(model, guide, points, steps=args.steps, objective=AnalyticELBO(), optimizer=optimizer, device=args.device)
+    options = {"optimizer": optimizer, "device": args.device, "progress": False}
+    fit(model, guide, points, steps=args.steps, objective=AnalyticELBO(), **options)
 
 
-def run(kind, mode, sigma2, seed, x, eigen, args):
-    """Train a pair: the numbers of TITLES, and the KL of each latent, (N, K)."""
+def run(kind, mode, sigma2, seed, data, eigen, args):
+    """Train a pair: the numbers of TITLES, the KL of each latent, (N, K), and what :func:`bracket` gives."""
+    x, rows = data
     torch.manual_seed(seed)
     model, guide = build(kind, sigma2, mode == "learnt", x.shape[1], args)
     if kind == "deep":
@@ -119,18 +130,30 @@ def run(kind, mode, sigma2, seed, x, eigen, args):
     latent_dim = kl.shape[1]
     predicted = predicted_alive(eigen.eigenvalues, final_sigma2, latent_dim)
     some = kl[:: max(1, len(kl) // 2000)]  # enough for the curve
-    return [*numbers, predicted, round(latent_dim * (1 - share / 100))], some.tolist()
+    ends = bracket(model, guide, rows, seed, args) if kind == "deep" and len(rows) else []
+    return [*numbers, predicted, round(latent_dim * (1 - share / 100))], some.tolist(), ends
 
 
-def run_seeds(name, kind, mode, sigma2, x, eigen, args):
-    """A line of the table: the numbers of TITLES for each seed, and the KL of each latent of the last one."""
-    made = (partial(run, kind, mode, sigma2, seed, x, eigen, args) for seed in args.seeds)
-    kinds = (f"{kind}_{mode}_{sigma2:g}_{seed}" for seed in args.seeds)
-    results, kls = zip(*(kept(args, name, make) for name, make in zip(kinds, made, strict=True)), strict=True)
+def bracket(model, guide, rows, seed, args):
+    """ELBO, IWAE and both ends of log p on some data, (4, N): importance weights, and annealing there and back."""
+    model, guide, rows = model.double(), guide.double(), rows.double()
+    with torch.no_grad():
+        weights = log_weights(model, guide, rows, num_samples=1000, chunk=100, seed=seed, progress=False)
+    options = {"method": Annealed(args.temperatures, 8), "num_steps": args.temperatures, "seed": seed}
+    ends = converged_bracket(model, rows, guide=guide, progress=False, **options)
+    parts = elbo(weights).value, iwae(weights).value, ends.raw_lower, ends.upper_if_converged
+    return [part.tolist() for part in parts]
+
+
+def run_seeds(name, kind, mode, sigma2, data, eigen, args):
+    """A line of the table: TITLES for each seed, the KL of each latent of the last one, the brackets of all seeds."""
+    seeds = range(args.seed, args.seed + args.seeds)
+    made = {f"{kind}_{mode}_{sigma2:g}_{s}": partial(run, kind, mode, sigma2, s, data, eigen, args) for s in seeds}
+    results, kls, ends = zip(*(kept(args, file, make) for file, make in made.items()), strict=True)
     values = torch.tensor(results, dtype=torch.float64)
     cells = zip(means_with_errors(values), WIDTHS, strict=True)
-    print(f"{name:24s}" + "".join(f"{cell:>{width}s}" for cell, width in cells))
-    return values, torch.tensor(kls[-1])
+    say(f"{name:24s}" + "".join(f"{cell:>{width}s}" for cell, width in cells))
+    return values, torch.tensor(kls[-1]), torch.tensor(ends, dtype=torch.float64)
 
 
 def agreement(kind, points):
@@ -143,27 +166,67 @@ def agreement(kind, points):
     return f"{text}; correlation {pearson:.3f} (Pearson), {spearman:.3f} (Spearman), n = {n}"
 
 
+def ends_of(values):
+    """ELBO and both ends of log p of each data point, (3, N); the lower is that of two whose mean is larger."""
+    bound, *lower, upper = values.mean(0)
+    return torch.stack([bound, max(lower, key=lambda end: float(end.mean())), upper])
+
+
+def show_brackets(brackets):
+    """A line for each run: means over the data and seeds of ELBO and IWAE, and the ends of log p and of the gap."""
+    print("\n" + table_line("on data not trained on", ENDS))
+    for name, values in brackets.items():
+        (bound, lower, upper), weighted = ends_of(values).mean(1).tolist(), float(values[:, 1].mean())
+        numbers = bound, weighted, lower, upper, lower - bound, upper - bound
+        print(table_line(name, [f"{number:.2f}" for number in numbers]))
+    print("* if the chains have converged")
+
+
+def model_or_gap(brackets):
+    """How much of the difference in ELBO between the best and the worst start of a learnt sigma^2 is log p's."""
+    learnt = {name: ends_of(values) for name, values in brackets.items() if "learnt" in name}
+    if len(learnt) < 2:
+        return
+    best, worst = (pick(learnt, key=lambda name: float(learnt[name][0].mean())) for pick in (max, min))
+    won, model = learnt[best][0] - learnt[worst][0], learnt[best][1] - learnt[worst][2]
+    print(f"from the better to the worse start, {best} and {worst}, the ELBO falls by {shown(won)} nats and", end=" ")
+    print(f"log p, if the chains have converged, by at least {shown(model)}:", end=" ")
+    loss = float((won - model).mean())
+    print(f"the gap costs the worse start at most {max(loss, 0):.2f} nats more than the better one")
+
+
+def shown(values):
+    """A mean over data with its standard error."""
+    return f"{float(values.mean()):.2f} ({float(values.std()) / math.sqrt(len(values)):.2f})"
+
+
 def main(argv=None):
     args = parse(argv)
-    data_name, x = read(args)
+    data_name, x, held_out = read(args)
     eigen = spectrum(x.double())
     print(f"{data_name}: {tuple(x.shape)}, K = {200 if args.paper_scale else 20}")
-    print(f"mean (s.e.) over {len(args.seeds)} seeds, nats per data point of the training set", end="")
+    print(f"mean (s.e.) over {args.seeds} seeds, nats per data point of the training set", end="")
     print(f"; collapsed: below {args.epsilon:g} nats for 99 % of the data\n{HEAD}")
     starts = [("fixed", sigma2) for sigma2 in args.fixed] + [("learnt", sigma2) for sigma2 in args.learnt]
-    rows, points = {}, {}
+    rows, points, brackets = {}, {}, {}
+    expect(args, len(args.kinds) * len(starts) * args.seeds)
     for kind in args.kinds:
         curves = {}
         for mode, sigma2 in starts:
             name = f"{kind}, {mode} {sigma2:g}"
-            rows[name], curves[name] = run_seeds(name, kind, mode, sigma2, x, eigen, args)
+            rows[name], curves[name], ends = run_seeds(name, kind, mode, sigma2, (x, held_out), eigen, args)
+            if ends.numel():
+                brackets[name] = ends
         points[kind] = torch.cat([rows[name][:, 5:] for name in curves])
         save(collapse_curve_figure(curves, marked=args.epsilon), args, f"collapse_{kind}.png")
     print("\n" + "\n".join(agreement(kind, found) for kind, found in points.items()))
+    if brackets:
+        show_brackets(brackets)
+        model_or_gap(brackets)
     save(alive_figure(points), args, "alive.png")
     finish(args)
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

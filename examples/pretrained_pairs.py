@@ -1,8 +1,8 @@
 """Which pairs come with the zoo, and how were they made? This script trains them all and writes their cards.
 
 Each pair is trained by ``elbozoo train`` and measured by ``elbozoo card``; classic models get an AutoGuide each, and a
-card with the model's reference as the check. The command of the training stands on the card. Pairs that are there
-already are left as they are, so that an interrupted run goes on where it stopped.
+card with the model's reference as the check. The command of the training stands on the card. With
+--resume, pairs that are there already are left as they are, and an interrupted training goes on where it stopped.
 
     python examples/pretrained_pairs.py --only linear_vae/digits ima_vae/moebius
 """
@@ -14,11 +14,12 @@ import shutil
 
 import pyro
 import torch
-from _common import example_parser, finish, parse_with_presets
+from _common import example_parser, finish, parse_with_presets, run_as_command
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm.auto import tqdm
 
 from inference import fit
 from zoo import card, command_line, pairs, pretrained
@@ -66,7 +67,8 @@ SMOKE = {
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "pairs", seed="initialisation, training and measurement")
+    options = {"cpu_only": "so that everyone has the same pairs", "resume": "leave pairs that are there as they are"}
+    parser = example_parser(__doc__, "pairs", seed="initialisation, training and measurement", **options)
     parser.add_argument(
         "--only", nargs="+", choices=[*PAIRS, *CLASSICS], default=[*PAIRS, *CLASSICS], help="pairs to make"
     )
@@ -89,7 +91,7 @@ def make(name, args):
     command = shlex.join(["elbozoo", *trained])
     options = ["--data", data, "--seed", str(args.seed), "--trained-by", command, "--out", str(args.out)]
     for words in (
-        [*trained, "--resume", "--out", str(file)],
+        [*trained, "--device", "cpu", "--resume", "--out", str(file)],
         ["card", str(file), "--name", name, *options, *measured],
     ):
         if code := command_line.main(words):
@@ -130,9 +132,11 @@ def adam(parameters):
 def main(argv=None):
     args = parse(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.only:
-        if name not in pairs(args.out):
-            (make if name in PAIRS else make_classic)(name, args)
+    if not args.resume:
+        shutil.rmtree(args.out / ".training", ignore_errors=True)
+    there = pairs(args.out) if args.resume else []
+    for name in tqdm([name for name in args.only if name not in there], desc="pairs", unit="pair"):
+        (make if name in PAIRS else make_classic)(name, args)
     shutil.rmtree(args.out / ".training", ignore_errors=True)
     made = pairs(args.out)
     finish(args)
@@ -140,4 +144,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from _common import example_parser, finish, parse_with_presets, save
+from _common import example_parser, finish, parse_with_presets, run_as_command, save
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.optim import Adam
@@ -53,7 +53,7 @@ class MyModel(torch.nn.Module):
 
     def forward(self, x):
         pyro.module("my_model", self)
-        scale = pyro.param("my_scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        scale = pyro.param("my_scale", x.new_tensor(2.0), constraint=dist.constraints.positive)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
             pyro.sample("x", dist.StudentT(4.0, 8 + 8 * self.decoder(z), scale).to_event(1), obs=x)
@@ -67,7 +67,8 @@ def train(model, guide, x, steps):
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "pyro_workflow", seed="everything")
+    resume = "nothing is kept: a run takes seconds"
+    parser = example_parser(__doc__, "pyro_workflow", seed="everything", resume=resume)
     parser.add_argument("--steps", type=int, default=1000, help="training steps per pair")
     parser.add_argument("--samples", type=int, default=500, help="importance samples per datum")
     return parse_with_presets(parser, argv, smoke=SMOKE)
@@ -76,19 +77,19 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     pyro.set_rng_seed(args.seed)
-    data = digits(dtype=torch.float32)
+    data = digits(dtype=torch.float32).to(device=args.device)
     x, held_out = data.train, data.test
 
     print("1. stock SVI on a pair of the zoo")
-    vae, mean_field = LinearVAE(64, 4).standardise_by(x), MeanField(64, 4).standardise_by(x)
+    vae, mean_field = (half.to(x).standardise_by(x) for half in (LinearVAE(64, 4), MeanField(64, 4)))
     print("   ELBO per data point: {:.2f} -> {:.2f}".format(*train(vae, mean_field, x, args.steps)))
 
     print("2. a guide of yours on that model, its weights kept")
-    my_guide = MyGuide(64, 4)
+    my_guide = MyGuide(64, 4).to(x)
     print("   ELBO per data point: {:.2f} -> {:.2f}".format(*train(vae.requires_grad_(False), my_guide, x, args.steps)))
 
     print("3. a guide of the zoo on a model of yours, by the zoo's training loop")
-    my_model, guide = MyModel(64, 4), MeanField(64, 4).standardise_by(x)
+    my_model, guide = MyModel(64, 4).to(x), MeanField(64, 4).to(x).standardise_by(x)
     history = fit(my_model, guide, x, steps=args.steps, batch_size=256, seed=args.seed, progress=False)
     print(f"   ELBO per data point: {-history.loss[0]:.2f} -> {-history.loss[-1]:.2f}")
 
@@ -97,7 +98,7 @@ def main(argv=None):
     print(f"   posterior draws of five digits: {tuple(z.shape)}, mean sd {z.std(0).mean().item():.3f}")
     new = Predictive(poutine.uncondition(vae), guide=mean_field, num_samples=100, parallel=True)(x[:5])["x"]
     print(f"   posterior predictive of them: {tuple(new.shape)}, rms error {(new - x[:5]).square().mean().sqrt():.2f}")
-    done = poutine.do(vae, data={"z": torch.zeros(3, 4)})(n=3)
+    done = poutine.do(vae, data={"z": x.new_zeros(3, 4)})(n=3)
     print(f"   three data at z = 0: mean {done.mean().item():.2f} (the data's: {x.mean().item():.2f})")
     trace = poutine.trace(poutine.condition(vae, data={"x": x[:5]})).get_trace(n=5)
     print(f"   log p(x, z) of five data at prior draws: {trace.log_prob_sum().item() / 5:.1f} nats per datum")
@@ -119,4 +120,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

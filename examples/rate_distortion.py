@@ -6,7 +6,7 @@ simple or a powerful marginal (standard normal, or a mixture). The powerful deco
 and a beta below one makes it use it, at the same ELBO.
 
     python examples/rate_distortion.py
-    python examples/rate_distortion.py --deep --seeds 0 1 2
+    python examples/rate_distortion.py --deep --seeds 3
 """
 
 from __future__ import annotations
@@ -15,7 +15,18 @@ import math
 from functools import partial
 
 import torch
-from _common import decay_in_second_half, example_parser, finish, parse_with_presets, save, table_line
+from _common import (
+    decay_in_second_half,
+    example_parser,
+    expect,
+    finish,
+    kept_pair,
+    parse_with_presets,
+    run_as_command,
+    save,
+    say,
+    table_line,
+)
 from torch import nn
 from torch.optim import LBFGS, Adam
 
@@ -33,14 +44,14 @@ SMOKE = {"points": 2, "iterations": 3, "deep": True, "epochs": 1, "betas": [2.0]
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "rate_distortion", device=True)
+    parser = example_parser(__doc__, "rate_distortion", seed="the first run")
     parser.add_argument("--var", type=float, default=0.05, help="sigma^2 of the linear VAE, for pixels from 0 to 1")
     parser.add_argument("--points", type=int, default=10, help="points of the linear curve")
     parser.add_argument("--iterations", type=int, default=400, help="of LBFGS, a point")
     parser.add_argument("--deep", action="store_true", help="the four deep VAEs, too: ten minutes a seed")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.1, 0.3, 0.6, 1, 2, 4, 10], help="of the deep VAEs")
     parser.add_argument("--epochs", type=int, default=200, help="of the deep VAEs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the deep VAEs")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each deep VAE, of consecutive seeds")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
@@ -51,8 +62,9 @@ def train_linear(beta, seed, x, args):
     guide = Linear(x.shape[1], LINEAR_DIM).double().standardise_by(x)
     model.mu.data = x.mean(0)
     lbfgs = partial(LBFGS, max_iter=args.iterations, history_size=50, line_search_fn="strong_wolfe")
-    fit(model, guide, x, steps=1, objective=AnalyticBetaELBO(beta), optimizer=lbfgs, progress=False)
-    return model, guide
+    options = {"objective": AnalyticBetaELBO(beta), "optimizer": lbfgs, "progress": False}
+    train = partial(fit, model, guide, x, steps=1, **options)
+    return kept_pair(args, f"linear, beta {beta:.8g}, {seed}", (model, guide), train)
 
 
 def slope(beta, model, guide, x):
@@ -65,8 +77,8 @@ def slope(beta, model, guide, x):
 def warn_unless_converged(slopes, args):
     """Say at which betas the optimiser stopped short: their differences are the optimiser's."""
     if short := [f"{beta:.4g} ({norm:.2g})" for beta, norm in slopes.items() if not norm < CONVERGED]:
-        print(f"NOT CONVERGED after {args.iterations} iterations, gradient norm above {CONVERGED:g}", end="")
-        print(f" at beta = {', '.join(short)}: raise --iterations")
+        text = f"NOT CONVERGED after {args.iterations} iterations, gradient norm above {CONVERGED:g}"
+        say(f"{text} at beta = {', '.join(short)}: raise --iterations")
 
 
 def linear_curve(args):
@@ -84,7 +96,7 @@ def linear_curve(args):
         slopes[beta] = slope(beta, *pair, x)
         return pair
 
-    points = rate_distortion_curve(trained, [t.beta for t in truth], x)
+    points = rate_distortion_curve(trained, [t.beta for t in truth], x, seeds=[args.seed], progress=False)
     errors = show_linear(points, truth, curve, args)
     warn_unless_converged(slopes, args)
     fine = [curve(rate=rate) for rate in torch.linspace(0.2 * largest, largest, 200).tolist()]
@@ -96,13 +108,13 @@ def linear_curve(args):
 
 def show_linear(points, truth, curve, args):
     """A line a point; its errors in rate and distortion, and its distortion above the curve at its own rate."""
-    print(f"linear VAE, K = {LINEAR_DIM}, sigma^2 = {args.var}, digits / 16: trained less closed form, nats per datum")
-    print(f"{'beta':>8s}{'R':>10s}{'D':>10s}{'R error':>12s}{'D error':>12s}{'D above curve':>15s}")
+    say(f"linear VAE, K = {LINEAR_DIM}, sigma^2 = {args.var}, digits / 16: trained less closed form, nats per datum")
+    say(f"{'beta':>8s}{'R':>10s}{'D':>10s}{'R error':>12s}{'D error':>12s}{'D above curve':>15s}")
     errors = []
     for point, known in zip(points, truth, strict=True):
         rate, distortion = point.rate.value, point.distortion.value
         errors.append([rate - known.rate, distortion - known.distortion, distortion - curve(rate=rate).distortion])
-        print(f"{known.beta:8.4f}{rate:10.4f}{distortion:10.4f}" + "{:12.5f}{:12.5f}{:15.5f}".format(*errors[-1]))
+        say(f"{known.beta:8.4f}{rate:10.4f}{distortion:10.4f}" + "{:12.5f}{:12.5f}{:15.5f}".format(*errors[-1]))
     return torch.tensor(errors)
 
 
@@ -115,7 +127,8 @@ def train_deep(beta, seed, x, decoder, marginal, args):
     model = family(data_dim, DEEP_DIM, hidden=hidden, prior=prior)
     guide = MeanField(data_dim, DEEP_DIM, encoder=mlp(data_dim, 2 * DEEP_DIM, hidden, nn.SiLU))
     steps = args.epochs * math.ceil(len(x) / 100)
-    fit(
+    train = partial(
+        fit,
         model,
         guide,
         x,
@@ -128,18 +141,20 @@ def train_deep(beta, seed, x, decoder, marginal, args):
         device=args.device,
         progress=False,
     )
-    return model, guide
+    pair = model.to(args.device), guide.to(args.device)
+    return kept_pair(args, f"{decoder}, {marginal}, beta {beta:g}, {seed}", pair, train)
 
 
 def deep_curves(args):
     """The four curves on the training data, with phases and hull; their entropy is a floor for R + D."""
     data = digits(dtype=torch.float32)
     x = (data.train >= 8).float().to(args.device)
-    curves = {}
+    curves, seeds = {}, range(args.seed, args.seed + args.seeds)
     for decoder in DECODERS:
         for marginal in MARGINALS:
             train = partial(train_deep, x=x, decoder=decoder, marginal=marginal, args=args)
-            curves[f"{decoder}, {marginal}"] = rate_distortion_curve(train, args.betas, x, seeds=args.seeds)
+            name = f"{decoder}, {marginal}"
+            curves[name] = rate_distortion_curve(train, args.betas, x, seeds=seeds, progress=False)
     # The data set's own entropy is out of reach; the best R + D stands for that of the distribution, as in the paper.
     best = min(point.total.value for points in curves.values() for point in points)
     print(f"\nbinarised digits {tuple(x.shape)}: R + D is at least {empirical_entropy(x):.3f}", end="")
@@ -162,6 +177,7 @@ def show_deep(name, points, entropy):
 
 def main(argv=None):
     args = parse(argv)
+    expect(args, args.points + args.deep * len(DECODERS) * len(MARGINALS) * len(args.betas) * args.seeds)
     errors = linear_curve(args)
     above = errors[:, 2]
     print(f"the codes trained lie {above.min():.5f} to {above.max():.5f} nats above the curve in closed form", end="")
@@ -172,4 +188,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -20,11 +20,14 @@ import torch
 from _common import (
     add_near_deterministic_options,
     example_parser,
+    expect,
     finish,
     kept,
     panels,
     parse_with_presets,
+    run_as_command,
     save,
+    say,
     train_near_deterministic,
 )
 
@@ -42,7 +45,7 @@ SMOKE = {"gamma2": [10.0, 1000.0], "seeds": 2, "rows": 100, "steps": 3}
 
 def parse(argv):
     seed = "initialisation, noise and order; the mixings stay"
-    parser = example_parser(__doc__, "self_consistency", device=True, seed=seed, resume=True)
+    parser = example_parser(__doc__, "self_consistency", seed=seed)
     parser.add_argument("--gamma2", type=float, nargs="+", default=list(PAPER), help="precisions of the noise")
     parser.add_argument("--seeds", type=int, default=5, help="mixings, one pair each, trained at once")
     add_near_deterministic_options(parser, steps=6000, rate=1e-3)
@@ -61,7 +64,7 @@ def new_pair():
 
 def measure(model, guide, x):
     """Squared error per dimension, the encoder's mean variance, and the median ratio to the formula."""
-    result = self_consistency(model, guide, x, seed=0)
+    result = self_consistency(model, guide, x, seed=0, progress=False)
     error = result.reconstruction.square().mean().item() / DIM
     return error, result.var.mean().item(), result.ratio.median().item()
 
@@ -99,7 +102,7 @@ def run(datasets, gamma2, args):
     values, seconds = torch.tensor(found["results"], dtype=torch.float64), found["seconds"]
     cells = [f"{value:.3g}" for value in values.median(0).values.tolist()]
     cells[-1] += f" ({PAPER[gamma2]:.3g})" if gamma2 in PAPER else ""
-    print(f"{gamma2:9.0e}" + "".join(f"{cell:>30s}" for cell in cells) + f"   {seconds:.0f} s")
+    say(f"{gamma2:9.0e}" + "".join(f"{cell:>30s}" for cell in cells) + f"   {seconds:.0f} s")
     return values
 
 
@@ -125,6 +128,7 @@ def main(argv=None):
     print(f", {args.steps} steps of {args.batch}")
     print("medians over the mixings, and the paper's ratio in brackets")
     print(f"{'gamma^2':>9s}" + "".join(f"{name:>30s}" for name in COLUMNS))
+    expect(args, len(args.gamma2))
     rows = {gamma2: run(datasets, gamma2, args) for gamma2 in args.gamma2}
     conclude(rows)
     save(draw(rows), args, "self_consistency.png")
@@ -133,4 +137,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -21,13 +21,16 @@ import torch
 from _common import (
     decay_in_second_half,
     example_parser,
+    expect,
     finish,
     kept,
     means_with_errors,
     measure_collapse,
     panels,
     parse_with_presets,
+    run_as_command,
     save,
+    say,
     table_line,
 )
 from torch import nn
@@ -65,16 +68,16 @@ CHOICES = {
 }
 COMPARED = {"KL annealed": "sampled KL", "KL annealed in 4 cycles": "sampled KL", "fixed, KL annealed": "fixed sigma^2"}
 TITLES = ("ELBO", "tuned ELBO", "final s2", "% early", "% collapsed", "KL", "active", "seconds")
-SMOKE = {"epochs": 1, "seeds": [0, 1], "rows": 200, "starts": [30.0, 3.0]}
+SMOKE = {"epochs": 1, "seeds": 2, "rows": 200, "starts": [30.0, 3.0]}
 
 
 def parse(argv):
-    parser = example_parser(__doc__, "training_choices", device=True, resume=True)
+    parser = example_parser(__doc__, "training_choices", seed="the first run")
     parser.add_argument("--starts", type=float, nargs="+", default=[30, 1], help="initial values of sigma^2")
     parser.add_argument("--epochs", type=int, default=150, help="training epochs")
     parser.add_argument("--batch", type=int, default=100, help="data of a training step")
     parser.add_argument("--rows", type=int, help="training rows; where None, all of them")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a run each")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each, of consecutive seeds")
     parser.add_argument("--epsilon", type=float, default=0.1, help="nats below which a latent counts as collapsed")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
@@ -97,6 +100,7 @@ def run(choice, sigma2, x, seed, args):
         "batch_size": args.batch,
         "seed": seed,
         "device": args.device,
+        "progress": False,
     }
     measured = []
     with tempfile.TemporaryDirectory() as folder:  # the second call goes on where the first one stopped
@@ -112,17 +116,16 @@ def run(choice, sigma2, x, seed, args):
 
 def run_all(start, x, args):
     """The table of one start: name of a choice to the numbers of TITLES, (seeds, columns)."""
-    print("\n" + table_line(f"sigma^2 from {start:g}", TITLES, width=17))
+    say("\n" + table_line(f"sigma^2 from {start:g}", TITLES, width=17))
     rows = {}
     for name, choice in CHOICES.items():
-        runs = {seed: partial(run, choice, start, x, seed, args) for seed in args.seeds}
-        file = "".join(c if c.isalnum() else "_" for c in name)
-        found = [kept(args, f"{file}_{start:g}_{seed}", one) for seed, one in runs.items()]
+        runs = {seed: partial(run, choice, start, x, seed, args) for seed in range(args.seed, args.seed + args.seeds)}
+        found = [kept(args, f"{name}_{start:g}_{seed}", one) for seed, one in runs.items()]
         rows[name] = torch.tensor(found, dtype=torch.float64)
-        print(table_line(name, means_with_errors(rows[name]), width=17), flush=True)
+        say(table_line(name, means_with_errors(rows[name]), width=17))
     for name, base in COMPARED.items():
         elbo, _, _, _, collapsed, *_ = means_with_errors(rows[name] - rows[base])
-        print(f"{name} against {base}: ELBO {elbo} nats, collapsed {collapsed} points")
+        say(f"{name} against {base}: ELBO {elbo} nats, collapsed {collapsed} points")
     return rows
 
 
@@ -152,9 +155,8 @@ def main(argv=None):
     args = parse(argv)
     x = digits_logit(test_size=0, dtype=torch.float32).train[: args.rows]
     x = (x - x.mean(0)).to(args.device)
-    print(
-        f"digits: {tuple(x.shape)}, mean (s.e.) over {len(args.seeds)} seeds, nats per data point of the training set"
-    )
+    print(f"digits: {tuple(x.shape)}, mean (s.e.) over {args.seeds} seeds, nats per data point of the training set")
+    expect(args, len(args.starts) * len(CHOICES) * args.seeds)
     tables = {start: run_all(start, x, args) for start in args.starts}
     save(draw(tables), args, "training_choices.png")
     print()
@@ -163,4 +165,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    run_as_command(main)

@@ -15,6 +15,10 @@ from zoo.data import dataset_names
 
 # What a shell reads: done, an error that a sentence explains, interrupted.
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+_GOES_ON = {
+    "train": "; --resume goes on from the last checkpoint",
+    "reproduce": "; the same command goes on from the claims that are in the folder",
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"interrupted{_GOES_ON.get(args.command, '')}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         print(f"elbozoo {args.command}: {error}", file=sys.stderr)

@@ -90,7 +90,7 @@ def test_card_adds_a_pair_that_list_and_show_know(trained, csv, tmp_path, capsys
     assert main(["evidence", f"{folder}/mine/csv", "--rows", "2"]) == 0  # on the card's own data
 
 
-def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeypatch, capsys):
     words = ["train", "deep_gaussian_vae", "--data", csv, *TRAIN]
     assert main([*words, "--out", str(tmp_path / "whole.safetensors")]) == 0
     checkpoint = tmp_path / "cut.checkpoint.safetensors"
@@ -104,6 +104,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeyp
     fit = building.fit
     monkeypatch.setattr(building, "fit", interrupted)
     assert main([*words, "--out", str(tmp_path / "cut.safetensors")]) == 130
+    assert "interrupted; --resume goes on from the last checkpoint" in capsys.readouterr().err
     assert checkpoint.exists()
     monkeypatch.undo()
     assert main([*words, "--out", str(tmp_path / "cut.safetensors")]) == 1  # not without being told to

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate, map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -303,7 +302,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         func, kwargs = _INSTEAD.get(func, func), kwargs or {}
         varies = torch.Tag.nondeterministic_seeded in func.tags
-        varies |= any(id(leaf) in self._varying for leaf in tree_leaves((args, kwargs)))
+        varies |= self._vary((args, kwargs))
         if func is _CHECK:
             self.read.append((args[0], False))
             return func(*args, **kwargs)
@@ -315,7 +314,7 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten.detach.default:  # another name of the same numbers
             self._enter(results, self._node(args[0]), varies)
             return results
-        node = self._graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        node = self._graph.call_function(func, *map_aggregate((args, kwargs), self._node))
         if func in _OF_SHAPES:
             node.meta[_VALUE] = results
         if isinstance(results, Tensor):
@@ -325,6 +324,11 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(result, Tensor):
                     self._enter(result, self._graph.call_function(operator.getitem, (node, i)), varies)
         return results
+
+    def _vary(self, arguments: Any) -> bool:
+        found = list[bool]()
+        map_aggregate(arguments, lambda leaf: found.append(id(leaf) in self._varying))
+        return any(found)
 
     def holds(self) -> Tensor:
         """Whether all truth values are what they were, a truth value itself."""

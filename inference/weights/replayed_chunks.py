@@ -26,7 +26,7 @@ _WORTH = 24
 
 # Replays between two comparisons: at first one, then so many times more each time, up to a limit, below which a replay
 # saves less than the comparisons cost.
-_GROWTH, _LEAST, _MOST = 4, 8, 64
+_GROWTH, _LEAST, _MOST = 8, 8, 128
 
 
 class _Graph(NamedTuple):
@@ -34,6 +34,7 @@ class _Graph(NamedTuple):
 
     flat: FlatGraph
     replay: Replay
+    log_weights: Tensor
 
 
 def chunks_in_groups(run: Run, programs: tuple[Program, ...], number: int, held: int) -> Iterator[list[Tensor]]:
@@ -91,7 +92,7 @@ def _recorded(run: Run) -> tuple[Tensor, _Graph | None]:
 
     try:
         flat = folded(flat_graph(recorded, []))
-        return chunks[0], _Graph(flat, scripted(flat))
+        return chunks[0], _Graph(flat, scripted(flat), chunks[0])
     except Exception:  # a user's program may fail to be recorded in any way
         set_random_states(states)
         return run(), None
@@ -99,13 +100,14 @@ def _recorded(run: Run) -> tuple[Tensor, _Graph | None]:
 
 def _replayed(graph: _Graph, run: Run, size: int) -> list[Tensor]:
     """Chunks by replays; none, from the same random state, where the last one is not what the pair gives."""
-    states, before, group = random_states(), random_states(), list[Tensor]()
+    states = before = random_states()
+    # In memory that is made once: see :func:`inference.core.memory.joined`.
+    group, holds = list(graph.log_weights.new_empty(size, *graph.log_weights.shape)), list[Tensor]()
     try:
-        holds = []
-        for i in range(size):
+        for i, chunk in enumerate(group):
             before = random_states() if i == size - 1 else before
             log_weights, *others = graph.replay([])
-            group.append(log_weights)
+            chunk.copy_(log_weights)
             holds += others[: graph.flat.assumes]
         after = random_states()
         set_random_states(before)

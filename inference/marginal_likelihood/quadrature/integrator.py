@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.memory import at_once
-from inference.marginal_likelihood.quadrature.gauss_kronrod import GAP, at_edges, rule
+from inference.marginal_likelihood.quadrature.gauss_kronrod import at_edges, rule
 from inference.marginal_likelihood.quadrature.peaks import POINTS, Peaks, find_peaks
 from inference.marginal_likelihood.quadrature.slices import Slices
 from inference.numerics.newton import points_at_once
@@ -96,7 +96,8 @@ class NestedIntegrator:
         self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
         self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
         self.unsettled = torch.zeros(num_data, dtype=torch.bool, device=like.device)
-        self._nodes, self._kronrod, self._gauss = rule(like)
+        self._nodes, self._kronrod, self._gauss = rule(like, tolerance)
+        self._beside = float(1 - self._nodes[-1]) / 2  # from the edge of a cell to its nearest node, in its width
         self._edges = at_edges(self._nodes)
 
     @property
@@ -150,7 +151,7 @@ class NestedIntegrator:
         zeros = cells.value.new_zeros(len(slices.datum))
         for _ in range(_ROUNDS):
             allowed = tolerance * self._scale(slices, _sums(cells, cells.value, zeros))
-            error = cells.error + _unseen(cells)
+            error = cells.error + self._beside * _jumps(cells)
             wide = _sums(cells, error, zeros) > allowed
             share = allowed / torch.bincount(cells.row, minlength=len(zeros)).clamp(min=1)
             bad = wide[cells.row] & (error > share[cells.row]) & (error > 2 * cells.noise)
@@ -162,7 +163,7 @@ class NestedIntegrator:
             middle = (low + high) / 2
             halves = self._evaluate(slices, row.repeat(2), torch.cat([low, middle]), torch.cat([middle, high]))
             cells = Cells(*(torch.cat([old[~bad], new]) for old, new in zip(cells, halves, strict=True)))
-        return cells._replace(error=cells.error + _unseen(cells))
+        return cells._replace(error=cells.error + self._beside * _jumps(cells))
 
     def _scale(self, slices: Slices, value: Tensor) -> Tensor:
         """The scale of the slices' errors: their values, but no less than a part of the best of the data point."""
@@ -202,8 +203,11 @@ def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).index_add(0, cells.row, values)
 
 
-def _unseen(cells: Cells) -> Tensor:
-    """What each cell may hold between its edges and its nodes, where it disagrees with its neighbours there, (C,)."""
+def _jumps(cells: Cells) -> Tensor:
+    """By how much each cell disagrees with its neighbours at its edges, times its width, (C,).
+
+    Between its edges and its nodes, of which no rule knows, it may hold such a part of that as they are apart.
+    """
     order = cells.low.argsort()
     order = order[cells.row[order].argsort(stable=True)]
     left, right = order[:-1], order[1:]
@@ -212,7 +216,7 @@ def _unseen(cells: Cells) -> Tensor:
     total = torch.zeros_like(cells.value)
     total[left] += jump
     total[right] += jump
-    return GAP * (cells.high - cells.low) * total
+    return (cells.high - cells.low) * total
 
 
 def _run_lengths(done: Tensor, width: Tensor) -> Tensor:

@@ -266,7 +266,7 @@ def test_a_density_that_ends_between_cell_edge_and_first_node():
 
 
 def test_cells_that_do_not_compare_their_edges_fail_the_check(monkeypatch):
-    monkeypatch.setattr(nested, "_unseen", lambda cells: torch.zeros_like(cells.value))
+    monkeypatch.setattr(nested, "_jumps", lambda cells: torch.zeros_like(cells.value))
     with pytest.raises(AssertionError):
         check_plateaus()
 
@@ -337,20 +337,22 @@ def test_rules_with_wrong_weights_fail_the_check(monkeypatch):
         check(*separable(("fold",), 0.1, num=2), label="defect")
 
 
-def test_polynomials_through_the_nodes_are_exact_at_the_edges():
-    nodes = kronrod.rule(torch.zeros((), dtype=torch.float64))[0]
+@pytest.mark.parametrize("tolerance", [0.0, 0.01])
+def test_polynomials_through_the_nodes_are_exact_at_the_edges(tolerance):
+    nodes = kronrod.rule(torch.zeros((), dtype=torch.float64), tolerance)[0]
     weights = kronrod.at_edges(nodes)
-    for power in range(15):
+    for power in range(len(nodes)):
         ends = torch.tensor([(-1.0) ** power, 1.0], dtype=torch.float64)
         torch.testing.assert_close(nodes**power @ weights, ends, rtol=0, atol=1e-13)
 
 
-def test_rules_are_exact_for_polynomials():
-    nodes, fine, coarse = (part.numpy() for part in kronrod.rule(torch.zeros((), dtype=torch.float64)))
-    for weights, degree in ((fine, 23), (coarse, 13)):
+@pytest.mark.parametrize(("tolerance", "size"), [(0.0, 7), (0.01, 5)])
+def test_rules_are_exact_for_polynomials(tolerance, size):
+    nodes, fine, coarse = (part.numpy() for part in kronrod.rule(torch.zeros((), dtype=torch.float64), tolerance))
+    for weights, degree in ((fine, 3 * size + 1 + size % 2), (coarse, 2 * size - 1)):
         for power in range(degree + 1):
             np.testing.assert_allclose(nodes**power @ weights, (1 + (-1) ** power) / (power + 1), atol=2e-15)
-    np.testing.assert_allclose(nodes[1::2], np.polynomial.legendre.leggauss(7)[0], atol=1e-15)
+    np.testing.assert_allclose(nodes[1::2], np.polynomial.legendre.leggauss(size)[0], atol=1e-15)
 
 
 # --- modes -----------------------------------------------------------------------------------------------
@@ -416,3 +418,17 @@ def test_a_loose_tolerance_costs_less_and_holds_the_truth():
         costs.append(got.evaluations)
     assert costs[1] < 0.6 * costs[0]
     assert costs[2] < 0.5 * costs[0]
+
+
+def test_a_narrow_dip_is_seen_on_a_line_at_any_tolerance():
+    """The likelihood is wide but for a hole of a hundredth of the prior, where no node of a few cells stands."""
+    sigma, width, centre, y = 0.455, 0.0124, 0.2208, torch.tensor([[-0.2648]], dtype=torch.float64)
+
+    def bump(z):
+        return 3 * (-0.5 * ((z - centre) / width).square()).exp()
+
+    t = torch.linspace(-12, 12, 2_400_001, dtype=torch.float64)
+    joint = dist.Normal(0.0, 1.0).log_prob(t) + dist.Normal(bump(t), sigma).log_prob(y[0, 0])
+    truth = (joint.logsumexp(0) + math.log(1e-5)).reshape(1)
+    got = evidence(noisy(bump, 1, sigma), y, method=Quadrature(tolerance=1e-2), seed=0, progress=False)
+    torch.testing.assert_close(got.value, truth, rtol=0, atol=1e-6)

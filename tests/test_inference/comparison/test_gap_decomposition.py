@@ -342,11 +342,19 @@ def test_chosen_rows_have_the_loss_that_they_have_among_all(cuts):
     torch.testing.assert_close(problem.minus_elbo(point, index)[0], torch.stack(expected))
 
 
-def test_rows_whose_noise_depends_on_their_number_stay_together():
-    model = linear_model()
+@pytest.mark.parametrize("sigma", [0.3, 30.0])  # rows differ by tens, and by tenths of a nat
+def test_rows_whose_noise_depends_on_their_number_stay_together(sigma):
+    model = linear_model(sigma=sigma)
     x = model(n=5).detach()
-    local = StudentT(6, 3, hidden=(8,)).double().local(x)  # draws by uniform noise, which is not whitened
-    assert not LocalProblem(Call(model, local, (x,)), local, 16)._cuts
+    guide = StudentT(6, 3, hidden=(8,)).double()  # draws by uniform noise, which is not whitened
+    for parameter in guide.parameters():
+        parameter.data.zero_()
+    local = guide.local(x)
+    problem = LocalProblem(Call(model, local, (x,)), local, 256)
+    assert not problem._cuts
+    problem._cuts, index = True, torch.arange(5)
+    cut = problem.minus_elbo(problem.start[:3], index[:3])[0]
+    assert ((cut - problem._minus_elbo()[:3]).abs() > 1e-3).any()
 
 
 def test_a_family_that_contains_the_posterior_starts_at_it():

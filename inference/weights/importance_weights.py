@@ -95,10 +95,8 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     for start in tqdm(starts, disable=not progress or len(starts) == 1, desc="log weights", unit="chunk"):
         with stream.resumed():
             count = min(chunk, num_samples - start)
-            parts = []
-            for block in blocks:  # a draw is held until the next is made, lest malloc return pages and fetch others
-                draw = block.run(count, values=indices, enumerate_guide=True)
-                parts.append(draw.log_weights)
+            # Each draw is held until the next is made: else malloc returns its pages, and fetches others.
+            parts = ((_draw := block.run(count, values=indices, enumerate_guide=True)).log_weights for block in blocks)
             log_weights = joined(parts, blocks.number, dim=1)
         check_log_weights(log_weights)
         yield log_weights

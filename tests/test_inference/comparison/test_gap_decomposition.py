@@ -390,6 +390,14 @@ def cubic_truth(x, sigma=0.5):
     return log_p, elbo.max()
 
 
+def test_a_trial_point_far_out_is_worth_plus_infinity():
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    local = MeanField(1, 1, hidden=(8,)).double().local(x)
+    problem = LocalProblem(Call(cubic_model, local, (x,)), local, 16)
+    value, _ = problem.minus_elbo(problem.start + 1e3, torch.arange(2))
+    assert (value == math.inf).all()
+
+
 def test_on_a_fold_the_refit_is_the_best_gaussian_and_never_above():
     log_p, best = cubic_truth(-0.114)
     guide = MeanField(1, 1, hidden=(8,)).double()

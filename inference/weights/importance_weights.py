@@ -119,15 +119,9 @@ def _groups(
     """Log weights of chunks of samples, in groups that are drawn at once."""
 
     is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
-    last: list[Draw] = []
 
     def run(count: int) -> Tensor:
-        parts = []
-        for block in blocks:
-            draw = block.run(count, values=indices, enumerate_guide=True)
-            parts.append(draw.log_weights)
-            if not is_small:  # a large draw is held until the next is made, lest malloc return pages and fetch others
-                last[:] = [draw]
+        parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
         return joined(parts, blocks.number, dim=1)
 
     number, rest = divmod(num_samples, chunk)

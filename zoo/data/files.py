@@ -30,6 +30,10 @@ _UNREADABLE = (  # what zipfile and NumPy's header parser raise on damaged files
     zlib.error,
     tokenize.TokenError,
     TypeError,  # of keys that are no names
+    SyntaxError,  # of types that are read as Python
+    LookupError,
+    ArithmeticError,
+    AttributeError,
 )
 _IDX_HEADER = b"\0\0\x08\x03"  # unsigned bytes, three dimensions
 # Data unpack to less than so many times their packed size; only what is larger than these bytes is asked for it.

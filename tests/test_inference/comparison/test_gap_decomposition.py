@@ -342,11 +342,19 @@ def test_chosen_rows_have_the_loss_that_they_have_among_all(cuts):
     torch.testing.assert_close(problem.minus_elbo(point, index)[0], torch.stack(expected))
 
 
-def test_rows_whose_noise_depends_on_their_number_stay_together():
-    model = linear_model()
+@pytest.mark.parametrize("sigma", [0.3, 30.0])  # rows differ by tens, and by tenths of a nat
+def test_rows_whose_noise_depends_on_their_number_stay_together(sigma):
+    model = linear_model(sigma=sigma)
     x = model(n=5).detach()
-    local = StudentT(6, 3, hidden=(8,)).double().local(x)  # draws by uniform noise, which is not whitened
-    assert not LocalProblem(Call(model, local, (x,)), local, 16)._cuts
+    guide = StudentT(6, 3, hidden=(8,)).double()  # draws by uniform noise, which is not whitened
+    for parameter in guide.parameters():
+        parameter.data.zero_()
+    local = guide.local(x)
+    problem = LocalProblem(Call(model, local, (x,)), local, 256)
+    assert not problem._cuts
+    problem._cuts, index = True, torch.arange(5)
+    cut = problem.minus_elbo(problem.start[:3], index[:3])[0]
+    assert ((cut - problem._minus_elbo()[:3]).abs() > 1e-3).any()
 
 
 def test_a_family_that_contains_the_posterior_starts_at_it():
@@ -380,6 +388,14 @@ def cubic_truth(x, sigma=0.5):
     square = sum(w * ((x - t**3 + 3 * t) / sigma) ** 2 for t, w in zip(z, weights / weights.sum(), strict=True))
     elbo = -0.5 * (square + m**2 + s**2 - 1) + np.log(s / sigma) - 0.5 * np.log(2 * np.pi)
     return log_p, elbo.max()
+
+
+def test_a_trial_point_far_out_is_worth_plus_infinity():
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    local = MeanField(1, 1, hidden=(8,)).double().local(x)
+    problem = LocalProblem(Call(cubic_model, local, (x,)), local, 16)
+    value, _ = problem.minus_elbo(problem.start + 1e3, torch.arange(2))
+    assert (value == math.inf).all()
 
 
 def test_on_a_fold_the_refit_is_the_best_gaussian_and_never_above():

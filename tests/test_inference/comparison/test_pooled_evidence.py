@@ -22,7 +22,9 @@ from compared_guides import (
 )
 from scipy.special import logsumexp
 
+from inference.comparison.pooled_weights import pooled_weights
 from inference.comparison.tables import table
+from inference.pair.call import Call
 
 # --- a model without closed form -------------------------------------------------------------------------
 
@@ -61,6 +63,27 @@ def test_evidence_without_closed_form_is_by_the_balance_heuristic(pooled):
         assert_close(one["gap"], expected - w.mean(0), 1e-10)
         assert_close(one["evidence_se"], error, 1e-8)
         assert str(one["method"].values) == "balance heuristic"
+
+
+def calls_of(guides, x):
+    return {name: Call(nonlinear_model, guide, (x,)) for name, guide in guides.items()}
+
+
+def test_the_mixtures_weights_are_of_all_guides_in_any_order():
+    x = torch.randn(3, 2).double()
+    calls = calls_of({"wide": nonlinear_guide(0.5, 1.0), "wider": nonlinear_guide(0.0, 1.5)}, x)
+    found = pooled_weights(calls, 200, None)
+    turned = found._replace(balanced=dict(reversed(found.balanced.items())))
+    one, other = found.evidence(0.95), turned.evidence(0.95)
+    for name in ("value", "raw_lower", "effective_sample_size"):
+        torch.testing.assert_close(getattr(one, name), getattr(other, name))
+
+
+def test_one_guide_leaves_out_none():
+    x = torch.randn(3, 2).double()
+    found = pooled_weights(calls_of({"wide": nonlinear_guide(0.5, 1.0)}, x), 20, None)
+    assert found.left_out == ()
+    assert found.evidence(0.95).method == "importance"
 
 
 def normal_guide(shift, scale):

@@ -637,18 +637,31 @@ def test_a_gzip_file_that_holds_more_than_it_says_is_not_unpacked(tmp_path):
     assert peak_of(lambda p: mnist(p.parent), path) < 10e6
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_an_array_that_promises_more_than_it_holds_is_not_made(suffix, tmp_path):
-    path = tmp_path / f"rows{suffix}"
-    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000), }"
+def write_header(path, header):
+    """An array of 64 bytes under a header, as a `.npy` or the only member of a `.npz`."""
     header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(64)
-    if suffix == ".npy":
+    if path.suffix == ".npy":
         path.write_bytes(content)
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x.npy", content)
-    assert peak_of(load_data, path) < 10e6
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_that_promises_more_than_it_holds_is_not_made(suffix, tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000), }"
+    assert peak_of(load_data, write_header(tmp_path / f"rows{suffix}", header)) < 10e6
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+@pytest.mark.parametrize("kind", ["'<f8,('", "'9),f8'", "'<f9'", "[('a',)]", "{}", "-1", "'<f8', 'more': 1"])
+def test_an_array_of_an_unreadable_type_is_refused(kind, suffix, tmp_path):
+    path = tmp_path / f"rows{suffix}"
+    write_header(path, f"{{'descr': {kind}, 'fortran_order': False, 'shape': (2, 4), }}".encode())
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        load_data(path)
 
 
 def test_an_archive_of_many_zeros_is_not_unpacked(tmp_path):

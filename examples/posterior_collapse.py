@@ -193,7 +193,7 @@ def model_or_gap(brackets):
     print(f"log p, if the chains have converged, by at least {shown(model)}:", end=" ")
     loss = float((won - model).mean())
     if loss <= 0:
-        print(f"none of it is the gap, which is at least {-loss:.2f} nats wider at the better start")
+        print(f"none of it is the gap, which is at least {abs(loss):.2f} nats wider at the better start")
     else:
         print(f"at most {loss:.2f} nats of it are the gap's")
 

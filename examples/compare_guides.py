@@ -137,7 +137,7 @@ def conclude(tables):
         encoders = sum(row[3] > row[2] for row in known.values())
         print(f"{title}: the smallest gap, {known[best][1]:.3g} nats, is that of {best};", end=" ")
         print(f"the draws nearest to the posterior's are those of {nearest} (W2 {table[nearest][5]:.3g})", end="; ")
-        print(f"of {encoders} of {len(known)} guides the encoder loses more than the family", end="; ")
+        print(f"for {encoders} of {len(known)} guides the encoder loses more than the family", end="; ")
         print(f"k-hat is below 0.7 for {sum(row[4] < 0.7 for row in known.values())}")
 
 

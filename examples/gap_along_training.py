@@ -175,8 +175,7 @@ def draw(tables):
     lower[0].set_ylabel("gap (nats)")
     lower[0].plot([], [], "C3-", label="live latents (right)")
     upper[0].legend(fontsize=8, frameon=False)
-    roomy = lower[min(1, len(tables) - 1)]
-    roomy.legend(*lower[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="upper right")
+    figure.legend(*lower[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 

@@ -192,7 +192,10 @@ def model_or_gap(brackets):
     print(f"from the better to the worse start, {best} and {worst}, the ELBO falls by {shown(won)} nats and", end=" ")
     print(f"log p, if the chains have converged, by at least {shown(model)}:", end=" ")
     loss = float((won - model).mean())
-    print(f"the gap costs the worse start at most {max(loss, 0):.2f} nats more than the better one")
+    if loss <= 0:
+        print(f"none of it is the gap, which is at least {abs(loss):.2f} nats wider at the better start")
+    else:
+        print(f"at most {loss:.2f} nats of it are the gap's")
 
 
 def shown(values):

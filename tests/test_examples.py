@@ -336,7 +336,10 @@ def test_posterior_collapse_brackets_log_p_and_parts_model_from_gap(run, load, t
     assert (
         "the ELBO falls by 9.00 (1.00) nats and log p, if the chains have converged, by at least 9.00 (0.00)" in printed
     )
-    assert "at most 0.00 nats more" in printed
+    assert "none of it is the gap, which is at least 0.00 nats wider at the better start" in printed
+    worse[3] = [-17, -17]  # a wider gap of the worse start
+    module.model_or_gap({name: torch.tensor([values], dtype=torch.float64) for name, values in runs.items()})
+    assert "at least 7.00 (1.00): at most 2.00 nats of it are the gap's" in capsys.readouterr().out
 
 
 def test_training_choices_report_the_elbo_of_every_choice_at_beta_one(run, tmp_path, capsys):

@@ -131,7 +131,7 @@ def test_a_preset_knows_its_options(load):
 
 
 def test_a_device_that_is_not_there_is_refused(load, capsys):
-    parser = load("_common.py").example_parser("What it does.", "name", device=True)
+    parser = load("_common.py").example_parser("What it does.", "name", seed="all")
     with pytest.raises(SystemExit):
         parser.parse_args(["--device", "gpu"])
     assert "argument --device: expected device to be 'auto' or one of ['cpu'" in capsys.readouterr().err

@@ -264,12 +264,13 @@ def test_the_gap_of_each_gaussian_family_is_the_one_known(kind, degrees):
 def test_a_flow_closes_the_gap_that_correlations_make():
     model, x = rotated_model(), rotated_model()(n=1000)
     guide = Flow(2, 2, hidden=(32,), flow_hidden=(32,), context_dim=4).double()
-    for lr, steps in ((5e-3, 1500), (5e-4, 1500)):
+    for lr, steps in ((5e-3, 3000), (5e-4, 1500)):
         adam = partial(torch.optim.Adam, lr=lr)
         fit(model, guide, x, steps=steps, batch_size=250, optimizer=adam, objective=ELBO(4), progress=False, seed=0)
-    weights = log_weights(model, guide, x, num_samples=200)
-    gap = float((model.log_evidence(x) - elbo(weights).value).mean())
-    assert -0.001 < gap < 0.02
+    found = elbo(log_weights(model, guide, x, num_samples=200, seed=1, progress=False))
+    gap = float((model.log_evidence(x) - found.value).mean())
+    error = float(found.standard_error.square().sum().sqrt()) / len(x)
+    assert -3 * error < gap < 0.220912 / 10  # a tenth of what diagonal guides lose
 
 
 def test_a_flows_draw_brings_the_density_that_its_inverse_gives():

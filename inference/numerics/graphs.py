@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -23,6 +24,9 @@ Replay = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 _MEMORY_FORMATS = [torch.contiguous_format, torch.preserve_format, torch.channels_last, torch.channels_last_3d]
 
 _READ = torch.ops.aten._local_scalar_dense.default
+# What hands a tensor's numbers to Python without an operation.
+_HANDS_OVER = {getattr(Tensor, name) for name in ("numpy", "tolist", "storage", "untyped_storage")}
+_HANDS_OVER |= {getattr(Tensor, name) for name in ("__array__", "__dlpack__", "__repr__", "__reduce_ex__")}
 # Raises an error where a number is not zero.
 _CHECK = torch.ops.aten._linalg_check_errors.default
 # What stands for an operation whose result has no memory of its own, or shares it with a constant.
@@ -81,9 +85,10 @@ def flat_graph(function: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor
             any other error of the function.
     """
     recorder = _Recorder(inputs)
-    with recorder, warnings.catch_warnings():
+    with recorder, _Guard(recorder) as guard, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the function has been run before, and has warned then
         results = list(function())
+        guard.check()
         results += [recorder.holds()] if recorder.read else []
     return FlatGraph(recorder.graph(results), recorder.constants, bool(recorder.read))
 
@@ -277,6 +282,32 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+class _Guard(TorchFunctionMode):
+    """Sees what a recorder cannot: numbers of a tensor that go to Python, as a list, an array or a text.
+
+    What Python makes of them would stay as it was, also in a branch that hardly any draw takes.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder, self._found = recorder, list[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _HANDS_OVER and self._recorder.varies(args[0]):
+            self._found.append(func.__name__)
+            self.check()
+        return func(*args, **kwargs or {})
+
+    def check(self) -> None:
+        """Refuse what was seen, again where the function went on after that.
+
+        Raises:
+            RuntimeError: If anything was.
+        """
+        if self._found:
+            raise RuntimeError(f"the function reads numbers from tensors, by {self._found[0]}")
+
+
 class _Recorder(TorchDispatchMode):
     """Records every operation while it is active.
 
@@ -324,6 +355,10 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(result, Tensor):
                     self._enter(result, self._graph.call_function(operator.getitem, (node, i)), varies)
         return results
+
+    def varies(self, tensor: Tensor) -> bool:
+        """Whether a tensor may have other values at a replay."""
+        return id(tensor) in self._varying
 
     def _vary(self, arguments: Any) -> bool:
         found = list[bool]()

@@ -1,5 +1,7 @@
 """Recorded graphs: a graph whose constant parts are computed once gives the bits of the function itself."""
 
+import numpy as np
+import pytest
 import torch
 
 from inference.numerics.graphs import flat_graph, folded, scripted
@@ -117,3 +119,37 @@ def test_a_graph_that_changes_tensors_in_place_stays_as_it_is():
 
     flat = flat_graph(function, [])
     assert folded(flat) is flat
+
+
+READINGS = {
+    "a list": lambda x: x.tolist(),
+    "an array": lambda x: x.numpy(),
+    "an array by NumPy": lambda x: np.asarray(x),
+    "an array that shares memory": lambda x: np.from_dlpack(x),
+    "a text": str,
+    "memory": lambda x: x.untyped_storage(),
+    "a list of the same memory": lambda x: x.data.tolist(),
+}
+
+
+@pytest.mark.parametrize("read", READINGS.values(), ids=READINGS)
+def test_numbers_that_go_to_python_are_refused(read):
+    with pytest.raises(RuntimeError, match="reads numbers from tensors"):
+        flat_graph(lambda: (read(2 * X), X)[1:], [X])
+
+
+def test_numbers_that_went_to_python_in_spite_of_the_error_are_refused():
+    def swallowing():
+        try:
+            return [X * max(X.tolist())]
+        except RuntimeError:
+            return [X]
+
+    with pytest.raises(RuntimeError, match="reads numbers from tensors, by tolist"):
+        flat_graph(swallowing, [X])
+
+
+def test_numbers_that_are_the_same_at_each_replay_may_go_to_python():
+    places = torch.tensor([2, 0])
+    flat = flat_graph(lambda: [X[:, places.tolist()]], [X])
+    assert torch.equal(replayed(flat, [X]), X[:, [2, 0]])

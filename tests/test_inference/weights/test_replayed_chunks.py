@@ -121,7 +121,14 @@ class Iterating(Scaled):
         return 1.0 + next(self.numbers) * 1e-6
 
 
-@pytest.mark.parametrize("kind", [Counting, CountingInABuffer, Branching, Reading, Iterating])
+class BranchingRarely(Scaled):
+    """By numbers of which torch sees nothing."""
+
+    def scale(self, z):
+        return 2.0 if max(z.reshape(-1).tolist()) > 2.5 else 1.0
+
+
+@pytest.mark.parametrize("kind", [Counting, CountingInABuffer, Branching, BranchingRarely, Reading, Iterating])
 def test_state_in_python_is_not_frozen(kind, by_python):
     torch.manual_seed(0)
     guide, options = MeanField(5, 2, hidden=(4,)), {**OPTIONS, "num_samples": 40, "chunk": 1}

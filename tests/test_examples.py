@@ -613,7 +613,7 @@ def test_all_benchmarks_in_one_command_write_a_table_and_a_figure(run, load, tmp
     text = (tmp_path / "log_weights.txt").read_text()
     assert re.search(r"cores, torch .*\nload .* before, .* after; \d+ s; log_weights.py", text)
     tables = load("benchmarks/run_all.py").tables_in(text)
-    assert [len(table.rows) for table in tables] == [3, 3, 3]
+    assert [len(table.rows) for table in tables] == [4, 4, 4]
     assert all(table.peer == "hand-written loop" for table in tables)
     assert all(table.rows[-1] == ("hand-written loop", 1.0, 1.0, 1.0) for table in tables)
 

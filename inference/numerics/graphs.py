@@ -25,8 +25,7 @@ _MEMORY_FORMATS = [torch.contiguous_format, torch.preserve_format, torch.channel
 
 _READ = torch.ops.aten._local_scalar_dense.default
 # What hands a tensor's numbers to Python without an operation.
-_HANDS_OVER = {getattr(Tensor, name) for name in ("numpy", "tolist", "storage", "untyped_storage")}
-_HANDS_OVER |= {getattr(Tensor, name) for name in ("__array__", "__dlpack__", "__repr__", "__reduce_ex__")}
+_HANDS_OVER = {getattr(Tensor, name) for name in ("numpy", "tolist", "__array__", "__dlpack__", "__repr__")}
 # Raises an error where a number is not zero.
 _CHECK = torch.ops.aten._linalg_check_errors.default
 # What stands for an operation whose result has no memory of its own, or shares it with a constant.

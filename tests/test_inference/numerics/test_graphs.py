@@ -127,7 +127,6 @@ READINGS = {
     "an array by NumPy": lambda x: np.asarray(x),
     "an array that shares memory": lambda x: np.from_dlpack(x),
     "a text": str,
-    "memory": lambda x: x.untyped_storage(),
     "a list of the same memory": lambda x: x.data.tolist(),
 }
 

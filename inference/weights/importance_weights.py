@@ -32,7 +32,7 @@ _CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**18, 2**23
 
 # Log weights that are drawn at once, beyond one chunk; and elements of a chunk that is recorded, whose every tensor is
 # held meanwhile. Python takes little of the time of a larger one.
-_HELD, _RECORDED = 2**22, 2**20
+_HELD, _RECORDED = 2**20, _CHUNK_ELEMENTS_CPU
 
 # Rows that are run at once where there are more.
 _ROWS = 4096

@@ -153,8 +153,9 @@ def test_all_else_of_a_card_is_found_again(name):
         (old_lower, old_upper), (new_lower, new_upper) = widened(old), widened(new)
         assert max(old_lower, new_lower) <= min(old_upper, new_upper) + 1e-6, part
     assert again.collapsed == found.collapsed  # the same rows, and no samples
-    error = math.hypot(found.iwae.standard_error, again.iwae.standard_error)
-    assert abs(again.iwae.value - found.iwae.value) <= 5 * error + 1e-9
+    if (found.pareto_k or 0) <= 0.7:  # beyond, an IWAE has no error that can be known
+        error = math.hypot(found.iwae.standard_error, again.iwae.standard_error)
+        assert abs(again.iwae.value - found.iwae.value) <= 5 * error + 1e-9
     check_pareto_k(found, again)
 
 

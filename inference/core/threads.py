@@ -26,7 +26,7 @@ def _begin_anew() -> None:
     global _lock
     if not _lock.acquire(blocking=False):
         _lock = threading.RLock()
-        del runtime._PYRO_STACK[:]
+        del runtime._PYRO_STACK[:], runtime._DIM_ALLOCATOR._stack[:]
         return
     _lock.release()
 

@@ -1,9 +1,12 @@
 """Threads and processes: what runs at once gives what it gives alone."""
 
 import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -47,6 +50,40 @@ def test_two_threads_give_what_each_gives_alone(second):
 
 def put(queue):
     queue.put(train(0, pair(0)))
+
+
+class Waiting(torch.nn.Module):
+    """Stands still within its plate, when that is said."""
+
+    def __init__(self, inside, go_on):
+        super().__init__()
+        self.inside, self.go_on = inside, go_on
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+            self.inside.set()
+            assert self.go_on.wait(60)
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x[:, 0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_a_thread_runs_a_pair_runs_its_own():
+    inside, go_on, halves = threading.Event(), threading.Event(), pair(0)
+    busy = threading.Thread(target=log_weights, args=(Waiting(inside, go_on), pair(1)[1], X), kwargs={"num_samples": 2})
+    busy.start()
+    assert inside.wait(60)
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            status = int(len(weigh(0, halves)) != 5)
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    busy.join()
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 @pytest.mark.slow

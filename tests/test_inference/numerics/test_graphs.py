@@ -137,7 +137,7 @@ def test_numbers_that_go_to_python_are_refused(read):
         flat_graph(lambda: (read(2 * X), X)[1:], [X])
 
 
-def test_numbers_that_went_to_python_in_spite_of_the_error_are_refused():
+def test_numbers_that_went_to_python_behind_an_except_are_refused():
     def swallowing():
         try:
             return [X * max(X.tolist())]

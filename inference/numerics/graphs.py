@@ -260,6 +260,11 @@ def _plain(value: Any, kind: Any) -> Any:
     return float(value) if kind.kind() == "FloatType" and value is not None else value
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two results have the same bits, NaN included."""
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+
+
 def own_memory(tensors: Sequence[Tensor], like: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
     """Tensors in the layout of others, copied where they are not, or share memory with each other or with further ones.
 

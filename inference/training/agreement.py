@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from inference.numerics.graphs import same_bits
+
 Tensors = Sequence[Tensor | None]
 Agree = Callable[[Tensors, Tensors], bool]
 
@@ -93,9 +95,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
+    return one is other if one is None or other is None else same_bits(one, other)
 
 
 def _is_float(tensor: Tensor | None) -> bool:

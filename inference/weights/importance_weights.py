@@ -117,7 +117,6 @@ def _groups(
     blocks: RowBlocks, layout: Layout, indices: dict[str, Tensor], num_samples: int, chunk: int
 ) -> Iterator[list[Tensor]]:
     """Log weights of chunks of samples, in groups that are drawn at once."""
-
     is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
 
     def run(count: int) -> Tensor:

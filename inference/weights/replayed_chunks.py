@@ -15,7 +15,7 @@ from torch._C._functorch import maybe_current_level
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from inference.core.seeding import random_states, set_random_states
-from inference.numerics.graphs import FlatGraph, Replay, flat_graph, folded, scripted
+from inference.numerics.graphs import FlatGraph, Replay, flat_graph, folded, same_bits, scripted
 from inference.pair.fingerprint import iterators_in, python_state
 from inference.pair.run import Program, modules_of
 
@@ -111,15 +111,10 @@ def _replayed(graph: _Graph, run: Run, size: int) -> list[Tensor]:
             holds += others[: graph.flat.assumes]
         after = random_states()
         set_random_states(before)
-        same = _same(run(), group[-1]) and all(map(torch.equal, random_states(), after))
+        same = same_bits(run(), group[-1]) and all(map(torch.equal, random_states(), after))
     except Exception:  # the pair itself may refuse its values
         same = False
     if same and all(map(bool, holds)):
         return group
     set_random_states(states)
     return []
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two chunks have the same bits, NaN included."""
-    return one.shape == other.shape and bool(((one == other) | (one.isnan() & other.isnan())).all())

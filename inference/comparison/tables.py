@@ -192,6 +192,8 @@ def _notes(tree: xr.DataTree, splits: Mapping[str, xr.Dataset]) -> list[str]:
     if any(any(_open(dataset)) for dataset in splits.values()):
         level = float(tree.attrs["level"])
         lines.append(f">=, <=: nothing bounds log p from above; these are bounds from its lower end at {level:.0%}.")
+        if methods.startswith("importance"):
+            lines.append('compare(..., method="auto") adapts to each data point and bounds most from both sides.')
     for split, dataset in splits.items():
         wrong = int(dataset["contradicted"].any(("seed", "guide")).sum()) if "contradicted" in dataset else 0
         if wrong:

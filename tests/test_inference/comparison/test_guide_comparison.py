@@ -200,6 +200,7 @@ def test_without_an_upper_end_the_table_prints_bounds():
         assert f">= {max(0.0, lower - float(one[key].mean()) - quantile * error[key]):.4f}" in text
     assert f"<= {-lower / (5 * math.log(2)):.4f}" in text
     assert ">=, <=: nothing bounds log p from above; these are bounds from its lower end at 95%." in text
+    assert 'compare(..., method="auto") adapts to each data point' in text
     truth = float(model.log_evidence(x).mean())
     assert lower - float(one["elbo"].mean()) < truth - float(one["elbo"].mean())
 

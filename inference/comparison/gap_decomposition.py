@@ -35,9 +35,9 @@ from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
 from inference.core.sources import opened
-from inference.core.storage import tensor_digest
+from inference.core.storage import tensor_digest, text_digest
 from inference.marginal_likelihood.analytic.exact import Exact
-from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_checkpoints, in_blocks
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence, take_rows
@@ -220,7 +220,7 @@ def gap(
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
-    check_seeded(checkpoint, seed)
+    check_checkpoints(seed, checkpoint)
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
     settings = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
     if can_be_refitted(call):
@@ -335,6 +335,7 @@ def _digests(known: Evidence) -> dict[str, Any]:
     """By what an evidence is recognised."""
     numbers = ("value", "lower", "upper", "standard_error")
     digests = {name: tensor_digest(getattr(known, name)) for name in numbers}
+    digests |= {name: text_digest(getattr(known, name)) for name in ("guarantee", "notes")}
     return digests | {"method": known.method, "level": known.level}
 
 

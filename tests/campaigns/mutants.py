@@ -37,7 +37,12 @@ LIKELIHOOD = f"{T}/marginal_likelihood"
 GAP = [f"{T}/comparison/test_gap_decomposition.py", f"{T}/comparison/test_refit_of_globals.py"]
 # Files whose mutants are drawn, and the tests that concern them.
 TARGETS: dict[str, list[str]] = {
-    "inference/weights/*.py": [f"{T}/weights", f"{LIKELIHOOD}/test_estimate.py", f"{LIKELIHOOD}/importance"],
+    "inference/weights/*.py": [
+        f"{T}/weights",
+        f"{T}/pair/test_enumeration.py",
+        f"{LIKELIHOOD}/test_estimate.py",
+        f"{LIKELIHOOD}/importance",
+    ],
     "inference/objectives/*.py": [f"{T}/objectives", "tests/test_conformance/test_objectives.py"],
     "inference/comparison/gap_decomposition.py": GAP,
     "inference/comparison/refit*.py": GAP,
@@ -58,8 +63,14 @@ TARGETS: dict[str, list[str]] = {
     "inference/marginal_likelihood/analytic/*.py": [f"{LIKELIHOOD}/analytic", f"{LIKELIHOOD}/test_estimate.py"],
     "inference/marginal_likelihood/annealing/*.py": [f"{LIKELIHOOD}/annealing"],
     "inference/marginal_likelihood/quadrature/*.py": [f"{LIKELIHOOD}/quadrature"],
-    "inference/marginal_likelihood/*.py": [f"{LIKELIHOOD}/test_estimate.py", f"{LIKELIHOOD}/test_automatic.py"],
+    "inference/marginal_likelihood/*.py": [
+        f"{LIKELIHOOD}/test_estimate.py",
+        f"{LIKELIHOOD}/test_automatic.py",
+        f"{LIKELIHOOD}/test_upper_bounds.py",
+    ],
 }
+# Sees the defaults of all public names, and calls none of them.
+SIGNATURES = "tests/test_public_api.py::test_the_public_api_is_the_one_on_file"
 COPIED = ("inference", "guides", "zoo", "tests", "examples", "setup.cfg", "pyproject.toml", "README.md", "CHANGELOG.md")
 ARITHMETIC = {
     ast.Add: "-",
@@ -270,7 +281,7 @@ class Reach:
         return total.hexdigest()
 
     def choose(self, mutant: Mutant) -> list[str]:
-        """The tests that call a mutant's function (any of its file, outside of functions), the quick ones first."""
+        """The tests that call a mutant's function, the quick ones first; outside of functions any of its file."""
         found = {test: told for tests in tests_of(mutant.path) for test, told in self.of(tests).items()}
         file, line = str(mutant.path.relative_to(ROOT)), first_line(mutant)
         chosen = {
@@ -278,9 +289,10 @@ class Reach:
             for test, (cpu, names) in found.items()
             if any(name == f"{file}:{line}" if line else name.startswith(f"{file}:") for name in names)
         }
-        return sorted(
+        ordered = sorted(
             chosen, key=lambda test: (sum(chosen[test] > limit for limit in TIERS), test.split("::")[0], test)
         )
+        return ordered if line else [SIGNATURES, *ordered]
 
 
 def first_line(mutant: Mutant) -> int:

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -45,6 +46,40 @@ def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
     model = Wrong(5, 2, sigma=0.5).double().requires_grad_(False)
     with pytest.raises(ValueError, match=r"expected log_evidence of Wrong to agree with log p\(x, z\) - log p\(z \| x"):
         evidence(model, data_for(linear()))
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(0.95, False), (1.05, True)])
+def test_a_closed_form_may_be_off_by_rounding_alone(factor, refused):
+    """By a millionth of a nat and of its own size."""
+
+    class Rounded(LinearVAE):
+        def log_evidence(self, x):
+            exact = super().log_evidence(x)
+            return exact + factor * 1e-6 * (1 + exact.abs())
+
+    model = Rounded(5, 2, sigma=0.5).double().requires_grad_(False)
+    with pytest.raises(ValueError, match="expected log_evidence of Rounded") if refused else nullcontext():
+        evidence(model, data_for(linear()))
+
+
+def test_a_closed_form_of_a_model_of_one_sample_at_a_time_is_checked():
+    class OneByOne(LinearVAE):
+        off = 0.0
+
+        def likelihood(self, z):
+            if z.dim() > 2:
+                raise RuntimeError(f"expected (N, K), got {tuple(z.shape)}")
+            return super().likelihood(z)
+
+        def log_evidence(self, x):
+            return super().log_evidence(x) + self.off
+
+    model = OneByOne(5, 2, sigma=0.5).double().requires_grad_(False)
+    x = data_for(linear())
+    assert torch.equal(evidence(model, x).value, model.log_evidence(x))
+    model.off = 1e-3
+    with pytest.raises(ValueError, match="expected log_evidence of OneByOne to agree"):
+        evidence(model, x)
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 100.0])

@@ -222,7 +222,7 @@ def gap(
     call.check()
     check_checkpoints(seed, checkpoint)
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    settings = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
+    settings: dict[str, Any] = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
     if can_be_refitted(call):
         blocks, compute = refit_blocks(call, num_samples, restarts, max_steps)
     else:
@@ -242,6 +242,7 @@ def gap(
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
     truth, level = known, known.level if known.level < 1 else level
+    settings |= {"block": blocks.size, "level": level}
 
     def split(i: int) -> dict[str, Any]:
         return _split(compute(i), take_rows(truth, blocks.place(i)), level, num_data)
@@ -251,7 +252,7 @@ def gap(
         blocks,
         split,
         seed=seed,
-        recognised=lambda: Recognised(call, [call], [first.probe], settings | {"block": blocks.size} | _digests(truth)),
+        recognised=lambda: Recognised(call, [call], [first.probe], settings | _digests(truth)),
         checkpoint=checkpoint,
         progress=progress,
         name="gap",
@@ -336,7 +337,7 @@ def _digests(known: Evidence) -> dict[str, Any]:
     numbers = ("value", "lower", "upper", "standard_error")
     digests = {name: tensor_digest(getattr(known, name)) for name in numbers}
     digests |= {name: text_digest(getattr(known, name)) for name in ("guarantee", "notes")}
-    return digests | {"method": known.method, "level": known.level}
+    return digests | {"method": known.method}
 
 
 def _amortised(call: Call) -> bool:

@@ -6,7 +6,7 @@ import torch
 import inference.comparison.gap_decomposition as gap_decomposition
 import inference.comparison.guide_comparison as guide_comparison
 from guides import FullRank, MeanField
-from inference import Evidence, Importance, compare, gap
+from inference import Evidence, Importance, compare, evidence, gap
 from inference.comparison import local_problem
 from zoo import DeepGaussianVAE, LinearVAE
 
@@ -116,13 +116,15 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(door, tmp_path,
         call(tmp_path / "rows")
 
 
-def test_a_gap_of_known_evidence_is_recognised_by_its_texts(tmp_path):
-    known = split().evidence
-    split(tmp_path / "rows", known=known)
-    for name in ("guarantee", "notes"):
-        other = Evidence(**vars(known) | {name: ("another",) * len(X)})
+def test_a_gap_of_known_evidence_is_recognised_by_it_and_its_level(tmp_path):
+    """By its texts, too; a closed form has no level, but the ELBO's interval has."""
+    model, guide, known = LinearVAE(5, 2), MeanField(5, 2, hidden=(8,)), evidence(LinearVAE(5, 2), X, method="exact")
+    options = FEW | {"max_steps": 1, "known": known, "level": 0.9, "checkpoint": tmp_path / "rows"}
+    gap(model, guide, X, **options)
+    others = [{"known": Evidence(**vars(known) | {name: ("another",) * len(X)})} for name in ("guarantee", "notes")]
+    for change in [*others, {"level": 0.8}]:
         with pytest.raises(ValueError, match="belongs to another"):
-            split(tmp_path / "rows", known=other)
+            gap(model, guide, X, **options | change)
 
 
 FILES = {

@@ -37,6 +37,17 @@ def test_a_closed_form_is_taken_after_a_look_at_three_data():
     assert torch.equal(got.value, model.log_evidence(data_for(model)))
 
 
+@pytest.mark.parametrize(("first", "refused"), [(2, True), (3, False)])
+def test_the_first_three_data_points_alone_are_looked_at(first, refused):
+    class WrongFrom(LinearVAE):
+        def log_evidence(self, x):
+            return super().log_evidence(x) + (torch.arange(len(x)) >= first)
+
+    model = WrongFrom(5, 2, sigma=0.5).double().requires_grad_(False)
+    with pytest.raises(ValueError, match="at data point 2") if refused else nullcontext():
+        evidence(model, data_for(linear()))
+
+
 @pytest.mark.parametrize("off", [1e-4, 3.0])
 def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
     class Wrong(LinearVAE):
@@ -344,6 +355,9 @@ def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
     options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tolerance": 1e-9, "progress": False}
     evidence(model, x, budget=0.01, **options)
     assert calls == [100, 100, 100]
+    calls.clear()
+    evidence(model, x, budget=1e6, **options | {"block": 30})
+    assert calls == [100, 400, 1600, 6400]
 
 
 def test_a_two_sided_annealed_value_stays_in_its_own_interval():

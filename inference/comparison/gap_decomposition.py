@@ -215,6 +215,7 @@ def gap(
     Raises:
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
+        OSError: As :func:`inference.evidence`.
     """
     stated = None if rows is None else frozenset(rows)
     given = opened((x, *args))

@@ -152,6 +152,7 @@ def compare(
         ValueError: If there is no guide, the data are not finite or have the wrong shape, a model and a guide are not a
             valid pair, a name cannot be saved, ``split`` is above the number of rows, or the model's data cannot be
             simulated; before anything is measured.
+        OSError: As :func:`inference.evidence`.
     """
     import xarray as xr
 

@@ -185,8 +185,9 @@ class FileColumns(Columns):
             raise Unreadable("is damaged: its columns have not so many digests")
         with open(self._path, "rb") as file:
             for line in self._lines_of_names():
-                self._digests[line] = total = _digest(file, *self._extent(line))
-                if total.hexdigest() != state["digests"][line]:
+                begin, size = self._extent(line)
+                self._digests[line] = total = _digest(file, begin, size)
+                if begin + size > self._path.stat().st_size or total.hexdigest() != state["digests"][line]:
                     raise Unreadable(f"does not fit {self._path}, which is damaged or of another run")
 
     def _lines_of_names(self) -> Iterator[str]:

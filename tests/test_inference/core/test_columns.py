@@ -122,3 +122,10 @@ def test_a_state_that_lacks_a_digest_of_what_is_read_is_refused(change, tmp_path
     state = filled(in_file(tmp_path / "rows")).state()
     with pytest.raises(Unreadable, match="its columns have not so many digests"):
         in_file(tmp_path / "rows").resume(change(state), 4)
+
+
+def test_a_state_of_more_texts_than_the_file_holds_is_refused(tmp_path):
+    """All that it holds has the right digest."""
+    state = filled(in_file(tmp_path / "rows")).state()
+    with pytest.raises(Unreadable, match="damaged or of another run"):
+        in_file(tmp_path / "rows").resume(state | {"texts": state["texts"] + 1}, 4)

@@ -181,13 +181,17 @@ class FileColumns(Columns):
             return
         if not 0 < self.rows <= self._number or self.rows != min(self._number, self.blocks * size):
             raise Unreadable(f"is damaged: {self.blocks} blocks have {self.rows} rows of {self._number}")
-        if sum(map(self._number_of_lines, self._names)) + self._has_texts != len(state["digests"]):
+        self._check_content(state["digests"])
+
+    def _check_content(self, digests: Mapping[str, str]) -> None:
+        """Check that all that is read later is what it was, and take it into the digests."""
+        if sum(map(self._number_of_lines, self._names)) + self._has_texts != len(digests):
             raise Unreadable("is damaged: its columns have not so many digests")
         with open(self._path, "rb") as file:
             for line in self._lines_of_names():
                 begin, size = self._extent(line)
                 self._digests[line] = total = _digest(file, begin, size)
-                if begin + size > self._path.stat().st_size or total.hexdigest() != state["digests"][line]:
+                if begin + size > self._path.stat().st_size or total.hexdigest() != digests[line]:
                     raise Unreadable(f"does not fit {self._path}, which is damaged or of another run")
 
     def _lines_of_names(self) -> Iterator[str]:

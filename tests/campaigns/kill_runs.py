@@ -5,9 +5,9 @@
 
 Each run of a door is a process of its own, stopped once at a moment that is uniform over the CPU time that the whole
 work takes, and called again in another process. Its result must equal that of a run that nobody stopped, bit for bit;
-nothing but the files of the result may be left; and after an interrupt the file must hold every step but the one in
-which it came. The processes are forked (by Linux) from one that has done each work once, so that none of their time is
-spent on imports.
+nothing but the files of the result may be left; and after an interrupt the files must hold every step of training and
+every block of rows but the one in which it came. The processes are forked (by Linux) from one that has done each work
+once, so that none of their time is spent on imports.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from inference import (
 )
 from inference.comparison import local_problem
 from inference.core.storage import load_tree
+from inference.marginal_likelihood.base.checkpoint import Blocks
 from zoo import DeepGaussianVAE, LinearVAE
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -172,7 +173,6 @@ WORKS: dict[str, Callable[[Path], str]] = {
     "gap": work_gap,
     "table": work_table,
 }
-TRAINED = ("fit", "fit_many", "fit_best")
 
 
 def start(door: str, folder: Path) -> int:
@@ -212,12 +212,32 @@ def stop_at(child: int, moment: float, number: int) -> int:
 
 
 def lost_steps(folder: Path) -> int:
-    """Updates that the optimiser made and the file does not hold, beyond the one in which an interrupt came."""
+    """Updates and blocks of rows that were made and no file holds, beyond the one in which an interrupt came."""
     updates = folder / "updates"
-    made = updates.stat().st_size if updates.exists() else 0
-    kept = sum(len(load_tree(file)["loss"]) for file in folder.rglob("*.safetensors"))
+    made, kept = updates.stat().st_size if updates.exists() else 0, kept_steps(folder)
     updates.write_bytes(b"." * kept)  # those are done again
     return max(made - kept - 1, 0)
+
+
+def kept_steps(folder: Path) -> int:
+    """Updates and blocks of rows that the files hold."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.read_bytes()[8:9] == b"{"]
+    trees = [load_tree(file) for file in files]
+    return sum(
+        len(tree["loss"]) if "loss" in tree else tree["done"].get("columns", tree["done"])["blocks"] for tree in trees
+    )
+
+
+def count_blocks() -> None:
+    """Let each block of rows be written down, beside its file, before it is kept there."""
+    original = Blocks.add
+
+    def add(self: Any, part: Any) -> None:
+        with open(self._path.parent / "updates", "ab") as file:
+            file.write(b".")
+        original(self, part)
+
+    Blocks.add = add  # type: ignore[method-assign]
 
 
 def outcome(folder: Path) -> str:
@@ -237,7 +257,7 @@ def one_run(door: str, number: int, whole: float, generator: random.Random) -> t
     status = stop_at(start(door, folder), generator.uniform(0, whole), number)
     stopped = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 3
     if stopped:
-        if number == signal.SIGINT and door in TRAINED:
+        if number == signal.SIGINT:
             lost = lost_steps(folder)
         (folder / "result").unlink(missing_ok=True)
         stop_at(start(door, folder), WAIT, signal.SIGKILL)
@@ -289,6 +309,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--doors", nargs="+", choices=WORKS, default=list(WORKS))
     given = parser.parse_args()
+    count_blocks()
     warm_up(given.doors)
     generator = random.Random(given.seed)
     number = signal.Signals[f"SIG{given.signal}"]

@@ -35,9 +35,9 @@ from inference.core.display import as_html, data_frame
 from inference.core.estimates import Interval
 from inference.core.protocols import SupportsRows
 from inference.core.sources import opened
-from inference.core.storage import tensor_digest
+from inference.core.storage import tensor_digest, text_digest
 from inference.marginal_likelihood.analytic.exact import Exact
-from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_checkpoints, in_blocks
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence, take_rows
@@ -215,14 +215,15 @@ def gap(
     Raises:
         TypeError: As :func:`inference.evidence`.
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
+        OSError: As :func:`inference.evidence`.
     """
     stated = None if rows is None else frozenset(rows)
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()
-    check_seeded(checkpoint, seed)
+    check_checkpoints(seed, checkpoint)
     check_same_call(call, (num_samples, restarts, max_steps, level, seed))
-    settings = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
+    settings: dict[str, Any] = {"num_samples": num_samples, "restarts": restarts, "max_steps": max_steps, "seed": seed}
     if can_be_refitted(call):
         blocks, compute = refit_blocks(call, num_samples, restarts, max_steps)
     else:
@@ -242,6 +243,7 @@ def gap(
     if len(known.value) != num_data:
         raise ValueError(f"expected the evidence of {num_data} data points, got that of {len(known.value)}")
     truth, level = known, known.level if known.level < 1 else level
+    settings |= {"block": blocks.size, "level": level}
 
     def split(i: int) -> dict[str, Any]:
         return _split(compute(i), take_rows(truth, blocks.place(i)), level, num_data)
@@ -251,7 +253,7 @@ def gap(
         blocks,
         split,
         seed=seed,
-        recognised=lambda: Recognised(call, [call], [first.probe], settings | {"block": blocks.size} | _digests(truth)),
+        recognised=lambda: Recognised(call, [call], [first.probe], settings | _digests(truth)),
         checkpoint=checkpoint,
         progress=progress,
         name="gap",
@@ -335,7 +337,8 @@ def _digests(known: Evidence) -> dict[str, Any]:
     """By what an evidence is recognised."""
     numbers = ("value", "lower", "upper", "standard_error")
     digests = {name: tensor_digest(getattr(known, name)) for name in numbers}
-    return digests | {"method": known.method, "level": known.level}
+    digests |= {name: text_digest(getattr(known, name)) for name in ("guarantee", "notes")}
+    return digests | {"method": known.method}
 
 
 def _amortised(call: Call) -> bool:

@@ -29,7 +29,7 @@ from inference.core.ranks import ranks
 from inference.core.seeding import random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
-from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_checkpoints, in_blocks
 from inference.marginal_likelihood.base.intervals import confronted, joint_level
 from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
@@ -152,6 +152,7 @@ def compare(
         ValueError: If there is no guide, the data are not finite or have the wrong shape, a model and a guide are not a
             valid pair, a name cannot be saved, ``split`` is above the number of rows, or the model's data cannot be
             simulated; before anything is measured.
+        OSError: As :func:`inference.evidence`.
     """
     import xarray as xr
 
@@ -163,7 +164,6 @@ def compare(
         raise ValueError(f"expected split of at most the {len(x)} rows of x, got {split}")
     check_count(simulated, "simulated", 0)
     check_level(level)
-    check_seeded(checkpoint, seed)
     chosen = None if method is None else as_method(method)
     named = {TRAIN: opened((*x, *args) if isinstance(x, tuple) else (x, *args))}
     if held_out is not None:
@@ -183,7 +183,10 @@ def compare(
     if held_out is not None:
         offsets[HELD_OUT] = _offsets(held_out_log_det, _num_data(data[HELD_OUT]), "held_out_log_det")
     _check_sizes(data, split, simulated, chunk)
-    by_seed = _entries(model, guides, None if seeds is None else list(seeds), layout)
+    trainings = [0] if seeds is None else list(seeds)
+    files = {(name, i): _file(checkpoint, name, i) for name in data for i in trainings}
+    check_checkpoints(seed, *files.values())
+    by_seed = _entries(model, guides, None if seeds is None else trainings, layout)
     for entry in (entry for entries in by_seed.values() for entry in entries.values()):
         check_same_call(entry.on(data[TRAIN]).own, (num_samples, seed, block, level, repr(chosen)))
         for part in data.values():
@@ -200,8 +203,7 @@ def compare(
             for trained, entries in by_seed.items():
                 setting = {"num_samples": num_samples, "chunk": chunk, "level": level, "bar": bar}
                 part = _with_rows(part, entries, block, split)
-                file = None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}.{trained}"
-                found = _measured(entries, part, block, file, seed, method=chosen, **setting)
+                found = _measured(entries, part, block, files[name, trained], seed, method=chosen, **setting)
                 columns = _collect(entries, *found)
                 measured.append(columns.assign(_of_guides(columns, entries, part, split, simulated, block)))
             groups[name] = _with_data(_over_seeds(measured, list(by_seed)), part, offsets[name])
@@ -213,6 +215,11 @@ def compare(
         "trained": int(seeds is not None),
     }
     return tree
+
+
+def _file(checkpoint: str | os.PathLike[str] | None, name: str, trained: int) -> str | None:
+    """The checkpoint of one data set and training seed."""
+    return None if checkpoint is None else f"{os.fspath(checkpoint)}.{name}.{trained}"
 
 
 def _check_sizes(data: Mapping[str, Call], split: int, simulated: int, chunk: int | None) -> None:

@@ -110,9 +110,9 @@ class FileColumns(Columns):
 
     def _lay_out(self, kinds: dict[str, tuple[str, int | None]]) -> None:
         self._kinds = kinds
-        for name, (kind, lines) in kinds.items():
+        for name in kinds:
             self._places[name] = self._content
-            self._content += self._stride * (2 if kind == _TEXT else lines or 1)
+            self._content += self._stride * self._number_of_lines(name)
         self._end = self._content
 
     @property
@@ -149,8 +149,7 @@ class FileColumns(Columns):
 
     def state(self) -> dict[str, Any]:
         """What :meth:`resume` needs to know of all that is written, of a size that does not grow with the rows."""
-        kept = {"", *self._names}  # a column that some blocks have not is left unread
-        digests = {line: d.hexdigest() for line, d in self._digests.items() if line.partition(" ")[2] in kept}
+        digests = {line: self._digests[line].hexdigest() for line in self._lines_of_names()}
         kinds = {name: list(kind) for name, kind in self._kinds.items()}
         counts = {"rows": self.rows, "blocks": self.blocks, "names": list(self._names)}
         return counts | {"kinds": kinds, "texts": self._end - self._content, "digests": digests}
@@ -182,11 +181,33 @@ class FileColumns(Columns):
             return
         if not 0 < self.rows <= self._number or self.rows != min(self._number, self.blocks * size):
             raise Unreadable(f"is damaged: {self.blocks} blocks have {self.rows} rows of {self._number}")
+        self._check_content(state["digests"])
+
+    def _check_content(self, digests: Mapping[str, str]) -> None:
+        """Check that all that is read later is what it was, and take it into the digests."""
+        if sum(map(self._number_of_lines, self._names)) + self._has_texts != len(digests):
+            raise Unreadable("is damaged: its columns have not so many digests")
         with open(self._path, "rb") as file:
-            for name, digest in state["digests"].items():
-                self._digests[name] = total = _digest(file, *self._extent(name))
-                if total.hexdigest() != digest:
+            for line in self._lines_of_names():
+                begin, size = self._extent(line)
+                self._digests[line] = total = _digest(file, begin, size)
+                if begin + size > self._path.stat().st_size or total.hexdigest() != digests[line]:
                     raise Unreadable(f"does not fit {self._path}, which is damaged or of another run")
+
+    def _lines_of_names(self) -> Iterator[str]:
+        """All that is read: the lines of each column that all blocks have, and the texts, without a name."""
+        for name in self._names:
+            yield from (f"{i} {name}" for i in range(self._number_of_lines(name)))
+        if self._has_texts:
+            yield ""
+
+    def _number_of_lines(self, name: str) -> int:
+        kind, lines = self._kinds[name]
+        return 2 if kind == _TEXT else lines or 1
+
+    @property
+    def _has_texts(self) -> bool:
+        return any(self._kinds[name][0] == _TEXT for name in self._names)
 
     def _extent(self, line: str) -> tuple[int, int]:
         """Where a line begins in the file, and of how many bytes it is; or all texts, without a name."""

@@ -62,6 +62,8 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
 def check_writable(path: AnyPath) -> None:
     """Try to write a file, and leave it as it is: what cannot be saved is found before the work.
 
+    Temporary files that a killed process left for this path are removed.
+
     Raises:
         OSError: If it cannot be written, with its name.
     """
@@ -74,6 +76,7 @@ def check_writable(path: AnyPath) -> None:
     except OSError as error:
         raise _named(error, path) from error
     _make_folder(path)
+    _remove_orphans(path)
     temporary = _temporary(path)
     try:
         temporary.write_bytes(b"0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def tensor_digest(tensor: Tensor) -> str:
     total = hashlib.sha256()
     for block in blocks_of(tensor.detach()):
         total.update(_bytes(block))
+    return total.hexdigest()
+
+
+def text_digest(texts: Iterable[str]) -> str:
+    """SHA-256 of texts one after the other, with their lengths, in hexadecimal."""
+    total = hashlib.sha256()
+    for text in texts:
+        content = text.encode()
+        total.update(b"%d " % len(content))
+        total.update(content)
     return total.hexdigest()
 
 

@@ -22,7 +22,7 @@ from inference.marginal_likelihood.analytic.laplace import Laplace
 from inference.marginal_likelihood.analytic.near_deterministic import Limit
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
 from inference.marginal_likelihood.automatic import Automatic
-from inference.marginal_likelihood.base.checkpoint import Recognised, check_seeded, in_blocks
+from inference.marginal_likelihood.base.checkpoint import Recognised, check_checkpoints, in_blocks
 from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
@@ -168,7 +168,7 @@ def evidence_of_call(
     for name, limit in (("tolerance", tolerance), ("budget", budget)):
         if limit is not None and not 0 < limit < math.inf:
             raise ValueError(f"expected a positive finite {name}, got {limit}")
-    check_seeded(checkpoint, seed)
+    check_checkpoints(seed, checkpoint)
     if call.guide is not None and isinstance(method, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
     check_arguments((), call.args, call.kwargs, missing=call.missing)

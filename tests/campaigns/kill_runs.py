@@ -5,9 +5,9 @@
 
 Each run of a door is a process of its own, stopped once at a moment that is uniform over the CPU time that the whole
 work takes, and called again in another process. Its result must equal that of a run that nobody stopped, bit for bit;
-nothing but the files of the result may be left; and after an interrupt the file must hold every step but the one in
-which it came. The processes are forked (by Linux) from one that has done each work once, so that none of their time is
-spent on imports.
+nothing but the files of the result may be left; and after an interrupt the files must hold every step of training and
+every block of rows but the one in which it came. The processes are forked (by Linux) from one that has done each work
+once, so that none of their time is spent on imports.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.optim.lr_scheduler import ExponentialLR
@@ -41,10 +42,13 @@ from inference import (
     fit,
     fit_best,
     fit_many,
+    gap,
     load_comparison,
     save_comparison,
 )
+from inference.comparison import local_problem
 from inference.core.storage import load_tree
+from inference.marginal_likelihood.base.checkpoint import Blocks
 from zoo import DeepGaussianVAE, LinearVAE
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -110,15 +114,29 @@ def work_fit_best(folder: Path) -> str:
     return digest(found.elbo, found.seed, *(p for p in found.model.parameters()))
 
 
+def deep_pair(seed: int = 0) -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(seed)
+    return DeepGaussianVAE(4, 2, hidden=(8,)).double(), MeanField(4, 2, hidden=(8,)).double()
+
+
 def estimate(method: Any) -> Callable[[Path], str]:
     def work(folder: Path) -> str:
-        torch.manual_seed(0)
-        model, guide = DeepGaussianVAE(4, 2, hidden=(8,)).double(), MeanField(4, 2, hidden=(8,)).double()
+        model, guide = deep_pair()
         file = folder / "evidence.safetensors"
         got = evidence(model, X[:24], method=method, guide=guide, block=8, checkpoint=file, seed=0, **QUIET)
-        return digest(got.value, got.lower, got.upper, got.standard_error, got.guarantee, got.notes)
+        return digest(got.value, got.lower, got.upper, got.standard_error, *got.guarantee, *got.notes)
 
     return work
+
+
+def work_gap(folder: Path) -> str:
+    """The gap in blocks of eight rows; the files of the evidence and its own."""
+    few = {"method": Importance(16, search=False), "num_samples": 16, "restarts": 0, "max_steps": 2, "seed": 0}
+    with patch.object(local_problem, "_DRAWS", 16 * 8 * 8):
+        found = gap(*deep_pair(), X[:24], checkpoint=folder / "gap.safetensors", **few, **QUIET)
+    parts = [vars(found)[name] for name in sorted(vars(found)) if isinstance(vars(found)[name], torch.Tensor)]
+    truth = found.evidence
+    return digest(*parts, truth.value, truth.lower, truth.upper, *truth.guarantee, *truth.notes)
 
 
 def work_compare(folder: Path) -> str:
@@ -135,6 +153,15 @@ def work_compare(folder: Path) -> str:
     return digest(*(torch.from_numpy(data[name].values.copy()) for name in ("elbo", "evidence", "gap")))
 
 
+def work_table(folder: Path) -> str:
+    """Compare two guides of one model and a pair of their own, block by block, to files."""
+    guides = {"one": deep_pair()[1], "two": deep_pair(1)[1], "own": pair()}
+    given = {"held_out": X[24:], "num_samples": 30, "block": 8, "checkpoint": folder / "table", "seed": 0}
+    tree = compare(deep_pair()[0], guides, X[:24], **given, **QUIET)
+    parts = [tree[name].to_dataset().drop_vars(["seconds", "memory"]) for name in ("train", "held_out")]
+    return digest(*(part[name].values.tolist() for part in parts for name in sorted(part.data_vars)))
+
+
 WORKS: dict[str, Callable[[Path], str]] = {
     "fit": work_fit,
     "fit_many": work_fit_many,
@@ -143,8 +170,9 @@ WORKS: dict[str, Callable[[Path], str]] = {
     "adaptive": estimate(Adaptive(50)),
     "annealed": estimate(Annealed(num_temperatures=4, num_chains=2)),
     "compare": work_compare,
+    "gap": work_gap,
+    "table": work_table,
 }
-TRAINED = ("fit", "fit_many", "fit_best")
 
 
 def start(door: str, folder: Path) -> int:
@@ -184,12 +212,32 @@ def stop_at(child: int, moment: float, number: int) -> int:
 
 
 def lost_steps(folder: Path) -> int:
-    """Updates that the optimiser made and the file does not hold, beyond the one in which an interrupt came."""
+    """Updates and blocks of rows that were made and no file holds, beyond the one in which an interrupt came."""
     updates = folder / "updates"
-    made = updates.stat().st_size if updates.exists() else 0
-    kept = sum(len(load_tree(file)["loss"]) for file in folder.rglob("*.safetensors"))
+    made, kept = updates.stat().st_size if updates.exists() else 0, kept_steps(folder)
     updates.write_bytes(b"." * kept)  # those are done again
     return max(made - kept - 1, 0)
+
+
+def kept_steps(folder: Path) -> int:
+    """Updates and blocks of rows that the files hold."""
+    files = [file for file in folder.rglob("*") if file.is_file() and file.read_bytes()[8:9] == b"{"]
+    trees = [load_tree(file) for file in files]
+    return sum(
+        len(tree["loss"]) if "loss" in tree else tree["done"].get("columns", tree["done"])["blocks"] for tree in trees
+    )
+
+
+def count_blocks() -> None:
+    """Let each block of rows be written down, beside its file, before it is kept there."""
+    original = Blocks.add
+
+    def add(self: Any, part: Any) -> None:
+        with open(self._path.parent / "updates", "ab") as file:
+            file.write(b".")
+        original(self, part)
+
+    Blocks.add = add  # type: ignore[method-assign]
 
 
 def outcome(folder: Path) -> str:
@@ -209,7 +257,7 @@ def one_run(door: str, number: int, whole: float, generator: random.Random) -> t
     status = stop_at(start(door, folder), generator.uniform(0, whole), number)
     stopped = os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 3
     if stopped:
-        if number == signal.SIGINT and door in TRAINED:
+        if number == signal.SIGINT:
             lost = lost_steps(folder)
         (folder / "result").unlink(missing_ok=True)
         stop_at(start(door, folder), WAIT, signal.SIGKILL)
@@ -261,6 +309,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--doors", nargs="+", choices=WORKS, default=list(WORKS))
     given = parser.parse_args()
+    count_blocks()
     warm_up(given.doors)
     generator = random.Random(given.seed)
     number = signal.Signals[f"SIG{given.signal}"]

@@ -5,8 +5,8 @@
 Each mutant is one change of one expression, drawn at random: an operator, a comparison, a sign, a number, a truth
 value, a reduction, a condition. The tests of its group of files run once on the sound code, where those that pass in
 a few seconds are recorded with the functions that they call. On a copy of the project with the mutant those that call
-its function run, the quickest first, until one fails. Prints one line for each mutant and, in the end, the share that
-died and the survivors.
+its function run, one file or folder after the other, the quickest first, until one fails. Prints one line for each
+mutant and, in the end, the share that died and the survivors.
 """
 
 from __future__ import annotations
@@ -34,12 +34,18 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 T = "tests/test_inference"
 LIKELIHOOD = f"{T}/marginal_likelihood"
+INTERVALS = f"{T}/comparison/test_gap_intervals.py"
 GAP = [f"{T}/comparison/test_gap_decomposition.py", f"{T}/comparison/test_refit_of_globals.py"]
-# Files whose mutants are drawn, and the tests that concern them.
+# Files whose mutants are drawn, and the tests that concern them, in the order in which they run.
 TARGETS: dict[str, list[str]] = {
-    "inference/weights/*.py": [f"{T}/weights", f"{LIKELIHOOD}/test_estimate.py", f"{LIKELIHOOD}/importance"],
+    "inference/weights/*.py": [
+        f"{T}/weights",
+        f"{T}/pair/test_enumeration.py",
+        f"{LIKELIHOOD}/test_estimate.py",
+        f"{LIKELIHOOD}/importance",
+    ],
     "inference/objectives/*.py": [f"{T}/objectives", "tests/test_conformance/test_objectives.py"],
-    "inference/comparison/gap_decomposition.py": GAP,
+    "inference/comparison/gap_decomposition.py": [INTERVALS, *GAP],
     "inference/comparison/refit*.py": GAP,
     "inference/comparison/local_problem.py": GAP,
     "inference/comparison/pooled_weights.py": [
@@ -58,8 +64,14 @@ TARGETS: dict[str, list[str]] = {
     "inference/marginal_likelihood/analytic/*.py": [f"{LIKELIHOOD}/analytic", f"{LIKELIHOOD}/test_estimate.py"],
     "inference/marginal_likelihood/annealing/*.py": [f"{LIKELIHOOD}/annealing"],
     "inference/marginal_likelihood/quadrature/*.py": [f"{LIKELIHOOD}/quadrature"],
-    "inference/marginal_likelihood/*.py": [f"{LIKELIHOOD}/test_estimate.py", f"{LIKELIHOOD}/test_automatic.py"],
+    "inference/marginal_likelihood/*.py": [
+        f"{LIKELIHOOD}/test_estimate.py",
+        f"{LIKELIHOOD}/test_automatic.py",
+        f"{LIKELIHOOD}/test_upper_bounds.py",
+    ],
 }
+# Sees the defaults of all public names, and calls none of them.
+SIGNATURES = "tests/test_public_api.py::test_the_public_api_is_the_one_on_file"
 COPIED = ("inference", "guides", "zoo", "tests", "examples", "setup.cfg", "pyproject.toml", "README.md", "CHANGELOG.md")
 ARITHMETIC = {
     ast.Add: "-",
@@ -269,18 +281,23 @@ class Reach:
                 total.update(path.read_bytes())
         return total.hexdigest()
 
-    def choose(self, mutant: Mutant) -> list[str]:
-        """The tests that call a mutant's function (any of its file, outside of functions), the quick ones first."""
-        found = {test: told for tests in tests_of(mutant.path) for test, told in self.of(tests).items()}
+    def choose(self, mutant: Mutant) -> Iterator[list[str]]:
+        """The tests that call a mutant's function, of one file or folder after the other, the quick ones first.
+
+        Outside of functions those that call any of its file.
+        """
         file, line = str(mutant.path.relative_to(ROOT)), first_line(mutant)
-        chosen = {
-            test: cpu
-            for test, (cpu, names) in found.items()
-            if any(name == f"{file}:{line}" if line else name.startswith(f"{file}:") for name in names)
-        }
-        return sorted(
-            chosen, key=lambda test: (sum(chosen[test] > limit for limit in TIERS), test.split("::")[0], test)
-        )
+        if not line:
+            yield [SIGNATURES]
+        for tests in tests_of(mutant.path):
+            chosen = {
+                test: cpu
+                for test, (cpu, names) in self.of(tests).items()
+                if any(name == f"{file}:{line}" if line else name.startswith(f"{file}:") for name in names)
+            }
+            yield sorted(
+                chosen, key=lambda test: (sum(chosen[test] > limit for limit in TIERS), test.split("::")[0], test)
+            )
 
 
 def first_line(mutant: Mutant) -> int:
@@ -357,10 +374,13 @@ def main() -> int:
         for i, mutant in enumerate(drawn):
             if options.only is not None and i not in options.only:
                 continue
-            tests = reach.choose(mutant)
-            found = fate(mutant, copy, tests, options.seconds)
+            found, number = "survived", 0
+            for tests in reach.choose(mutant):
+                found, number = fate(mutant, copy, tests, options.seconds), number + len(tests)
+                if found != "survived":
+                    break
             fates[found].append(mutant)
-            print(f"{i:3d} {found:11s} of {len(tests):4d} tests  {mutant}", flush=True)
+            print(f"{i:3d} {found:11s} of {number:4d} tests  {mutant}", flush=True)
     judged = len(fates["killed"]) + len(fates["survived"])
     print(f"{len(fates['killed'])} of {judged} died; {len(fates['out of time'])} ran out of time; survivors:")
     print(*fates["survived"], sep="\n")

@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).parent
 SMALL = {
-    "killed": ["kill_runs.py", "--runs", "2", "--doors", "fit", "importance"],
+    "killed": ["kill_runs.py", "--runs", "2", "--doors", "fit", "importance", "gap", "table"],
     "interrupted": ["kill_runs.py", "--runs", "2", "--signal", "INT", "--doors", "fit", "fit_many"],
     "damaged files": ["fuzz_readers.py", "--files", "1000"],
 }

@@ -88,14 +88,28 @@ class Recognised:
         return {str(i): _programs(pair) for i, pair in enumerate(self.pairs)}
 
 
-def check_seeded(checkpoint: AnyPath | None, seed: int | None) -> None:
-    """Check that a measurement with a checkpoint has a seed.
+def check_checkpoints(seed: int | None, *checkpoints: AnyPath | None) -> None:
+    """Check that a measurement with checkpoints has a seed, and that they can be written; before the work.
+
+    Args:
+        seed: The seed.
+        checkpoints: Those given to :func:`in_blocks`; None are none.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it has no seed.
+        OSError: If one cannot be written, on all ranks.
     """
-    if checkpoint is not None and seed is None:
+    places = [os.fspath(path) for path in checkpoints if path is not None]
+    if places and seed is None:
         raise ValueError("expected a seed for an estimate with a checkpoint, got none")
+
+    def check() -> None:
+        for path in places:
+            check_writable(path)
+            check_writable(f"{path}.rows")
+
+    if places:
+        ranks().of_first(check)
 
 
 def in_blocks(
@@ -175,7 +189,6 @@ class Blocks(Generic[P, W]):
 
     def __init__(self, path: AnyPath, done: DoneInFile[P, W], blocks: RowBlocks) -> None:
         self.done, self._path, self._blocks = done, Path(path), blocks
-        check_writable(f"{os.fspath(path)}.rows")
         self._state: dict[str, Any] | None = None  # after the last block that is whole
         self._written, self._ended, self._seconds = 0, 0.0, 0.0
         self._fingerprint, self._probe = dict[str, Any](), list[Any]()

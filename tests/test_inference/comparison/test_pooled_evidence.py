@@ -86,6 +86,20 @@ def test_one_guide_leaves_out_none():
     assert found.evidence(0.95).method == "importance"
 
 
+def test_a_guide_that_observes_is_part_of_the_mixture():
+    """What it observes is no part of its density."""
+    wide = nonlinear_guide(0.5, 1.0)
+
+    def observing(x):
+        wide(x)
+        with pyro.plate("data", len(x)):
+            pyro.sample("aim", dist.Normal(x.new_zeros(()), 1.0), obs=x[:, 0])
+
+    x = torch.randn(3, 2).double()
+    found = pooled_weights(calls_of({"observing": observing, "other": nonlinear_guide(0.0, 1.5)}, x), 20, None)
+    assert found.left_out == ()
+
+
 def normal_guide(shift, scale):
     def guide(x):
         with pyro.plate("data", len(x)):

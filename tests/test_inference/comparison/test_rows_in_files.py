@@ -6,7 +6,7 @@ import torch
 import inference.comparison.gap_decomposition as gap_decomposition
 import inference.comparison.guide_comparison as guide_comparison
 from guides import FullRank, MeanField
-from inference import Evidence, Importance, compare, gap
+from inference import Evidence, Importance, compare, evidence, gap
 from inference.comparison import local_problem
 from zoo import DeepGaussianVAE, LinearVAE
 
@@ -100,6 +100,56 @@ def test_the_file_of_another_call_is_refused(door, tmp_path):
         call(tmp_path / "rows", num_samples=20)
     with pytest.raises(ValueError, match="expected a seed for an estimate with a checkpoint"):
         call(tmp_path / "rows", seed=None)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_place_that_cannot_be_written_is_found_before_the_work(door, tmp_path, monkeypatch):
+    call, _, module, name = DOORS[door]
+    (tmp_path / "file").touch()
+    for work in (name, "evidence_of_call"):
+        monkeypatch.setattr(module, work, lambda *_, **__: pytest.fail("it began"), raising=False)
+    with pytest.raises(OSError, match=r"cannot read or write .*file/rows"):
+        call(tmp_path / "file" / "rows")
+    (tmp_path / "rows.held_out.0.rows").mkdir()
+    (tmp_path / "rows").mkdir()  # of a comparison the beginning of names alone
+    with pytest.raises(OSError, match=r"cannot read or write .*it is a folder"):
+        call(tmp_path / "rows")
+
+
+def test_a_gap_of_known_evidence_is_recognised_by_it_and_its_level(tmp_path):
+    """By its texts, too; a closed form has no level, but the ELBO's interval has."""
+    model, guide, known = LinearVAE(5, 2), MeanField(5, 2, hidden=(8,)), evidence(LinearVAE(5, 2), X, method="exact")
+    options = FEW | {"max_steps": 1, "known": known, "level": 0.9, "checkpoint": tmp_path / "rows"}
+    gap(model, guide, X, **options)
+    others = [{"known": Evidence(**vars(known) | {name: ("another",) * len(X)})} for name in ("guarantee", "notes")]
+    for change in [*others, {"level": 0.8}]:
+        with pytest.raises(ValueError, match="belongs to another"):
+            gap(model, guide, X, **options | change)
+
+
+FILES = {
+    "gap": ("rows", "rows.rows", "rows.evidence", "rows.evidence.rows"),
+    "compare": ("rows.train.0", "rows.train.0.rows", "rows.train.0.0.rows", "rows.train.0.1.rows"),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_files_of_another_call_or_cut_are_refused_by_name(door, tmp_path):
+    """Whichever of a call's files is cut, or another's: of the same layout, or any other of the same call."""
+    call, names = DOORS[door][0], FILES[door]
+    call(tmp_path / "rows")
+    (tmp_path / "other").mkdir()
+    call(tmp_path / "other" / "rows", seed=1)
+    sound = {name: (tmp_path / name).read_bytes() for name in names}
+    for name in names:
+        wrong = [sound[other] for other in names if other != name]
+        wrong += [sound[name][: len(sound[name]) // 2], (tmp_path / "other" / name).read_bytes()]
+        for content in {*wrong} - {sound[name]}:  # a closed form's rows are those of every seed
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"expected a checkpoint of this estimate, but .*{name}"):
+                call(tmp_path / "rows")
+        (tmp_path / name).write_bytes(sound[name])
+    call(tmp_path / "rows")
 
 
 def test_an_elbo_above_the_evidence_is_said_in_a_file_too(tmp_path):

@@ -103,3 +103,29 @@ def test_a_changed_byte_is_found(place, tmp_path):
     (tmp_path / "rows").write_bytes(content[: len(content) // 2])
     with pytest.raises(Unreadable, match="damaged or of another run"):
         in_file(tmp_path / "rows").resume(state, 4)
+
+
+def without_first_name(state):
+    return state | {"names": state["names"][1:]}
+
+
+def without_first_digest(state):
+    return state | {"digests": dict(list(state["digests"].items())[1:])}
+
+
+def of_many_lines(state):
+    return state | {"kinds": state["kinds"] | {"value": ["float64", 10**9]}}
+
+
+@pytest.mark.parametrize("change", [without_first_name, without_first_digest, of_many_lines])
+def test_a_state_that_lacks_a_digest_of_what_is_read_is_refused(change, tmp_path):
+    state = filled(in_file(tmp_path / "rows")).state()
+    with pytest.raises(Unreadable, match="its columns have not so many digests"):
+        in_file(tmp_path / "rows").resume(change(state), 4)
+
+
+def test_a_state_of_more_texts_than_the_file_holds_is_refused(tmp_path):
+    """All that it holds has the right digest."""
+    state = filled(in_file(tmp_path / "rows")).state()
+    with pytest.raises(Unreadable, match="damaged or of another run"):
+        in_file(tmp_path / "rows").resume(state | {"texts": state["texts"] + 1}, 4)

@@ -34,6 +34,15 @@ def test_what_a_killed_process_left_is_removed_by_the_next_writing(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_what_a_process_left_that_was_killed_while_it_tried_is_removed(tmp_path):
+    """Of a file that is never replaced at once, such as that of rows, trying alone comes again."""
+    path = tmp_path / "file.rows"
+    assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    check_writable(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_temporary_file_of_a_living_process_stays(tmp_path):
     path = tmp_path / "file.txt"
     with atomic_path(path) as temporary:

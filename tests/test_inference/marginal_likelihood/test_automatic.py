@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -36,6 +37,17 @@ def test_a_closed_form_is_taken_after_a_look_at_three_data():
     assert torch.equal(got.value, model.log_evidence(data_for(model)))
 
 
+@pytest.mark.parametrize(("first", "refused"), [(2, True), (3, False)])
+def test_the_first_three_data_points_alone_are_looked_at(first, refused):
+    class WrongFrom(LinearVAE):
+        def log_evidence(self, x):
+            return super().log_evidence(x) + (torch.arange(len(x)) >= first)
+
+    model = WrongFrom(5, 2, sigma=0.5).double().requires_grad_(False)
+    with pytest.raises(ValueError, match="at data point 2") if refused else nullcontext():
+        evidence(model, data_for(linear()))
+
+
 @pytest.mark.parametrize("off", [1e-4, 3.0])
 def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
     class Wrong(LinearVAE):
@@ -45,6 +57,40 @@ def test_a_closed_form_that_disagrees_with_its_own_model_is_refused(off):
     model = Wrong(5, 2, sigma=0.5).double().requires_grad_(False)
     with pytest.raises(ValueError, match=r"expected log_evidence of Wrong to agree with log p\(x, z\) - log p\(z \| x"):
         evidence(model, data_for(linear()))
+
+
+@pytest.mark.parametrize(("factor", "refused"), [(0.95, False), (1.05, True)])
+def test_a_closed_form_may_be_off_by_rounding_alone(factor, refused):
+    """By a millionth of a nat and of its own size."""
+
+    class Rounded(LinearVAE):
+        def log_evidence(self, x):
+            exact = super().log_evidence(x)
+            return exact + factor * 1e-6 * (1 + exact.abs())
+
+    model = Rounded(5, 2, sigma=0.5).double().requires_grad_(False)
+    with pytest.raises(ValueError, match="expected log_evidence of Rounded") if refused else nullcontext():
+        evidence(model, torch.zeros(3, 5).double())
+
+
+def test_a_closed_form_of_a_model_of_one_sample_at_a_time_is_checked():
+    class OneByOne(LinearVAE):
+        off = 0.0
+
+        def likelihood(self, z):
+            if z.dim() > 2:
+                raise RuntimeError(f"expected (N, K), got {tuple(z.shape)}")
+            return super().likelihood(z)
+
+        def log_evidence(self, x):
+            return super().log_evidence(x) + self.off
+
+    model = OneByOne(5, 2, sigma=0.5).double().requires_grad_(False)
+    x = data_for(linear())
+    assert torch.equal(evidence(model, x).value, model.log_evidence(x))
+    model.off = 1e-3
+    with pytest.raises(ValueError, match="expected log_evidence of OneByOne to agree"):
+        evidence(model, x)
 
 
 @pytest.mark.parametrize("sigma", [1e-4, 1.0, 100.0])
@@ -309,6 +355,9 @@ def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
     options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tolerance": 1e-9, "progress": False}
     evidence(model, x, budget=0.01, **options)
     assert calls == [100, 100, 100]
+    calls.clear()
+    evidence(model, x, budget=1e6, **options | {"block": 30})
+    assert calls == [100, 400, 1600, 6400]
 
 
 def test_a_two_sided_annealed_value_stays_in_its_own_interval():

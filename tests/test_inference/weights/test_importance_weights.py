@@ -23,6 +23,7 @@ from inference import (
     iter_log_weights,
     iwae,
     log_weights,
+    memory_limit,
     pareto_k,
     summarise,
 )
@@ -586,3 +587,26 @@ def test_a_masked_datum_weighs_one():
     pair = [poutine.mask(half, mask=mask) for half in (model, MeanField(5, 2))]
     weights = log_weights(*pair, torch.ones(4, 5), num_samples=3)
     assert (weights == 0).all(0).tolist() == [False, True, False, True]
+
+
+def test_rows_are_run_in_blocks_of_which_the_last_is_shorter():
+    """Under the exact guide each weight is the evidence, whatever was drawn."""
+    torch.manual_seed(0)
+    model, x = LinearVAE(5, 2).double(), torch.randn(100, 5).double()
+    with memory_limit(1), torch.no_grad():  # blocks of 64 rows
+        got = log_weights(model, Exact(model), x, num_samples=3, seed=0, progress=False)
+        torch.testing.assert_close(got, model.log_evidence(x).expand(3, -1))
+
+
+@pytest.mark.parametrize(("chunk", "progress", "shown"), [(4, True, False), (2, True, True), (2, False, False)])
+def test_a_bar_is_shown_where_it_is_asked_for_and_has_chunks(chunk, progress, shown, capsys):
+    model = LinearVAE(5, 2)
+    log_weights(model, Exact(model), torch.zeros(3, 5), num_samples=4, chunk=chunk, progress=progress)
+    assert ("log weights" in capsys.readouterr().err) == shown
+
+
+def test_rounding_of_large_log_weights_is_no_tail():
+    """The largest weights differ by a billionth of a nat: a tail at one nat, and rounding at ten thousand."""
+    tail, smaller = 1e-9 * pareto_weights(150), torch.full((150, 5), -1.0).double()
+    assert bool(pareto_k(torch.cat([smaller, tail]) + 1).value.isfinite().all())
+    assert bool((pareto_k(torch.cat([smaller, tail]) + 1e4).value == math.inf).all())

@@ -10,31 +10,25 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from torch.distributions import MultivariateNormal, kl_divergence
+from torch.distributions import MultivariateNormal
 
 import inference.posterior.hmc
 import zoo
 from guides import Exact, HMCRefined, MeanField
-from guides.base import Guide
 from inference import (
     AnalyticKLELBO,
     Annealed,
     LogJoint,
     bdmc,
     converged_bracket,
-    cubo,
-    eubo,
     evidence,
     fit,
-    log_weights,
     posterior_draws,
     simulated_draws,
-    summarise,
 )
 from inference.distributions.batched_gaussian import Gaussian
-from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.annealing.bidirectional import _Moments
-from inference.marginal_likelihood.annealing.chains import Annealer, schedule_of
+from inference.marginal_likelihood.annealing.chains import Annealer, _spread, schedule_of
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, PROBABILISTIC
 from inference.posterior.hmc import Chains, Transitions, traced, transition, whitened
 from inference.posterior.moments import gaussian_of_draws
@@ -268,6 +262,13 @@ def test_the_start_without_a_guide_is_the_priors():
     start = gaussian_of_draws(LogJoint(model, data_of(model, 30)), None, 1.0)
     assert float(start.loc.abs().max()) < 4.5 / math.sqrt(1000)
     assert float((start.factor @ start.factor.mT - torch.eye(3)).abs().max()) < 4.5 * math.sqrt(2 / 1000)
+
+
+def test_the_spread_is_the_standard_deviation_of_what_is_finite():
+    log_ratio = torch.randn(9, 3, generator=torch.Generator().manual_seed(0)).double()
+    log_ratio[2, 1], log_ratio[3:5, 2] = -math.inf, math.inf
+    expected = [np.std(column[np.isfinite(column)], ddof=1) for column in log_ratio.mT.numpy()]
+    np.testing.assert_allclose(_spread(log_ratio).numpy(), expected, rtol=1e-12)
 
 
 def test_temperatures_are_spaced_by_the_spread():
@@ -575,59 +576,6 @@ def test_the_bracket_takes_posterior_draws_of_real_data():
     )
     truth = scipy_evidence(model, x)
     assert found.evidence.mean.lower <= truth.mean() <= found.evidence.mean.upper
-
-
-def test_eubo_is_the_evidence_plus_the_reverse_kl():
-    model = linear_model()
-    guide = MeanField(6, 3, hidden=(8,)).double()
-    x = data_of(model, 20)
-    got = eubo(model, guide, posterior_draws(model, x, num_samples=2000, seed=0))
-    with torch.no_grad():
-        kl = kl_divergence(model.posterior(x), guide.posterior(x))
-    assert bool(((got.value - model.log_evidence(x) - kl).abs() <= 4 * got.standard_error).all())
-    assert float((kl / got.standard_error).min()) > 8  # it is not the evidence itself
-
-
-def test_eubo_of_simulated_data_bounds_their_mean():
-    model = linear_model()
-    guide = MeanField(6, 3, hidden=(8,)).double()
-    draws = simulated_draws(model, 4000, seed=0)
-    got = eubo(model, guide, draws)
-    with torch.no_grad():
-        kl = kl_divergence(model.posterior(draws.x), guide.posterior(draws.x))
-    assert bool((got.standard_error == math.inf).all())
-    assert within(got.value - model.log_evidence(draws.x) - kl, 0.0)
-
-
-class Scaled(Guide):
-    """The exact posterior, its standard deviations times a factor."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.exact, self.factor = (model,), factor
-
-    def posterior(self, x):
-        distribution = self.exact[0].posterior(x)
-        return FullNormal(distribution.loc, self.factor * distribution.scale_tril)
-
-
-def test_cubo_is_the_log_of_the_second_moment():
-    model = linear_model()
-    x = data_of(model, 20)
-    torch.manual_seed(0)
-    got = cubo(summarise([log_weights(model, Scaled(model, 1.3), x, num_samples=20_000)], 20_000))
-    # E (p / q)^2 of two centred Gaussians of variances 1 and s^2: s^2 / sqrt(2 s^2 - 1) for each coordinate.
-    expected = model.log_evidence(x) + 0.5 * 3 * math.log(1.3**2 / math.sqrt(2 * 1.3**2 - 1))
-    assert bool(((got.value - expected).abs() <= 4 * got.standard_error).all())
-    assert bool((got.value - model.log_evidence(x) > 4 * got.standard_error).all())
-
-
-def test_cubo_from_samples_of_a_narrow_guide_lies_below_the_evidence():
-    model = linear_model(data_dim=12, latent_dim=10)
-    x = data_of(model, 20)
-    torch.manual_seed(0)
-    got = cubo(summarise([log_weights(model, Scaled(model, 0.2), x, num_samples=1000)], 1000))
-    assert float((got.value - model.log_evidence(x)).mean()) < -1
 
 
 # --- real data -------------------------------------------------------------------------------------

@@ -43,6 +43,11 @@ def test_ends_are_the_intersection_or_the_hull():
     assert bool((got.lower <= got.upper).all())
 
 
+def test_several_intervals_share_the_risk_that_one_is_wrong():
+    assert joint_level(0.9, 4) == pytest.approx(0.975)
+    assert joint_level(0.9, 0) == pytest.approx(0.9)
+
+
 def numerical(value):
     """Evidence that claims to know its values to 1e-8."""
     value = torch.tensor(value, dtype=torch.float64)

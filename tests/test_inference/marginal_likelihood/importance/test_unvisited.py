@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import inference.marginal_likelihood.importance.unvisited as unvisited
 from inference import Annealed, Defensive, Importance, SmoothedImportance, evidence
 from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.importance.unvisited import _share_beyond
@@ -81,6 +82,14 @@ def test_the_note_says_how_much_is_hardly_visited():
     shares = [float(note.split("hardly visit ")[1].split()[0]) for note in notes if "hardly visit" in note]
     assert shares
     assert all(abs(share - 0.5) < 0.1 for share in shares)
+
+
+def test_a_quarter_of_the_error_is_what_may_be_left_unvisited(monkeypatch):
+    parts = torch.tensor([0.24, 0.26, 1.2])
+    monkeypatch.setattr(unvisited, "_share_unvisited", lambda *args: parts * args[-1].standard_error)
+    found = measured(both_sheets, METHODS["importance"])
+    assert found.upper.isfinite().tolist() == [True, False, False]
+    assert ["hardly visit" in note for note in found.notes] == [False, True, True]
 
 
 def test_an_estimate_far_above_counts_whatever_its_own_error():

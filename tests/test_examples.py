@@ -342,6 +342,24 @@ def test_posterior_collapse_brackets_log_p_and_parts_model_from_gap(run, load, t
     assert "at least 7.00 (1.00): at most 2.00 nats of it are the gap's" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shape", [(6, 4, 3), (3, 6, 4)])
+def test_posterior_collapse_takes_colour_images_of_a_file(shape, run, load, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    np.save(tmp_path / "faces.npy", images)
+    words = ["--data", str(tmp_path / "faces.npy"), "--channels", "4", "5", "--evidence", "3", "--temperatures", "5"]
+    rows = run("posterior_collapse.py", *words, "--seeds", "1", "--rows", "10", "--out", str(tmp_path / "out"))
+    assert [values.shape for values in rows.values()] == [(1, 7)] * 4
+    assert "faces: (10, 72), K = 20" in capsys.readouterr().out
+    module = load("posterior_collapse.py")
+    data = module.read(module.parse([*words, "--rows", "10"]))
+    assert (data.shape, data.held_out.shape) == ((3, 6, 4), (3, 72))
+    flat, _ = module.channels_first(torch.tensor(images).flatten(1), shape)
+    colours = images if shape[0] == 3 else images.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(flat, colours.reshape(20, 72))
+    model, guide = module.build("deep", 1.0, True, data.shape, module.parse(words))
+    assert all(any(isinstance(part, torch.nn.Conv2d) for part in half.modules()) for half in (model, guide))
+
+
 def test_training_choices_report_the_elbo_of_every_choice_at_beta_one(run, tmp_path, capsys):
     tables = run("training_choices.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out

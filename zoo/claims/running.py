@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from inference.core.figures import save_figure
 from inference.core.files import atomic_path
 from inference.core.release import __version__
 from zoo.claims.claim import Claim, Measured, Settings
+from zoo.claims.figures import FIGURES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,14 @@ class Row:
         measured: The numbers of its run; none where it was not run.
         seconds: What the run took.
         note: Why there is no number.
+        figure: The file of its figure, where it has one.
     """
 
     claim: Claim
     measured: tuple[Measured, ...] = ()
     seconds: float = math.nan
     note: str = ""
+    figure: Path | None = None
 
     @property
     def verdict(self) -> str:
@@ -73,7 +77,7 @@ def run_claims(
 def _row(one: Claim, settings: Settings, folder: Path, again: bool) -> Row:
     if note := one.excuse(settings):
         return Row(claim=one, note=note)
-    path = folder / f"{one.name}.json"
+    path, figure = folder / f"{one.name}.json", folder.parent / "figures" / f"{one.name}.png"
     mark = fingerprint(one, settings)
     stored = None if again else _load(path, mark)
     if stored is None:
@@ -81,9 +85,24 @@ def _row(one: Claim, settings: Settings, folder: Path, again: bool) -> Row:
             stored = _run(one, settings, mark)
         except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             return Row(claim=one, note=f"the run failed: {type(error).__name__}: {error}")
+        figure.unlink(missing_ok=True)  # of another run
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(stored, indent=1) + "\n")
-    return Row(claim=one, measured=tuple(Measured(**m) for m in stored["measured"]), seconds=stored["seconds"])
+    return Row(
+        claim=one,
+        measured=tuple(Measured(**m) for m in stored["measured"]),
+        seconds=stored["seconds"],
+        figure=_drawn(one, settings, figure),
+    )
+
+
+def _drawn(one: Claim, settings: Settings, path: Path) -> Path | None:
+    """The file of the claim's figure, drawn unless it is there."""
+    if one.name not in FIGURES:
+        return None
+    if not path.exists():
+        save_figure(FIGURES[one.name](settings), path)
+    return path
 
 
 def _run(one: Claim, settings: Settings, mark: str) -> dict:

@@ -590,21 +590,41 @@ def test_moebius_identifiability_measures_both_kinds_of_maps(run, tmp_path, caps
     assert broken.shape == (6, 4)
     assert broken[:, 0].min() > 1e-3
     assert correlation == pytest.approx(np.corrcoef(np.log(broken[:, 0]), broken[:, 1])[0, 1])
-    assert f"{correlation:.3f} (paper -0.507)" in printed
+    assert f"and MCC: {correlation:.3f}\n" in printed
+    assert "paper" not in printed  # whose experiment is in three dimensions
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "moebius_identifiability.png"}
+    run("moebius_identifiability.py", "--latent-dim", "3", "--out", str(tmp_path))
+    assert "(paper -0.507)" in capsys.readouterr().out
 
 
-def test_sprites_prints_the_correlations_of_its_factors(run, tmp_path, capsys):
-    found, contrast = run("sprites.py", "--out", str(tmp_path))
+@pytest.mark.parametrize(
+    ("sources", "mixing", "linear"), [("beta", "moebius", "angle"), ("normal", "coupling", "columns")]
+)
+def test_moebius_identifiability_takes_other_sources_and_maps(sources, mixing, linear, run, tmp_path, capsys):
+    words = ["--sources", sources, "--mixing", mixing, "--linear", linear, "--out", str(tmp_path)]
+    rows, broken, _ = run("moebius_identifiability.py", *words)
+    assert (rows[10.0][:, 0].max() < 1e-12) == (mixing == "moebius")
+    assert broken[:-1, 0].min() > 1e-6
+    assert (broken[-1, 0] < 1e-12) == (linear == "angle")  # at a right angle
+    rows, broken, correlation = run("moebius_identifiability.py", *words, "--broken", "0")
+    assert len(broken) == 0
+    assert math.isnan(correlation)
+    assert "paper" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["16", "64"])
+def test_sprites_prints_the_correlations_of_its_factors(size, run, tmp_path, capsys):
+    found, contrast = run("sprites.py", "--size", size, "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert f"MCC {found.value:.3f} (paper .974" in printed
+    assert f"{size} x {size}, 4 factors, 60 images" in printed
+    assert f"MCC {found.value:.3f}\n" in printed
     matched = found.correlations[found.matching, torch.arange(4)]
     assert found.value == pytest.approx(float(matched.mean()))
     assert f"hue {float(matched[3]):.3f}" in printed
     assert contrast >= 0
     assert re.search(rf"{int((matched > 0.9).sum())} of 4 factors have a code of their own", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"sprites.png", "training.safetensors"}
-    again, _ = run("sprites.py", "--resume", "--out", str(tmp_path))
+    again, _ = run("sprites.py", "--size", size, "--resume", "--out", str(tmp_path))
     assert again.value == found.value
 
 

@@ -73,8 +73,9 @@ def vanishing_noise(mixing: str, settings: Settings) -> Figure:
         "against the noiseless log p": [one.noiseless for one in found.values()],
         "full covariance": [one.full_gap for one in found.values()],
     }
-    for place, (name, values) in enumerate(curves.items()):
-        ax.plot([10.0**exponent for exponent in found], values, "o-", color=colour(place), markersize=4, label=name)
+    precisions = [10.0**exponent for exponent in found]
+    for place, ((name, values), style) in enumerate(zip(curves.items(), ("o-", "s-", "^--"), strict=True)):
+        ax.plot(precisions, values, style, color=colour(place), markersize=4, label=name)
     ax.axhline(contrast, color="black", linestyle=":", label="C_IMA")
     ax.set_xscale("log")
     return labelled(ax, "gamma^2", "log p - ELBO* (nats)")

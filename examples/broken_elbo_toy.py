@@ -4,7 +4,7 @@ Data of 30 symbols hide a class of two; an encoder, a decoder and a marginal of 
 the ELBO, under weighted rates and at a target rate. Every row may fit the data perfectly: the ELBO does not determine
 how much information the code carries. Prints the exact rate R, distortion D, mutual information I(x; z), the divergence
 KL(p || g) from the model's distribution of the data, and the code's information on the class, I(z; z*), together with
-the paper's numbers; of the paper's data I(x; z*) = .5 is known and no more, so that the rest of their calibration is ours.
+the paper's numbers; of its data I(x; z*) = .5 is known and no more, so that the rest of their calibration is ours.
 
     python examples/broken_elbo_toy.py
     python examples/broken_elbo_toy.py --runs 12 --target 0.3

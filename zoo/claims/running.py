@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,8 @@ from inference.core.files import atomic_path
 from inference.core.release import __version__
 from zoo.claims.claim import Claim, Measured, Settings
 from zoo.claims.figures import FIGURES
+
+NOT_REACHED = "not run yet"  # before an interruption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,9 @@ def run_claims(
             bar.set_postfix_str(one.name)
             rows.append(_row(one, settings, folder, again))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the claims that are left", file=sys.stderr)
+        bar.close()
     left = claims[len(rows) :]
-    return rows + [Row(claim=one, note=one.excuse(settings) or "not run yet") for one in left]
+    return rows + [Row(claim=one, note=one.excuse(settings) or NOT_REACHED) for one in left]
 
 
 def _row(one: Claim, settings: Settings, folder: Path, again: bool) -> Row:

@@ -7,12 +7,14 @@ VAE exactly, of the deep one as far as its correlation with the measured number 
 
     python examples/posterior_collapse.py
     python examples/posterior_collapse.py --data path/to/mnist.npz --paper-scale --device cuda
+    python examples/posterior_collapse.py --data path/to/faces.npy --channels 32 32 64 64 --kinds deep --device cuda
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from _common import (
@@ -30,13 +32,13 @@ from _common import (
     table_line,
 )
 from scipy.stats import pearsonr, spearmanr
-from torch import nn
+from torch import Tensor, nn
 
-from guides import Linear, MeanField, mlp
+from guides import ConvEncoder, Linear, MeanField, mlp
 from inference import AnalyticELBO, AnalyticKLELBO, Annealed, converged_bracket, elbo, fit, iwae, log_weights
 from inference.diagnostics import predicted_alive
 from inference.plots import alive_figure, collapse_curve_figure
-from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, mnist
+from zoo import ConvDecoder, DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, load_data, mnist
 from zoo.linear import spectrum
 
 WIDTHS = (20, 20, 18, 18, 16, 16, 16)
@@ -48,7 +50,9 @@ SMOKE = {"epochs": 1, "seeds": 2, "rows": 100, "fixed": [1.0], "learnt": [3.0], 
 
 def parse(argv):
     parser = example_parser(__doc__, "posterior_collapse", seed="the first run")
-    parser.add_argument("--data", default="digits", help="digits, or a file or folder of MNIST")
+    parser.add_argument("--data", default="digits", help="digits, a file or folder of MNIST, or images: see --channels")
+    text = "of convolutional networks, where --data is a .npy or .npz of images, bytes (N, H, W, 3) or (N, 3, H, W)"
+    parser.add_argument("--channels", type=int, nargs="+", help=text)
     parser.add_argument("--paper-scale", action="store_true", help="784-1024-512-200, as in the paper's MNIST runs")
     parser.add_argument("--fixed", type=float, nargs="*", default=[30, 10, 3, 1, 0.1], help="values of fixed sigma^2")
     parser.add_argument("--learnt", type=float, nargs="*", default=[30, 10, 3, 1], help="starts of learnt sigma^2")
@@ -67,24 +71,62 @@ def parse(argv):
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
+class Data(NamedTuple):
+    """Name, training rows, rows to bracket log p on, all shifted by the mean, which changes no density; their shape."""
+
+    name: str
+    x: Tensor
+    held_out: Tensor
+    shape: tuple[int, ...]
+
+
 def read(args):
-    """Name of the data, training rows and those to bracket log p on, all shifted by the mean: no density changes."""
+    if args.channels:
+        return read_images(args)
     held_out = {} if args.evidence else {"test_size": 0}
     data = digits_logit(**held_out) if args.data == "digits" else mnist(args.data, transform=Logit(256))
-    x = data.train[: args.rows].float()
-    return data.name, x - x.mean(0), data.test[: args.evidence].float() - x.mean(0)
+    return centred(data, data.train, data.test, data.image_shape, args)
 
 
-def build(kind, sigma2, learn, data_dim, args):
+def read_images(args):
+    """Images of the user's; where the file has no test set, the last ones are held out."""
+    data = load_data(args.data, transform=Logit(256), dtype=torch.float32)
+    if data.image_shape is None:
+        raise ValueError(f"expected images (N, H, W, 3) or (N, 3, H, W) in {args.data}, got rows of {data.data_dim}")
+    x, shape = channels_first(data.train, data.image_shape)
+    if len(data.test) or not args.evidence:
+        return centred(data, x, channels_first(data.test, data.image_shape)[0], shape, args)
+    return centred(data, x[: -args.evidence], x[-args.evidence :], shape, args)
+
+
+def channels_first(flat, shape):
+    """Flattened images (N, 3 H W), and the shape of one: colours that came last come first."""
+    if len(shape) == 3 and shape[0] not in (1, 3):
+        flat, shape = flat.unflatten(1, shape).movedim(-1, 1).flatten(1), (shape[2], *shape[:2])
+    return flat, shape
+
+
+def centred(data, train, test, shape, args):
+    x = train[: args.rows].float()
+    return Data(data.name, x - x.mean(0), test[: args.evidence].float() - x.mean(0), shape)
+
+
+def build(kind, sigma2, learn, shape, args):
     """A pair of the paper: a mirrored ReLU network with one sigma, or the linear VAE with its linear guide."""
     latent_dim, hidden = (200, (1024, 512)) if args.paper_scale else (20, (256, 128))
-    sigma = math.sqrt(sigma2)
+    data_dim, sigma = math.prod(shape), math.sqrt(sigma2)
     if kind == "linear":
         model = LinearVAE(data_dim, latent_dim, sigma=sigma, learn_sigma=learn)
         return model.double(), Linear(data_dim, latent_dim).double()
     noise = LearntNoise if learn else FixedNoise
-    decoder = mlp(latent_dim, data_dim, hidden[::-1], nn.ReLU)
-    encoder = mlp(data_dim, 2 * latent_dim, hidden, nn.ReLU)
+    if args.channels:
+        decoder, encoder = (
+            ConvDecoder(latent_dim, shape, args.channels),
+            ConvEncoder(shape, 2 * latent_dim, args.channels),
+        )
+    else:
+        decoder = mlp(latent_dim, data_dim, hidden[::-1], nn.ReLU)
+        encoder = mlp(data_dim, 2 * latent_dim, hidden, nn.ReLU)
     model = DeepGaussianVAE(data_dim, latent_dim, network=decoder, noise=noise(sigma))
     return model, MeanField(data_dim, latent_dim, encoder=encoder)
 
@@ -118,9 +160,9 @@ def train_linear(model, guide, eigen, args):
 
 def run(kind, mode, sigma2, seed, data, eigen, args):
     """Train a pair: the numbers of TITLES, the KL of each latent, (N, K), and what :func:`bracket` gives."""
-    x, rows = data
+    x, rows = data.x, data.held_out
     torch.manual_seed(seed)
-    model, guide = build(kind, sigma2, mode == "learnt", x.shape[1], args)
+    model, guide = build(kind, sigma2, mode == "learnt", data.shape, args)
     if kind == "deep":
         train(model, guide, x, seed, args)
     else:
@@ -205,9 +247,9 @@ def shown(values):
 
 def main(argv=None):
     args = parse(argv)
-    data_name, x, held_out = read(args)
-    eigen = spectrum(x.double())
-    print(f"{data_name}: {tuple(x.shape)}, K = {200 if args.paper_scale else 20}")
+    data = read(args)
+    eigen = spectrum(data.x.double())
+    print(f"{data.name}: {tuple(data.x.shape)}, K = {200 if args.paper_scale else 20}")
     print(f"mean (s.e.) over {args.seeds} seeds, nats per data point of the training set", end="")
     print(f"; collapsed: below {args.epsilon:g} nats for 99 % of the data\n{HEAD}")
     starts = [("fixed", sigma2) for sigma2 in args.fixed] + [("learnt", sigma2) for sigma2 in args.learnt]
@@ -217,7 +259,7 @@ def main(argv=None):
         curves = {}
         for mode, sigma2 in starts:
             name = f"{kind}, {mode} {sigma2:g}"
-            rows[name], curves[name], ends = run_seeds(name, kind, mode, sigma2, (x, held_out), eigen, args)
+            rows[name], curves[name], ends = run_seeds(name, kind, mode, sigma2, data, eigen, args)
             if ends.numel():
                 brackets[name] = ends
         points[kind] = torch.cat([rows[name][:, 5:] for name in curves])

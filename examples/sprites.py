@@ -2,7 +2,8 @@
 
 Trains a convolutional VAE (Reizinger et al., 2022, arXiv 2206.02416) with beta latents on images of a soft triangle
 whose x, y, size and hue are independent, and prints the mean correlation coefficient (MCC) between codes and factors,
-and the contrast C_IMA of the learnt decoder and of the renderer, together with the paper's results at 64 x 64.
+and the contrast C_IMA of the learnt decoder and of the renderer. The paper's images are others: on its sprites of
+64 x 64 pixels the MCC is .974 +- .003, and the decoder's contrast .008.
 
     python examples/sprites.py
     python examples/sprites.py --paper-scale --device cuda
@@ -18,7 +19,6 @@ from inference import AnalyticKLELBO, ima_contrast, mcc, plots
 from zoo import draw_sources, sprite_pair, sprites
 
 # The paper's precision, one per raw pixel at 64 x 64, is .013 when standardised; at 32 x 32 .05 says as much.
-PAPER = ".974 +- .003, C_IMA .008"
 BATCH, FOUND = 500, 0.9
 FACTORS = ("x", "y", "size", "hue", "angle")
 
@@ -117,7 +117,7 @@ def main(argv=None):
     print(f"{args.size} x {args.size}, {args.factors} factors, {args.rows} images (a fifth held out and measured on)")
     print(f"channels {args.channels}, gamma^2 = {args.gamma2:g}, {args.steps} steps of {args.batch}", end="")
     print(f", {history.seconds:.0f} s")
-    print(f"MCC {found.value:.3f} (paper {PAPER} at 64 x 64)")
+    print(f"MCC {found.value:.3f}")
     matched = found.correlations[found.matching, torch.arange(args.factors)]
     print("by factor: " + ", ".join(f"{name} {value:.3f}" for name, value in zip(FACTORS, matched.tolist())))
     print(f"C_IMA of the decoder {contrast:.4f}, of the renderer {of_renderer:.4f}")

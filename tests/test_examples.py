@@ -342,6 +342,24 @@ def test_posterior_collapse_brackets_log_p_and_parts_model_from_gap(run, load, t
     assert "at least 7.00 (1.00): at most 2.00 nats of it are the gap's" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("shape", [(6, 4, 3), (3, 6, 4)])
+def test_posterior_collapse_takes_colour_images_of_a_file(shape, run, load, tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 256, (20, *shape), dtype=np.uint8)
+    np.save(tmp_path / "faces.npy", images)
+    words = ["--data", str(tmp_path / "faces.npy"), "--channels", "4", "5", "--evidence", "3", "--temperatures", "5"]
+    rows = run("posterior_collapse.py", *words, "--seeds", "1", "--rows", "10", "--out", str(tmp_path / "out"))
+    assert [values.shape for values in rows.values()] == [(1, 7)] * 4
+    assert "faces: (10, 72), K = 20" in capsys.readouterr().out
+    module = load("posterior_collapse.py")
+    data = module.read(module.parse([*words, "--rows", "10"]))
+    assert (data.shape, data.held_out.shape) == ((3, 6, 4), (3, 72))
+    flat, _ = module.channels_first(torch.tensor(images).flatten(1), shape)
+    colours = images if shape[0] == 3 else images.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(flat, colours.reshape(20, 72))
+    model, guide = module.build("deep", 1.0, True, data.shape, module.parse(words))
+    assert all(any(isinstance(part, torch.nn.Conv2d) for part in half.modules()) for half in (model, guide))
+
+
 def test_training_choices_report_the_elbo_of_every_choice_at_beta_one(run, tmp_path, capsys):
     tables = run("training_choices.py", "--out", str(tmp_path))
     printed = capsys.readouterr().out
@@ -572,21 +590,41 @@ def test_moebius_identifiability_measures_both_kinds_of_maps(run, tmp_path, caps
     assert broken.shape == (6, 4)
     assert broken[:, 0].min() > 1e-3
     assert correlation == pytest.approx(np.corrcoef(np.log(broken[:, 0]), broken[:, 1])[0, 1])
-    assert f"{correlation:.3f} (paper -0.507)" in printed
+    assert f"and MCC: {correlation:.3f}\n" in printed
+    assert "paper" not in printed  # whose experiment is in three dimensions
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "moebius_identifiability.png"}
+    run("moebius_identifiability.py", "--latent-dim", "3", "--out", str(tmp_path))
+    assert "(paper -0.507)" in capsys.readouterr().out
 
 
-def test_sprites_prints_the_correlations_of_its_factors(run, tmp_path, capsys):
-    found, contrast = run("sprites.py", "--out", str(tmp_path))
+@pytest.mark.parametrize(
+    ("sources", "mixing", "linear"), [("beta", "moebius", "angle"), ("normal", "coupling", "columns")]
+)
+def test_moebius_identifiability_takes_other_sources_and_maps(sources, mixing, linear, run, tmp_path, capsys):
+    words = ["--sources", sources, "--mixing", mixing, "--linear", linear, "--out", str(tmp_path)]
+    rows, broken, _ = run("moebius_identifiability.py", *words)
+    assert (rows[10.0][:, 0].max() < 1e-12) == (mixing == "moebius")
+    assert broken[:-1, 0].min() > 1e-6
+    assert (broken[-1, 0] < 1e-12) == (linear == "angle")  # at a right angle
+    rows, broken, correlation = run("moebius_identifiability.py", *words, "--broken", "0")
+    assert len(broken) == 0
+    assert math.isnan(correlation)
+    assert "paper" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["16", "64"])
+def test_sprites_prints_the_correlations_of_its_factors(size, run, tmp_path, capsys):
+    found, contrast = run("sprites.py", "--size", size, "--out", str(tmp_path))
     printed = capsys.readouterr().out
-    assert f"MCC {found.value:.3f} (paper .974" in printed
+    assert f"{size} x {size}, 4 factors, 60 images" in printed
+    assert f"MCC {found.value:.3f}\n" in printed
     matched = found.correlations[found.matching, torch.arange(4)]
     assert found.value == pytest.approx(float(matched.mean()))
     assert f"hue {float(matched[3]):.3f}" in printed
     assert contrast >= 0
     assert re.search(rf"{int((matched > 0.9).sum())} of 4 factors have a code of their own", printed)
     assert {path.name for path in tmp_path.iterdir()} == {"sprites.png", "training.safetensors"}
-    again, _ = run("sprites.py", "--resume", "--out", str(tmp_path))
+    again, _ = run("sprites.py", "--size", size, "--resume", "--out", str(tmp_path))
     assert again.value == found.value
 
 

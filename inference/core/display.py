@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import inspect
 from collections.abc import Mapping, Sequence
@@ -60,6 +61,12 @@ def html_page(title: str, body: str) -> str:
         body: HTML below the heading.
     """
     return _PAGE.format(title=html.escape(title), body=body)
+
+
+def embedded(caption: str, png: bytes) -> str:
+    """HTML of an image and its caption, in need of no file."""
+    text, data = html.escape(caption), base64.b64encode(png).decode()
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 _PAGE = """<!doctype html>

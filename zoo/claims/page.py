@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from inference.core.display import html_page
+from inference.core.display import embedded, html_page
 from inference.core.release import __version__
 from zoo.claims.claim import UNDECIDED, VERDICTS, Measured, Settings
 from zoo.claims.running import Row
@@ -32,6 +32,8 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
         lines += [f"## {paper}", "", _line(_HEADS), _line(["---"] * len(_HEADS))]
         lines += [_line(_marked_up(cells(row, settings))) for row in rows if row.claim.paper == paper]
         lines.append("")
+        for row in _with_figures(rows, paper):
+            lines += [f"![{row.claim.sentence}](figures/{row.claim.name}.png)", "", f"*{row.claim.sentence}.*", ""]
     return "\n".join(lines)
 
 
@@ -43,7 +45,12 @@ def as_html(rows: Sequence[Row], settings: Settings) -> str:
         body += [f"<h2>{html.escape(paper)}</h2>", "<table>", _html_line(_HEADS, "th")]
         body += [_html_line(cells(row, settings), "td") for row in rows if row.claim.paper == paper]
         body.append("</table>")
+        body += [embedded(row.claim.sentence, row.figure.read_bytes()) for row in _with_figures(rows, paper)]
     return html_page("Claims of the papers", "\n".join(body))
+
+
+def _with_figures(rows: Sequence[Row], paper: str) -> list[Row]:
+    return [row for row in rows if row.claim.paper == paper and row.figure is not None]
 
 
 def verdict_counts(rows: Sequence[Row]) -> str:

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +15,13 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from inference.core.figures import save_figure
 from inference.core.files import atomic_path
 from inference.core.release import __version__
 from zoo.claims.claim import Claim, Measured, Settings
+from zoo.claims.figures import FIGURES
+
+NOT_REACHED = "not run yet"  # before an interruption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +33,14 @@ class Row:
         measured: The numbers of its run; none where it was not run.
         seconds: What the run took.
         note: Why there is no number.
+        figure: The file of its figure, where it has one.
     """
 
     claim: Claim
     measured: tuple[Measured, ...] = ()
     seconds: float = math.nan
     note: str = ""
+    figure: Path | None = None
 
     @property
     def verdict(self) -> str:
@@ -65,15 +70,15 @@ def run_claims(
             bar.set_postfix_str(one.name)
             rows.append(_row(one, settings, folder, again))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the claims that are left", file=sys.stderr)
+        bar.close()
     left = claims[len(rows) :]
-    return rows + [Row(claim=one, note=one.excuse(settings) or "not run yet") for one in left]
+    return rows + [Row(claim=one, note=one.excuse(settings) or NOT_REACHED) for one in left]
 
 
 def _row(one: Claim, settings: Settings, folder: Path, again: bool) -> Row:
     if note := one.excuse(settings):
         return Row(claim=one, note=note)
-    path = folder / f"{one.name}.json"
+    path, figure = folder / f"{one.name}.json", folder.parent / "figures" / f"{one.name}.png"
     mark = fingerprint(one, settings)
     stored = None if again else _load(path, mark)
     if stored is None:
@@ -81,9 +86,24 @@ def _row(one: Claim, settings: Settings, folder: Path, again: bool) -> Row:
             stored = _run(one, settings, mark)
         except (ArithmeticError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
             return Row(claim=one, note=f"the run failed: {type(error).__name__}: {error}")
+        figure.unlink(missing_ok=True)  # of another run
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(stored, indent=1) + "\n")
-    return Row(claim=one, measured=tuple(Measured(**m) for m in stored["measured"]), seconds=stored["seconds"])
+    return Row(
+        claim=one,
+        measured=tuple(Measured(**m) for m in stored["measured"]),
+        seconds=stored["seconds"],
+        figure=_drawn(one, settings, figure),
+    )
+
+
+def _drawn(one: Claim, settings: Settings, path: Path) -> Path | None:
+    """The file of the claim's figure, drawn unless it is there."""
+    if one.name not in FIGURES:
+        return None
+    if not path.exists():
+        save_figure(FIGURES[one.name](settings), path)
+    return path
 
 
 def _run(one: Claim, settings: Settings, mark: str) -> dict:

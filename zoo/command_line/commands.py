@@ -14,6 +14,7 @@ from inference.core.checks import check_count
 from inference.core.storage import atomic_path
 from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, verdict_counts
 from zoo.claims.page import shown
+from zoo.claims.running import NOT_REACHED
 from zoo.classics import ClassicModel
 from zoo.command_line.building import build, train
 from zoo.command_line.report import write_report
@@ -157,6 +158,8 @@ def run_reproduce(args: argparse.Namespace) -> None:
         for one in row.measured:
             print(f"{'':{width}s}{shown(one)}")
     print(f"\n{verdict_counts(rows)}\nwrote {args.out / 'claims.md'} and {args.out / 'claims.html'}")
+    if any(row.note == NOT_REACHED for row in rows):
+        raise KeyboardInterrupt  # which was held back for the page of what is done
 
 
 def _pair_and_data(args: argparse.Namespace) -> tuple[Found, tuple[Tensor, ...], dict[str, Any]]:

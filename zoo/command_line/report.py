@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from inference import plots
-from inference.core.display import html_page
+from inference.core.display import embedded, html_page
 from inference.core.files import atomic_path
 
 _FIGURES: dict[str, Callable[[xr.DataTree], Figure]] = {
@@ -41,6 +40,4 @@ def write_report(path: Path, title: str, table: str, tree: xr.DataTree) -> Path:
 def _embed(caption: str, figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return embedded(caption, buffer.getvalue())

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from zoo.claims import (
     verdict_counts,
 )
 from zoo.claims.claim import DIFFERS, REFUTED, REPRODUCED, UNDECIDED, at_least, at_most, close
+from zoo.claims.figures import FIGURES
 from zoo.claims.page import as_html, shown
 from zoo.claims.running import fingerprint
 from zoo.command_line import main
@@ -130,7 +132,7 @@ def test_a_stored_result_depends_on_code_and_not_on_sentences(monkeypatch):
     assert marks[0] == marks[1] != marks[2]
 
 
-def test_a_run_that_fails_or_is_interrupted_leaves_the_others(tmp_path, capsys):
+def test_a_run_that_fails_or_is_interrupted_leaves_the_others(tmp_path):
     def fail(_):
         raise ValueError("no such thing")
 
@@ -145,7 +147,20 @@ def test_a_run_that_fails_or_is_interrupted_leaves_the_others(tmp_path, capsys):
     assert rows[0].note == "the run failed: ValueError: no such thing"
     assert rows[2].note == rows[3].note == "not run yet"
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_an_interrupted_command_writes_its_page_and_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    claims = [ONE, replace(ONE, name="two", run=stop)]
+    monkeypatch.setattr("zoo.command_line.commands.chosen_claims", lambda _: claims)
+    assert main(["reproduce", "--out", str(tmp_path)]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+    assert "1 of 2 claims are decided" in (tmp_path / "claims.md").read_text()
+    claims[1] = replace(ONE, name="two")
+    assert main(["reproduce", "--out", str(tmp_path)]) == 0
+    assert "2 of 2 claims are decided" in capsys.readouterr().out
 
 
 def test_the_page_has_a_row_a_claim_with_number_verdict_and_command(tmp_path):
@@ -175,6 +190,36 @@ def test_the_command_runs_writes_and_goes_on(tmp_path, capsys):
     stored = json.loads((tmp_path / "rows" / "alemi-tight-bounds.json").read_text())
     assert stored["measured"][0]["value"] < 1e-10
     assert main(["reproduce", "--only", "elephant", "--out", str(tmp_path)]) == 1
+
+
+def test_a_figure_is_drawn_kept_and_shown_on_both_pages(tmp_path):
+    one = named("lucas-against-latent-dim")
+    rows = run_claims([one], Settings(), tmp_path / "rows", progress=False)
+    figure = tmp_path / "figures" / "lucas-against-latent-dim.png"
+    assert rows[0].figure == figure
+    learnt, fixed = FIGURES[one.name](Settings()).axes[0].lines[::2]
+    assert learnt.get_ydata()[-1] - fixed.get_ydata()[-1] > 1  # at K = 60
+    assert "](figures/lucas-against-latent-dim.png)" in markdown(rows, Settings())
+    assert 'src="data:image/png;base64,' in as_html(rows, Settings())
+    made = figure.stat().st_mtime_ns
+    run_claims([one], Settings(), tmp_path / "rows", progress=False)
+    assert figure.stat().st_mtime_ns == made
+    run_claims([one], Settings(seed=1), tmp_path / "rows", progress=False)
+    assert figure.stat().st_mtime_ns > made
+
+
+def test_the_committed_page_shows_every_figure_of_a_claim():
+    assert set(FIGURES) <= {one.name for one in all_claims()}
+    for name in FIGURES:
+        assert f"](figures/{name}.png)" in PAGE.read_text()
+        assert (PAGE.parent / "figures" / f"{name}.png").exists()
+
+
+def test_the_optimal_decoder_is_drawn_along_both_codes():
+    shown = [ax.images[0].get_array() for ax in FIGURES["fyffe-smooth-decoder"](Settings()).axes]
+    assert len(shown) == 22
+    steps = [abs(b - a).max() for row in (shown[:11], shown[11:]) for a, b in pairwise(row)]
+    assert 0 < max(steps) < 1  # pixels from zero to one, and no jump
 
 
 def test_the_committed_page_has_every_claim_and_its_own_counts():

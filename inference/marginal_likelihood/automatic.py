@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from inference.core.protocols import SupportsLogEvidence, SupportsPosterior
 from inference.marginal_likelihood.analytic.exact import Exact
@@ -16,6 +17,7 @@ from inference.marginal_likelihood.base.result import Evidence, replace_rows, ta
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
 from inference.posterior.log_joint import LogJoint
+from inference.weights.pareto_smoothing import FEWEST_FITTED
 
 _CHECKED = 3
 
@@ -24,6 +26,8 @@ _ROUNDING = 1e-6
 _MAX_QUADRATURE_DIM = 3
 _MAX_ONE_BY_ONE_DIM = 1  # of models that take one sample at a time: more points than can be waited for
 
+_DOUBTFUL = "; k-hat alone denies an upper end, and so few annealed chains would have none"
+
 
 @dataclass(frozen=True)
 class Automatic(Method):
@@ -31,17 +35,20 @@ class Automatic(Method):
 
     A closed form is checked on three data points against its own posterior. Of models that take one sample at a time
     only one dimension is integrated by quadrature. Beyond those dimensions adaptive importance
-    sampling comes first. Data points for which it has no upper end are annealed (AIS) as well; the intervals of both
-    are combined by their ends, at half the risk each, and their ``spread`` is the least that is uncertain. What was
-    tried for a data point, and why, is in ``notes``.
+    sampling comes first. Data points for which it has no upper end are annealed (AIS) as well, unless k-hat alone
+    denies it and the chains are fewer than show one; the intervals of both are combined by their ends, at half the risk
+    each, and their ``spread`` is the least that is uncertain. What was tried for a data point, and why, is in
+    ``notes``.
 
     Args:
         adaptive: Settings of adaptive importance sampling.
         annealed: Settings of annealing.
+        quadrature: Settings of quadrature.
     """
 
     adaptive: Adaptive = Adaptive()  # noqa: RUF009
     annealed: Annealed = Annealed()  # noqa: RUF009
+    quadrature: Quadrature = Quadrature()  # noqa: RUF009
     name: ClassVar[str] = "auto"
 
     def estimate(self, problem: Problem) -> Evidence:
@@ -64,7 +71,7 @@ class Automatic(Method):
             return Exact().estimate(problem)
         most = _MAX_QUADRATURE_DIM if problem.log_joint.broadcasts else _MAX_ONE_BY_ONE_DIM
         if problem.log_joint.dim <= most:
-            return Quadrature().estimate(problem)
+            return self.quadrature.estimate(problem)
         return self._sample(problem)
 
     def _sample(self, problem: Problem) -> Evidence:
@@ -75,16 +82,29 @@ class Automatic(Method):
             result = self.annealed.estimate(problem)
             notes = (f"annealed, as adaptive sampling failed ({error}): {note}" for note in result.notes)
             return replace(result, notes=tuple(notes))
-        kept = replace(first, notes=tuple(f"adaptive: {n}" for n in first.notes), spread=torch.zeros_like(first.value))
-        index = (~first.upper.isfinite()).nonzero()[:, 0]
+        doubtful = self._not_annealed(problem, first)
+        notes = (f"adaptive: {n}{_DOUBTFUL if one else ''}" for n, one in zip(first.notes, doubtful.tolist()))
+        kept = replace(first, notes=tuple(notes), spread=torch.zeros_like(first.value))
+        index = (~first.upper.isfinite() & ~doubtful).nonzero()[:, 0]
         if len(index) == 0:
             return replace(kept, spread=None)
         both = _combined(take_rows(first, index), self.annealed.estimate_rows(problem, index))
         return replace(replace_rows(kept, index, both), method=both.method)
 
-    def refined(self) -> Automatic | None:
-        """With four times the temperatures and samples."""
-        return replace(self, adaptive=self.adaptive.refined(), annealed=self.annealed.refined())
+    def _not_annealed(self, problem: Problem, found: Evidence) -> Tensor:
+        """Data points without an upper end to whose interval annealing adds nothing, (N,).
+
+        Draws that are worth enough leave the lower end to Markov's inequality alone, which annealing has to pay as
+        well; and of a few chains no k-hat is known.
+        """
+        if self.annealed.num_chains >= FEWEST_FITTED:
+            return torch.zeros_like(found.upper, dtype=torch.bool)
+        return self.adaptive.tail_in_doubt(problem, found)
+
+    def refined(self) -> Automatic:
+        """With every method refined, whichever is chosen."""
+        finer = {name: getattr(self, name).refined() for name in ("adaptive", "annealed", "quadrature")}
+        return replace(self, **finer)
 
 
 def _combined(adaptive: Evidence, annealed: Evidence) -> Evidence:

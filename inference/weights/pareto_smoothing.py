@@ -14,7 +14,7 @@ from torch import Tensor
 _UNDERFLOW = 700.0
 
 # Fewer samples have a tail of five or less, to which ArviZ 1.x fits nothing.
-_FEWEST = 30
+FEWEST_FITTED = 30
 
 
 # Share of a tail's spread that lies within groups of equal weights, from which on they are not equal but rounded.
@@ -63,7 +63,7 @@ def fit_pareto_k(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Ten
     """
     weights = np.sort(top.detach().double().cpu().numpy().T)
     k = np.full(len(weights), np.inf)
-    if num_samples >= _FEWEST:
+    if num_samples >= FEWEST_FITTED:
         fitted = np.isfinite(weights[:, -1]) & ~_tied(weights[:, -tail_length(num_samples) :], tolerance)
         if fitted.any():
             with warnings.catch_warnings():
@@ -98,7 +98,7 @@ def smooth_tail(top: Tensor, num_samples: int, tolerance: float = 1e-10) -> Tens
         Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto Smoothed Importance Sampling", 2015, arXiv 1507.02646.
     """
     weights = np.sort(top.detach().double().cpu().numpy().T)
-    if num_samples >= _FEWEST:
+    if num_samples >= FEWEST_FITTED:
         largest, anchor = weights[:, -1], -tail_length(num_samples) - 1
         with np.errstate(invalid="ignore"):
             varied = largest - weights[:, anchor] > tolerance * np.maximum(1.0, np.abs(largest))

@@ -136,7 +136,7 @@ class Adaptive(Method):
         """
         adapted = self.adapted(problem)
         found = self._found(adapted, problem)
-        index = (_tail_in_doubt(found) & adapted.starts.settled).nonzero()[:, 0]
+        index = self.tail_in_doubt(problem, found).nonzero()[:, 0]
         if len(index) == 0:
             return found
         try:
@@ -144,6 +144,11 @@ class Adaptive(Method):
         except ValueError:  # no argument is known to hold rows
             return found
         return replace_rows(found, index, self._found(self._adapted_further(adapted, part, index), part))
+
+    def tail_in_doubt(self, problem: Problem, found: Evidence) -> Tensor:
+        """Data points whose evidence by this method lacks an upper end for the sake of k-hat alone, (N,)."""
+        starts, _ = problem.keep(self.name, lambda: first_mixture(problem, self.degrees))
+        return ~found.upper.isfinite() & ~_unknown(found, starts)
 
     def refined(self) -> Adaptive:
         """With four times the samples."""
@@ -206,15 +211,10 @@ def widened(plain: Evidence, starts: ModeStarts) -> Evidence:
 
     k-hat alone passes weights of few draws that hit a thin ridge; where they are few, Markov's bound stands alone.
     """
-    return replace(without_upper_end(plain, _few(plain) | ~starts.settled), notes=starts.notes)
+    return replace(without_upper_end(plain, _unknown(plain, starts)), notes=starts.notes)
 
 
-def _few(found: Evidence) -> Tensor:
-    """Whether the last draws are worth too little for a normal distribution, (N,)."""
+def _unknown(found: Evidence, starts: ModeStarts) -> Tensor:
+    """Whether modes go on turning up, or the last draws are worth too little for a normal distribution, (N,)."""
     assert found.effective_sample_size is not None
-    return ~(found.effective_sample_size > max(_FEWEST, _ENOUGH * found.num_samples))
-
-
-def _tail_in_doubt(found: Evidence) -> Tensor:
-    """Whether k-hat alone forbids a two-sided interval, (N,)."""
-    return ~found.upper.isfinite() & ~_few(found)
+    return ~(found.effective_sample_size > max(_FEWEST, _ENOUGH * found.num_samples)) | ~starts.settled

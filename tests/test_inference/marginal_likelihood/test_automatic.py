@@ -1,9 +1,11 @@
 """The choice of a method, and what the door does around every method: blocks, tolerance, budget, resuming."""
 
 import copy
+import itertools
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +15,7 @@ import torch
 from registry import data_for
 
 from guides import Exact, FullRank, MeanField
-from inference import Adaptive, Annealed, Importance, evidence, gap
+from inference import Adaptive, Annealed, Importance, Quadrature, evidence, gap
 from inference.marginal_likelihood.automatic import Automatic
 from inference.marginal_likelihood.base.intervals import without_upper_end
 from inference.marginal_likelihood.base.method import Method
@@ -148,20 +150,64 @@ def test_what_adaptive_sampling_leaves_open_is_annealed_as_well():
     assert "no upper end" in str(got)
 
 
-def test_only_data_points_left_open_are_annealed(monkeypatch):
-    model = linear(5, sigma=0.3)
-    x = model(n=4).detach()
+def opened_second(monkeypatch, worth):
+    """Adaptive sampling denies the second data point an upper end; its draws are worth some number."""
     original = Adaptive.estimate
 
     def open_second(self, problem):
-        return without_upper_end(original(self, problem), torch.tensor([False, True, False, False]))
+        second = torch.tensor([False, True, False, False])
+        found = without_upper_end(original(self, problem), second)
+        return replace(found, effective_sample_size=torch.where(second, worth, found.effective_sample_size))
 
     monkeypatch.setattr(Adaptive, "estimate", open_second)
+
+
+def test_only_data_points_left_open_are_annealed(monkeypatch):
+    model = linear(5, sigma=0.3)
+    x = model(n=4).detach()
+    opened_second(monkeypatch, worth=50.0)
     method = Automatic(adaptive=Adaptive(2000), annealed=Annealed(50, 8))
     got = evidence(Plain(model), x, method=method, seed=0, progress=False)
     assert got.guarantee == (ASYMPTOTIC, PROBABILISTIC, ASYMPTOTIC, ASYMPTOTIC)
-    assert ["annealed" in note for note in got.notes] == [False, True, False, False]
+    assert ["annealed:" in note for note in got.notes] == [False, True, False, False]
     assert (got.value - model.log_evidence(x)).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("num_chains", [8, 40])
+def test_a_few_chains_are_not_run_where_k_hat_alone_is_in_doubt(num_chains, monkeypatch):
+    """They have no upper end, and their lower one is Markov's as well; of more of them k-hat is known."""
+    model = linear(5, sigma=0.3)
+    x = model(n=4).detach()
+    opened_second(monkeypatch, worth=1900.0)
+    method = Automatic(adaptive=Adaptive(2000), annealed=Annealed(50, num_chains))
+    got = evidence(Plain(model), x, method=method, seed=0, progress=False)
+    assert ["annealed:" in note for note in got.notes] == [False, num_chains == 40, False, False]
+    assert (got.lower <= model.log_evidence(x)).all()
+    if num_chains == 8:
+        assert got.method == "adaptive"
+        assert got.guarantee[1] == PROBABILISTIC
+        assert got.lower[1] == pytest.approx(float(got.raw_lower[1]) - math.log(20))
+        assert "k-hat alone denies an upper end" in got.notes[1]
+
+
+def test_a_refinement_changes_every_method_that_it_repeats(monkeypatch):
+    """Quadrature of a posterior that needs more cells than it has: each time with more, and a finer tolerance."""
+    seen, original = [], Quadrature.estimate
+
+    def noted(self, problem):
+        seen.append((self.max_cells, self.tolerance))
+        return original(self, problem)
+
+    monkeypatch.setattr(Quadrature, "estimate", noted)
+    x = COUNTS.unsqueeze(-1)
+    method = Automatic(quadrature=Quadrature(max_cells=2))
+    got = evidence(Plain(linear(1)), x.expand(-1, 5), method=method, seed=0, tolerance=1e-4, progress=False)
+    assert len(seen) > 1
+    assert all(b[0] == 4 * a[0] and b[1] == pytest.approx(0.1 * a[1]) for a, b in itertools.pairwise(seen))
+    assert got.guarantee == (NUMERICAL,) * 5
+    finer = Automatic().refined()
+    for name in ("adaptive", "annealed", "quadrature"):
+        assert getattr(finer, name) == getattr(Automatic(), name).refined()
 
 
 def test_a_density_that_adaptive_sampling_cannot_take_is_annealed():

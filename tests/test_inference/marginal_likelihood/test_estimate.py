@@ -529,12 +529,13 @@ def test_a_function_pair_has_importance_evidence():
     ("method", "tolerance", "module", "search"),
     [
         (Quadrature(tolerance=0.1), 1e-4, adaptive_quadrature, "search_modes"),
+        (Quadrature(tolerance=0.1), 1e-4, adaptive_quadrature, "importance_estimate"),
         (Adaptive(200), 0.02, adaptive_mixture, "first_mixture"),
     ],
-    ids=["quadrature", "adaptive"],
+    ids=["quadrature", "its check", "adaptive"],
 )
-def test_refinements_begin_at_the_modes_found_first(method, tolerance, module, search, monkeypatch):
-    """One search for all of them, also where some rows alone are refined."""
+def test_refinements_keep_the_modes_and_the_check_of_the_first(method, tolerance, module, search, monkeypatch):
+    """One search for all of them, also where some rows alone are refined; and one check, to convince once."""
     torch.manual_seed(0)
     model, x = LinearVAE(5, 2).double(), 3 * torch.randn(12, 5).double()
     counted, original = [], getattr(module, search)

@@ -420,6 +420,18 @@ def test_a_loose_tolerance_costs_less_and_holds_the_truth():
     assert costs[2] < 0.5 * costs[0]
 
 
+def test_thin_rings_at_a_loose_tolerance_hold_the_truth():
+    """Their integrals over one coordinate rise steeply at the ring's edges, where two coarse rules agree by chance."""
+    y, sigma = 1.266545300142199, 0.002706941299741837
+    truth = torch.tensor([shell(y, 2, sigma)], dtype=torch.float64)
+    model = noisy(lambda z: z.square().sum(-1, keepdim=True), 2, sigma)
+    x = torch.tensor([[y]], dtype=torch.float64)
+    for seed in range(4):
+        got = evidence(model, x, method=Quadrature(tolerance=1e-2), seed=seed, progress=False)
+        assert got.guarantee == (NUMERICAL,)
+        assert ((got.value - truth).abs() < (got.upper - got.value) / 3).all()
+
+
 def test_a_narrow_dip_is_seen_on_a_line_at_any_tolerance():
     """The likelihood is wide but for a hole of a hundredth of the prior, where no node of a few cells stands."""
     sigma, width, centre, y = 0.455, 0.0124, 0.2208, torch.tensor([[-0.2648]], dtype=torch.float64)

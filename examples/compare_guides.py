@@ -31,6 +31,7 @@ from _common import (
 
 import guides
 from inference import evidence, gap, log_weights, pareto_k, posterior_error, predictive
+from inference.core.figures import legend_above
 from zoo import DeepGaussianVAE, LinearVAE, Scaled, digits
 
 COLUMNS = ("ELBO", "gap", "approximation", "amortisation", "k-hat", "W2", "parameters", "seconds")
@@ -146,7 +147,8 @@ def draw(tables):
     figure, axes = panels(1, 2 * len(tables), size=(15, 5))
     for (parts, distance), (title, table) in zip(axes.reshape(-1, 2), tables.items(), strict=True):
         draw_parts(parts, table)
-        parts.set(xlabel="gap, log p - ELBO (nats)", title=title)
+        parts.set(xlabel="gap, log p - ELBO (nats)")
+        distance.set_title(title, loc="right")
         distance.plot([row[5] for row in table.values()], list(table), "o")
         distance.set(xlabel="W2 from the posterior", xlim=(0, None))
         distance.tick_params(labelleft=False)
@@ -164,7 +166,7 @@ def draw_parts(ax, table):
     for name, row in table.items():
         if math.isnan(row[1]):
             ax.text(0, name, " samples only", va="center", fontsize=7)
-    ax.legend(fontsize=7, loc="center right")
+    legend_above(ax)
 
 
 def main(argv=None):

@@ -170,13 +170,15 @@ def conclusions(tables):
 
 
 def draw(tables):
-    figure, axes = panels(1, len(tables), size=(3.4 * len(tables), 3.6))
-    for ax, (name, (rows, contrast, _)) in zip(axes, tables.items(), strict=True):
+    figure, axes = panels(2, 3, size=(10.2, 6.6))
+    for ax, (name, (rows, contrast, _)) in zip(axes, tables.items(), strict=False):
         ax.axhline(contrast, color="black", linewidth=0.8, label="C_IMA")
         for k, style in ((0, ".-"), (3, ".--"), (4, ".:")):
             ax.plot([10**e for e in rows], [row[k] for row in rows.values()], style, label=COLUMNS[k])
         ax.set(xscale="log", xlabel="gamma^2", ylabel="nats", title=name)
-    axes[0].legend(fontsize=7, frameon=False)
+    for ax in axes[len(tables) :]:
+        ax.set_axis_off()
+    axes[-1].legend(*axes[0].get_legend_handles_labels(), loc="center", frameon=False)
     return figure
 
 

@@ -49,7 +49,7 @@ def from_encoding_to_decoding(settings: Settings) -> Figure:
     for row, beta in enumerate(BETAS, start=1):
         model, guide = trained_pair("---", beta, steps_of(settings), settings.seed)
         with torch.no_grad(), random_state(0):
-            reconstructed = model.decode(guide.posterior(x).rsample())
+            reconstructed = model.decode(guide.posterior(x).rsample())  # type: ignore[operator]
             sampled = model.decode(model.prior().sample((_SHOWN,)))
         show_images(axes[2 * row], reconstructed, f"beta = {beta:g}: reconstructions")
         show_images(axes[2 * row + 1], sampled, f"beta = {beta:g}: samples")

@@ -7,6 +7,7 @@ import math
 import platform
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -32,8 +33,8 @@ def markdown(rows: Sequence[Row], settings: Settings) -> str:
         lines += [f"## {paper}", "", _line(_HEADS), _line(["---"] * len(_HEADS))]
         lines += [_line(_marked_up(cells(row, settings))) for row in rows if row.claim.paper == paper]
         lines.append("")
-        for row in _with_figures(rows, paper):
-            lines += [f"![{row.claim.sentence}](figures/{row.claim.name}.png)", "", f"*{row.claim.sentence}.*", ""]
+        for sentence, path in _figures(rows, paper):
+            lines += [f"![{sentence}](figures/{path.name})", "", f"*{_escaped(sentence)}.*", ""]
     return "\n".join(lines)
 
 
@@ -45,12 +46,13 @@ def as_html(rows: Sequence[Row], settings: Settings) -> str:
         body += [f"<h2>{html.escape(paper)}</h2>", "<table>", _html_line(_HEADS, "th")]
         body += [_html_line(cells(row, settings), "td") for row in rows if row.claim.paper == paper]
         body.append("</table>")
-        body += [embedded(row.claim.sentence, row.figure.read_bytes()) for row in _with_figures(rows, paper)]
+        body += [embedded(name, path.read_bytes()) for name, path in _figures(rows, paper)]
     return html_page("Claims of the papers", "\n".join(body))
 
 
-def _with_figures(rows: Sequence[Row], paper: str) -> list[Row]:
-    return [row for row in rows if row.claim.paper == paper and row.figure is not None]
+def _figures(rows: Sequence[Row], paper: str) -> list[tuple[str, Path]]:
+    """Sentence and figure of each claim of a paper that has one."""
+    return [(row.claim.sentence, row.figure) for row in rows if row.claim.paper == paper and row.figure is not None]
 
 
 def verdict_counts(rows: Sequence[Row]) -> str:
@@ -113,8 +115,11 @@ def _produced(settings: Settings) -> str:
 def _marked_up(texts: Sequence[str]) -> list[str]:
     """The cells of a row as Markdown."""
     *plain, verdict, ran, seconds = texts
-    escaped = [re.sub(r"([*|])", r"\\\1", text).replace("\n", " ") for text in plain]
-    return [*escaped, f"**{verdict}**", f"`{ran}`" if ran else "", seconds]
+    return [*map(_escaped, plain), f"**{verdict}**", f"`{ran}`" if ran else "", seconds]
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([*|])", r"\\\1", text).replace("\n", " ")
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -102,6 +102,27 @@ def test_a_planted_error_in_what_is_run_is_seen(monkeypatch):
     assert one.verdict(one.run(Settings())) == REFUTED
 
 
+@pytest.mark.parametrize(
+    "name", ["alemi-information-bounds", pytest.param("fyffe-optimal-decoder", marks=pytest.mark.slow)]
+)
+def test_an_error_of_one_percent_is_seen(name, monkeypatch):
+    from zoo.claims import alemi_exact, fyffe_codes
+
+    right, decoder = alemi_exact.channel_terms, fyffe_codes.OptimalDecoder
+
+    def understated(*args):
+        terms = right(*args)
+        return terms._replace(rate=0.99 * terms.rate)
+
+    class Brighter(decoder):
+        def __call__(self, z):
+            return 1.01 * super().__call__(z)
+
+    monkeypatch.setattr(alemi_exact, "channel_terms", understated)
+    monkeypatch.setattr(fyffe_codes, "OptimalDecoder", Brighter)
+    assert named(name).verdict(named(name).run(Settings())) == REFUTED
+
+
 def test_results_are_kept_and_those_of_other_settings_are_not_taken(tmp_path):
     calls = []
 

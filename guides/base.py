@@ -12,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from guides.supports import Bounds, read_support
-from inference.core.checks import MatrixDataMixin, check_layout
+from inference.core.checks import MatrixDataMixin, check_count, check_layout
 from inference.core.standardisation import Standardise, StandardisesData
 from inference.distributions.gaussian import as_full_normal
 from inference.distributions.transformed import push_forward
@@ -84,14 +84,17 @@ class EncoderGuide(StandardisesData, Guide):
         standardise: The encoder's view of the data, see :meth:`standardise_by`.
 
     Raises:
-        TypeError: If ``support`` is not a support.
-        ValueError: If it is discrete, of matrices, or has more entries than free coordinates.
+        TypeError: If ``support`` is not a support, or a dimension is not an integer.
+        ValueError: If a dimension is below one, or the support is discrete, of matrices, or has more entries than free
+            coordinates.
     """
 
     def __init__(
         self, data_dim: int, latent_dim: int, *, support: Constraint | Bounds = constraints.real_vector
     ) -> None:
         super().__init__()
+        check_count(data_dim, "data_dim")
+        check_count(latent_dim, "latent_dim")
         self.data_dim, self.latent_dim = data_dim, latent_dim
         self.support = read_support(support)
         self.standardise = Standardise(data_dim)

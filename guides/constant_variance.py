@@ -13,6 +13,7 @@ from torch.distributions.constraints import Constraint
 
 from guides.gaussian import NetworkGuide
 from guides.supports import Bounds
+from inference.core.checks import check_positive
 from inference.distributions.gaussian import DiagNormal
 
 
@@ -59,8 +60,7 @@ class ConstantVariance(NetworkGuide):
         learn_sigma: bool = True,
     ) -> None:
         super().__init__(data_dim, latent_dim, latent_dim, hidden, encoder, support)
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"expected a positive finite sigma, got {sigma}")
+        check_positive(sigma, "sigma")
         self.log_sigma = nn.Parameter(torch.tensor([math.log(sigma)]), requires_grad=learn_sigma)
 
     def family(self, parameters: Tensor) -> DiagNormal:

@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from guides.base import Guide, Local
 from guides.local import local_gaussian
-from inference.core.checks import ChecksData
+from inference.core.checks import ChecksData, check_programs
 from inference.core.protocols import SupportsPosterior
 from inference.distributions.gaussian import DiagNormal, as_full_normal
 
@@ -20,6 +20,7 @@ class _PosteriorGuide(Guide):
 
     def __init__(self, model: SupportsPosterior) -> None:
         super().__init__()
+        check_programs(model)
         if not isinstance(model, SupportsPosterior):
             raise TypeError(
                 f"expected a model with an exact posterior(x) (PPCA or LinearVAE), got {type(model).__name__}"

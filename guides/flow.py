@@ -15,6 +15,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from guides.gaussian import NetworkGuide
+from guides.networks import hidden_widths
 from guides.supports import Bounds
 from inference.core.checks import check_count
 from inference.distributions.gaussian import LOG_2PI
@@ -67,7 +68,8 @@ class Flow(NetworkGuide):
         check_count(context_dim, "context_dim")
         check_count(num_transforms, "num_transforms")
         super().__init__(data_dim, latent_dim, 2 * latent_dim + context_dim, hidden, encoder, support)
-        self.context_dim, self.num_transforms, self._flow_hidden = context_dim, num_transforms, list(flow_hidden)
+        self.context_dim, self.num_transforms = context_dim, num_transforms
+        self._flow_hidden = hidden_widths(flow_hidden)
         self.flow = import_flows().NSF(
             latent_dim,
             context_dim,

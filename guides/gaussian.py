@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from guides.base import EncoderGuide
-from guides.networks import mlp
+from guides.networks import hidden_widths, mlp
 from guides.parametrisation import diagonal_normal, full_normal, triangle_places
 from guides.supports import Bounds, describe_support
 from inference.distributions.gaussian import DiagNormal, FullNormal
@@ -44,7 +44,7 @@ class NetworkGuide(EncoderGuide):
     ) -> None:
         super().__init__(data_dim, latent_dim, support=support)
         self.num_parameters = num_parameters
-        self._hidden = None if encoder is not None else list(hidden)
+        self._hidden = None if encoder is not None else hidden_widths(hidden)
         self.encoder = mlp(data_dim, num_parameters, hidden) if encoder is None else encoder
 
     def encode(self, x: Tensor) -> Tensor:

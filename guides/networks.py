@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
+
+from inference.core.checks import check_count
 
 
 def mlp(
@@ -23,14 +25,33 @@ def mlp(
         hidden: Widths of the hidden layers; none makes a linear map.
         activation: Makes one activation layer.
         norm: Makes a normalisation layer of a width, before each activation; for example ``nn.BatchNorm1d``.
+
+    Raises:
+        TypeError: If the widths are not a sequence of integers.
+        ValueError: If one is below one.
     """
-    widths = [in_dim, *hidden, out_dim]
+    widths = [in_dim, *hidden_widths(hidden), out_dim]
     layers: list[nn.Module] = []
     for i, (a, b) in enumerate(pairwise(widths)):
         if i > 0:
             layers += ([] if norm is None else [norm(a)]) + [activation()]
         layers.append(nn.Linear(a, b))
     return nn.Sequential(*layers)
+
+
+def hidden_widths(hidden: Sequence[int]) -> list[int]:
+    """Widths of hidden layers as a list.
+
+    Raises:
+        TypeError: If they are not a sequence of integers.
+        ValueError: If one is below one.
+    """
+    if not isinstance(hidden, Iterable) or isinstance(hidden, str):
+        raise TypeError(f"expected hidden as the widths of all hidden layers, such as (128, 128), got {hidden!r}")
+    widths = list(hidden)
+    for width in widths:
+        check_count(width, "a hidden width")
+    return widths
 
 
 def halved(size: tuple[int, ...]) -> tuple[int, ...]:

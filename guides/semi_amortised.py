@@ -5,7 +5,6 @@ r"""Semi-amortised guide: the encoder's output, refined by a few gradient steps 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from guides.base import EncoderGuide, Guide, Local
 from guides.sampled import LatentModel
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 from inference.core.seeding import random_state
 from inference.distributions.transformed import push_forward
 from inference.numerics.whitened_noise import WhitenedNoise
@@ -86,8 +85,7 @@ class SemiAmortised(Guide):
             raise TypeError(f"expected a guide with encode(x) and family(parameters), got {type(base).__name__}")
         check_count(steps, "steps", minimum=0)
         check_count(num_samples, "num_samples", minimum=2)
-        if not 0 < rate < math.inf:
-            raise ValueError(f"expected a positive finite rate, got {rate}")
+        check_positive(rate, "rate")
         # In a tuple: as an attribute the model would become part of the guide, parameters and all.
         self._model, self.base = (model,), base
         self.steps, self.num_samples, self.rate = steps, num_samples, rate

@@ -15,6 +15,7 @@ from torch import Tensor
 from inference.calibration.simulation import Simulation
 from inference.calibration.simulation_based_calibration import continuous, ecdf_band, rank
 from inference.core.checks import check_finite
+from inference.core.display import Result
 from inference.core.estimates import check_level
 from inference.core.ranks import ranks as processes
 from inference.core.seeding import seeded
@@ -23,8 +24,8 @@ from inference.core.seeding import seeded
 _AREA_VARIANCE = 5 / 192
 
 
-@dataclass(frozen=True, kw_only=True)
-class TARP:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TARP(Result):
     """Result of tests of accuracy with random points (TARP): expected coverage of credible regions at every level.
 
     Attributes:

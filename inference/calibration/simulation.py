@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count, check_finite
+from inference.core.display import Result
 
 
-@dataclass(frozen=True, kw_only=True)
-class Simulation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Simulation(Result):
     """Simulated data, their true latents, and a guide's draws given the data; may also be made by hand.
 
     Attributes:

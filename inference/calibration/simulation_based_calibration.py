@@ -16,14 +16,15 @@ from torch import Tensor
 from inference.calibration.simulation import Simulation
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
+from inference.core.display import Result
 from inference.core.estimates import check_level
 from inference.core.ranks import ranks as processes
 from inference.core.seeding import seeded
 from inference.numerics.multiple_testing import holm
 
 
-@dataclass(frozen=True, kw_only=True)
-class SBC:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SBC(Result):
     """Result of simulation-based calibration (SBC): ranks of the truth among a guide's draws, and their p-values.
 
     Attributes:
@@ -131,8 +132,8 @@ def continuous(ranks: Tensor, num_samples: int) -> Tensor:
     return (ranks + jitter) / (num_samples + 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Coverage(Result):
     """Coverage of central credible intervals: how often they contain the truth.
 
     Attributes:

@@ -27,7 +27,8 @@ def frame(result: Any) -> pd.DataFrame:
             over the data in nats, with ``_se`` for standard errors and ``_lower``, ``_upper`` for the ends of intervals
             at the comparison's level; an end that nothing bounds is infinite. A dataset gives all of its variables.
             A result per data point (``Evidence``, ``Gap``, ``Estimate``, ``Refit`` ...) gives a row for each data
-            point, a training ``History`` one for each step. Weights (S, N) give a column for each data point.
+            point, a training ``History`` one for each step, one of single numbers (``Interval``, ``C2ST``, ``Card``)
+            one row, and a list of such one each. Weights (S, N) give a column for each data point.
 
     Raises:
         TypeError: If it is none of these.

@@ -43,7 +43,7 @@ from inference.marginal_likelihood.base.method import Method
 from inference.marginal_likelihood.base.result import Evidence, take_rows
 from inference.marginal_likelihood.estimate import as_method, evidence_of_call
 from inference.pair.call import Call, check_same_call
-from inference.pair.rows import RowBlocks
+from inference.pair.rows import RowBlocks, as_stated
 from inference.pair.run import Program
 
 
@@ -217,7 +217,7 @@ def gap(
         ValueError: As :func:`inference.evidence`, or if the known evidence has another number of data points.
         OSError: As :func:`inference.evidence`.
     """
-    stated = None if rows is None else frozenset(rows)
+    stated = as_stated(rows)
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double_by_rows()
     call.check()

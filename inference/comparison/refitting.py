@@ -18,6 +18,7 @@ from inference.comparison.named_parameters import OwnParameters, named_parameter
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
+from inference.core.display import Result
 from inference.core.memory import joined
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
@@ -25,7 +26,7 @@ from inference.core.seeding import random_state, seeded
 from inference.numerics.lbfgs import minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
-from inference.pair.rows import RowBlocks
+from inference.pair.rows import RowBlocks, as_stated
 from inference.pair.run import Program, modules_of
 
 # Independent sets of noise on which an ELBO is evaluated.
@@ -55,8 +56,8 @@ _STATIONARY = 1e-3
 _CLEARLY, _TIE = 3.0, 1e-6
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Refit(Result):
     """Refit of a guide: the best member of its family for each data point, as far as it was found.
 
     Attributes:
@@ -138,7 +139,7 @@ def refit(
         ValueError: If model and guide are not a valid pair, or a parameter of the freed guide has not one row for each
             data point, or an argument that ``rows`` names is no row of data.
     """
-    stated = None if rows is None else frozenset(rows)
+    stated = as_stated(rows)
     own = Call(model, guide, args, kwargs, plate, whole=whole, missing=missing, stated_rows=stated).double()
     columns = refit_columns(
         own,

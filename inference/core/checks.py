@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -118,6 +118,42 @@ def check_count(value: Any, name: str, minimum: int = 1) -> None:
         raise ValueError(f"expected {name} to be at least {minimum}, got {value}")
 
 
+def check_number(value: Any, name: str) -> None:
+    """Refuse anything but a real number, or a tensor that holds one.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, Real | Tensor) or (isinstance(value, Tensor) and value.numel() != 1):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+
+
+def check_positive(value: Any, name: str) -> None:
+    """Refuse anything but a positive finite number.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not positive and finite.
+    """
+    check_number(value, name)
+    if not 0 < value < math.inf:
+        raise ValueError(f"expected a positive finite {name}, got {value}")
+
+
+def check_programs(*programs: Any) -> None:
+    """Refuse halves of a pair that are no Pyro programs.
+
+    Raises:
+        TypeError: If one is a class, or cannot be called.
+    """
+    for program in programs:
+        if isinstance(program, type):
+            raise TypeError(f"expected model and guide as instances, got the class {program.__name__}")
+        if not callable(program):
+            kind = type(program).__name__
+            raise TypeError(f"expected model and guide each as a Pyro program, a module or a function, got {kind}")
+
+
 def as_device(device: str | torch.device) -> torch.device:
     """A device that is there, from itself or by name; "auto" is CUDA where there is one.
 
@@ -152,20 +188,20 @@ def check_arguments(
         missing: Let NaN pass; the programs' own checks may refuse it.
 
     Raises:
-        TypeError: As :func:`check_layout`, if a program is a class, or if a second tensor lands where a number of data
-            points is expected.
+        TypeError: As :func:`check_layout` and :func:`check_programs`, if a tensor is sparse, or if a second one lands
+            where a number of data points is expected.
         ValueError: As :func:`check_layout` and :func:`check_finite`.
     """
+    check_programs(*programs)
+    _check_dense(args, kwargs)
     x = args[0] if args else kwargs.get("x")
     known = isinstance(x, Tensor) and x.is_floating_point() and _all_finite(x.detach(), missing=False)
     token = _seen.set(_seen.get() | {id(x)}) if known else None
     try:
         for program in programs:
-            if isinstance(program, type):
-                raise TypeError(f"expected model and guide as instances, got the class {program.__name__}")
             if isinstance(program, ChecksData):
                 program.check_data(x)
-                _check_number(program, args, kwargs)
+                _check_num_data(program, args, kwargs)
         names = ["x, the first argument,", *(f"argument {i}" for i in range(1, len(args)))]
         for name, value in [*zip(names, args), *kwargs.items()]:
             for leaf in tree_leaves(value):
@@ -176,7 +212,13 @@ def check_arguments(
             _seen.reset(token)
 
 
-def _check_number(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def _check_dense(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    for leaf in tree_leaves((args, dict(kwargs))):
+        if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+            raise TypeError(f"expected dense tensors, got one of layout {leaf.layout}: convert it by x.to_dense()")
+
+
+def _check_num_data(program: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuse a tensor as ``n``, the number of data points of a program that is called without data."""
     if sum(isinstance(value, Tensor) for value in (*args, *kwargs.values())) < 2:
         return

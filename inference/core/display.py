@@ -89,28 +89,78 @@ figcaption {{ color: #555; }}
 """
 
 
+class Result:
+    """Mixin of results that are dataclasses without a ``repr`` of their own: a line, and a table in a notebook."""
+
+    def __repr__(self) -> str:
+        """One line: numbers as they are, and of a tensor its shape and mean."""
+        parts = {name: _short(value) for name, value in _parts(self).items()}
+        return f"<{type(self).__name__}: {', '.join(f'{name} {text}' for name, text in parts.items() if text)}>"
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self), data_frame(self))
+
+
+def _short(value: Any) -> str:
+    """A part of a result in a line; empty where nothing short can be said of it."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return f"{value.item():.4g}"
+    if isinstance(value, Tensor):
+        mean = "" if value.numel() == 0 else f" of mean {float(value.double().mean()):.4g}"
+        return f"{tuple(value.shape)}{mean}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple) and not value:
+        return ""
+    if _is_interval(value):
+        return f"{value.value:.4g} [{value.lower:.4g}, {value.upper:.4g}]"
+    if isinstance(value, Mapping):
+        return f"of {', '.join(str(name) for name in value)}"
+    return repr(value) if _is_short(value) or hasattr(value, "standard_error") else ""
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, tuple) and hasattr(value, "upper") and isinstance(value[0], float)
+
+
 def data_frame(result: Any) -> pd.DataFrame:
-    """A result per data point as a data frame: a row for each data point, a column for each number it has.
+    """A result as a data frame: a row for each data point and a column for each number it has, or one row in all.
 
     Args:
         result: A dataclass, named tuple or mapping whose tensors have one first dimension; an estimate in it gives two
-            columns, and its standard error the ending ``_se``.
+            columns, and its standard error the ending ``_se``. One of numbers alone gives one row, with the ends
+            ``_lower`` and ``_upper`` of intervals; a list of such results one row each.
 
     Raises:
-        TypeError: If it holds no such tensor.
+        TypeError: If it holds no numbers.
     """
     import pandas as pd
 
+    if _is_records(result):
+        return pd.concat([data_frame(one) for one in result], ignore_index=True)
     columns = _columns(result)
     lengths = [len(column) for column in columns.values()]
     if not lengths:
-        raise TypeError(f"expected a result with numbers per data point, got {type(result).__name__}")
+        return _one_row(result)
     longest = max(lengths)
     return pd.DataFrame({name: column for name, column in columns.items() if len(column) == longest})
 
 
+def _one_row(result: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    if numbers := _numbers(result):
+        return pd.DataFrame({name: [value] for name, value in numbers.items()})
+    for value in _parts(result).values():
+        if _is_records(value):
+            return data_frame(value)
+    raise TypeError(f"expected a result with numbers, got {type(result).__name__}")
+
+
 def _columns(result: Any, prefix: str = "") -> dict[str, Any]:
     """Columns by name of what a result holds."""
+    import pandas as pd
+
     found: dict[str, Any] = {}
     for name, value in _parts(result).items():
         if isinstance(value, Tensor) and value.dim() > 0:
@@ -122,6 +172,8 @@ def _columns(result: Any, prefix: str = "") -> dict[str, Any]:
             found |= pair
         elif _is_column(value):
             found[f"{prefix}{name}"] = list(value)
+        elif isinstance(value, Mapping) and _is_column(list(value.values())):
+            found[f"{prefix}{name}"] = pd.Series(dict(value))
         elif is_dataclass(value):
             found |= _columns(value, f"{prefix}{name}_")
     return found
@@ -129,7 +181,24 @@ def _columns(result: Any, prefix: str = "") -> dict[str, Any]:
 
 def _is_column(value: Any) -> bool:
     many = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return many and all(isinstance(part, str | float | int) for part in value)
+    return many and not _is_interval(value) and all(isinstance(part, str | float | int) for part in value)
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(_parts(part) for part in value)
+
+
+def _numbers(result: Any) -> dict[str, float | str]:
+    """Single numbers and words by name of what a result holds; intervals with their ends."""
+    found: dict[str, float | str] = {}
+    for name, value in _parts(result).items():
+        if isinstance(value, str | float | int):
+            found[name] = value
+        elif isinstance(value, Tensor):
+            found[name] = value.item()
+        elif _is_interval(value):
+            found |= {name: value.value, f"{name}_lower": value.lower, f"{name}_upper": value.upper}
+    return found
 
 
 def _parts(result: Any) -> dict[str, Any]:

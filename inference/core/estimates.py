@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.core.checks import check_number
 from inference.core.display import as_html, data_frame
 
 
@@ -51,8 +52,10 @@ def check_level(level: float) -> None:
     """Check a confidence level.
 
     Raises:
+        TypeError: If it is no number.
         ValueError: If it is not between 0 and 1.
     """
+    check_number(level, "level")
     if not 0 < level < 1:
         raise ValueError(f"expected level between 0 and 1, got {level}")
 

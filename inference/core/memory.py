@@ -6,7 +6,6 @@ is :func:`joined`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
@@ -97,8 +96,9 @@ def memory_limit(megabytes: float) -> AbstractContextManager[None]:
         ...     log_weights(LinearVAE(5, 2), MeanField(5, 2), torch.zeros(3, 5), num_samples=4).shape
         torch.Size([4, 3])
     """
-    if not 0 < megabytes < math.inf:
-        raise ValueError(f"expected a positive finite number of megabytes, got {megabytes}")
+    from inference.core.checks import check_positive  # which reads data in blocks, by this module
+
+    check_positive(megabytes, "number of megabytes")
     return _Restore(_limit.set(float(megabytes)))
 
 

@@ -12,6 +12,8 @@ import torch
 from inference.core.checks import check_count
 from inference.core.threads import one_at_a_time
 
+_LARGEST = 2**63 - 1
+
 _depth: ContextVar[int] = ContextVar("depth", default=0)
 
 
@@ -24,10 +26,12 @@ def random_state(seed: int | None) -> Iterator[None]:
 
     Raises:
         TypeError: If the seed is not an integer.
-        ValueError: If it is negative.
+        ValueError: If it is negative, or has more than 63 bits.
     """
     if seed is not None:
         check_count(seed, "seed", 0)
+        if seed > _LARGEST:
+            raise ValueError(f"expected seed below 2**63, got {seed}")
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     token = _depth.set(_depth.get() + 1)
     try:

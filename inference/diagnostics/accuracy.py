@@ -16,6 +16,7 @@ from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count, check_finite
+from inference.core.display import Result
 from inference.core.estimates import Estimate
 from inference.core.memory import joined
 from inference.core.protocols import SupportsPosterior
@@ -29,8 +30,8 @@ from inference.pair.simulated import replay
 from inference.weights.summary import elbo
 
 
-@dataclass(frozen=True, kw_only=True)
-class PosteriorError:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PosteriorError(Result):
     """Posterior error of a guide: its distances from the posterior, per data point, in float64.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.checks import check_count, check_finite
+from inference.core.checks import check_count, check_finite, check_positive
 from inference.core.deprecation import renamed_keywords
 from inference.core.memory import joined
 from inference.core.sources import opened
@@ -258,8 +258,7 @@ def predicted_kl(eigenvalues: Tensor, sigma2: float, latent_dim: int) -> Tensor:
     """
     _check_tensor(eigenvalues, "eigenvalues", "(D,)", 1)
     check_count(latent_dim, "latent_dim")
-    if not 0 < sigma2 < math.inf:
-        raise ValueError(f"expected a positive finite sigma2, got {sigma2}")
+    check_positive(sigma2, "sigma2")
     largest = eigenvalues.detach().double().sort(descending=True)[0][:latent_dim]
     kl = 0.5 * (largest / sigma2).clamp(min=1.0).log()
     return torch.nn.functional.pad(kl, (0, latent_dim - len(kl)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.core.checks import check_arguments, check_count
+from inference.core.display import Result
 from inference.core.seeding import random_state, seeded
 from inference.objectives.base import check_objective
 from inference.pair.call import Call
@@ -19,8 +20,8 @@ from inference.pair.handlers import LocalParams, local_params
 from inference.pair.run import Program, modules_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class GradientNoise:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GradientNoise(Result):
     """Gradient noise of one group of P parameters: moments of their gradient, in float64.
 
     Attributes:

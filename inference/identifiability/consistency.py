@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from inference.core.checks import check_count, check_finite
 from inference.core.deprecation import renamed_keywords
+from inference.core.display import Result
 from inference.core.memory import at_once
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.core.seeding import seeded
@@ -23,8 +24,8 @@ _BLOCK = 1024
 _NUM_DRAWS = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelfConsistency:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SelfConsistency(Result):
     r"""Self-consistency of a pair: how far encoder and decoder are from being each other's inverse, per data point.
 
     Attributes:

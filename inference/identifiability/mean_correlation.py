@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_finite
+from inference.core.display import Result
 
 
-@dataclass(frozen=True, kw_only=True)
-class MCC:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MCC(Result):
     """Mean correlation coefficient (MCC) between codes and sources, after the best matching.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inference.core.checks import check_count
+from inference.core.display import Result
 from inference.core.estimates import Interval, check_level
 from inference.core.seeding import seeded
 from inference.information.rates import RateDistortion, rate_distortion
@@ -25,8 +26,8 @@ AUTO_ENCODING = "auto-encoding limit"
 _COLLAPSED, _SEMANTIC, _RECONSTRUCTED = 0.01, 0.2, 0.08
 
 
-@dataclass(frozen=True, kw_only=True)
-class CurvePoint:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CurvePoint(Result):
     """One point of a rate-distortion curve, over all its training runs.
 
     Attributes:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from inference.core.checks import check_count
 from inference.core.deprecation import renamed_keywords
+from inference.core.display import Result
 from inference.core.estimates import Interval, check_level
 from inference.core.memory import at_once
 from inference.core.ranks import ranks
@@ -30,8 +31,8 @@ CEILING_MARGIN = 2.0
 _BLOCK_CPU, _BLOCK = 2**18, 2**24
 
 
-@dataclass(frozen=True, kw_only=True)
-class MutualInformation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class MutualInformation(Result):
     """Mutual information of data and latent under a guide, and the aggregate posterior's divergence from the prior.
 
     Attributes:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_finite
+from inference.core.display import Result
 from inference.core.protocols import SupportsGaussianDecoder, SupportsPosterior, supports_gaussian_decoder
 from inference.distributions.gaussian import LOG_2PI, as_full_normal
 
 
-@dataclass(frozen=True, kw_only=True)
-class ELBOEntropies:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ELBOEntropies(Result):
     """Entropies of a Gaussian VAE, in nats.
 
     Attributes:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.checks import check_count
+from inference.core.display import Result
 from inference.core.estimates import Estimate, Interval, check_level
 from inference.core.memory import at_once, joined
 from inference.core.protocols import SupportsExpectedLogLikelihood
@@ -40,8 +41,8 @@ from inference.weights.importance_weights import samples_at_once
 _ROWS = 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class RateDistortion:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class RateDistortion(Result):
     """Rate and distortion per data point, in nats, with their Monte Carlo errors.
 
     Attributes:

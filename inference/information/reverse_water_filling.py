@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 from inference.distributions.gaussian import LOG_2PI
 
 
@@ -65,8 +65,7 @@ def water_filling(eigenvalues: Tensor, var: float, latent_dim: int, *, beta: flo
         True
     """
     lam = _check(eigenvalues, var, latent_dim)
-    if not 0 < beta < math.inf:
-        raise ValueError(f"expected a positive finite beta, got {beta}")
+    check_positive(beta, "beta")
     level = beta * var
     sent = (lam > level) & (torch.arange(len(lam), device=lam.device) < latent_dim)
     rate = 0.5 * torch.where(sent, lam / level, 1.0).log().sum()
@@ -95,8 +94,7 @@ def water_filling_at_rate(eigenvalues: Tensor, var: float, latent_dim: int, *, r
         ValueError: See :func:`water_filling`; and if the rate is not positive, or all data are constant.
     """
     lam = _check(eigenvalues, var, latent_dim)
-    if not 0 < rate < math.inf:
-        raise ValueError(f"expected a positive finite rate, got {rate}")
+    check_positive(rate, "rate")
     logs = lam[:latent_dim].log()
     numbers = torch.arange(1, latent_dim + 1, dtype=lam.dtype, device=lam.device)
     level = float(((logs.cumsum(0) - 2 * rate) / numbers).max().exp())
@@ -114,6 +112,5 @@ def _check(eigenvalues: Tensor, var: float, latent_dim: int) -> Tensor:
     check_count(latent_dim, "latent_dim")
     if latent_dim > len(eigenvalues):
         raise ValueError(f"expected latent_dim up to D = {len(eigenvalues)}, got {latent_dim}")
-    if not 0 < var < math.inf:
-        raise ValueError(f"expected a positive finite sigma^2, got {var}")
+    check_positive(var, "sigma^2")
     return eigenvalues.detach().double().sort(descending=True).values

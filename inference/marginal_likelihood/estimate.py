@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.core.checks import check_arguments, check_count
+from inference.core.checks import check_arguments, check_count, check_positive, check_programs
 from inference.core.deprecation import renamed_keywords
 from inference.core.estimates import check_level
 from inference.core.memory import at_once
@@ -33,7 +33,7 @@ from inference.marginal_likelihood.importance.importance_sampling import Importa
 from inference.marginal_likelihood.importance.pareto_smoothed import SmoothedImportance
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
 from inference.pair.call import Call, check_same_call
-from inference.pair.rows import RowBlocks, RowsNotFollowed
+from inference.pair.rows import RowBlocks, RowsNotFollowed, as_stated
 from inference.pair.run import Program
 
 METHODS: dict[str, type[Method]] = {
@@ -133,7 +133,7 @@ def evidence(
     """
     if misplaced := kwargs.keys() & {"num_samples", "chunk"}:
         raise TypeError(f"expected {sorted(misplaced)} in the method, as in method=Importance(num_samples=1000)")
-    stated = None if rows is None else frozenset(rows)
+    stated = as_stated(rows)
     given = opened((x, *args))
     call = Call(model, guide, given, kwargs, plate, broadcast, whole, missing, stated_rows=stated).double_by_rows()
     return evidence_of_call(
@@ -166,11 +166,12 @@ def evidence_of_call(
     block = at_once(_BLOCK) if block is None else block
     check_count(block, "block")
     for name, limit in (("tolerance", tolerance), ("budget", budget)):
-        if limit is not None and not 0 < limit < math.inf:
-            raise ValueError(f"expected a positive finite {name}, got {limit}")
+        if limit is not None:
+            check_positive(limit, name)
     check_checkpoints(seed, checkpoint)
     if call.guide is not None and isinstance(method, Exact):
         raise ValueError("expected no guide for method='exact', got one: did you mean method='importance'?")
+    check_programs(*call.programs)
     check_arguments((), call.args, call.kwargs, missing=call.missing)
     problem = Problem(call, level, progress)
     if call.stated_rows is not None:

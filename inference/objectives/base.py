@@ -9,7 +9,7 @@ import pyro.infer
 import torch
 from torch import Tensor
 
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_number
 from inference.core.display import as_html, described, settings
 from inference.objectives.gradients import at_fixed_latents
 from inference.objectives.schedules import Schedule
@@ -169,8 +169,10 @@ def check_nonnegative(value: float, name: str) -> float:
     """A number of nats or a weight.
 
     Raises:
+        TypeError: If it is no number.
         ValueError: If it is negative or not finite.
     """
+    check_number(value, name)
     if not 0 <= value < math.inf:
         raise ValueError(f"expected {name} to be a finite number of at least zero, got {value}")
     return float(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 
 Schedule = Callable[[Tensor], Tensor]
 
@@ -102,8 +102,7 @@ class GeometricAnnealing:
     def __post_init__(self) -> None:
         check_count(self.steps, "steps")
         for name, value in (("start", self.start), ("end", self.end)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"expected a positive finite {name}, got {value}")
+            check_positive(value, name)
 
     def __call__(self, step: Tensor) -> Tensor:
         """The value at a step, a scalar tensor in float64."""

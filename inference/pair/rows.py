@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, islice
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -40,6 +40,19 @@ _ELEMENTS = 2**23
 
 # Rows beyond which the first of them stand for the whole run.
 _MANY = 4096
+
+
+def as_stated(rows: Any) -> frozenset[int | str] | None:
+    """Positions and names of the arguments that a caller says are rows of data; None where nothing is said.
+
+    Raises:
+        TypeError: If they are not a list.
+    """
+    if rows is None:
+        return None
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise TypeError(f"expected rows as a list of positions and names of arguments, such as [0, 'y'], got {rows!r}")
+    return frozenset(rows)
 
 
 @torch.no_grad()

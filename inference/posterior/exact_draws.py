@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.core.checks import check_arguments, check_count
+from inference.core.checks import check_arguments, check_count, check_programs
+from inference.core.display import Result
 from inference.core.protocols import SupportsPosterior
 from inference.core.seeding import random_state, seeded
 from inference.pair.call import Call
@@ -19,8 +20,8 @@ from inference.pair.run import Program, run_program
 from inference.pair.simulated import observed_arguments, simulated_values, with_simulated_data
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExactDraws:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExactDraws(Result):
     """Exact draws of the posterior, with the data that they are given.
 
     Attributes:
@@ -90,6 +91,7 @@ def posterior_draws(model: Program, x: Tensor, *, num_samples: int = 16, seed: i
         TypeError: If the model has no ``posterior(x)``.
     """
     check_count(num_samples, "num_samples")
+    check_programs(model)
     if not isinstance(model, SupportsPosterior):
         raise TypeError(
             f"expected a model with posterior(x), got {type(model).__name__}: exact draws exist for data that it "

@@ -28,8 +28,8 @@ from inference.pair.enumeration import Enumeration, is_summable, summed_out
 from inference.pair.handlers import Site, isolated, masked_log_prob
 from inference.pair.improper import is_delta, latent_mask
 from inference.pair.manners import FAILURES, candidates, check_equal, warn_once
-from inference.pair.rows import RowsNotFollowed, with_known_rows
-from inference.pair.run import Program, run_program
+from inference.pair.rows import RowsNotFollowed, as_stated, with_known_rows
+from inference.pair.run import NO_SITES, Program, run_program
 from inference.pair.samples import AsRows, Manner, Mapped, OneByOne, SideBySide, Single
 from inference.pair.unobserved import unobserved, without_children
 from inference.posterior.placing import Coordinates, places_of
@@ -96,7 +96,7 @@ class LogJoint:
         rows: Iterable[int | str] | None = None,
         **kwargs: Any,
     ) -> None:
-        stated = None if rows is None else frozenset(rows)
+        stated = as_stated(rows)
         self._prepare(Call(model, None, args, kwargs, plate, broadcast, whole, missing, stated_rows=stated))
 
     @classmethod
@@ -117,6 +117,8 @@ class LogJoint:
         self._dropped = without_children(unobserved(run.sites), run.sites, call, run.subsamples)
         self._subsamples = run.subsamples
         self.observes = any(site.is_observed for site in run.sites.values())
+        if not run.sites:
+            raise ValueError(f"expected a Pyro model, got {NO_SITES}")
         self._layout = layout_of(run.sites, {}, call.plate, whole=call.whole)
         kept = self._sort_latents(run.sites)
         with random_state(None):

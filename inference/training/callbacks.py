@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.display import described, settings
 from inference.pair.run import Program
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class Callback:
     The pair is in eval mode meanwhile. A callback may draw random numbers: the run goes on as it would have without. An
     error in it ends the run, which is then left as by any other error.
     """
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({described(settings(self))})"
 
     def on_step(self, moment: Moment) -> bool | None:
         """Called after each step."""

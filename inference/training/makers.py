@@ -37,7 +37,10 @@ def _maker(given: Any, wanted: str, result: Any) -> Callable[[Any], Any]:
         raise TypeError(f"expected {wanted}, got {_shown(given)}")
 
     def make(argument: Any) -> Any:
-        made = given(argument)
+        try:
+            made = given(argument)
+        except TypeError as error:
+            raise TypeError(f"expected {wanted}, got a function that fails: {error}") from error
         if not isinstance(made, result):
             raise TypeError(f"expected {wanted}, got a function that returns {_shown(made)}")
         return made

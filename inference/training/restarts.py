@@ -11,6 +11,7 @@ from typing import Any
 import pyro.infer
 from torch import Tensor, nn
 
+from inference.core.display import Result
 from inference.core.seeding import seeded
 from inference.core.sources import as_arguments
 from inference.training.fitting import fit, one_by_one
@@ -21,8 +22,8 @@ from inference.weights.summary import elbo
 _SCORE_SEED = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Restarts:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Restarts(Result):
     """Result of multi-start training: pairs trained from several seeds.
 
     Attributes:
@@ -45,6 +46,8 @@ class Restarts:
         """One line per seed, the best one marked."""
         mark = {self.seed: " (best)"}
         return "\n".join(f"seed {s}: ELBO {value:.4f}{mark.get(s, '')}" for s, value in self.elbo.items())
+
+    __repr__ = __str__
 
 
 def fit_best(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.display import Result
 from inference.core.estimates import Estimate
 from inference.weights.pareto_smoothing import fit_pareto_k, num_kept, tail_length
 
@@ -31,8 +32,8 @@ def stratified(*strata: WeightSummary) -> Estimate:
     return Estimate(total - math.log(sum(s.num_samples for s in strata)), error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightSummary:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WeightSummary(Result):
     """Sufficient statistics of log importance weights, per data point, in memory that grows as sqrt S.
 
     Attributes:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from inference import Gap, compare, evidence, gap, load_pair, save_comparison, save_pair, table
 from inference.core.checks import check_count
+from inference.core.files import check_writable
 from inference.core.storage import atomic_path
+from inference.marginal_likelihood.analytic.exact import Exact
 from zoo.claims import Settings, as_html, chosen_claims, markdown, run_claims, verdict_counts
 from zoo.claims.page import shown
 from zoo.claims.running import NOT_REACHED
@@ -21,6 +23,10 @@ from zoo.command_line.report import write_report
 from zoo.data import Dataset, named_dataset
 from zoo.pretrained import Card, card, load, load_card, pairs, save
 from zoo.pretrained.cards import check_name, describe, measured_rows, strict_json
+from zoo.pretrained.collection import CARD
+
+# Ends the names of files of pairs, which no pair of a folder has.
+_FILE = ".safetensors"
 
 
 class Found(NamedTuple):
@@ -55,6 +61,7 @@ def run_show(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     """Train a pair and write it."""
     data = named_dataset(args.data)
+    check_writable(args.out)
     pair = build(args.model, args.guide, data.train, args)
     history = train(pair, data.train, args, _checkpoint(args.out))
     save_pair(args.out, *pair)
@@ -65,8 +72,9 @@ def run_train(args: argparse.Namespace) -> None:
 def run_evidence(args: argparse.Namespace) -> None:
     """log p(x) of each row."""
     one, data, options = _pair_and_data(args)
+    guide = None if args.method == Exact.name else one.guide
     options |= {"checkpoint": args.checkpoint, "seed": args.seed}
-    found = evidence(one.model, *data, guide=one.guide, method=args.method, **options)
+    found = evidence(one.model, *data, guide=guide, method=args.method, **options)
     numbers = {key: getattr(found, key).tolist() for key in ("value", "lower", "upper", "standard_error")}
     tree = {"method": found.method, "level": found.level, "guarantee": list(found.guarantee), **numbers}
     if not _wants_json(args, tree):
@@ -127,6 +135,7 @@ def run_card(args: argparse.Namespace) -> None:
     one = _find(args.pair, args.folder)
     data = named_dataset(args.data)
     _check_width({args.pair: one[:2]}, data.train)
+    check_writable(args.out / args.name)
     options = {"rows": args.rows, "split": args.split, "num_samples": args.samples, "simulated": args.simulated}
     command = args.trained_by or ("" if one.card is None else one.card.command)
     found = card(
@@ -148,6 +157,8 @@ def run_reproduce(args: argparse.Namespace) -> None:
     """Run claims of the papers, and write the page of their verdicts."""
     settings = Settings(fast=args.fast, paper_scale=args.paper_scale, mnist=args.mnist, seed=args.seed)
     claims = chosen_claims(args.only)
+    if args.mnist is not None and not args.mnist.exists():
+        raise FileNotFoundError(f"expected --mnist as a file or folder of MNIST, found nothing at {args.mnist}")
     rows = run_claims(claims, settings, args.out / "rows", again=args.again)
     for name, page in (("claims.md", markdown), ("claims.html", as_html)):
         with atomic_path(args.out / name) as path:
@@ -166,6 +177,8 @@ def _pair_and_data(args: argparse.Namespace) -> tuple[Found, tuple[Tensor, ...],
     """A pair, the data to measure it on, and how they are taken: those of a classic model as one data point."""
     check_count(args.rows, "--rows")
     one = _find(args.pair, args.folder)
+    if args.json is not None and str(args.json) != "-":
+        check_writable(args.json)
     if isinstance(one.model, ClassicModel):
         if args.data is not None:
             raise ValueError(f"expected no --data, as {args.pair} is measured on its own, got {args.data}")
@@ -179,10 +192,12 @@ def _pair_and_data(args: argparse.Namespace) -> tuple[Found, tuple[Tensor, ...],
 def _find(name: str, folder: Path | None) -> Found:
     """A pair by its name, its folder or its file; a file has no card."""
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or path.suffix == _FILE:
         model, guide = load_pair(path)
         return Found(model.eval(), guide.eval(), None)
     if path.is_dir():
+        if not (path / CARD).is_file():
+            raise FileNotFoundError(f"expected a pair with {CARD} in the folder {path}, found none")
         return Found(*load(path.name, path.parent))
     return Found(*load(name, folder))
 
@@ -195,6 +210,8 @@ def _data_of(one: Found, name: str) -> str:
 
 def _check_width(compared: dict[str, Any], x: Tensor) -> None:
     for name, (model, _) in compared.items():
+        if isinstance(model, ClassicModel):
+            raise ValueError(f"expected a pair for rows of data, got {name}, a classic model with data of its own")
         width = getattr(model, "data_dim", x.shape[1])
         if width != x.shape[1]:
             raise ValueError(f"{name} is a pair for rows of {width} numbers, the data have {x.shape[1]}")

@@ -17,6 +17,7 @@ from zoo.data import dataset_names
 DONE, FAILED, INTERRUPTED = 0, 1, 130
 _GOES_ON = {
     "train": "; --resume goes on from the last checkpoint",
+    "compare": "; --resume goes on from the pairs and the checkpoint in the folder",
     "reproduce": "; the same command goes on from the claims that are in the folder",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def dataset_names() -> tuple[str, ...]:
     return (*_MADE, *_IMAGES)
 
 
-def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
+def named_dataset(name: str | os.PathLike[str], *, test_size: float = 0.2) -> Dataset:
     """A data set in float64 by its name, or from a file.
 
     Args:
@@ -40,12 +41,16 @@ def named_dataset(name: str, *, test_size: float = 0.2) -> Dataset:
 
     Raises:
         FileNotFoundError: If it is neither a name nor a file.
+        TypeError: If it is neither text nor a path.
         ValueError: If the file is damaged or of another format, see :func:`zoo.load_data`.
 
     Example:
         >>> named_dataset("synthetic").data_dim
         20
     """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"expected the name of a data set or a path, got {type(name).__name__}")
+    name = os.fspath(name)
     if name in _MADE:
         return _MADE[name]()
     kind, _, path = name.partition("=")

@@ -84,7 +84,7 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[Array, Array | None]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a .npy, .npz or .csv file, but there is no such file")
+        raise FileNotFoundError(f"{path}: expected a .npy, .npz or .csv file, but {_missing(path)}")
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".npy":
@@ -223,6 +223,10 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: not a readable {path.suffix} of plain numbers (pickles are refused): {error}")
 
 
+def _missing(path: Path) -> str:
+    return "that is a folder" if path.is_dir() else "there is no such file"
+
+
 def _read_csv(path: Path) -> Array:
     import pandas as pd
 
@@ -236,8 +240,17 @@ def _read_csv(path: Path) -> Array:
     if not any(_is_number(cell) for cell in table[0]):
         table = table[1:]
     for row, column in np.argwhere(~np.frompyfunc(_is_number, 1, 1)(table).astype(bool)):
-        raise ValueError(f"{path}, row {row}, column {column}: expected a number, got {table[row, column]!r}")
+        raise ValueError(
+            f"{path}, row {row}, column {column}: expected a number, got {table[row, column]!r}{_hint(table)}"
+        )
     return table.astype(np.float64)
+
+
+def _hint(table: NDArray[np.object_]) -> str:
+    """What may be wrong with a table that is not of numbers, as the end of a sentence."""
+    if table.shape[1] == 1 and any(mark in str(table[0, 0]) for mark in ";\t|"):
+        return ": cells are separated by commas"
+    return ""
 
 
 def _is_number(cell: str) -> bool:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.core.checks import check_positive
+
 
 class Transform(Protocol):
     """A preprocessing of rows; it acts on each row alone, but for noise."""
@@ -55,8 +57,7 @@ class Scaled:
     divisor: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.divisor < math.inf:
-            raise ValueError(f"expected a positive finite divisor, got {self.divisor}")
+        check_positive(self.divisor, "divisor")
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return y and its log-determinants."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.core.checks import check_count, check_finite, check_layout
+from inference.core.checks import check_count, check_finite, check_layout, check_positive
 from inference.distributions.gaussian import DiagNormal, FullNormal
 from zoo.linear.gaussian_algebra import LinearGaussian
 from zoo.linear.models import ExactLinearModel
@@ -56,8 +56,7 @@ class FactorAnalysis(ExactLinearModel):
 
     def __init__(self, data_dim: int, latent_dim: int, *, sigma: float = 1.0) -> None:
         super().__init__(data_dim, latent_dim)
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"expected a positive finite sigma, got {sigma}")
+        check_positive(sigma, "sigma")
         self.W = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(data_dim))
         self.mu = nn.Parameter(torch.zeros(data_dim))
         self.log_sigma = nn.Parameter(torch.full((data_dim,), math.log(sigma)))

@@ -18,7 +18,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from inference.core.checks import check_count, check_finite, check_layout
+from inference.core.checks import check_count, check_finite, check_layout, check_positive
 from inference.core.standardisation import Standardise
 from inference.distributions.gaussian import DiagNormal, FullNormal, as_full_normal, diagonal_moments
 from inference.pair.module import Module
@@ -107,8 +107,7 @@ class LinearGaussianModel(ExactLinearModel):
 
     def __init__(self, data_dim: int, latent_dim: int, *, sigma: float = 1.0, learn_sigma: bool = True) -> None:
         super().__init__(data_dim, latent_dim)
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"expected a positive finite sigma, got {sigma}")
+        check_positive(sigma, "sigma")
         self.W = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(data_dim))
         self.mu = nn.Parameter(torch.zeros(data_dim))
         self.log_sigma = nn.Parameter(torch.tensor(math.log(sigma)), requires_grad=learn_sigma)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.core.checks import check_positive
 from zoo.mixings.base import Mixing
 
 _NEWTON_STEPS = 10  # they descend to the root quadratically; nine reach rounding error for a slope of .001
@@ -174,8 +175,7 @@ class NormalToLaplace(Mixing):
 
     def __init__(self, dim: int, scale: float = 1.0) -> None:
         super().__init__(dim, dim)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"expected a positive finite scale, got {scale}")
+        check_positive(scale, "scale")
         self.scale = scale
 
     def config(self) -> dict[str, Any]:

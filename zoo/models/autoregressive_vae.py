@@ -17,7 +17,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from inference.core.checks import check_count
+from guides.networks import hidden_widths
 from zoo.base import LatentVariableModel
 from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
 from zoo.priors.factorised import StandardNormal
@@ -163,11 +163,9 @@ class AutoregressiveVAE(LatentVariableModel):
         prior: nn.Module | None = None,
     ) -> None:
         super().__init__(data_dim, latent_dim, prior=prior)
-        for width in hidden:
-            check_count(width, "a hidden width")
         self.observation = BernoulliLikelihood() if likelihood is None else likelihood
-        self._hidden = list(hidden)
-        self.network = MaskedDecoder(data_dim, latent_dim, self.observation.num_parameters, hidden)
+        self._hidden = hidden_widths(hidden)
+        self.network = MaskedDecoder(data_dim, latent_dim, self.observation.num_parameters, self._hidden)
 
     def likelihood(self, z: Tensor) -> AutoregressiveDistribution:
         """Distribution of x given z (..., K): batch (...), event (D,)."""

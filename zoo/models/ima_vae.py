@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from inference.core.checks import check_positive
 from inference.distributions.gaussian import DiagNormal
 from zoo.models.standardised_vae import StandardisedVAE
 from zoo.priors.factorised import StandardNormal
@@ -72,8 +73,7 @@ class IMAVAE(StandardisedVAE):
         super().__init__(data_dim, latent_dim, hidden=hidden, network=network, prior=prior)
         if latent_dim > data_dim:
             raise ValueError(f"expected latent_dim of at most data_dim = {data_dim}, got {latent_dim}")
-        if not 0 < gamma2 < math.inf:
-            raise ValueError(f"expected a positive finite gamma2, got {gamma2}")
+        check_positive(gamma2, "gamma2")
         self._gamma2 = gamma2  # as first given; the buffer may move
         self.register_buffer("gamma2", torch.tensor(float(gamma2)))
 

@@ -18,14 +18,13 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 from inference.core.ranks import batch_mean
 from inference.distributions.gaussian import DiagNormal
 
 
 def _log_sigma(sigma: float) -> float:
-    if not 0 < sigma < math.inf:
-        raise ValueError(f"expected a positive finite sigma, got {sigma}")
+    check_positive(sigma, "sigma")
     return math.log(sigma)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from guides.networks import mlp
+from guides.networks import hidden_widths, mlp
 from inference.core.standardisation import Standardise, StandardisesData
 from zoo.base import LatentVariableModel
 from zoo.models.networks import decode_rows
@@ -35,7 +35,7 @@ class StandardisedVAE(StandardisesData, LatentVariableModel):
         prior: nn.Module | None,
     ) -> None:
         super().__init__(data_dim, latent_dim, prior=prior)
-        self._hidden = None if network is not None else list(hidden)
+        self._hidden = None if network is not None else hidden_widths(hidden)
         self.network = mlp(latent_dim, data_dim, hidden) if network is None else network
         self.standardise = Standardise(data_dim)
 

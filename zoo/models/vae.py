@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from guides.networks import mlp
+from guides.networks import hidden_widths, mlp
 from zoo.base import LatentVariableModel
 from zoo.models.likelihoods import BernoulliLikelihood, Likelihood
 from zoo.models.networks import decode_rows
@@ -58,7 +58,7 @@ class VAE(LatentVariableModel):
     ) -> None:
         super().__init__(data_dim, latent_dim, prior=prior)
         self.observation = BernoulliLikelihood() if likelihood is None else likelihood
-        self._hidden = None if network is not None else list(hidden)
+        self._hidden = None if network is not None else hidden_widths(hidden)
         width = data_dim * self.observation.num_parameters
         self.network = mlp(latent_dim, width, hidden) if network is None else network
 

@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 _PACKAGES = ("torch", "pyro-ppl", "numpy")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Card:
     """What is known of a trained pair on some rows of data; means over the rows, in nats per data point.
 
@@ -154,6 +154,8 @@ class Card:
         rows = self.rows()
         width = max(len(head) for head, _ in rows) + 2
         return "\n".join(f"{head:{width}s}{text}" for head, text in rows)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         cells = "".join(
@@ -280,7 +282,7 @@ def card(
         check_count(locals()[setting], setting, least)
     x, described = _rows_of(data, rows)
     options: dict[str, Any] = {"seed": seed, "progress": progress, "whole": whole}
-    known = evidence(model, *x, guide=guide, method=method, **options)
+    known = evidence(model, *x, guide=None if method == "exact" else guide, method=method, **options)
     checked, check_method = _checked(model, guide, x, known, check, options)
     weights = log_weights(model, guide, *x, num_samples=num_samples, **options).double()
     num_data = weights.shape[1]
@@ -344,6 +346,11 @@ def describe(module: Any) -> str:
 
 
 def _rows_of(data: Dataset | Tensor | Sequence[Tensor], rows: int) -> tuple[tuple[Tensor, ...], str]:
+    if isinstance(data, str) or not isinstance(data, Dataset | Sequence | Tensor):
+        raise TypeError(
+            "expected data as a tensor (N, D), a data set such as zoo.named_dataset gives, or a list of the pair's "
+            f"arguments, got {type(data).__name__}"
+        )
     if isinstance(data, Tensor):
         return (data[:rows],), "a tensor"
     if isinstance(data, Sequence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from zoo.data import load_data
 from zoo.pretrained.cards import Card, check_name
 
 _OURS = Path(__file__).parent / "weights"
-_WEIGHTS, _CARD = "pair.safetensors", "card.json"
+_WEIGHTS, CARD = "pair.safetensors", "card.json"
 _DATA = (".npy", ".npz", ".csv")
 
 
@@ -44,7 +45,7 @@ def pairs(folder: str | os.PathLike[str] | None = None) -> list[str]:
         True
     """
     home = _folder(folder)
-    return sorted(path.parent.relative_to(home).as_posix() for path in home.rglob(_CARD))
+    return sorted(path.parent.relative_to(home).as_posix() for path in home.rglob(CARD))
 
 
 def load(name: str, folder: str | os.PathLike[str] | None = None) -> Any:
@@ -84,13 +85,20 @@ def load_card(name: str, folder: str | os.PathLike[str] | None = None) -> Card:
         FileNotFoundError: If there is no such folder.
         ValueError: If there is no such pair, or its card is damaged.
     """
-    path = _place(name, folder) / _CARD
+    path = _place(name, folder) / CARD
     if not path.is_file():
-        raise ValueError(f"expected one of the pairs {', '.join(pairs(folder))}, got {name!r}")
+        raise ValueError(_unknown(name, pairs(folder)) or f"expected a pair with {CARD} at {path.parent}, found none")
     try:
         return Card.from_json(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    """That a name is none of those known, and the one that is closest; empty where none is known."""
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f": did you mean {close[0]}?" if close else ""
+    return f"expected one of the pairs {', '.join(names)}, got {name!r}{hint}" if names else ""
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, guide: nn.Module, card: Card) -> Path:
@@ -106,7 +114,7 @@ def save(folder: str | os.PathLike[str], model: nn.Module, guide: nn.Module, car
     Path(folder).mkdir(parents=True, exist_ok=True)
     home = _place(card.name, folder)
     save_pair(home / _WEIGHTS, model, guide)
-    with atomic_path(home / _CARD) as path:
+    with atomic_path(home / CARD) as path:
         path.write_text(card.to_json() + "\n")
     return home
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.core.batch_dependence import refuse_batch_dependence
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 from inference.distributions.batched_gaussian import Gaussian
 from inference.marginal_likelihood.annealing.chains import Annealer
 from inference.marginal_likelihood.base.intervals import agree, evidence_from_weights, reaching, without_upper_end
@@ -73,8 +72,7 @@ class Annealed(Method):
     def __post_init__(self) -> None:
         for name in ("num_temperatures", "num_chains", "num_leapfrog"):
             check_count(getattr(self, name), name)
-        if not 0 < self.widening < math.inf:
-            raise ValueError(f"expected a positive finite widening, got {self.widening}")
+        check_positive(self.widening, "widening")
 
     def estimate(self, problem: Problem) -> Evidence:
         """The evidence of all data of the problem, (N,).

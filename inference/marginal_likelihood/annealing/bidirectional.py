@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inference.core.checks import check_count
+from inference.core.display import Result
 from inference.core.estimates import check_level, log_mean_exp
 from inference.core.seeding import seeded
 from inference.marginal_likelihood.annealing.annealed_importance_sampling import Annealed
@@ -36,8 +37,8 @@ _MOST_ERRORS, _MOST_EXCESS = 4.0, 7.0
 _SEARCHED_DIM, _STARTS, _LEAST_SHARE, _FAR = 3, 16, 0.05, 5.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bracket:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bracket(Result):
     """Bracket of the evidence by bidirectional Monte Carlo (BDMC), with bounds that hold in expectation for any guide.
 
     Attributes:
@@ -49,8 +50,8 @@ class Bracket:
     draws: ExactDraws
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConvergedBracket:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ConvergedBracket(Result):
     """Bracket of the evidence of real data: a lower bound in expectation, and an upper one under an assumption.
 
     The two ends are compared: the lower needs no assumption, so an upper one that lies below it by more than their
@@ -134,6 +135,7 @@ def bdmc(
         **kwargs: Keyword arguments of model and guide.
 
     Raises:
+        TypeError: If the method is not :class:`Annealed`.
         ValueError: If model and guide are not a valid pair, or a setting is out of range.
         FloatingPointError: If a density breaks down.
 
@@ -145,7 +147,7 @@ def bdmc(
     """
     check_level(level)
     begin = time.perf_counter()
-    method = Annealed() if method is None else method
+    method = _annealed(method)
     with seeded(seed), torch.no_grad():
         draws = simulated_draws(model, data, *args, **kwargs) if isinstance(data, int) else data
         call = Call(model, guide, draws.arguments(args), kwargs, plate, broadcast, whole, missing)
@@ -205,11 +207,12 @@ def converged_bracket(
         **kwargs: Keyword arguments of model and guide.
 
     Raises:
+        TypeError: If the method is not :class:`Annealed`.
         ValueError: If the data are not finite or have the wrong shape, model and guide are not a valid pair, or a
             setting is out of range.
         FloatingPointError: If a density breaks down.
     """
-    method = Annealed() if method is None else method
+    method = _annealed(method)
     check_count(num_steps, "num_steps", minimum=4)
     check_count(method.num_chains, "num_chains", minimum=2)
     begin = time.perf_counter()
@@ -244,6 +247,12 @@ def _ends(forward: WeightSummary, backward: WeightSummary, missed: Tensor) -> di
         "upside_down": excess > 0,
         "disproved": disproved,
     }
+
+
+def _annealed(method: Any) -> Annealed:
+    if method is not None and not isinstance(method, Annealed):
+        raise TypeError(f"expected method as Annealed(...) or None, got {method!r}")
+    return Annealed() if method is None else method
 
 
 def _bracket(forward: WeightSummary, upper: Tensor, level: float, evaluations: float) -> Evidence:

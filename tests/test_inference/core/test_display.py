@@ -13,18 +13,42 @@ import inference
 import zoo
 from guides import Exact, Linear, MeanField
 from inference import (
+    ELBO,
     IWELBO,
+    Annealed,
     BetaELBO,
     Estimate,
     LinearAnnealing,
+    Snapshots,
+    bdmc,
+    c2st,
+    check_pair,
     compare,
+    converged_bracket,
+    coverage,
     elbo,
+    elbo_entropies,
     evidence,
     fit,
+    fit_best,
     frame,
     gap,
+    gradient_noise,
+    iter_log_weights,
     log_weights,
+    mcc,
+    mutual_information,
+    posterior_draws,
+    posterior_error,
+    rate_distortion,
+    rate_distortion_curve,
+    refit,
+    sbc,
+    self_consistency,
+    simulate,
+    summarise,
     table,
+    tarp,
 )
 from zoo import PPCA, LinearVAE, linear_gaussian
 
@@ -149,8 +173,72 @@ def test_a_frame_of_a_result_has_a_row_for_each_data_point(results):
     assert frame(torch.zeros(4, 3)).shape == (4, 3)
 
 
+@pytest.fixture(scope="module")
+def measured():
+    model, guide = LinearVAE(5, 2).double(), Linear(5, 2).double()
+    simulation = simulate(model, guide, X[:6], num_simulations=100, num_samples=9, seed=0, progress=False)
+    ranks = sbc(simulation, num_bins=5, seed=0)
+    chains = {"guide": guide, "method": Annealed(5, num_chains=2), "seed": 0, "progress": False}
+    trained = fit_best(lambda: (LinearVAE(5, 2), Linear(5, 2)), X.float(), seeds=(0, 1), steps=2, progress=False)
+    found = {
+        "weights": summarise(iter_log_weights(model, guide, X, num_samples=9, progress=False), 9),
+        "refit": refit(model, guide, X[:3], restarts=0, max_steps=2, num_samples=8, progress=False),
+        "restarts": trained,
+        "bracket": bdmc(model, posterior_draws(model, X[:4], num_samples=2, seed=0), **chains),
+        "converged bracket": converged_bracket(model, X[:4], num_steps=4, **chains),
+        "draws": posterior_draws(model, X[:4], num_samples=2, seed=0),
+        "simulation": simulation,
+        "sbc": ranks,
+        "coverage": coverage(ranks),
+        "tarp": tarp(simulation, seed=0),
+        "c2st": c2st(X[:15], X[15:], seed=0),
+        "curve": rate_distortion_curve(lambda _, seed: (model, guide), [1.0], X[:5], progress=False)[0],  # noqa: ARG005
+        "rates": rate_distortion(model, guide, X[:5], progress=False),
+        "rate": rate_distortion(model, guide, X[:5], progress=False).rate,
+        "entropies": elbo_entropies(model, guide, X[:5]),
+        "noise": gradient_noise(ELBO(), model, guide, X[:5], num_repeats=3, progress=False)["encoder"],
+        "mcc": mcc(X[:, :2], X[:, 2:4]),
+        "information": mutual_information(model, guide, X[:6], seed=0, progress=False),
+        "posterior error": posterior_error(model, guide, X[:5], num_samples=20, seed=0),
+        "consistency": self_consistency(model, guide, X[:5], seed=0, progress=False),
+        "check": check_pair(model, guide, X[:5]),
+    }
+    return found
+
+
+# Rows of the frame: the data points, one, a threshold, a parameter, a latent, a door.
+ROWS = {"weights": 30, "refit": 3, "restarts": 2, "simulation": 100, "sbc": 100, "tarp": 100, "c2st": 1, "curve": 1}
+ROWS |= {"bracket": 4, "converged bracket": 4, "draws": 4, "rates": 5, "rate": 1, "entropies": 5, "mcc": 2}
+ROWS |= {"information": 6, "posterior error": 5, "consistency": 5}
+
+
+def test_every_result_is_short_and_has_a_frame(measured):
+    for name, result in measured.items():
+        text = repr(result)
+        assert "tensor(" not in text or name == "c2st"
+        assert len(text) < 2 * LONGEST, name
+        assert len(frame(result)) == ROWS.get(name, len(frame(result))) > 0, name
+        assert not hasattr(result, "_repr_html_") or result._repr_html_().count("<tr") < 25
+
+
+def test_a_frame_of_single_numbers_is_one_row_with_ends(measured):
+    rate = measured["rate"]
+    assert frame(rate).to_dict("records") == [rate._asdict()]
+    curve = [measured["curve"], measured["curve"]]
+    assert list(frame(curve)["rate_lower"]) == [curve[0].rate.lower] * 2
+    assert dict(frame(measured["restarts"])["elbo"]) == measured["restarts"].elbo
+    assert list(frame(measured["check"])["name"]) == [door.name for door in measured["check"].doors]
+
+
+def test_a_line_holds_the_numbers_of_a_result(measured):
+    value = measured["mcc"].value
+    assert repr(measured["mcc"]).startswith(f"<MCC: value {value:.4g}, matching (2,) of mean 0.5, correlations (2, 2)")
+    assert repr(measured["entropies"]).count(" of mean ") == 1
+    assert repr(Snapshots(3)) == "Snapshots(every=3)"
+
+
 def test_a_frame_of_nothing_per_data_point_is_refused():
-    with pytest.raises(TypeError, match="expected a result with numbers per data point, got int"):
+    with pytest.raises(TypeError, match="expected a result with numbers, got int"):
         frame(3)
 
 

@@ -125,11 +125,24 @@ def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeyp
         (["card", "PAIR", "--name", "a/../b", "--data", "CSV"], "name"),
         (["train", "linear_vae", "--data", "CSV", "--device", "gpu"], "expected device to be 'auto' or one of ['cpu'"),
         (["list", "--folder", "nowhere"], "folder of trained pairs"),
+        (["show", "linear_vae/digit"], "did you mean linear_vae/digits?"),
+        (["evidence", "nothing.safetensors", "--data", "CSV"], "found no file"),
+        (["evidence", "FOLDER", "--data", "CSV"], "expected a pair with card.json"),
+        (["evidence", "PAIR", "--data", "CSV", "--json", "FOLDER"], "it is a folder"),
+        (["train", "linear_vae", "--data", "CSV", "--out", "FOLDER"], "it is a folder"),
+        (["train", "linear_vae", "--data", "FOLDER"], "that is a folder"),
+        (["train", "deep_gaussian_vae", "--data", "CSV", "--hidden", "-3"], "a hidden width"),
+        (["card", "PAIR", "--data", "CSV", "--name", "a/b", "--out", "CSV"], "cannot read or write"),
+        (["card", "eight_schools/multivariate_normal", "--data", "CSV", "--name", "a/b"], "a pair for rows of data"),
+        (["compare", "eight_schools/multivariate_normal", "--data", "CSV"], "a pair for rows of data"),
+        (["reproduce", "--mnist", "nowhere"], "found nothing at nowhere"),
     ],
 )
-def test_mistakes_end_with_one_sentence(words, sentence, trained, csv, capsys):
+def test_mistakes_end_with_one_sentence(words, sentence, trained, csv, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    assert main([{"PAIR": trained, "CSV": csv}.get(word, word) for word in words]) == 1
+    places = {"PAIR": trained, "CSV": csv, "FOLDER": str(tmp_path)}
+    assert main([places.get(word, word) for word in words]) == 1
     said = capsys.readouterr().err
     assert sentence in said
     assert said.startswith(f"elbozoo {words[0]}: ")
@@ -145,6 +158,12 @@ def test_what_cannot_be_parsed_exits_with_two(words):
 def test_it_runs_as_a_module():
     run = subprocess.run([sys.executable, "-m", "zoo", "list"], capture_output=True, text=True, check=True)
     assert "linear_vae/digits" in run.stdout
+
+
+def test_the_closed_form_needs_no_guide(capsys):
+    for command in ("evidence", "gap"):
+        assert main([command, "linear_vae/digits", "--method", "exact", "--rows", "2"]) == 0
+        assert "by exact, exact" in capsys.readouterr().out
 
 
 def test_classic_pairs_are_measured_on_their_own_data(csv, capsys):

@@ -250,6 +250,8 @@ def test_elbo_gap_measures_saves_and_prints(chosen, models, count, run, tmp_path
     ):  # of linear models the decoder's prediction is the approximation
         row = next(line for line in printed.splitlines() if line.startswith(f"{name} / mean_field"))
         assert f"{gaps[name]['mean_field'].approximation.mean():.3f}" == row.split()[-2]
+    means = [gap.mean["gap"] for guides in gaps.values() for gap in guides.values()]
+    assert f"{sum(part.lower > 1e-3 for part in means)} of {count} pairs have a gap of more than 0.001" in printed
     assert printed.splitlines()[-1] == f"figure: {tmp_path / 'gaps.png'}"
     assert {p.suffix for p in tmp_path.iterdir() if p.is_file()} == {".png", ".safetensors"}
     model, guide = load_pair(tmp_path / "deep_VAE-mean_field.safetensors")
@@ -284,7 +286,10 @@ def test_pyro_workflow_compares_pairs_of_both_sides(run, tmp_path, capsys):
     tree = run("pyro_workflow.py", "--out", str(tmp_path))
     assert list(tree["train"]["guide"].values) == ["zoo / zoo", "zoo / yours", "yours / zoo"]
     assert list(tree["train"]["method"].values.ravel()) == ["exact", "exact", "importance"]
-    assert "posterior draws of five digits: (100, 5, 4)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "posterior draws of five digits: (100, 5, 4)" in printed
+    gaps = tree["train"]["gap"].values.reshape(3, -1).mean(1)
+    assert f"nats, the widest that of {tree['train']['guide'].values[gaps.argmax()]}, {gaps.max():.2f}" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["elbo_against_evidence.png"]
 
 

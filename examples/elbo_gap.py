@@ -187,9 +187,8 @@ def conclude(gaps):
     print(f"{len(wide)} of {len(parts)} pairs have a gap of more than {TIGHT:g} nats, beyond its interval", end="")
     if wide:
         name, widest = max(wide.items(), key=lambda item: item[1]["gap"].value)
-        encoders = sum(
-            "amortisation" in m and m["amortisation"].lower > m["approximation"].upper for m in wide.values()
-        )
+        split = [mean for mean in wide.values() if "amortisation" in mean]
+        encoders = sum(mean["amortisation"].lower > mean["approximation"].upper for mean in split)
         print(f"; the widest is that of {name}, {shown(widest['gap'])} nats;", end=" ")
         print(f"for {encoders} of them the encoder loses more than the family, beyond their intervals", end="")
     print()

@@ -43,6 +43,7 @@ approximation: left by the best guide of this family that a refit of each row fo
     it to amortisation, so its interval reaches down to 0. predicted: the same from the decoder's Jacobian alone.
 amortisation: what the encoder loses against that guide, at least.
 """
+TIGHT = 1e-3
 HEADS = ("ELBO", "log p", "gap", "approximation", "predicted", "amortisation")
 
 
@@ -179,6 +180,20 @@ def line(name, texts):
     return table_line(name, [first], first=25, width=9) + "".join(f" {text:>{w}s}" for text, w in zip(rest, WIDTHS))
 
 
+def conclude(gaps):
+    """How many pairs have a gap, which has the widest, and for how many of them the encoder is to blame."""
+    parts = {f"{model} / {guide}": gap.mean for model, found in gaps.items() for guide, gap in found.items()}
+    wide = {name: mean for name, mean in parts.items() if mean["gap"].lower > TIGHT}
+    print(f"{len(wide)} of {len(parts)} pairs have a gap of more than {TIGHT:g} nats, beyond its interval", end="")
+    if wide:
+        name, widest = max(wide.items(), key=lambda item: item[1]["gap"].value)
+        split = [mean for mean in wide.values() if "amortisation" in mean]
+        encoders = sum(mean["amortisation"].lower > mean["approximation"].upper for mean in split)
+        print(f"; the widest is that of {name}, {shown(widest['gap'])} nats;", end=" ")
+        print(f"for {encoders} of them the encoder loses more than the family, beyond their intervals", end="")
+    print()
+
+
 def main(argv=None):
     args = parse(argv)
     data = zoo.named_dataset(args.data).to(device=args.device)
@@ -189,6 +204,7 @@ def main(argv=None):
     print(line("model / guide", HEADS), flush=True)
     gaps, predicted = run_all(pairs, data, args)
     print(LEGEND)
+    conclude(gaps)
     path = save(plots.gap_parts_figure(gaps, predicted), args, "gaps.png")
     finish(args)
     print(f"figure: {path}")

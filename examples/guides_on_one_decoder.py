@@ -30,10 +30,10 @@ from _common import (
 
 import guides
 from guides import GaussNewtonDiagonal, GaussNewtonFull, local_gauss_newton
-from inference import AnalyticKLELBO, evidence, ima_contrast, predicted_gap, refit
+from inference import ELBO, AnalyticKLELBO, evidence, ima_contrast, predicted_gap, refit
 from zoo import IMAVAE, Composition, SmoothLeakyReLU, shear
 
-SMOKE = {"strengths": [1.0], "rows": 2, "widths": [4], "sizes": [20], "steps": 2}
+SMOKE = {"strengths": [1.0], "rows": 2, "widths": [4], "sizes": [20], "steps": 2, "family_steps": 2}
 FAMILIES = ("mean field", "full rank", "mixture of 2", "flow")
 
 
@@ -48,6 +48,7 @@ def parse(argv):
     parser.add_argument("--steps", type=int, default=800, help="of an encoder's training")
     text = "of guides; the last two take minutes, and a flow needs zuko"
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES[:2]), help=text)
+    parser.add_argument("--family-steps", type=int, default=1000, help="training of the last two before their refit")
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
@@ -66,14 +67,22 @@ def draw_data(model, num, seed):
 
 def starts(model, x, args):
     """Name of a family to a guide to refit."""
-    small = {"hidden": (16,)}
     makers = {
         "mean field": lambda: local_gauss_newton(model, x, family=GaussNewtonDiagonal, seed=0),
         "full rank": lambda: local_gauss_newton(model, x, family=GaussNewtonFull, seed=0),
-        "mixture of 2": lambda: guides.Mixture(2, 2, **small).to(x),
-        "flow": lambda: guides.Flow(2, 2, **small, context_dim=4, num_transforms=1, flow_hidden=(16,)).to(x),
+        "mixture of 2": lambda: trained(guides.Mixture(2, 2, hidden=(32, 32)), model, args),
+        "flow": lambda: trained(guides.Flow(2, 2, hidden=(32, 32), context_dim=4, flow_hidden=(32, 32)), model, args),
     }
     return {name: makers[name]() for name in args.families}
+
+
+def trained(guide, model, args):
+    """A guide trained on data of the model: a flow's own network is one for all data, which a refit leaves as it is."""
+    x = draw_data(model, 2000, args.seed + 3)
+    guide = guide.to(x)
+    options = {"objective": ELBO(num_particles=4), "batch_size": 100, "seed": args.seed}
+    train(model, guide, x, steps=args.family_steps, rate=5e-3, **options)
+    return guide
 
 
 def families(strength, args):

@@ -114,6 +114,11 @@ def main(argv=None):
         progress=False,
     )
     print(table(tree))
+    gaps = tree["train"]["gap"]
+    means = dict(zip(tree["train"]["guide"].values, gaps.mean(gaps.dims[-1]).values.ravel(), strict=True))
+    least, most = (choose(means, key=means.get) for choose in (min, max))
+    print(f"\nthe least gap is that of {least}, {means[least]:.2f} nats, the widest that of", end=" ")
+    print(f"{most}, {means[most]:.2f}; where log p is not exact, it and the gap are estimates from below")
     save(elbo_against_evidence(tree), args, "elbo_against_evidence.png")
     finish(args)
     return tree

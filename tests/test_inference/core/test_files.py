@@ -34,7 +34,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_writing(tmp_path):
     assert path.read_text() == "new"
 
 
-def test_what_a_process_left_that_was_killed_while_it_tried_is_removed(tmp_path):
+def test_what_a_process_killed_while_it_tried_has_left_is_removed(tmp_path):
     """Of a file that is never replaced at once, such as that of rows, trying alone comes again."""
     path = tmp_path / "file.rows"
     assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == 9

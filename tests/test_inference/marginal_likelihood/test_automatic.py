@@ -401,9 +401,14 @@ def test_a_budget_is_that_of_the_whole_estimate(monkeypatch):
     options = {"method": Importance(100), "guide": guide, "seed": 0, "block": 10, "tolerance": 1e-9, "progress": False}
     evidence(model, x, budget=0.01, **options)
     assert calls == [100, 100, 100]
-    calls.clear()
-    evidence(model, x, budget=1e6, **options | {"block": 30})
-    assert calls == [100, 400, 1600, 6400]
+
+
+def test_a_budget_that_lasts_changes_nothing():
+    model, guide, x = pair()
+    options = {"method": Importance(20, search=False), "guide": guide, "seed": 0, "tolerance": 1e-9, "progress": False}
+    got = evidence(model, x[:3], budget=1e6, **options)
+    assert got.num_samples == 64 * 20
+    assert torch.equal(got.value, evidence(model, x[:3], **options).value)
 
 
 def test_a_two_sided_annealed_value_stays_in_its_own_interval():

@@ -21,7 +21,7 @@ from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.result import NUMERICAL, PROBABILISTIC
-from inference.marginal_likelihood.quadrature.peaks import _unique
+from inference.marginal_likelihood.quadrature.peaks import _refined, _unique
 from inference.numerics.newton import maximise
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
@@ -281,6 +281,24 @@ def test_peaks_that_crowd_keep_some_everywhere():
     assert float(first.diff().min()) >= 1.0
     assert float((position[:64, None] - first).abs().min(1).values.max()) < 2.0
     assert int((row[kept] == 1).sum()) == 1
+
+
+class Kinks:
+    """Lines with a sharp peak, from afar of which Newton's step leads farther away."""
+
+    width, sharp = 1, 1e-3
+    peak = torch.tensor([0.7, -2.1, 0.0, 4.99], dtype=torch.float64)
+
+    def log(self, rows, points):
+        return -(1 + ((points[:, 0] - self.peak[rows]) / self.sharp).square()).sqrt()
+
+
+def test_a_sharp_peak_is_found_by_halving_where_newton_leads_away():
+    low, high = torch.full((4,), -3.0).double(), torch.full((4,), 5.0).double()
+    position, scale, height = _refined(Kinks(), torch.arange(4), low, high)
+    assert float((position - Kinks.peak).abs().max()) < 0.2 * Kinks.sharp
+    torch.testing.assert_close(scale, torch.full_like(scale, Kinks.sharp), rtol=0.1, atol=0)
+    torch.testing.assert_close(height, -torch.ones_like(height), rtol=0, atol=0.02)
 
 
 # --- what the guarantee does not cover ---------------------------------------------------------------

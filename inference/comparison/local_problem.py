@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from inference.comparison.mixture_elbo import mixed, mixture_elbo
 from inference.core.memory import at_once
 from inference.core.seeding import random_state
 from inference.numerics.lbfgs import Evaluate
@@ -37,6 +38,7 @@ class LocalProblem:
     Attributes:
         start: The guide's parameters as they came, (R, P).
         layout: Layout of the pair.
+        mixed: What is known of a guide that is a mixture, None of others: S samples of each component are taken.
 
     Raises:
         ValueError: If a parameter has not one row for each data point, or the pair subsamples its data.
@@ -62,8 +64,8 @@ class LocalProblem:
                     f"expected the freed guide's parameters to have one row for each of {self.layout.num_data} data "
                     f"points, got {len(self.start)}"
                 )
-            with random_state(self.seed), self.noise:  # drawn once here, so that each evaluation finds it drawn
-                call.run(num_samples)
+            self.mixed = mixed(call)
+            self._minus_elbo()  # draws the noise, so that each evaluation finds it drawn
             self._cuts = not shared and self._can_cut()
 
     def combined(self, values: Tensor) -> Tensor:
@@ -121,6 +123,8 @@ class LocalProblem:
 
     def _minus_elbo(self) -> Tensor:
         with random_state(self.seed), self.noise:
+            if self.mixed is not None:
+                return -mixture_elbo(self.call, self.mixed, self.num_samples)
             return -self.call.run(self.num_samples, enumerate_guide=True).trained_elbo.mean(0)
 
     def _rows(self, index: Tensor) -> LocalProblem:
@@ -177,5 +181,6 @@ def blocks_of_refits(call: Call, num_samples: int) -> RowBlocks:
         ValueError: If model and guide are not a valid pair.
     """
     blocks = row_blocks(call, at_once(_DRAWS, num_samples))
-    numel = blocks[0].probe().layout.numel
-    return row_blocks(blocks.call, at_once(_DRAWS * _NARROW, num_samples * max(numel, _NARROW)))
+    numel, mixture = blocks[0].probe().layout.numel, mixed(blocks[0])
+    draws = num_samples if mixture is None else num_samples * mixture.num_components
+    return row_blocks(blocks.call, at_once(_DRAWS * _NARROW, draws * max(numel, _NARROW)))

@@ -1,12 +1,14 @@
 """Where a refit starts: members of the guide's family like the Gaussians that the posterior's modes suggest.
 
 At each mode those are Laplace's approximation and the best Gaussian with independent coordinates. A family that
-contains such a Gaussian thus starts at it, and is found no worse than the simpler family.
+contains such a Gaussian thus starts at it, and is found no worse than the simpler family. A mixture starts with
+components at the modes, or with the best such Gaussian in two parts: see ``mixture_starts``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from inference.comparison.guide_density import guide_log_prob
 from inference.comparison.local_problem import LocalProblem
+from inference.comparison.mixture_starts import Components, axes_of, best_of, mixtures, with_components
 from inference.distributions.batched_gaussian import Gaussian
 from inference.distributions.gaussian import LOG_2PI
 from inference.numerics.lbfgs import minimise
@@ -60,7 +63,10 @@ def starts_at_modes(problem: LocalProblem, max_steps: int) -> Starts | None:
     try:
         log_joint = LogJoint.of(call)
         rows, laplace = _at_modes(log_joint, problem)
-        diagonal = _best_diagonal(log_joint, rows, laplace, problem.num_samples, max_steps)
+        diagonal, elbo = _best_diagonal(log_joint, rows, laplace, problem.num_samples, max_steps)
+        if problem.mixed is not None and len(rows.unique()) == len(problem.start):
+            found, number = best_of(rows, diagonal, elbo), problem.mixed.num_components
+            return _of_mixtures(problem, mixtures(log_joint, found, axes_of(found, laplace), number))
         both = Gaussian(*(torch.cat(pair) for pair in zip(laplace, diagonal, strict=True)))
         return _imitated(problem, log_joint, rows.repeat(2), both)
     except (ValueError, NotImplementedError):  # latents without unconstrained coordinates, or a guide without a density
@@ -85,8 +91,13 @@ def _at_modes(log_joint: LogJoint, problem: LocalProblem) -> tuple[Tensor, Gauss
 
 
 @torch.no_grad()
-def _best_diagonal(log_joint: LogJoint, rows: Tensor, start: Gaussian, num_samples: int, max_steps: int) -> Gaussian:
-    """The Gaussian with independent coordinates of the highest ELBO, found from the one next to a start, (M,)."""
+def _best_diagonal(
+    log_joint: LogJoint, rows: Tensor, start: Gaussian, num_samples: int, max_steps: int
+) -> tuple[Gaussian, Tensor]:
+    """The Gaussian with independent coordinates of the highest ELBO, found from the one next to a start, (M,).
+
+    Beside it that ELBO, up to a constant, (M,).
+    """
     eye = torch.eye(log_joint.dim).to(start.factor)
     inverse = torch.linalg.solve_triangular(start.factor, eye.expand_as(start.factor), upper=False)
     unit = inverse.square().sum(-2).rsqrt()
@@ -107,7 +118,15 @@ def _best_diagonal(log_joint: LogJoint, rows: Tensor, start: Gaussian, num_sampl
     zero = torch.zeros_like(torch.cat([start.loc, start.loc], -1))
     found = minimise(evaluate, zero, max_steps=max_steps, tolerance=_NEAR)
     loc, sigma = gaussian(found.point, torch.arange(len(zero), device=zero.device))
-    return Gaussian(loc, torch.diag_embed(sigma))
+    return Gaussian(loc, torch.diag_embed(sigma)), -found.value
+
+
+@torch.no_grad()
+def _of_mixtures(problem: LocalProblem, parts: Sequence[tuple[Tensor, Components]]) -> Starts:
+    """Free parameters of mixtures of some data points each."""
+    rows = torch.cat([chosen for chosen, _ in parts])
+    target = Components(*(torch.cat(tables) for tables in zip(*(mixture for _, mixture in parts), strict=True)))
+    return Starts(with_components(problem, rows, target), rows)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from inference.comparison.local_problem import LocalProblem, blocks_of_refits, write_rows
+from inference.comparison.mixture_elbo import Mixed, mixed, mixture_elbo
 from inference.comparison.named_parameters import OwnParameters, named_parameters
 from inference.comparison.refit_starts import Starts, starts_at_modes
 from inference.core.batch_dependence import refuse_batch_dependence
@@ -23,7 +24,7 @@ from inference.core.memory import joined
 from inference.core.protocols import SupportsLocal
 from inference.core.ranks import ranks
 from inference.core.seeding import random_state, seeded
-from inference.numerics.lbfgs import minimise
+from inference.numerics.lbfgs import Minimum, minimise
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
 from inference.pair.rows import RowBlocks, as_stated
@@ -110,7 +111,8 @@ def refit(
     Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
     output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
     independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
-    quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
+    mixture of Gaussians starts with components at different modes, or with the best such Gaussian in two parts, and its
+    ELBO is taken component by component, which at given noise is smooth in the weights, too. A quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
     is taken whose ELBO is surely highest, by its errors on fresh noise that all share. It goes on from
     there on eight times the samples, whose accidents it can use less; the values come from further noise.
 
@@ -122,7 +124,7 @@ def refit(
         model: Pyro model.
         guide: Guide that can be freed for each data point.
         *args: Arguments of both.
-        num_samples: Samples per data point.
+        num_samples: Samples per data point; of a mixture, of each component.
         restarts: Random starts around the guide's own output, besides the others.
         max_steps: Steps of the optimiser.
         tolerance: Gradient norm at which it stops, in nats per natural unit; after thirty steps 8e-4 is enough.
@@ -211,8 +213,7 @@ def _refit_block(own: Call, num_samples: int, restarts: int, max_steps: int, tol
     freed = replace(own, guide=local)
     problem = LocalProblem(freed, local, num_samples, shared=shared)
     best = _best_point(problem, restarts, max_steps, tolerance)
-    problem.set(problem.start)
-    best = _settled(LocalProblem(freed, local, _MORE * num_samples, shared=shared), best, max_steps, tolerance)
+    best = _settled(_larger(problem), best, max_steps, tolerance)
     problem.set(best["point"])
     enough, fresh = _enough(freed, num_samples), int(torch.randint(2**31, ()))
     ours, refitted = (evaluations(call, enough, fresh) for call in (own, freed))
@@ -247,6 +248,14 @@ def has_global_parameters(call: Call) -> bool:
     return (owned and isinstance(call.guide, nn.Module)) or bool(named_parameters(call))
 
 
+def _larger(problem: LocalProblem) -> LocalProblem:
+    """A problem on new noise of more samples."""
+    problem.set(problem.start)
+    local = problem.call.guide
+    assert isinstance(local, nn.Module)
+    return LocalProblem(problem.call, local, _MORE * problem.num_samples, shared=problem.shared)
+
+
 def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance: float) -> dict[str, Tensor]:
     """Of the optimiser's points and their starts the best by fresh noise that all share, and how it was reached.
 
@@ -262,7 +271,8 @@ def _best_point(problem: LocalProblem, restarts: int, max_steps: int, tolerance:
         tolerance=max(_ROUGH, tolerance),
         least_gain=_TIE,
     )
-    few = torch.stack([_places(rough.value, starts.rows, rank) for rank in range(_POLISHED)])  # (2, N)
+    value = _less_flattered(_larger(problem), rough, starts.rows) if problem.mixed is not None else rough.value
+    few = torch.stack([_places(value, starts.rows, rank) for rank in range(_POLISHED)])  # (2, N)
     num_data, everything = few.shape[1], torch.arange(few.shape[1], device=few.device)
     fine = minimise(
         lambda point, index: problem.minus_elbo(point, index % num_data),
@@ -351,6 +361,12 @@ def _starts(problem: LocalProblem, restarts: int, max_steps: int) -> Starts:
     return Starts(torch.cat(point), torch.cat(rows))
 
 
+def _less_flattered(larger: LocalProblem, found: Minimum, rows: Tensor) -> Tensor:
+    """Values of points on more samples, between which a narrow component cannot hide, (M,)."""
+    places = torch.arange(len(rows), device=rows.device).split(len(larger.start))
+    return torch.cat([larger.minus_elbo(found.point[part], rows[part])[0] for part in places])
+
+
 def _places(value: Tensor, rows: Tensor, rank: int) -> Tensor:
     """The place (N,), among values (M,) of some rows each, of each row's lowest, next to lowest, and so on."""
     order = value.argsort(stable=True)
@@ -394,15 +410,19 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
     A second set of half the size estimates that bias, which is subtracted; other noise has no such bias.
     """
     values = []
+    mixture = mixed(call)
     with seeded(seed):
         for _ in range(EVALUATIONS):
-            value, white = _evaluate(call, num_samples)
-            values.append(2 * value - _evaluate(call, num_samples // 2)[0] if white else value)
+            value, white = _evaluate(call, num_samples, mixture)
+            values.append(2 * value - _evaluate(call, num_samples // 2, mixture)[0] if white else value)
     return torch.stack(values)
 
 
-def _evaluate(call: Call, num_samples: int) -> tuple[Tensor, bool]:
+def _evaluate(call: Call, num_samples: int, mixture: Mixed | None) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
+    if mixture is not None:
+        with WhitenedNoise():
+            return mixture_elbo(call, mixture, num_samples).double(), num_samples >= 4 * mixture.latent_dim
     with WhitenedNoise() as noise:
         draw = call.run(num_samples, enumerate_guide=True)
     return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel

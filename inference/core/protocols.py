@@ -66,6 +66,21 @@ class SupportsRows(Protocol):
         ...
 
 
+@runtime_checkable
+class SupportsComponents(Protocol):
+    """A distribution that is a mixture of C Gaussians with independent coordinates.
+
+    Attributes:
+        log_weights: (..., C).
+        locs: Means, (..., C, K).
+        sigmas: Standard deviations, (..., C, K).
+    """
+
+    log_weights: Tensor
+    locs: Tensor
+    sigmas: Tensor
+
+
 class Simulates(Protocol):
     """A model that is called with a number of data points in place of data, and returns those that it simulates."""
 

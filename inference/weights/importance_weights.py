@@ -24,15 +24,14 @@ from inference.pair.call import Call
 from inference.pair.draw import Draw, Layout
 from inference.pair.rows import RowBlocks, row_blocks
 from inference.pair.run import Program
-from inference.weights.replayed_chunks import chunks_in_groups
+from inference.weights.replayed_chunks import WORTH_RECORDING, chunks_in_groups
 
-# Elements of the largest site in one chunk: 2 MB in float64, what a CPU's cache holds and the process keeps for the
-# next chunk, where larger tensors go back to the system; and 64 MB on other devices.
-_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**18, 2**23
+# Elements of the largest site in one chunk: 4 MB in float64 on a CPU, 64 MB on other devices.
+_CHUNK_ELEMENTS_CPU, _CHUNK_ELEMENTS = 2**19, 2**23
 
 # Log weights that are drawn at once, beyond one chunk; and elements of a chunk that is recorded, whose every tensor is
-# held meanwhile. Python takes little of the time of a larger one.
-_HELD, _RECORDED = 2**20, _CHUNK_ELEMENTS_CPU
+# held meanwhile: 2 MB in float64 stay in a CPU's cache. Python takes little of the time of a larger one.
+_HELD, _RECORDED = 2**20, 2**18
 
 # Rows that are run at once where there are more.
 _ROWS = 4096
@@ -101,7 +100,7 @@ def _chunks(call: Call, num_samples: int, chunk: int | None, stream: RandomStrea
     # The indices of a subsampling plate, once drawn, hold for all chunks; those of the data are each block's own.
     own = {first.layout.plate} if len(blocks) > 1 else set()
     indices = {name: index for name, index in first.subsamples.items() if name not in own}
-    chunk = samples_at_once(first) if chunk is None else chunk
+    chunk = samples_at_once(first, num_samples) if chunk is None else chunk
     groups = _groups(blocks, first.layout, indices, num_samples, chunk)
     ready, number = deque[Tensor](), math.ceil(num_samples / chunk)
     for _ in tqdm(range(number), disable=not progress or number == 1, desc="log weights", unit="chunk"):
@@ -119,9 +118,16 @@ def _groups(
     """Log weights of chunks of samples, in groups that are drawn at once."""
     is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
 
+    draw: Draw | None = None  # held until the next one is made, in memory of its own: else each goes back to the system
+
+    def parts(count: int) -> Iterator[Tensor]:
+        nonlocal draw
+        for block in blocks:
+            draw = block.run(count, values=indices, enumerate_guide=True)
+            yield draw.log_weights
+
     def run(count: int) -> Tensor:
-        parts = (block.run(count, values=indices, enumerate_guide=True).log_weights for block in blocks)
-        return joined(parts, blocks.number, dim=1)
+        return joined(parts(count), blocks.number, dim=1)
 
     number, rest = divmod(num_samples, chunk)
     held = at_once(_HELD, chunk * layout.num_data) if is_small else 1
@@ -130,11 +136,13 @@ def _groups(
         yield [run(rest)]
 
 
-def samples_at_once(first: Draw) -> int:
-    """Samples that are drawn side by side by default."""
-    on_cpu = all(z.device.type == "cpu" for z in first.latents.values())
-    elements = _CHUNK_ELEMENTS_CPU if on_cpu else _CHUNK_ELEMENTS
-    return at_once(elements, first.layout.numel * first.layout.num_data)
+def samples_at_once(first: Draw, num_samples: int = 1) -> int:
+    """Samples that are drawn side by side by default: fewer where so many are to come that a chunk is recorded."""
+    each = first.layout.numel * first.layout.num_data
+    if not all(z.device.type == "cpu" for z in first.latents.values()):
+        return at_once(_CHUNK_ELEMENTS, each)
+    recorded = at_once(_RECORDED, each)
+    return recorded if num_samples >= WORTH_RECORDING * recorded else at_once(_CHUNK_ELEMENTS_CPU, each)
 
 
 def log_weights(

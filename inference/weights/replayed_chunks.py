@@ -22,7 +22,7 @@ from inference.pair.run import Program, modules_of
 Run = Callable[[], Tensor]
 
 # To record a chunk and to compare replays with it takes about as long as so many chunks save.
-_WORTH = 24
+WORTH_RECORDING = 24
 
 # Replays between two comparisons: at first one, then so many times more each time, up to a limit, below which a replay
 # saves less than the comparisons cost.
@@ -47,7 +47,7 @@ def chunks_in_groups(run: Run, programs: tuple[Program, ...], number: int, held:
         held: How many may be held at once.
     """
     graph = None
-    if number >= _WORTH and held >= _LEAST and not _is_watched():
+    if number >= WORTH_RECORDING and held >= _LEAST and not _is_watched():
         before = _state(programs)
         yield [run()]
         if before is None or _state(programs) != before:  # its Python counts, or keeps something

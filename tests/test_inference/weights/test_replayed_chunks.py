@@ -25,7 +25,7 @@ def by_python(monkeypatch):
 
     def run(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(replayed_chunks, "_WORTH", 10**9)
+            patch.setattr(replayed_chunks, "WORTH_RECORDING", 10**9)
             return log_weights(*args, **kwargs)
 
     return run

@@ -1,5 +1,6 @@
 """The printed table and the figures of a comparison show its numbers."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -170,6 +171,13 @@ def test_figures_draw_where_they_are_told(tree):
     assert pareto_k_shares(tree, ax=bottom) is right
     assert elbo_against_evidence(tree, figure=left) is left
     assert [len(part.axes) for part in (left, right)] == [3, 2]
+
+
+@pytest.mark.parametrize("name", sorted({*plots.__all__} - {"save_figure"}))
+def test_every_figure_can_be_told_where_to_draw(name):
+    parameters = inspect.signature(getattr(plots, name)).parameters
+    (place,) = [parameters[place] for place in ("ax", "figure") if place in parameters]
+    assert (place.kind, place.default) == (place.KEYWORD_ONLY, None)
 
 
 def test_old_names_of_figures_say_the_new_ones():

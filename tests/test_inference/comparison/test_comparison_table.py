@@ -180,6 +180,28 @@ def test_every_figure_can_be_told_where_to_draw(name):
     assert (place.kind, place.default) == (place.KEYWORD_ONLY, None)
 
 
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda tree: gap_figure(tree, ax=Figure()), "axes of matplotlib, .*, got Figure"),
+        (
+            lambda tree: elbo_against_evidence(tree, figure=Figure().subplots()),
+            "subfigure of matplotlib, got Axes",
+        ),
+        (lambda _: plots.rank_histogram(torch.zeros(3)), "expected SBC, got Tensor"),
+        (lambda _: plots.coverage_figure(None), "expected Coverage, got NoneType"),
+        (lambda _: plots.tarp_curve([]), "as in {'mine': TARP}, got list"),
+        (lambda _: plots.training_gap_figure({1: 0.5}), "expected Gap, got float"),
+        (lambda _: plots.gap_parts_figure({"model": None}), "as in {'mine': Gap}, got NoneType"),
+        (lambda _: plots.rate_distortion_figure([]), "as in {'mine': Sequence}, got list"),
+        (lambda _: plots.latent_kl_figure(torch.zeros(3, 2)), "as in {'mine': result}, got Tensor"),
+    ],
+)
+def test_what_a_figure_cannot_draw_is_named(draw, message, tree):
+    with pytest.raises(TypeError, match=message):
+        draw(tree)
+
+
 def test_old_names_of_figures_say_the_new_ones():
     for old, new in (("gap_histogram", gap_figure), ("pareto_k_map", pareto_k_shares)):
         with pytest.warns(DeprecationWarning, match=new.__name__):

@@ -46,6 +46,9 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path):
         assert f"{package}/py.typed" in names
         sources = {str(path.relative_to(ROOT)) for path in (ROOT / package).glob("**/*.py")}
         assert sources == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}
+    trained = {str(path.relative_to(ROOT)) for path in (ROOT / "zoo/pretrained/weights").rglob("*.*")}
+    assert trained
+    assert trained == {name for name in names if name.startswith("zoo/pretrained/weights/")}
     metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("/METADATA"))).decode()
     version = (ROOT / "inference/core/release.py").read_text().split('__version__ = "')[1].split('"')[0]
     assert f"\nVersion: {version}\n" in metadata

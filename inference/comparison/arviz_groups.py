@@ -22,6 +22,9 @@ from inference.weights.summary import pareto_k
 
 Group = dict[str, Any]
 
+# Share of a number within which its copies are spread: ArviZ fits no tail to equal ones.
+_SPREAD = 1e-9
+
 
 @torch.no_grad()
 def to_arviz(
@@ -44,8 +47,9 @@ def to_arviz(
 
     Latents are either of all data points (global, outside of the plate over the data): then ``log_likelihood`` is that
     of each data point given them. Or each data point has its own: then the group is there only where the evidence
-    is ``known``, whose value log p(x_n) it holds at every draw. The likelihood given a data point's own latent is no
-    density of data left out, and cross-validation with it is wrong, even with the exact posterior.
+    is ``known``, whose value log p(x_n) it holds at every draw, spread over a billionth of it. The likelihood given a
+    data point's own latent is no density of data left out, and cross-validation with it is wrong, even with the exact
+    posterior.
 
     Warning:
         ``az.loo`` takes the guide's draws for the posterior's. See ``pareto_k`` first, and :func:`inference.evidence`.
@@ -125,7 +129,7 @@ def _per_datum(call: Call, num_samples: int, known: Evidence | None) -> dict[str
 
 
 def _marginal(draw: Draw, known: Evidence) -> Group:
-    """log p(x_n) at every draw, under the name of what is observed."""
+    """log p(x_n) at every draw, within rounding, under the name of what is observed."""
     if len(known.value) != draw.layout.num_data:
         raise ValueError(f"expected the evidence of {draw.layout.num_data} data points, got that of {len(known.value)}")
     if not bool(known.bounded.all()):
@@ -133,7 +137,8 @@ def _marginal(draw: Draw, known: Evidence) -> Group:
             f"expected evidence with upper ends, got {int((~known.bounded).sum())} data points without one"
         )
     (name, *_) = [name for name, site in draw.model_sites.items() if site.is_observed]
-    return {name: known.value.expand(draw.num_samples, -1)}
+    spread = torch.linspace(-_SPREAD, _SPREAD, draw.num_samples, dtype=known.value.dtype)[:, None]
+    return {name: known.value + spread * known.value.abs().clamp(min=1.0)}
 
 
 # --- latents of all data points at once ------------------------------------------------------------------------------

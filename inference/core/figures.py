@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from inference.core.files import atomic_path
 
@@ -39,15 +39,50 @@ def colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def check_result(result: Any, kind: type) -> None:
+    """Refuse anything but a result of a kind.
+
+    Raises:
+        TypeError: With the kind that was expected.
+    """
+    if not isinstance(result, kind):
+        raise TypeError(f"expected {kind.__name__}, got {type(result).__name__}")
+
+
+def check_named(results: Any, kind: type = object) -> None:
+    """Refuse anything but results of a kind by name.
+
+    Raises:
+        TypeError: With what was expected.
+    """
+    if not isinstance(results, Mapping):
+        one = "result" if kind is object else kind.__name__
+        raise TypeError(f"expected a mapping, as in {{'mine': {one}}}, got {type(results).__name__}")
+    for result in results.values():
+        check_result(result, kind)
+
+
 def one_panel(ax: Axes | None, size: tuple[float, float]) -> Axes:
-    """The axes that were given, or those of a new figure of a size in inches."""
+    """The axes that were given, or those of a new figure of a size in inches.
+
+    Raises:
+        TypeError: If others were given.
+    """
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"expected ax as axes of matplotlib, such as figure.subplots() gives, got {type(ax).__name__}")
     return _Shown(figsize=size, layout="constrained").subplots() if ax is None else ax
 
 
 def panels(
     figure: Figure | None, rows: int, columns: int, size: tuple[float, float], **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure, the one that was given or a new one of a size in inches, and its axes in reading order."""
+    """A figure, the one that was given or a new one of a size in inches, and its axes in reading order.
+
+    Raises:
+        TypeError: If something else was given.
+    """
+    if figure is not None and not isinstance(figure, FigureBase):
+        raise TypeError(f"expected figure as a figure or subfigure of matplotlib, got {type(figure).__name__}")
     figure = _Shown(figsize=size, layout="constrained") if figure is None else figure
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
 

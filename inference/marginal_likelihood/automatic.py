@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
 from inference.posterior.log_joint import LogJoint
 from inference.weights.pareto_smoothing import FEWEST_FITTED
+
+_logger = logging.getLogger(__name__)
 
 _CHECKED = 3
 
@@ -72,6 +75,7 @@ class Automatic(Method):
         most = _MAX_QUADRATURE_DIM if problem.log_joint.broadcasts else _MAX_ONE_BY_ONE_DIM
         if problem.log_joint.dim <= most:
             return self.quadrature.estimate(problem)
+        _logger.info("%d latent dimensions: sampled", problem.log_joint.dim)
         return self._sample(problem)
 
     def _sample(self, problem: Problem) -> Evidence:
@@ -88,6 +92,9 @@ class Automatic(Method):
         index = (~first.upper.isfinite() & ~doubtful).nonzero()[:, 0]
         if len(index) == 0:
             return replace(kept, spread=None)
+        _logger.info(
+            "%d of %d data points have no upper end by %r: annealed", len(index), len(kept.value), self.adaptive
+        )
         both = _combined(take_rows(first, index), self.annealed.estimate_rows(problem, index))
         return replace(replace_rows(kept, index, both), method=both.method)
 

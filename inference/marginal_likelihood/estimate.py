@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -35,6 +36,8 @@ from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrat
 from inference.pair.call import Call, check_same_call
 from inference.pair.rows import RowBlocks, RowsNotFollowed, as_stated
 from inference.pair.run import Program
+
+_logger = logging.getLogger(__name__)
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
@@ -268,6 +271,7 @@ def _estimate(method: Method, problem: Problem, tolerance: float | None, deadlin
             break
         method = finer
         index = wide.nonzero()[:, 0]
+        _logger.info("%d of %d intervals are wider than the tolerance: refined by %r", len(index), len(wide), method)
         result = replace_rows(result, index, _estimate_rows(method, problem, index))
     return replace(result, seconds=time.perf_counter() - start)
 

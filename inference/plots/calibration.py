@@ -13,7 +13,18 @@ from torch import Tensor
 
 from inference.calibration.random_points import TARP
 from inference.calibration.simulation_based_calibration import SBC, Coverage, ecdf_band
-from inference.core.figures import BAND, COLOURS, colour, figure_of, grid_of, legend_above, one_panel, panels
+from inference.core.figures import (
+    BAND,
+    COLOURS,
+    check_named,
+    check_result,
+    colour,
+    figure_of,
+    grid_of,
+    legend_above,
+    one_panel,
+    panels,
+)
 from inference.diagnostics.accuracy import PosteriorError
 
 _PANEL = 3.0
@@ -44,6 +55,7 @@ def rank_histogram(result: SBC, *, num_bins: int = 20, level: float = 0.95, figu
         level: Probability that a bar of the posterior lies in the band.
         figure: A figure or subfigure to draw into; a new one if None.
     """
+    check_result(result, SBC)
     uniform = result.uniform.cpu().numpy()
     band = scipy.stats.binom.interval(level, len(uniform), 1 / num_bins)
 
@@ -65,6 +77,7 @@ def ecdf_difference(result: SBC, *, level: float = 0.95, figure: Figure | None =
         level: Probability that the whole curve of the posterior lies in the band.
         figure: A figure or subfigure to draw into; a new one if None.
     """
+    check_result(result, SBC)
     uniform = np.sort(result.uniform.cpu().numpy(), 0)
     points = np.arange(1, 100) / 100
     ends = np.concatenate([[0.0], points, [1.0]])
@@ -91,7 +104,7 @@ def tarp_curve(results: Mapping[str, TARP], *, figure: Figure | None = None) -> 
     Raises:
         ValueError: If there is none.
     """
-    _check(results)
+    _check(results, TARP)
     first = next(iter(results.values()))
     figure, axes = panels(figure, 1, 2, (7.6, 3.8))
     band = [t.cpu().numpy() for t in (first.levels, first.lower, first.upper)]
@@ -124,6 +137,7 @@ def coverage_figure(result: Coverage, *, ax: Axes | None = None) -> Figure:
         result: From :func:`inference.coverage`.
         ax: Where to draw; a new figure if None.
     """
+    check_result(result, Coverage)
     ax = one_panel(ax, (5.6, 3.6))
     places = np.arange(len(result.levels))
     levels = result.levels.cpu().numpy()
@@ -150,7 +164,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError], *, figure: Fig
     Raises:
         ValueError: If there is none.
     """
-    _check(results)
+    _check(results, PosteriorError)
     figure, axes = panels(figure, 1, 3, (3 * _PANEL, _PANEL))
     quantities: dict[str, Callable[[PosteriorError], Tensor]] = {
         "2-Wasserstein distance": lambda r: r.wasserstein,
@@ -174,6 +188,7 @@ def posterior_error_figure(results: Mapping[str, PosteriorError], *, figure: Fig
     return figure
 
 
-def _check(results: Mapping[str, object]) -> None:
+def _check(results: Mapping[str, object], kind: type) -> None:
+    check_named(results, kind)
     if not results:
         raise ValueError("expected at least one result, got none")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from inference.core.figures import COLOURS, colour, figure_of, legend_above, one_panel, panels
+from inference.core.figures import COLOURS, check_named, colour, figure_of, legend_above, one_panel, panels
 from inference.diagnostics.collapse import collapse_curve, collapsed
 
 # The epsilon that tables of collapse use.
@@ -192,5 +192,6 @@ def threshold_figure(curves: Mapping[str, tuple[Tensor, Tensor, float, float]], 
 
 
 def _check_runs(runs: Mapping[str, Any]) -> None:
+    check_named(runs)
     if not runs:
         raise ValueError("expected at least one run, got none")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.comparison.gap_decomposition import Gap
-from inference.core.figures import COLOURS, labelled, panels
+from inference.core.figures import COLOURS, check_named, labelled, panels
 
 _HEIGHT, _WIDTH = 0.34, 7.5
 
@@ -33,6 +33,9 @@ def gap_parts_figure(
     Raises:
         ValueError: If there is no gap.
     """
+    check_named(groups)
+    for gaps in groups.values():
+        check_named(gaps, Gap)
     if not groups or not all(groups.values()):
         raise ValueError("expected at least one gap of each model, got none")
     sizes = [len(gaps) for gaps in groups.values()]

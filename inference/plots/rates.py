@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inference.core.figures import BAND, colour, figure_of, one_panel
+from inference.core.figures import BAND, check_named, colour, figure_of, one_panel
 from inference.information.curve import CurvePoint, lower_hull
 
 
@@ -32,6 +32,7 @@ def rate_distortion_figure(
     Raises:
         ValueError: If there is no point.
     """
+    check_named(curves, Sequence)
     if not any(curves.values()):
         raise ValueError("expected at least one point, got none")
     ax = one_panel(ax, (5.8, 4.4))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.comparison.gap_decomposition import Gap
-from inference.core.figures import BAND, COLOURS, figure_of, legend_above, one_panel
+from inference.core.figures import BAND, COLOURS, check_named, figure_of, legend_above, one_panel
 
 
 def training_gap_figure(gaps: Mapping[int, Gap], *, ax: Axes | None = None) -> Figure:
@@ -27,6 +27,7 @@ def training_gap_figure(gaps: Mapping[int, Gap], *, ax: Axes | None = None) -> F
     Raises:
         ValueError: If there is no gap.
     """
+    check_named(gaps, Gap)
     if not gaps:
         raise ValueError("expected the gap at one step at least, got none")
     steps = sorted(gaps)

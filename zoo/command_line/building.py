@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import guides
 from inference import ELBO, AnalyticKLELBO, AnnealedPrecision, GeometricAnnealing, fit
 from inference.core.protocols import SupportsPosterior
+from inference.core.seeding import random_state
 from inference.training import History
 from zoo.linear import PPCA, FactorAnalysis, LinearVAE
 from zoo.models import IMAVAE, VAE, DeepGaussianVAE
@@ -66,8 +67,7 @@ def _with_posterior(model: nn.Module) -> Any:
 
 def build(model_name: str, guide_name: str, x: Tensor, args: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
     """An untrained pair for data (N, D), in float64, from a fixed initialisation."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
+    with random_state(args.seed):
         model = MODELS[model_name](x, args).to(x)
         guide = GUIDES[guide_name](model, args).to(x)
     for half in (model, guide):

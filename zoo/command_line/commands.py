@@ -98,7 +98,7 @@ def _gap_tree(found: Gap) -> dict[str, Any]:
 def run_compare(args: argparse.Namespace) -> None:
     """Table, netCDF and report of several pairs."""
     check_count(args.rows, "--rows")
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_writable(args.out / "comparison.nc")
     data = named_dataset(args.data)
     compared = {name: _find(name, args.folder)[:2] for name in args.pairs} or _trained(data, args)
     x = measured_rows(data, args.rows)

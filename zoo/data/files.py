@@ -5,6 +5,7 @@ Nothing here unpickles, and a failure is one sentence with the file, what was ex
 
 import gzip
 import http.client
+import logging
 import math
 import os
 import struct
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
+_logger = logging.getLogger(__name__)
+
 _UNREADABLE = (  # what zipfile and NumPy's header parser raise on damaged files, found by flipping bytes
     ValueError,
     OSError,
@@ -140,6 +143,7 @@ def download_images(name: str, cache: str | os.PathLike[str] | None = None) -> t
     """
     from sklearn.datasets import fetch_openml
 
+    _logger.info("fetching %s from OpenML, or from the cache", name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # retries: it succeeds, or the error below states the cause

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from inference.pair.call import Call
 from inference.pair.draw import Draw
 from inference.pair.fingerprint import described, probe, same_numbers, say_differences, unchanged
 from inference.pair.rows import RowBlocks
+
+_logger = logging.getLogger(__name__)
 
 _KIND = "a checkpoint of this estimate"
 
@@ -148,6 +151,8 @@ def in_blocks(
             file = Blocks(checkpoint, cast("DoneInFile[P, W]", done), blocks)
             stack.callback(file.write)
         begun = 0 if checkpoint is None else group.of_first(lambda: file.load(recognised()) if file else 0)
+        if begun:
+            _logger.info("%s goes on from block %d of %d in %s", name, begun, len(blocks), checkpoint)
         with tqdm(total=len(blocks), initial=begun, disable=hidden, desc=name, unit="block") as bar:
             for part in blocks.in_turn(compute, seed, begun):
                 if file is not None:

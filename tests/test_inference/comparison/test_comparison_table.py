@@ -1,5 +1,6 @@
 """The printed table and the figures of a comparison show its numbers."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -170,6 +171,35 @@ def test_figures_draw_where_they_are_told(tree):
     assert pareto_k_shares(tree, ax=bottom) is right
     assert elbo_against_evidence(tree, figure=left) is left
     assert [len(part.axes) for part in (left, right)] == [3, 2]
+
+
+@pytest.mark.parametrize("name", sorted({*plots.__all__} - {"save_figure"}))
+def test_every_figure_can_be_told_where_to_draw(name):
+    parameters = inspect.signature(getattr(plots, name)).parameters
+    (place,) = [parameters[place] for place in ("ax", "figure") if place in parameters]
+    assert (place.kind, place.default) == (place.KEYWORD_ONLY, None)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda tree: gap_figure(tree, ax=Figure()), "axes of matplotlib, .*, got Figure"),
+        (
+            lambda tree: elbo_against_evidence(tree, figure=Figure().subplots()),
+            "subfigure of matplotlib, got Axes",
+        ),
+        (lambda _: plots.rank_histogram(torch.zeros(3)), "expected SBC, got Tensor"),
+        (lambda _: plots.coverage_figure(None), "expected Coverage, got NoneType"),
+        (lambda _: plots.tarp_curve([]), "as in {'mine': TARP}, got list"),
+        (lambda _: plots.training_gap_figure({1: 0.5}), "expected Gap, got float"),
+        (lambda _: plots.gap_parts_figure({"model": None}), "as in {'mine': Gap}, got NoneType"),
+        (lambda _: plots.rate_distortion_figure([]), "as in {'mine': Sequence}, got list"),
+        (lambda _: plots.latent_kl_figure(torch.zeros(3, 2)), "as in {'mine': result}, got Tensor"),
+    ],
+)
+def test_what_a_figure_cannot_draw_is_named(draw, message, tree):
+    with pytest.raises(TypeError, match=message):
+        draw(tree)
 
 
 def test_old_names_of_figures_say_the_new_ones():

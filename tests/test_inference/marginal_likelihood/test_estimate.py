@@ -525,6 +525,14 @@ def test_a_function_pair_has_importance_evidence():
     assert (np.abs(got.value.numpy() - truth) < 4 * got.standard_error.numpy()).all()
 
 
+def test_a_refinement_is_logged(caplog):
+    model = random_model()
+    guide, x = Rescaled(model, 1.1), model(n=5).detach()
+    with caplog.at_level("INFO"):
+        evidence(model, x, guide=guide, method=Importance(20), tolerance=1e-3, seed=0, progress=False)
+    assert "5 of 5 intervals are wider than the tolerance: refined by Importance(num_samples=80" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("method", "tolerance", "module", "search"),
     [

@@ -135,6 +135,8 @@ def test_an_interrupted_training_resumes_to_the_same_bits(csv, tmp_path, monkeyp
         (["card", "PAIR", "--data", "CSV", "--name", "a/b", "--out", "CSV"], "cannot read or write"),
         (["card", "eight_schools/multivariate_normal", "--data", "CSV", "--name", "a/b"], "a pair for rows of data"),
         (["compare", "eight_schools/multivariate_normal", "--data", "CSV"], "a pair for rows of data"),
+        (["compare", "--data", "CSV", "--out", "CSV"], "cannot read or write"),
+        (["train", "linear_vae", "--data", "CSV", "--seed", "99999999999999999999"], "expected seed below"),
         (["reproduce", "--mnist", "nowhere"], "found nothing at nowhere"),
     ],
 )

@@ -7,7 +7,7 @@ decoder's contrast, that of others does not. Then encoders of several widths are
 their amortisation gap, on data that they have not seen, is what they lose against the best guide of each data point.
 
     python examples/guides_on_one_decoder.py
-    python examples/guides_on_one_decoder.py --rows 64 --steps 5000 --widths 4 16 64 256
+    python examples/guides_on_one_decoder.py --new 500 --steps 5000 --widths 4 16 64 256
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from _common import (
 import guides
 from guides import GaussNewtonDiagonal, GaussNewtonFull, local_gauss_newton
 from inference import ELBO, AnalyticKLELBO, evidence, ima_contrast, predicted_gap, refit
+from inference.core.figures import legend_above
 from zoo import IMAVAE, Composition, SmoothLeakyReLU, shear
 
-SMOKE = {"strengths": [1.0], "rows": 2, "widths": [4], "sizes": [20], "steps": 2, "family_steps": 2}
+SMOKE = {"strengths": [1.0], "rows": 2, "new": 2, "widths": [4], "sizes": [20], "steps": 2, "family_steps": 2}
 FAMILIES = ("mean field", "full rank", "mixture of 2", "flow")
 
 
@@ -42,7 +43,8 @@ def parse(argv):
     parser = example_parser(__doc__, "guides_on_one_decoder", seed=seed)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.0, 0.5, 1.0, 2.0, 4.0], help="of the shear")
     parser.add_argument("--gamma2", type=float, default=30.0, help="precision of the noise")
-    parser.add_argument("--rows", type=int, default=16, help="data on which gaps are measured")
+    parser.add_argument("--rows", type=int, default=16, help="data on which families are measured")
+    parser.add_argument("--new", type=int, default=64, help="data on which encoders are measured")
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64], help="of the encoder's hidden layer")
     parser.add_argument("--sizes", type=int, nargs="+", default=[30, 300, 3000], help="numbers of training data")
     parser.add_argument("--steps", type=int, default=800, help="of an encoder's training")
@@ -108,7 +110,7 @@ def families(strength, args):
 def amortised(width, size, strength, args):
     """The amortisation gap of a mean-field encoder on new data, and its standard error."""
     model = make_model(strength, args)
-    x, new = draw_data(model, size, args.seed + 2), draw_data(model, args.rows, args.seed + 1)
+    x, new = draw_data(model, size, args.seed + 2), draw_data(model, args.new, args.seed + 1)
     torch.manual_seed(args.seed)
     guide = guides.MeanField(2, 2, hidden=(width,)).to(x)
     options = {"objective": AnalyticKLELBO(), "batch_size": min(64, size), "seed": args.seed}
@@ -164,14 +166,17 @@ def draw(tables, grid, args):
         xscale="log", yscale="log", xlabel="training data of the encoder", ylabel="amortisation gap, new data (nats)"
     )
     for ax in (left, right):
-        ax.legend(fontsize=8, frameon=False)
+        legend_above(ax)
         ax.grid(alpha=0.3)
     return figure
 
 
 def main(argv=None):
     args = parse(argv)
-    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them", end="")
+    print(
+        f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them, encoders over {args.new}",
+        end="",
+    )
     print(" (standard errors of the estimates, for these data)\n")
     expect(args, len(args.strengths) + len(args.widths) * len(args.sizes))
     tables = {s: kept(args, f"families_{s:g}", partial(families, s, args)) for s in args.strengths}

@@ -780,6 +780,14 @@ def test_guides_on_one_decoder_finds_the_families_in_order(run, tmp_path, capsys
     assert {path.name for path in tmp_path.iterdir()} == {"rows", "guides_on_one_decoder.png"}
 
 
+@pytest.mark.slow
+def test_a_flow_trained_on_the_decoder_leaves_less_than_a_mean_field(run, tmp_path):
+    pytest.importorskip("zuko")
+    words = ["--families", "mean field", "flow", "--strengths", "4", "--family-steps", "600", "--out", str(tmp_path)]
+    tables, _ = run("guides_on_one_decoder.py", *words)
+    assert tables[4.0]["flow"][0] < 0.1 * tables[4.0]["mean field"][0]  # which its own network alone can give
+
+
 def test_pretrained_pairs_trains_measures_and_goes_on(run, tmp_path, capsys):
     made = run("pretrained_pairs.py", "--out", str(tmp_path))
     assert made == ["linear_regression/normal", "linear_vae/digits", "ppca/digits"]

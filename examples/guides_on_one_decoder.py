@@ -165,19 +165,17 @@ def draw(tables, grid, args):
     right.set(
         xscale="log", yscale="log", xlabel="training data of the encoder", ylabel="amortisation gap, new data (nats)"
     )
+    left.legend(fontsize=8, frameon=False, loc="upper left")
+    legend_above(right)
     for ax in (left, right):
-        legend_above(ax)
         ax.grid(alpha=0.3)
     return figure
 
 
 def main(argv=None):
     args = parse(argv)
-    print(
-        f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them, encoders over {args.new}",
-        end="",
-    )
-    print(" (standard errors of the estimates, for these data)\n")
+    print(f"K = D = 2, gamma^2 = {args.gamma2:g}; nats per data point, over {args.rows} of them,", end=" ")
+    print(f"encoders over {args.new} (standard errors of the estimates, for these data)\n")
     expect(args, len(args.strengths) + len(args.widths) * len(args.sizes))
     tables = {s: kept(args, f"families_{s:g}", partial(families, s, args)) for s in args.strengths}
     middle = sorted(args.strengths)[len(args.strengths) // 2]

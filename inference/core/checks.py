@@ -200,7 +200,7 @@ def check_arguments(
     try:
         for program in programs:
             if isinstance(program, ChecksData):
-                program.check_data(x)
+                _check_by(program, x)
                 _check_num_data(program, args, kwargs)
         names = ["x, the first argument,", *(f"argument {i}" for i in range(1, len(args)))]
         for name, value in [*zip(names, args), *kwargs.items()]:
@@ -210,6 +210,16 @@ def check_arguments(
     finally:
         if token is not None:
             _seen.reset(token)
+
+
+def _check_by(program: ChecksData, x: Any) -> None:
+    """A program's own check of the data, whose errors say which half of the pair asks."""
+    try:
+        program.check_data(x)
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise
+        raise type(error)(f"{type(program).__name__}: {error}") from error
 
 
 def _check_dense(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -160,6 +160,16 @@ REFUSED = {
     "a tensor's name": (lambda: named_dataset(X), TypeError, "name of a data set or a path, got Tensor"),
     "a folder for a file": (lambda: named_dataset("/"), FileNotFoundError, "but that is a folder"),
     "a pair with a slip": (lambda: load("linear_vae/digit"), ValueError, "did you mean linear_vae/digits"),
+    "a guide of another width": (
+        lambda: fit(MODEL, Linear(4, 2).double(), X, steps=2),
+        ValueError,
+        r"^Linear: expected x of shape \(N, 4\), got \(40, 5\)",
+    ),
+    "a guide of another dtype": (
+        lambda: log_weights(MODEL, Linear(5, 2), X, num_samples=2),
+        TypeError,
+        "^Linear: expected x of dtype torch.float32, .*, got torch.float64",
+    ),
     "one row": (lambda: PPCA.from_data(X[:1], 2), ValueError, "the data are constant, or a single row"),
     "missing values": (lambda: evidence(lambda x: MODEL(x), X * torch.nan, guide=GUIDE), ValueError, "expected x"),
 }

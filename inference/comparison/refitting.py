@@ -111,9 +111,10 @@ def refit(
     output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
     independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
     mixture of Gaussians starts with components at different modes, or with the best such Gaussian in two parts, and its
-    ELBO is taken component by component, which at given noise is smooth in the weights, too. A quarter of the steps are made from each start, and then all of them from the two best. Of the points found, that one
-    is taken whose ELBO is surely highest, by its errors on fresh noise that all share. It goes on from
-    there on eight times the samples, whose accidents it can use less; the values come from further noise.
+    ELBO is taken component by component, which at given noise is smooth in the weights, too. A quarter of the steps are
+    made from each start, and then all of them from the two best. Of the points found, that one is taken whose ELBO is
+    surely highest, by its errors on fresh noise that all share. It goes on from there on eight times the samples, whose
+    accidents it can use less; the values come from further noise.
 
     Warning:
         The point is stationary as far as ``gradient_norm`` is near zero. That no better member of the family exists is

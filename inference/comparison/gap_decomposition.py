@@ -115,10 +115,13 @@ class Gap:
         left, left_error = float(self.approximation.mean()), _of_mean(self.approximation_error)
         most = max(0.0, left + above + width * left_error)
         won, won_error = float(self.amortisation.mean()), _of_mean(self.amortisation_error)
+        least = max(0.0, won - width * won_error)
+        if math.isinf(upper):  # the refit's ELBO bounds the evidence from below, too
+            total = total._replace(lower=max(lower, least))
         return {
             "gap": total,
             "approximation": Interval(left, 0.0, most, math.hypot(left_error, truth.standard_error)),
-            self.second: Interval(won, min(upper, max(0.0, won - width * won_error)), upper, won_error),
+            self.second: Interval(won, min(upper, least), upper, won_error),
         }
 
     def __str__(self) -> str:
@@ -307,7 +310,12 @@ def _split(found: Mapping[str, Tensor], known: Evidence, level: float, num_data:
     }
     columns |= {f"evidence {name}": getattr(known, name) for name in _CHANGED}
     columns["evidence notes"] = known.notes or ("",) * len(elbo)
-    return columns | (_parts(found, known, width) if "elbo" in found else {})
+    if "elbo" not in found:
+        return columns
+    columns |= _parts(found, known, width)
+    # The refit's ELBO bounds the evidence from below, too: what it wins is lost, whatever draws of the guide have met.
+    least = torch.maximum(lower, columns["amortisation_lower"])
+    return columns | {"total_lower": torch.where(columns["total_upper"].isinf(), least, lower)}
 
 
 def _parts(found: Mapping[str, Tensor], known: Evidence, width: float) -> dict[str, Tensor]:

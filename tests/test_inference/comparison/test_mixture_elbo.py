@@ -2,12 +2,12 @@
 
 import numpy as np
 import torch
+from squared_problem import elbo_on_grid, squared_model
 
 from guides import FullRank, Mixture
 from inference.comparison.mixture_elbo import mixed, mixture_elbo
 from inference.numerics.whitened_noise import WhitenedNoise
 from inference.pair.call import Call
-from tests.test_inference.comparison.test_mixture_starts import elbo_on_grid, squared_model
 
 
 def pair(**options):

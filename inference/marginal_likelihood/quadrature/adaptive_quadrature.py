@@ -77,8 +77,9 @@ class Quadrature(Method):
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
         leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
         check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
-        thousandth of the prior. A guide that covers it leads to it. Where the data are far less likely at the best mode
-        than what the model makes there, 2^18 further draws look for such a peak.
+        thousandth of the prior, and in two dimensions or more a hole or a hill in a wide posterior that no node meets.
+        A guide that covers it leads to it. Where the data are far less likely at the best mode than what the model
+        makes there, 2^18 further draws look for such a peak.
 
         Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
         point that remains unexplained though its posterior is as wide as the prior, that the check contradicts, that

@@ -29,8 +29,9 @@ _ON_A_LINE = 1e-7
 # The least tolerance that the pair of rules can distinguish from rounding.
 _LEAST_TOLERANCE = 1e-11
 
-# The part of the tolerance that the rules' estimates have to keep within, and the part of it that is stated at least:
-# about kinks, and edges of thin rings, the difference of two rules is now and then a third of the error of the better.
+# The part of a loose tolerance that the rules' estimates have to keep within, and the part of any that is stated at
+# least: about kinks, and edges of thin rings, the difference of two rules is now and then a third of the error of the
+# better. Where it is small, it is far above the error.
 _AIMED, _STATED = 0.25, 0.9
 
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
@@ -98,7 +99,7 @@ class Quadrature(Method):
             also on every slice.
         num_draws: Draws from the prior that the search for modes starts from too; as many from the guide.
         tolerance: Relative error of the evidence p(x) that is stated, at least nine tenths of it; in one dimension it
-            is 1e-7 at most. What the rules estimate of themselves is a quarter of it.
+            is 1e-7 at most. What the rules estimate of themselves is a quarter of it, or 1e-7 where that is more.
         max_cells: Cells of the innermost integral per data point at most, of 15 evaluations each; 11 at a tolerance of
             4e-3 and above.
         num_checks: Draws from the prior, and as many about the modes, of the importance estimate that checks the value.
@@ -166,7 +167,7 @@ class Quadrature(Method):
         whole = Slices(density, datum, density.origin.new_zeros(num_data, 0), self.grid)
         with tqdm(disable=not problem.progress, desc="quadrature", unit="cell") as bar:
             tolerance = self.tolerance if whole.num_free > 1 else min(self.tolerance, _ON_A_LINE)
-            aim = max(_AIMED * tolerance, _LEAST_TOLERANCE)
+            aim = min(tolerance, max(_AIMED * tolerance, _ON_A_LINE))
             integrator = NestedIntegrator(num_data, aim, self.max_cells, bar, like=density.origin)
             value, error = integrator.integrate(whole)
         stated = torch.maximum(error, _STATED * tolerance * value)

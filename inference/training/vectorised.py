@@ -101,9 +101,12 @@ def fit_many(
     shared = isinstance(data, Tensor)
     sweep = _Sweep(own, shared)
     together = rows[0] if shared else torch.stack(rows, 1)
+    held = [(store, dict(store)) for m in stack.pairs[0].modules() for store in (m._parameters, m._buffers)]
     try:
         return fit(stack, stack, together, objective=sweep, **options)
     finally:
+        for store, own in held:  # an interrupt may have come while the stack's tensors stood in their place
+            store.update(own)
         stack.hand_back()
 
 

@@ -2,12 +2,14 @@
 
 import copy
 import math
+import operator
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from guides import Exact, Linear, MeanField
@@ -25,6 +27,7 @@ from inference import (
     fit_many,
     log_weights,
 )
+from inference.training import vectorised
 from zoo import IMAVAE, DeepGaussianVAE, FixedNoise, LinearVAE, Uniform
 
 OPTIONS = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "seed": 3, "progress": False}
@@ -53,6 +56,33 @@ def test_without_noise_each_pair_becomes_what_it_becomes_alone(shared, batch_siz
             torch.testing.assert_close(value, other[name], rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(history.loss, np.sum(losses, 0), rtol=1e-9)
     assert not any(half.training for pair in together for half in pair)
+
+
+def test_an_interrupt_among_swapped_tensors_leaves_pairs_their_own(monkeypatch):
+    """As one that comes between the swap of ``functional_call`` and the block that would undo it."""
+    calls = []
+
+    def swapped(both, tensors, args):
+        calls.append(args)
+        if len(calls) < 8:
+            return functional_call(both, tensors, args)
+        for name, tensor in tensors.items():
+            owner, _, last = name.rpartition(".")
+            module = both.get_submodule(owner)
+            (module._parameters if last in module._parameters else module._buffers)[last] = tensor
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vectorised, "functional_call", swapped)
+    pairs, x = linear_pairs(2), torch.randn(20, 4).double()
+    own = [[*model.parameters(), *guide.parameters()] for model, guide in pairs]
+    before = copy.deepcopy(states(pairs))
+    with pytest.raises(KeyboardInterrupt):
+        fit_many(pairs, x, objective=AnalyticELBO(), **OPTIONS, steps=10)
+    for (model, guide), parameters, old in zip(pairs, own, before, strict=True):
+        assert all(map(operator.is_, [*model.parameters(), *guide.parameters()], parameters))
+        new = torch.nn.ModuleList((model, guide)).state_dict()
+        assert any(not torch.equal(new[name], old[name]) for name in new)  # of the steps that were made
+        assert all(value.isfinite().all() for value in new.values())
 
 
 def mean_elbo(pair, x):

@@ -101,12 +101,13 @@ def fit_many(
     shared = isinstance(data, Tensor)
     sweep = _Sweep(own, shared)
     together = rows[0] if shared else torch.stack(rows, 1)
-    held = [(store, dict(store)) for m in stack.pairs[0].modules() for store in (m._parameters, m._buffers)]
+    stores: list[dict[str, Any]] = [s for m in stack.pairs[0].modules() for s in (m._parameters, m._buffers)]
+    held = [dict(store) for store in stores]
     try:
         return fit(stack, stack, together, objective=sweep, **options)
     finally:
-        for store, own in held:  # an interrupt may have come while the stack's tensors stood in their place
-            store.update(own)
+        for store, tensors in zip(stores, held, strict=True):  # an interrupt may have left the stack's in their place
+            store.update(tensors)
         stack.hand_back()
 
 

@@ -58,7 +58,7 @@ def test_without_noise_each_pair_becomes_what_it_becomes_alone(shared, batch_siz
     assert not any(half.training for pair in together for half in pair)
 
 
-def test_an_interrupt_among_swapped_tensors_leaves_pairs_their_own(monkeypatch):
+def test_an_interrupt_among_swapped_tensors_leaves_pairs_their_own(monkeypatch, tmp_path):
     """As one that comes between the swap of ``functional_call`` and the block that would undo it."""
     calls = []
 
@@ -77,7 +77,7 @@ def test_an_interrupt_among_swapped_tensors_leaves_pairs_their_own(monkeypatch):
     own = [[*model.parameters(), *guide.parameters()] for model, guide in pairs]
     before = copy.deepcopy(states(pairs))
     with pytest.raises(KeyboardInterrupt):
-        fit_many(pairs, x, objective=AnalyticELBO(), **OPTIONS, steps=10)
+        fit_many(pairs, x, objective=AnalyticELBO(), **OPTIONS, steps=10, checkpoint=tmp_path / "sweep.safetensors")
     for (model, guide), parameters, old in zip(pairs, own, before, strict=True):
         assert all(map(operator.is_, [*model.parameters(), *guide.parameters()], parameters))
         new = torch.nn.ModuleList((model, guide)).state_dict()

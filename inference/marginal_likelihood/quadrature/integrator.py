@@ -26,7 +26,7 @@ from inference.numerics.newton import points_at_once
 
 # The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a
 # Gaussian needs no more on each side. Further ones are each four times as far away as the one before.
-_FIRST_EDGES = ((1e-3, (4.5,)), (3e-5, (5.0,)), (0.0, (3.0, 6.4)))
+_FIRST_EDGES = ((1e-3, (4.5,)), (2e-5, (5.0,)), (0.0, (3.0, 6.4)))
 _FURTHER_EDGES = 14
 
 # Slices worked on together.

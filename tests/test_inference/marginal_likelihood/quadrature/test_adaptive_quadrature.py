@@ -434,8 +434,8 @@ def test_a_loose_tolerance_costs_less_and_holds_the_truth():
         assert ((got.lower <= truth) & (truth <= got.upper)).all()
         assert (got.upper - got.lower < 4 * tolerance).all()
         costs.append(got.evaluations)
-    assert costs[1] < 0.6 * costs[0]
-    assert costs[2] < 0.5 * costs[0]
+    assert costs[1] < 0.75 * costs[0]  # to a quarter of it, where 1e-7 is worked to as a whole
+    assert costs[2] < 0.25 * costs[0]
 
 
 def test_thin_rings_at_a_loose_tolerance_hold_the_truth():

@@ -31,6 +31,11 @@ class Perturbed(Guide):
         return self.change(distribution.loc, distribution._unbroadcasted_scale_tril)
 
 
+def rescaled(model, factor):
+    """The exact posterior with its standard deviations times a factor; weights have k = 1 - factor^2."""
+    return Perturbed(model, lambda loc, root: FullNormal(loc, factor * root))
+
+
 def trained(loc, factor):
     """Off by a tenth of a standard deviation, and by a few per cent in scale, like an encoder that was trained well."""
     dim = loc.shape[-1]

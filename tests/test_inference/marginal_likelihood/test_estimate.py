@@ -10,10 +10,10 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from linear_problems import rescaled
 from registry import data_for, for_models_with
 
 from guides import Exact, MeanField
-from guides.base import Guide
 from inference import (
     Adaptive,
     AnalyticELBO,
@@ -28,7 +28,6 @@ from inference import (
     summarise,
 )
 from inference.comparison.guide_comparison import compare
-from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.intervals import evidence_from_weights
 from inference.marginal_likelihood.base.result import ASYMPTOTIC, EXACT, PROBABILISTIC
 from inference.marginal_likelihood.importance import adaptive_mixture
@@ -37,18 +36,6 @@ from zoo import LinearGaussian, LinearVAE
 from zoo.linear.models import LinearGaussianModel
 
 PER_DATUM = ["value", "lower", "upper", "standard_error"]
-
-
-class Rescaled(Guide):
-    """The exact posterior with its standard deviations times a factor; weights have k = 1 - factor^2."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.exact, self.factor = (model,), factor
-
-    def posterior(self, x):
-        distribution = self.exact[0].posterior(x)
-        return FullNormal(distribution.loc, self.factor * distribution._unbroadcasted_scale_tril)
 
 
 def random_model(seed=0, data_dim=4, latent_dim=2):
@@ -118,7 +105,7 @@ def test_importance_evidence_by_the_exact_posterior_has_no_width(model):
 def test_importance_evidence_is_read_off_the_weights():
     model = random_model()
     x = model(n=6)
-    guide = Rescaled(model, 1.3)
+    guide = rescaled(model, 1.3)
     got = importance(model, guide, x, seed=3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -133,7 +120,7 @@ def test_importance_evidence_is_read_off_the_weights():
 def test_two_sided_intervals_are_normal_quantiles(level):
     model = random_model()
     x = model(n=6)
-    got = importance(model, Rescaled(model, 1.3), x, level=level)
+    got = importance(model, rescaled(model, 1.3), x, level=level)
     assert got.guarantee == (ASYMPTOTIC,) * 6
     width = scipy.stats.norm.ppf(0.5 + level / 2) * got.standard_error.numpy()
     np.testing.assert_allclose(got.upper.numpy(), got.value.numpy() + width, rtol=1e-12)
@@ -149,7 +136,7 @@ def test_two_sided_intervals_are_normal_quantiles(level):
 def test_a_guide_of_half_the_width_gets_a_lower_bound_only(level):
     model = random_model()
     x = model(n=6)
-    got = importance(model, Rescaled(model, 0.5), x, level=level, num_samples=10_000)
+    got = importance(model, rescaled(model, 0.5), x, level=level, num_samples=10_000)
     assert float(got.pareto_k.median()) > 0.5  # 0.75 asymptotically
     assert got.guarantee == (PROBABILISTIC,) * 6
     cost = -math.log(1 - level)
@@ -190,7 +177,7 @@ def test_a_state_that_no_draw_visits_leaves_no_upper_end():
 def test_a_few_samples_give_a_lower_bound(num_samples):
     model = random_model()
     x = model(n=6)
-    got = importance(model, Rescaled(model, 1.3), x, num_samples=num_samples)
+    got = importance(model, rescaled(model, 1.3), x, num_samples=num_samples)
     assert got.guarantee == (PROBABILISTIC,) * 6
     assert bool(torch.isfinite(got.lower).all())
     assert got.mean.upper == math.inf
@@ -212,7 +199,7 @@ def problems(factor, *, num_problems, num_data=5, num_samples=1000, level=0.95):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             x = model(n=num_data)
-        guide = Rescaled(model, factor)
+        guide = rescaled(model, factor)
         yield importance(model, guide, x, num_samples=num_samples, level=level, seed=seed), numpy_evidence(model, x)
 
 
@@ -276,7 +263,7 @@ def repetitions():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         x = model(n=8)
-    guide = Rescaled(model, 1.5)
+    guide = rescaled(model, 1.5)
     return [importance(model, guide, x, num_samples=500, seed=seed) for seed in range(200)], numpy_evidence(model, x)
 
 
@@ -330,7 +317,7 @@ def test_without_a_seed_the_callers_state_is_used_and_advanced():
 
 def test_the_value_does_not_depend_on_looking_at_the_plates_first():
     model = random_model()
-    guide, x = Rescaled(model, 1.3), torch.randn(5, 4).double()
+    guide, x = rescaled(model, 1.3), torch.randn(5, 4).double()
     first, again = (importance(model, guide, x, chunk=chunk, num_samples=200).value for chunk in (200, None))
     assert torch.equal(first, again)
 
@@ -527,7 +514,7 @@ def test_a_function_pair_has_importance_evidence():
 
 def test_a_refinement_is_logged(caplog):
     model = random_model()
-    guide, x = Rescaled(model, 1.1), model(n=5).detach()
+    guide, x = rescaled(model, 1.1), model(n=5).detach()
     with caplog.at_level("INFO"):
         evidence(model, x, guide=guide, method=Importance(20), tolerance=1e-3, seed=0, progress=False)
     assert "5 of 5 intervals are wider than the tolerance: refined by Importance(num_samples=80" in caplog.text

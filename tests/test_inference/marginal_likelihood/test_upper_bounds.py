@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from linear_problems import rescaled
 from torch.distributions import kl_divergence
 
 from guides import MeanField
-from guides.base import Guide
 from inference import cubo, eubo, log_weights, posterior_draws, simulated_draws, summarise
-from inference.distributions.gaussian import FullNormal
 from zoo import LinearVAE
 
 
@@ -21,18 +20,6 @@ def linear_model(data_dim=6, latent_dim=3):
 
 def data_of(model):
     return simulated_draws(model, 20, seed=1).x
-
-
-class Scaled(Guide):
-    """The exact posterior, its standard deviations times a factor."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.exact, self.factor = (model,), factor
-
-    def posterior(self, x):
-        distribution = self.exact[0].posterior(x)
-        return FullNormal(distribution.loc, self.factor * distribution.scale_tril)
 
 
 def test_eubo_is_the_evidence_plus_the_reverse_kl():
@@ -62,7 +49,7 @@ def test_cubo_is_the_log_of_the_second_moment():
     model = linear_model()
     x = data_of(model)
     torch.manual_seed(0)
-    got = cubo(summarise([log_weights(model, Scaled(model, 1.3), x, num_samples=20_000)], 20_000))
+    got = cubo(summarise([log_weights(model, rescaled(model, 1.3), x, num_samples=20_000)], 20_000))
     # E (p / q)^2 of two centred Gaussians of variances 1 and s^2: s^2 / sqrt(2 s^2 - 1) for each coordinate.
     expected = model.log_evidence(x) + 0.5 * 3 * math.log(1.3**2 / math.sqrt(2 * 1.3**2 - 1))
     assert bool(((got.value - expected).abs() <= 4 * got.standard_error).all())
@@ -73,7 +60,7 @@ def test_cubo_from_samples_of_a_narrow_guide_lies_below_the_evidence():
     model = linear_model(data_dim=12, latent_dim=10)
     x = data_of(model)
     torch.manual_seed(0)
-    got = cubo(summarise([log_weights(model, Scaled(model, 0.2), x, num_samples=1000)], 1000))
+    got = cubo(summarise([log_weights(model, rescaled(model, 0.2), x, num_samples=1000)], 1000))
     assert float((got.value - model.log_evidence(x)).mean()) < -1
 
 

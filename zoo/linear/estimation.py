@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from inference.core.checks import check_count
+from inference.core.checks import check_count, check_positive
 from inference.core.memory import at_once
 from inference.core.ranks import Ranks, ranks
 from inference.core.sources import as_tensors
@@ -118,8 +118,7 @@ def maximum_at_fixed_sigma(x: Data, latent_dim: int, sigma: float) -> LinearGaus
         ValueError: As :func:`maximum_likelihood`, where it concerns x; if K is above D, or sigma not positive.
     """
     check_count(latent_dim, "latent_dim")
-    if not 0 < sigma < np.inf:
-        raise ValueError(f"expected a positive finite sigma, got {sigma}")
+    check_positive(sigma, "sigma")
     mean, eigenvalues, axes = spectrum(x)
     if latent_dim > len(mean):
         raise ValueError(f"expected latent_dim up to the number {len(mean)} of columns of x, got {latent_dim}")

@@ -68,11 +68,17 @@ def all_same(some: Tensors, others: Tensors) -> bool:
     return all(map(_same, some, others))
 
 
-def all_close(some: Tensors, others: Tensors) -> bool:
+def all_close(some: Tensors, others: Tensors, *, loss: float = 0.0) -> bool:
     """Whether tensors agree to half of their digits in the mean square, but for rounding of what they were summed of.
 
-    A small gradient may be the sum of large terms that cancel, as that of a noise variance near its optimum: they are
-    taken to be as large as all the gradients together. What is not finite is so in both.
+    A small gradient may be the sum of large terms that cancel: they are taken to be as large as all the gradients
+    together. Those of a noise variance near its optimum are as large as those of the loss, which may be larger still.
+    What is not finite is so in both.
+
+    Args:
+        some: Tensors.
+        others: As many.
+        loss: Magnitude of the loss whose gradients they are.
     """
     whole = math.hypot(*(float(_finite(other).norm()) for other in others if _is_float(other)))
 
@@ -82,7 +88,7 @@ def all_close(some: Tensors, others: Tensors) -> bool:
         if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
             return False
         eps, other = torch.finfo(other.dtype).eps, _finite(other)
-        allowed = eps**0.5 * float(other.norm()) + _CANCELLED * eps * whole
+        allowed = eps**0.5 * float(other.norm()) + eps * max(_CANCELLED * whole, loss)
         return float((_finite(one) - other).norm()) <= allowed
 
     return all(map(close, some, others))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -351,7 +352,8 @@ class Capture:
             raise Stale("a branch or a check of arguments in it depends on values")
         if not all(map(torch.equal, states, after[1])):
             raise Stale("it draws other random numbers")
-        agree = all_same if self._exactly or self._takes_bunches else all_close
+        exactly = self._exactly or self._takes_bunches
+        agree = all_same if exactly else partial(all_close, loss=abs(float(loss)))
         parts: list[tuple[str, Tensors, Tensors]] = [
             ("loss", [got_loss], [loss]),
             ("gradient", got_gradients, gradients),

@@ -544,6 +544,8 @@ def test_a_compiled_gradient_may_round_what_cancels_and_nothing_more():
     assert not all_close([small + 5e-4], [small])
     assert not all_close([large * 1.001, small], [large, small])
     assert not all_close([large, small * 1.1], [large, small])
+    assert all_close([small + 5e-5], [small], loss=1e3)  # a noise variance, whose terms are those of the loss
+    assert not all_close([small + 5e-4], [small], loss=1e3)
     assert not all_close([large, None], [large, small])
 
 

@@ -171,14 +171,31 @@ def compiled(flat: FlatGraph) -> Replay:
 
     Noise is drawn as eager operations draw it. The calls fail where no compiler is found.
     """
-    function = torch.compile(GraphModule(flat.constants, flat.graph), fullgraph=True, dynamic=False)
+    module, made = GraphModule(flat.constants, flat.graph), list[Callable[..., Sequence[Tensor]]]()
 
     def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad(), warnings.catch_warnings(), torch._inductor.config.patch(fallback_random=True):
-            warnings.simplefilter("ignore")
-            return function(*tensors)
+        with torch.no_grad():
+            if not made:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    made.append(_by_inductor(module, list(tensors)))
+            return made[0](*tensors)
 
     return replay
+
+
+def _by_inductor(module: GraphModule, tensors: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """A compiled module for tensors of these shapes, called from C++ where that can be.
+
+    Nothing checks the shapes again, as ``torch.compile`` does at each call, which takes as long as a small step.
+    """
+    options: dict[str, Any] = {"fallback_random": True}
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        try:
+            return torch._inductor.compile(module, tensors, options=options | {"cpp_wrapper": True})
+        except Exception:  # an operation that cannot be called so
+            pass
+    return torch._inductor.compile(module, tensors, options=options)
 
 
 class _Script:

@@ -184,7 +184,7 @@ def compiled(flat: FlatGraph) -> Replay:
     return replay
 
 
-def _by_inductor(module: GraphModule, tensors: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+def _by_inductor(module: GraphModule, tensors: list[Any]) -> Callable[..., Sequence[Tensor]]:
     """A compiled module for tensors of these shapes, called from C++ where that can be.
 
     Nothing checks the shapes again, as ``torch.compile`` does at each call, which takes as long as a small step.

@@ -80,10 +80,11 @@ class Quadrature(Method):
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
         leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
         check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
-        thousandth of the prior, and a hole or a hill in a wide posterior that neither a node nor the grid meets: one that
-        changes the density, by a millionth of it, over less than a tenth of the posterior's standard deviation in two
-        dimensions, or a third in three, or that has another beside it. A Gaussian bump of a hundredth is wider. A guide that covers it leads to it. Where the data are far less likely at the best mode than what the model
-        makes there, 2^18 further draws look for such a peak.
+        thousandth of the prior, and a hole or a hill in a wide posterior that neither a node nor the grid meets: one
+        that changes the density, by a millionth of it, over less than a tenth of the posterior's standard deviation in
+        two dimensions, or a third in three, or that has another beside it. A Gaussian bump of a hundredth is wider. A
+        guide that covers it leads to it. Where the data are far less likely at the best mode than what the model makes
+        there, 2^18 further draws look for such a peak.
 
         Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
         point that remains unexplained though its posterior is as wide as the prior, that the check contradicts, that

@@ -65,7 +65,8 @@ def find_peaks(slices: Slices) -> Peaks:
     # Cells from the flanks inwards and outwards: those that begin in a hole do not grow.
     places, scales = (place - beside, place, place + beside), (beside / 3, size, beside / 3)
     features = row.repeat(3), torch.cat(places), torch.cat(scales)
-    return _merged(*(torch.cat(pair) for pair in zip(peaks, features, strict=True)), unsettled)
+    every, position, scale = (torch.cat(pair) for pair in zip(peaks, features, strict=True))
+    return _merged(every, position, scale, unsettled)
 
 
 def _maxima(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:

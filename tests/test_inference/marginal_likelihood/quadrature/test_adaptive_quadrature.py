@@ -469,8 +469,8 @@ def test_a_narrow_dip_is_seen_on_a_line_at_any_tolerance():
 
 # --- isolated holes and hills ------------------------------------------------------------------------------
 
-# Noise, width and centre of a bump in two dimensions, and the datum: posteriors as wide as the prior but for a hole or
-# a hill that changes p(x) by 7e-7 to 2e-3 of itself.
+# Noise, width and centre of a bump in two dimensions, and the datum: posteriors as wide as the prior but for a small
+# hole or hill between the nodes.
 BUMPS = (
     (0.18375021131778746, 0.01054106596465222, 1.8481423273607875, 0.7017089165928709, 0.2121307998632359),
     (0.00582298521314282, 0.014064126003160806, -1.818568090806107, -1.4067642211966973, -0.007914714457410767),

@@ -16,6 +16,7 @@ from inference.core.checks import check_count
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import NUMERICAL, Evidence, take_rows
 from inference.marginal_likelihood.quadrature.check import contradicts, importance_estimate, saturated, where_sound
+from inference.marginal_likelihood.quadrature.features import with_features
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
 from inference.posterior.misfit import search_unexplained
@@ -71,16 +72,19 @@ class Quadrature(Method):
     best mode is widest to that in which it is narrowest. In each, cells grow from the peaks, which are sought anew on
     every slice until a denser grid shows no more of them, until the tail is negligible, and are halved until a
     Gauss-Kronrod pair agrees, and neighbours about their common edge. So thin curved ridges cost little more than round
-    modes: only the innermost integral meets their width. Independent draws from the prior and about the modes then
-    check the value by importance sampling.
+    modes: only the innermost integral meets their width. An even grid over the posterior leads cells to isolated holes
+    and hills that no node would meet: there the density departs from the polynomial of its neighbours. Independent
+    draws from the prior and about the modes then check the value by importance sampling.
 
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none
         leads to, such as a needle at 40 prior standard deviations, is not in the value nor in its error, unless the
         check meets it; so may be a peak whose surroundings, as far as the density rises towards it, hold less than a
-        thousandth of the prior, and in two dimensions or more a hole or a hill in a wide posterior that no node meets.
-        A guide that covers it leads to it. Where the data are far less likely at the best mode than what the model
-        makes there, 2^18 further draws look for such a peak.
+        thousandth of the prior, and a hole or a hill in a wide posterior that neither a node nor the grid meets: one
+        that changes the density, by a millionth of it, over less than a tenth of the posterior's standard deviation in
+        two dimensions, or a third in three, or that has another beside it. A Gaussian bump of a hundredth is wider. A
+        guide that covers it leads to it. Where the data are far less likely at the best mode than what the model makes
+        there, 2^18 further draws look for such a peak.
 
         Only the lower end of the importance estimate, ``"probabilistic"`` and without an upper one, is left to a data
         point that remains unexplained though its posterior is as wide as the prior, that the check contradicts, that
@@ -163,10 +167,11 @@ class Quadrature(Method):
     def _integrated(self, problem: Problem, density: Density) -> tuple[Evidence, Tensor]:
         """The evidence of all data, and where nothing speaks against it, (N,)."""
         num_data = len(density.origin)
+        tolerance = self.tolerance if problem.log_joint.dim > 1 else min(self.tolerance, _ON_A_LINE)
+        density = with_features(density, tolerance)
         datum = torch.arange(num_data, device=density.origin.device)
         whole = Slices(density, datum, density.origin.new_zeros(num_data, 0), self.grid)
         with tqdm(disable=not problem.progress, desc="quadrature", unit="cell") as bar:
-            tolerance = self.tolerance if whole.num_free > 1 else min(self.tolerance, _ON_A_LINE)
             aim = min(tolerance, max(_AIMED * tolerance, _ON_A_LINE))
             integrator = NestedIntegrator(num_data, aim, self.max_cells, bar, like=density.origin)
             value, error = integrator.integrate(whole)

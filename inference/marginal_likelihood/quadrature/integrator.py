@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 
 from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.gauss_kronrod import at_edges, rule
-from inference.marginal_likelihood.quadrature.peaks import POINTS, Peaks, find_peaks
-from inference.marginal_likelihood.quadrature.slices import Slices
+from inference.marginal_likelihood.quadrature.peaks import Peaks, find_peaks
+from inference.marginal_likelihood.quadrature.slices import POINTS, Slices
 from inference.numerics.newton import points_at_once
 
 # The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a

@@ -7,13 +7,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.marginal_likelihood.quadrature.slices import LOWEST, WIDEST, Slices, nearest_modes
+from inference.marginal_likelihood.quadrature.slices import (
+    LOWEST,
+    POINTS,
+    WIDEST,
+    Slices,
+    features_near,
+    nearest_modes,
+)
 from inference.numerics.newton import expand, maximise, points_at_once
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
 # Predicted gain of Newton's step, in nats, at which the search for a peak stops: an offset of .1 standard deviations.
 _ROUGH = 5e-3
 _NARROWEST = 1e-12
+
+# How far about an isolated feature peaks are looked for, and where its surroundings begin, in its size.
+_ABOUT, _FLANK = 8, 18.0
 
 # Peaks closer than this, in standard deviations of the narrower one, share their cells.
 _APART = 1.0
@@ -30,17 +40,14 @@ _SAMPLED = 8
 # in its standard deviations.
 _ASIDE, _ROUGHLY = 0.382, 0.5
 
-# Points evaluated together.
-POINTS = 2**16
-
 
 class Peaks(NamedTuple):
-    """Local maxima along the first free coordinate of slices, sorted by slice and position.
+    """Local maxima and isolated features along the first free coordinate of slices, sorted by slice and position.
 
     Attributes:
         row: The slice, (P,).
         position: (P,).
-        scale: Standard deviation of the peak along this coordinate, (P,).
+        scale: Standard deviation of the peak along this coordinate, or size of the feature, (P,).
         unsettled: Slices in which the last look still found new peaks, (U,).
     """
 
@@ -51,17 +58,28 @@ class Peaks(NamedTuple):
 
 
 def find_peaks(slices: Slices) -> Peaks:
-    """The peaks of all slices that matter, along the first free coordinate."""
+    """The peaks of all slices that matter, along the first free coordinate, and isolated features that they pass."""
+    *peaks, unsettled = _maxima(slices)
+    row, place, size = features_near(slices)
+    beside = _FLANK * size
+    # Cells from the flanks inwards and outwards: those that begin in a hole do not grow.
+    places, scales = (place - beside, place, place + beside), (beside / 3, size, beside / 3)
+    features = row.repeat(3), torch.cat(places), torch.cat(scales)
+    every, position, scale = (torch.cat(pair) for pair in zip(peaks, features, strict=True))
+    return _merged(every, position, scale, unsettled)
+
+
+def _maxima(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Slice, place and standard deviation of maxima, (P,), and slices in which there may be more."""
     if slices.num_free == 1:
-        return _merged(*_line_peaks(slices))
+        return _line_peaks(slices)
     if slices.fixed.shape[-1] == 0:
         density = slices.density
         found, row = density.found[:, slices.datum].nonzero().unbind(-1)
         datum = slices.datum[row]
-        sigma = torch.linalg.inv(density.precision[found, datum])[..., 0, 0].sqrt()
-        return _merged(row, density.modes[found, datum, 0], sigma, row[:0])
+        return row, density.modes[found, datum, 0], density.spreads[found, datum, 0], row[:0]
     row, position, scale = _plane_peaks(slices)
-    return _merged(row, position, scale, row[:0])
+    return row, position, scale, row[:0]
 
 
 def _merged(row: Tensor, position: Tensor, scale: Tensor, unsettled: Tensor) -> Peaks:
@@ -142,6 +160,7 @@ class _Maxima(NamedTuple):
 def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maxima on lines, looked for on ever denser grids until one shows nothing new, and lines where it still does."""
     peaks = _first_look(slices)
+    peaks = peaks.joined(_look_about_features(slices, peaks))
     lines = torch.arange(len(slices.datum), device=slices.datum.device)
     sampled = lines % _SAMPLED == 0 if slices.fixed.shape[-1] else lines >= 0
     unsettled, num = lines[sampled], slices.grid
@@ -170,10 +189,21 @@ def _matter(peaks: _Maxima, num_rows: int, new: _Maxima) -> Tensor:
     return new.row[new.height > highest[new.row] - _MATTERS]
 
 
+def _look_about_features(slices: Slices, known: _Maxima) -> _Maxima:
+    """Maxima about isolated features that are not known."""
+    rows, place, size = features_near(slices)
+    about = torch.linspace(-_ABOUT, _ABOUT, 4 * _ABOUT + 1, dtype=place.dtype, device=place.device)
+    return _look(slices, rows, known, place.unsqueeze(-1) + size.unsqueeze(-1) * about)
+
+
 def _further_look(slices: Slices, rows: Tensor, known: _Maxima, num: int) -> _Maxima:
-    """Maxima on chosen lines (G,) that a grid shows between its points and that are not known."""
+    """Maxima on chosen lines (G,) that an even grid shows and that are not known."""
     line = grid_line(num, like=slices.fixed)
-    grid = (line[:-1] + _ASIDE * line.diff()).expand(len(rows), -1)
+    return _look(slices, rows, known, (line[:-1] + _ASIDE * line.diff()).expand(len(rows), -1))
+
+
+def _look(slices: Slices, rows: Tensor, known: _Maxima, grid: Tensor) -> _Maxima:
+    """Maxima on chosen lines (G,) between sorted points (G, T) that are not known."""
     at, low, high, _, _ = _brackets(slices, rows, grid)
     row = rows[at]
     new = ~_hold(known, len(slices.datum), row, low, high)

@@ -26,6 +26,12 @@ WIDEST = 1.0
 # Modes that the search on a slice starts from.
 _NEAREST = 3
 
+# Points evaluated together.
+POINTS = 2**16
+
+# How far from an isolated feature a slice is led to it, in the feature's size.
+_REACH = 24.0
+
 
 @dataclass(frozen=True)
 class Density:
@@ -39,6 +45,8 @@ class Density:
         modes: Places of the modes, (J, N, d).
         precision: Minus the Hessians there, positive, (J, N, d, d).
         height: Log density there, (J, N) in nats; minus infinity where there is none.
+        features: Places of isolated holes and hills, (I, N, d); NaN where a data point has fewer.
+        feature_size: Their size along each coordinate, (N, d).
     """
 
     log_joint: LogJoint
@@ -48,10 +56,12 @@ class Density:
     modes: Tensor
     precision: Tensor
     height: Tensor
+    features: Tensor
+    feature_size: Tensor
 
     @classmethod
     def around(cls, log_joint: LogJoint, modes: Modes, location: Tensor, scale: Tensor) -> Density:
-        """The density in the coordinates of its best mode.
+        """The density in the coordinates of its best mode, without features.
 
         Args:
             log_joint: That of the model.
@@ -71,12 +81,18 @@ class Density:
         precision = turn.mT @ (axes * curvature.unsqueeze(-2) @ axes.mT) @ turn
         places = (turn.mT @ ((modes.location - location) / scale).unsqueeze(-1)).squeeze(-1)
         frame = scale.unsqueeze(-1) * turn
-        return cls(log_joint, location, frame, shift, places, precision, modes.log_joint - shift)
+        height = modes.log_joint - shift
+        return cls(log_joint, location, frame, shift, places, precision, height, places[:0], torch.ones_like(scale))
 
     @property
     def found(self) -> Tensor:
         """Which modes there are and matter, (J, N)."""
         return self.height > LOWEST
+
+    @property
+    def spreads(self) -> Tensor:
+        """Standard deviations of the coordinates under the quadratic models of the modes, (J, N, d)."""
+        return torch.linalg.inv(self.precision).diagonal(dim1=-2, dim2=-1).sqrt()
 
     def marginal(self, num: int) -> Tensor:
         """Precisions of the first coordinates under the quadratic models of the modes, (J, N, num, num)."""
@@ -146,3 +162,12 @@ def nearest_modes(slices: Slices) -> tuple[Tensor, Tensor]:
     free = precision[..., num_fixed:, num_fixed:]
     drift = torch.linalg.solve(free, precision[..., num_fixed:, :num_fixed] @ offset)
     return modes[..., num_fixed:] - drift.squeeze(-1), free
+
+
+def features_near(slices: Slices) -> tuple[Tensor, Tensor, Tensor]:
+    """Isolated features that slices pass: slice, place along the first free coordinate, and size there, (F,) each."""
+    density, num = slices.density, slices.fixed.shape[-1]
+    place, size = density.features[:, slices.datum], density.feature_size[slices.datum]
+    near = ((place[..., :num] - slices.fixed).abs() < _REACH * size[:, :num]).all(-1) & place[..., num].isfinite()
+    found, row = near.nonzero().unbind(-1)
+    return row, place[found, row, num], size[row, num]

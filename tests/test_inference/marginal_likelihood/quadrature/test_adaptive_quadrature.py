@@ -15,13 +15,16 @@ import scipy.stats
 import torch
 from registry import data_for, for_models_with
 
+import inference.marginal_likelihood.quadrature.adaptive_quadrature as quadrature
 import inference.marginal_likelihood.quadrature.gauss_kronrod as kronrod
 import inference.marginal_likelihood.quadrature.integrator as nested
 from guides.base import Guide
 from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.result import NUMERICAL, PROBABILISTIC
+from inference.marginal_likelihood.quadrature.features import with_features
 from inference.marginal_likelihood.quadrature.peaks import _refined, _unique
+from inference.marginal_likelihood.quadrature.slices import Density
 from inference.numerics.newton import maximise
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
@@ -462,3 +465,69 @@ def test_a_narrow_dip_is_seen_on_a_line_at_any_tolerance():
     truth = (joint.logsumexp(0) + math.log(1e-5)).reshape(1)
     got = evidence(noisy(bump, 1, sigma), y, method=Quadrature(tolerance=1e-2), seed=0, progress=False)
     torch.testing.assert_close(got.value, truth, rtol=0, atol=1e-6)
+
+
+# --- isolated holes and hills ------------------------------------------------------------------------------
+
+# Noise, width and centre of a bump in two dimensions, and the datum: posteriors as wide as the prior but for a small
+# hole or hill between the nodes.
+BUMPS = (
+    (0.18375021131778746, 0.01054106596465222, 1.8481423273607875, 0.7017089165928709, 0.2121307998632359),
+    (0.00582298521314282, 0.014064126003160806, -1.818568090806107, -1.4067642211966973, -0.007914714457410767),
+    (0.011134478146774441, 0.021791296075996617, 0.9838753278603112, -0.026414732794031615, 0.0013619330974206367),
+    (0.0011630147260402774, 0.019206427694614815, 1.05445106080372, 0.06207126707170252, -0.0018928081693808916),
+    (0.21703271720597225, 0.010413677173508166, -0.9658812727662349, -1.006275449373713, -0.03468778509421557),
+    (0.8783238765019821, 0.012356926351828801, 1.5752351543650613, 1.7172636728147799, 0.8653835117776305),
+)
+
+
+def bump_problem():
+    table = torch.tensor(BUMPS, dtype=torch.float64)
+    sigma, width, centre, x = table[:, :1], table[:, 1:2], table[:, 2:4], table[:, 4:]
+
+    def model(x, sigma, width, centre):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = 3 * (-0.5 * ((z - centre) / width).square().sum(-1, keepdim=True)).exp()
+            pyro.sample("x", dist.Normal(mean, sigma).to_event(1), obs=x)
+
+    truth = torch.tensor([around_a_bump(*row) for row in table.tolist()], dtype=torch.float64)
+    return model, (x, sigma, width, centre), truth
+
+
+def around_a_bump(sigma, width, first, second, x):
+    """By the distance from the centre, whose square is non-central chi-squared; the bump is over at nine widths."""
+    shift, far = math.hypot(first, second), 9 * width
+
+    def log_f(r):
+        mean = 3 * np.exp(-0.5 * (r / width) ** 2)
+        prior = np.log(r) - 0.5 * (r - shift) ** 2 + np.log(scipy.special.ive(0, r * shift))
+        return prior + scipy.stats.norm.logpdf(x, loc=mean, scale=sigma)
+
+    return legendre(log_f, np.concatenate([np.linspace(0, far, 4001), np.linspace(far, shift + 10, 400)[1:]]))
+
+
+def test_isolated_holes_and_hills_are_met():
+    model, args, truth = bump_problem()
+    for seed in range(2):
+        got = evidence(model, *args, method="quadrature", seed=seed, progress=False)
+        assert ((got.lower <= truth) & (truth <= got.upper)).all()
+        assert (got.upper - got.lower < 4e-7).all()
+        assert got.guarantee == (NUMERICAL,) * len(truth)
+
+
+def test_rules_that_are_not_led_to_holes_and_hills_miss_them(monkeypatch):
+    monkeypatch.setattr(quadrature, "with_features", lambda density, _: density)
+    model, args, truth = bump_problem()
+    got = evidence(model, *args, method="quadrature", seed=0, progress=False)
+    assert ((got.value - truth).abs() > 10 * (got.upper - got.value)).any()
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_smooth_posteriors_have_no_isolated_features(dim):
+    model = LinearVAE(4, dim, sigma=0.3).double().requires_grad_(False)
+    log_joint = LogJoint(model, model(n=5))
+    location, scale = prior_scale(log_joint)
+    modes = find_modes(log_joint, log_joint.sample_prior(5), location, scale)
+    density = with_features(Density.around(log_joint, modes, location, scale), 1e-7)
+    assert density.features.isnan().all()

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -19,6 +20,11 @@ T = TypeVar("T")
 _DEFAULT = 64.0  # megabytes: the block of importance weights on a GPU, 2**23 numbers in float64
 
 _limit: ContextVar[float] = ContextVar("memory_limit", default=_DEFAULT)
+
+# Freed blocks of megabytes go back to the system, which hands them out again page by page: a third of the time of
+# importance weights. glibc keeps up to twice as much as the largest block that it has once got for itself alone and given
+# back; 32 MB is the largest that counts. This one is never written to, so that it costs nothing.
+torch.empty(2**25 - 2**14, dtype=torch.uint8)
 
 
 def at_once(count: int, each: int = 1) -> int:

@@ -118,16 +118,9 @@ def _groups(
     """Log weights of chunks of samples, in groups that are drawn at once."""
     is_small = len(blocks) == 1 and chunk * layout.numel * layout.num_data <= at_once(_RECORDED)
 
-    draw: Draw | None = None  # held until the next one is made, in memory of its own: else each goes back to the system
-
-    def parts(count: int) -> Iterator[Tensor]:
-        nonlocal draw
-        for block in blocks:
-            draw = block.run(count, values=indices, enumerate_guide=True)
-            yield draw.log_weights
-
     def run(count: int) -> Tensor:
-        return joined(parts(count), blocks.number, dim=1)
+        draws = (block.run(count, values=indices, enumerate_guide=True) for block in blocks)
+        return joined((draw.log_weights for draw in draws), blocks.number, dim=1)
 
     number, rest = divmod(num_samples, chunk)
     held = at_once(_HELD, chunk * layout.num_data) if is_small else 1

@@ -149,7 +149,7 @@ def in_blocks(
         if checkpoint is not None and group.first:
             stack.enter_context(locked(checkpoint))
             file = Blocks(checkpoint, cast("DoneInFile[P, W]", done), blocks)
-            stack.callback(file.write)
+            stack.callback(file.end)
         begun = 0 if checkpoint is None else group.of_first(lambda: file.load(recognised()) if file else 0)
         if begun:
             _logger.info("%s goes on from block %d of %d in %s", name, begun, len(blocks), checkpoint)
@@ -246,6 +246,18 @@ class Blocks(Generic[P, W]):
         save_tree(self._path, {"fingerprint": self._fingerprint, "probe": self._probe, "done": self._state})
         self._written, self._ended = self.done.blocks, time.perf_counter()
         self._seconds = self._ended - start
+
+    def end(self) -> None:
+        """Note what is not noted yet, also where an interrupt comes while that is done.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        try:
+            self.write()
+        except KeyboardInterrupt:
+            self.write()
+            raise
 
 
 def _programs(call: Call) -> dict[str, Any]:

@@ -127,6 +127,22 @@ def test_blocks_that_were_not_written_yet_are_written_in_the_end(tmp_path, monke
     assert torch.equal(evidence(**options).value, expected)
 
 
+def test_an_interrupt_while_the_last_blocks_are_written_loses_none(tmp_path, monkeypatch):
+    file, save, saved = tmp_path / "evidence.safetensors", checkpoint.save_tree, []
+
+    def interrupted(path, tree):
+        saved.append(tree["done"])
+        if len(saved) == 2:  # the first block is noted, the others in the end
+            raise KeyboardInterrupt
+        save(path, tree)
+
+    monkeypatch.setattr(checkpoint, "_SHARE", 0.0)
+    monkeypatch.setattr(checkpoint, "save_tree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evidence(**DEFAULTS | {"checkpoint": file, "block": 5})
+    assert load_tree(file)["done"]["columns"]["blocks"] == 4
+
+
 def test_an_estimate_on_a_file_of_another_run_at_work_is_refused(tmp_path):
     file = tmp_path / "evidence.safetensors"
     with locked(file), pytest.raises(ValueError, match=r"evidence\.safetensors for this run alone"):

@@ -21,7 +21,6 @@ from _common import (
     expect,
     finish,
     kept,
-    kept_of_pairs,
     panels,
     parse_with_presets,
     run_as_command,
@@ -29,7 +28,6 @@ from _common import (
     say,
     table_line,
     train,
-    train_many,
 )
 
 from guides import ConstantVariance, Local, MeanField
@@ -61,11 +59,8 @@ def scaled_digits(args, **options):
 
 def train_analytic(model, guide, x, steps, args):
     """By the ELBO with its KL term in closed form; returns the seconds."""
-    return train(model, guide, x, steps=steps, **analytic(args)).seconds
-
-
-def analytic(args):
-    return {"rate": 2e-3, "objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed}
+    options = {"objective": AnalyticKLELBO(), "batch_size": 256, "seed": args.seed}
+    return train(model, guide, x, steps=steps, rate=2e-3, **options).seconds
 
 
 def make(x, args, guide, noise, *, floating=False):
@@ -109,22 +104,12 @@ def encoder_row(data, guide_class, noise, floating, args):
     return *numbers, sum(p.numel() for p in guide.parameters()), seconds
 
 
-def penalties(args):
-    """By noise sigma the loss by a constant variance, predicted and measured; the VAEs are trained at once."""
+def penalty(sigma, args):
+    """The loss by a constant variance, predicted and measured, in nats per data point, of a VAE with noise sigma."""
     x = scaled_digits(args).train
-
-    def trained():
-        pairs = [make(x, args, MeanField, FixedNoise(sigma)) for sigma in args.sigmas]
-        train_many(pairs, x, steps=args.steps, **analytic(args))
-        return pairs
-
-    measures = {f"penalty_{sigma:g}": partial(penalty, x=x[: args.rows], args=args) for sigma in args.sigmas}
-    return dict(zip(args.sigmas, kept_of_pairs(args, trained, measures), strict=True))
-
-
-def penalty(model, guide, x, args):
-    """The loss by a constant variance, predicted and measured, in nats per data point."""
-    model = model.requires_grad_(False)
+    model, guide = make(x, args, MeanField, FixedNoise(sigma))
+    train_analytic(model, guide, x, args.steps, args)
+    model, x = model.requires_grad_(False), x[: args.rows]
     best = refit(model, guide, x, restarts=0, seed=args.seed, progress=False)
     posterior = best.guide.posterior(x)
     hessian = expected_hessian(LogJoint(model, x), posterior.sample(torch.Size((64,)))).value
@@ -203,7 +188,7 @@ def main(argv=None):
     args = parse(argv)
     expect(args, 4 + len(args.sigmas) + 2 * len(FACTORS))
     table = encoders(args)
-    losses = penalties(args)
+    losses = {sigma: kept(args, f"penalty_{sigma:g}", partial(penalty, sigma, args)) for sigma in args.sigmas}
     for sigma, (known, found) in losses.items():
         say(f"sigma = {sigma:g}: a constant variance costs {known:.4f} nats by formula, {found:.4f} measured")
     shifts, learnt = units(args)

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +165,48 @@ def _stored_or_new(args: argparse.Namespace, name: str, compute: Callable[[], An
     return json.loads(written)["result"]  # as a later call finds it
 
 
-def kept_pair(args: argparse.Namespace, name: str, pair: Pair, train: Callable[[], Any]) -> Pair:
-    """A pair in its place, trained, or with the weights that an earlier call left in the folder; see :func:`kept`."""
-    path = args.out / "rows" / f"{file_name(name)}.safetensors"
+def kept_of_pairs(
+    args: argparse.Namespace, train: Callable[[], Sequence[Pair]], measures: Mapping[str, Callable[..., Any]]
+) -> list[Any]:
+    """Results of pairs that are trained at once, unless the folder has all of them; see :func:`kept`.
 
-    def train_and_save() -> None:
+    Args:
+        args: The script's options, with ``resume``.
+        train: Makes the pairs, trained.
+        measures: Of each pair in turn: the name of its result, and what makes it from model and guide.
+    """
+    pairs = cache(train)
+
+    def measured(i: int, measure: Callable[..., Any]) -> Any:
+        pair = pairs()[i]
+        torch.manual_seed(args.seed + i)  # whether or not this is the first one, which has them trained
+        return measure(*pair)
+
+    return [kept(args, name, partial(measured, i, one)) for i, (name, one) in enumerate(measures.items())]
+
+
+def kept_pairs(args: argparse.Namespace, pairs: Mapping[str, Pair], train: Callable[[], Any]) -> list[Pair]:
+    """Pairs in their places, trained at once, or with the weights that an earlier call left; see :func:`kept`.
+
+    Args:
+        args: The script's options, with ``resume``.
+        pairs: By name.
+        train: Trains all of them in place.
+    """
+    paths = {name: args.out / "rows" / f"{file_name(name)}.safetensors" for name in pairs}
+
+    def trained() -> list[Pair]:
         train()
-        save_pair(path, *pair)
+        return list(pairs.values())
 
-    kept(args, name, train_and_save)
-    return load_pair(path, *pair)
+    kept_of_pairs(args, trained, {name: partial(save_pair, path) for name, path in paths.items()})
+    return [load_pair(paths[name], *pair) for name, pair in pairs.items()]
+
+
+def kept_pair(args: argparse.Namespace, name: str, pair: Pair, train: Callable[[], Any]) -> Pair:
+    """One of :func:`kept_pairs`, trained by itself."""
+    (found,) = kept_pairs(args, {name: pair}, train)
+    return found
 
 
 def say(text: str = "") -> None:
@@ -237,15 +269,25 @@ def train(model: nn.Module, guide: nn.Module, x: Tensor, *, steps: int, rate: fl
 
     Of the bars there is the script's own alone, unless the options have ``progress``.
     """
-    return fit(
-        model,
-        guide,
-        x,
-        steps=steps,
-        optimizer=partial(Adam, lr=rate),
-        scheduler=cosine_decay(steps),
-        **{"progress": False, **options},
-    )
+    return fit(model, guide, x, **_adam_and_cosine(steps, rate), **{"progress": False, **options})
+
+
+def train_many(
+    pairs: Sequence[Pair], data: Tensor | Sequence[Tensor], *, steps: int, rate: float, **options: Any
+) -> History:
+    """Train pairs at once, each as :func:`train` one by itself; further options are those of ``fit_many``."""
+    return fit_many(pairs, data, **_adam_and_cosine(steps, rate), **{"progress": False, **options})
+
+
+def _adam_and_cosine(steps: int, rate: float) -> dict[str, Any]:
+    return {"steps": steps, "optimizer": partial(Adam, lr=rate), "scheduler": cosine_decay(steps)}
+
+
+def pair_under_seed(seed: int, make: Callable[[], Pair], device: str) -> Pair:
+    """A pair that begins where its own seed has it begin, on the device."""
+    torch.manual_seed(seed)
+    model, guide = make()
+    return model.to(device), guide.to(device)
 
 
 def add_near_deterministic_options(parser: argparse.ArgumentParser, *, steps: int, rate: float) -> None:
@@ -273,16 +315,14 @@ def train_near_deterministic(
     made = [make_pair() for _ in datasets]
     pairs = [(model.to(args.device), guide.to(args.device)) for model, guide in made]
     precision = GeometricAnnealing(max(1, args.steps * 3 // 5), first_gamma2, gamma2)
-    history = fit_many(
+    history = train_many(
         pairs,
         [data.train.to(args.device) for data in datasets],
         steps=args.steps,
+        rate=args.rate,
         objective=AnnealedPrecision(ELBO(), precision),
-        optimizer=partial(Adam, lr=args.rate),
-        scheduler=cosine_decay(args.steps),
         batch_size=args.batch,
         seed=args.seed,
-        progress=False,
     )
     return pairs, history.seconds
 

@@ -11,26 +11,27 @@ itself: the gap vanishes where the latents die, and the best model is not the on
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
+from itertools import product
 
 import torch
 from _common import (
-    cosine_decay,
     example_parser,
     expect,
     finish,
-    kept,
+    kept_of_pairs,
+    pair_under_seed,
     panels,
     parse_with_presets,
     run_as_command,
     save,
     table_line,
+    train_many,
 )
 from scipy.stats import spearmanr
-from torch.optim import Adam
 
 from guides import MeanField
-from inference import AnalyticKLELBO, evidence, fit_many, gap
+from inference import AnalyticKLELBO, evidence, gap
 from inference.diagnostics import collapsed, latent_kl
 from zoo import DeepGaussianVAE, FixedNoise, digits_logit
 
@@ -52,21 +53,16 @@ def parse(argv):
     return parse_with_presets(parser, argv, smoke=SMOKE)
 
 
-def new_pair(var, seed, args):
-    torch.manual_seed(seed)
+def new_pair(var, args):
     sizes, hidden = (64, args.latent_dim), (args.hidden,)
     model = DeepGaussianVAE(*sizes, hidden=hidden, noise=FixedNoise(math.sqrt(var))).double()
     return model, MeanField(*sizes, hidden=hidden).double()
 
 
-def train(x, args):
+def train(runs, x, args):
     """A pair for every sigma^2 and seed, trained at once."""
-    pairs = [new_pair(var, args.seed + s, args) for var in args.noises for s in range(args.seeds)]
-    for pair in pairs:
-        for half in pair:
-            half.to(args.device)
-    options = {"optimizer": partial(Adam, lr=5e-3), "scheduler": cosine_decay(args.steps), "batch_size": 256}
-    fit_many(pairs, x, steps=args.steps, objective=AnalyticKLELBO(), seed=args.seed, progress=False, **options)
+    pairs = [pair_under_seed(args.seed + s, partial(new_pair, var, args), args.device) for var, s in runs]
+    train_many(pairs, x, steps=args.steps, rate=5e-3, objective=AnalyticKLELBO(), batch_size=256, seed=args.seed)
     return pairs
 
 
@@ -83,11 +79,11 @@ def measure(model, guide, x, args):
 
 def run(x, args):
     """A row for every sigma^2 and seed: sigma^2, and the numbers of :data:`COLUMNS`."""
-    pairs = cache(partial(train, x, args))  # not needed where all rows are kept
-    runs = [(var, seed) for var in args.noises for seed in range(args.seeds)]
+    runs = list(product(args.noises, range(args.seeds)))
     expect(args, len(runs))
-    made = [lambda i=i: measure(*pairs()[i], x, args) for i in range(len(runs))]
-    return [[var, *kept(args, f"{var:g}_{seed}", one)] for (var, seed), one in zip(runs, made, strict=True)]
+    measures = {f"{var:g}_{seed}": partial(measure, x=x, args=args) for var, seed in runs}
+    rows = kept_of_pairs(args, partial(train, runs, x, args), measures)
+    return [[var, *row] for (var, _), row in zip(runs, rows, strict=True)]
 
 
 def show(rows, args):

@@ -23,8 +23,10 @@ from _common import (
     expect,
     finish,
     kept,
+    kept_of_pairs,
     means_with_errors,
     measure_collapse,
+    pair_under_seed,
     parse_with_presets,
     run_as_command,
     save,
@@ -35,7 +37,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 from guides import ConvEncoder, Linear, MeanField, mlp
-from inference import AnalyticELBO, AnalyticKLELBO, Annealed, converged_bracket, elbo, fit, iwae, log_weights
+from inference import AnalyticELBO, AnalyticKLELBO, Annealed, converged_bracket, elbo, fit, fit_many, iwae, log_weights
 from inference.diagnostics import predicted_alive
 from inference.plots import alive_figure, collapse_curve_figure
 from zoo import ConvDecoder, DeepGaussianVAE, FixedNoise, LearntNoise, LinearVAE, Logit, digits_logit, load_data, mnist
@@ -139,21 +141,29 @@ def build(kind, sigma2, learn, shape, args):
     return model, MeanField(data_dim, latent_dim, encoder=encoder)
 
 
-def train(model, guide, x, seed, args):
-    """Adam with a learning rate that falls to zero over the second half."""
-    steps = args.epochs * math.ceil(len(x) / args.batch)
-    fit(
-        model,
-        guide,
-        x,
-        steps=steps,
-        objective=AnalyticKLELBO(),
-        scheduler=decay_in_second_half(steps),
-        batch_size=args.batch,
-        seed=seed,
-        device=args.device,
-        progress=False,
-    )
+def train(mode, sigma2, seeds, data, args):
+    """A deep pair for each seed, at once by Adam with a learning rate that falls to zero over the second half."""
+    make = partial(build, "deep", sigma2, mode == "learnt", data.shape, args)
+    pairs = [pair_under_seed(seed, make, args.device) for seed in seeds]
+    x, steps = data.x.to(args.device), args.epochs * math.ceil(len(data.x) / args.batch)
+    options = {
+        "steps": steps,
+        "objective": AnalyticKLELBO(),
+        "scheduler": decay_in_second_half(steps),
+        "batch_size": args.batch,
+        "seed": seeds[0],
+        "progress": False,
+    }
+    if len(pairs) == 1:
+        fit(*pairs[0], x, **options)
+    else:
+        fit_many(pairs, x, **options)
+    return pairs
+
+
+def groups_of(seeds, args):
+    """Seeds whose deep pairs are trained at once: all, or each by itself where large networks take longer at once."""
+    return [[seed] for seed in seeds] if args.paper_scale or args.channels else [seeds]
 
 
 def train_linear(model, guide, eigen, args):
@@ -166,21 +176,23 @@ def train_linear(model, guide, eigen, args):
     fit(model, guide, points, steps=args.steps, objective=AnalyticELBO(), **options)
 
 
-def run(kind, mode, sigma2, seed, data, eigen, args):
-    """Train a pair: the numbers of TITLES, the KL of each latent, (N, K), and what :func:`bracket` gives."""
-    x, rows = data.x, data.held_out
-    torch.manual_seed(seed)
-    model, guide = build(kind, sigma2, mode == "learnt", data.shape, args)
-    if kind == "deep":
-        train(model, guide, x, seed, args)
-    else:
-        train_linear(model, guide, eigen, args)
-    numbers, kl = measure_collapse(model, guide, x.to(model.sigma.dtype), args.epsilon)
+def run_linear(mode, sigma2, seed, data, eigen, args):
+    """Train a linear pair: what :func:`measure` gives."""
+    make = partial(build, "linear", sigma2, mode == "learnt", data.shape, args)
+    model, guide = pair_under_seed(seed, make, args.device)
+    train_linear(model, guide, eigen, args)
+    return measure(model, guide, seed=seed, data=data, eigen=eigen, args=args)
+
+
+def measure(model, guide, *, seed, data, eigen, args):
+    """Of a trained pair the numbers of TITLES, the KL of each latent, (N, K), and what :func:`bracket` gives."""
+    numbers, kl = measure_collapse(model, guide, data.x.to(model.sigma.dtype), args.epsilon)
     _, _, final_sigma2, share, _ = numbers
     latent_dim = kl.shape[1]
     predicted = predicted_alive(eigen.eigenvalues, final_sigma2, latent_dim)
     some = kl[:: max(1, len(kl) // 2000)]  # enough for the curve
-    ends = bracket(model, guide, rows, seed, args) if kind == "deep" and len(rows) else []
+    deep = isinstance(model, DeepGaussianVAE)
+    ends = bracket(model, guide, data.held_out, seed, args) if deep and len(data.held_out) else []
     return [*numbers, predicted, round(latent_dim * (1 - share / 100))], some.tolist(), ends
 
 
@@ -197,9 +209,15 @@ def bracket(model, guide, rows, seed, args):
 
 def run_seeds(name, kind, mode, sigma2, data, eigen, args):
     """A line of the table: TITLES for each seed, the KL of each latent of the last one, the brackets of all seeds."""
-    seeds = range(args.seed, args.seed + args.seeds)
-    made = {f"{kind}_{mode}_{sigma2:g}_{s}": partial(run, kind, mode, sigma2, s, data, eigen, args) for s in seeds}
-    results, kls, ends = zip(*(kept(args, file, make) for file, make in made.items()), strict=True)
+    seeds, known = list(range(args.seed, args.seed + args.seeds)), {"data": data, "eigen": eigen, "args": args}
+    file, found = f"{kind}_{mode}_{sigma2:g}", []
+    if kind == "deep":
+        for group in groups_of(seeds, args):
+            measures = {f"{file}_{seed}": partial(measure, seed=seed, **known) for seed in group}
+            found += kept_of_pairs(args, partial(train, mode, sigma2, group, data, args), measures)
+    else:
+        found = [kept(args, f"{file}_{s}", partial(run_linear, mode, sigma2, s, **known)) for s in seeds]
+    results, kls, ends = zip(*found, strict=True)
     values = torch.tensor(results, dtype=torch.float64)
     cells = zip(means_with_errors(values), WIDTHS, strict=True)
     say(f"{name:24s}" + "".join(f"{cell:>{width}s}" for cell, width in cells))

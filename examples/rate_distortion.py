@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 
 import torch
 from _common import (
@@ -21,6 +22,8 @@ from _common import (
     expect,
     finish,
     kept_pair,
+    kept_pairs,
+    pair_under_seed,
     parse_with_presets,
     run_as_command,
     save,
@@ -31,7 +34,7 @@ from torch import nn
 from torch.optim import LBFGS, Adam
 
 from guides import Linear, MeanField, mlp
-from inference import AnalyticBetaELBO, BetaELBO, empirical_entropy, fit, rate_distortion_curve
+from inference import AnalyticBetaELBO, BetaELBO, empirical_entropy, fit, fit_many, rate_distortion_curve
 from inference.information import lower_hull, phase, water_filling, water_filling_at_rate
 from inference.plots import rate_distortion_figure
 from zoo import VAE, AutoregressiveVAE, LinearVAE, MixtureOfGaussians, Scaled, StandardNormal, digits
@@ -118,31 +121,36 @@ def show_linear(points, truth, curve, args):
     return torch.tensor(errors)
 
 
-def train_deep(beta, seed, x, decoder, marginal, args):
-    """One of the four VAEs, by Adam with a learning rate that falls to zero over the second half."""
-    torch.manual_seed(seed)
-    data_dim, hidden = x.shape[1], (256, 256)
+def new_deep(decoder, marginal, data_dim):
+    """One of the four VAEs with its guide."""
+    hidden = (256, 256)
     prior = StandardNormal(DEEP_DIM) if marginal == MARGINALS[0] else MixtureOfGaussians(DEEP_DIM, 32)
     family = VAE if decoder == DECODERS[0] else AutoregressiveVAE
     model = family(data_dim, DEEP_DIM, hidden=hidden, prior=prior)
-    guide = MeanField(data_dim, DEEP_DIM, encoder=mlp(data_dim, 2 * DEEP_DIM, hidden, nn.SiLU))
+    return model, MeanField(data_dim, DEEP_DIM, encoder=mlp(data_dim, 2 * DEEP_DIM, hidden, nn.SiLU))
+
+
+def trained_deep(decoder, marginal, x, args):
+    """Beta and seed to one of the four VAEs: all at once by Adam, its rate falling to zero over the second half."""
+    runs = list(product(args.betas, range(args.seed, args.seed + args.seeds)))
+    make = partial(new_deep, decoder, marginal, x.shape[1])
+    pairs = {
+        f"{decoder}, {marginal}, beta {beta:g}, {seed}": pair_under_seed(seed, make, args.device) for beta, seed in runs
+    }
     steps = args.epochs * math.ceil(len(x) / 100)
     train = partial(
-        fit,
-        model,
-        guide,
+        fit_many,
+        list(pairs.values()),
         x,
         steps=steps,
-        objective=BetaELBO(beta),
+        objective=[BetaELBO(beta) for beta, _ in runs],
         optimizer=partial(Adam, lr=1e-3),
         scheduler=decay_in_second_half(steps),
         batch_size=100,
-        seed=seed,
-        device=args.device,
+        seed=args.seed,
         progress=False,
     )
-    pair = model.to(args.device), guide.to(args.device)
-    return kept_pair(args, f"{decoder}, {marginal}, beta {beta:g}, {seed}", pair, train)
+    return dict(zip(runs, kept_pairs(args, pairs, train), strict=True))
 
 
 def deep_curves(args):
@@ -152,9 +160,10 @@ def deep_curves(args):
     curves, seeds = {}, range(args.seed, args.seed + args.seeds)
     for decoder in DECODERS:
         for marginal in MARGINALS:
-            train = partial(train_deep, x=x, decoder=decoder, marginal=marginal, args=args)
-            name = f"{decoder}, {marginal}"
-            curves[name] = rate_distortion_curve(train, args.betas, x, seeds=seeds, progress=False)
+            found = trained_deep(decoder, marginal, x, args)
+            curves[f"{decoder}, {marginal}"] = rate_distortion_curve(
+                lambda beta, seed, found=found: found[beta, seed], args.betas, x, seeds=seeds, progress=False
+            )
     # The data set's own entropy is out of reach; the best R + D stands for that of the distribution, as in the paper.
     best = min(point.total.value for points in curves.values() for point in points)
     print(f"\nbinarised digits {tuple(x.shape)}: R + D is at least {empirical_entropy(x):.3f}", end="")

@@ -10,6 +10,7 @@ objectives sample the KL term: compare them with "sampled KL". Free bits keep la
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from _common import (
     kept,
     means_with_errors,
     measure_collapse,
+    pair_under_seed,
     panels,
     parse_with_presets,
     run_as_command,
@@ -36,7 +38,16 @@ from _common import (
 from torch import nn
 
 from guides import MeanField, mlp
-from inference import ELBO, AnalyticKLELBO, BetaELBO, CyclicalAnnealing, FreeBitsELBO, LinearAnnealing, Objective, fit
+from inference import (
+    ELBO,
+    AnalyticKLELBO,
+    BetaELBO,
+    CyclicalAnnealing,
+    FreeBitsELBO,
+    LinearAnnealing,
+    Objective,
+    fit_many,
+)
 from inference.diagnostics import active_units, posterior_means
 from zoo import DeepGaussianVAE, FixedNoise, LearntNoise, OptimalNoise, digits_logit
 
@@ -89,29 +100,38 @@ def build(choice, sigma2, data_dim):
     return model, MeanField(data_dim, 20, encoder=encoder)
 
 
-def run(choice, sigma2, x, seed, args):
-    """Train one pair by Adam with a learning rate that falls to zero over the second half: the numbers of TITLES."""
-    torch.manual_seed(seed)
-    model, guide = build(choice, sigma2, x.shape[1])
+def run(choice, sigma2, x, args):
+    """Train a pair for each seed, at once, by Adam with a learning rate that falls to zero over the second half.
+
+    Returns:
+        The numbers of TITLES for each seed; seconds are a pair's share.
+    """
+    seeds, make = range(args.seed, args.seed + args.seeds), partial(build, choice, sigma2, x.shape[1])
+    pairs = [pair_under_seed(seed, make, args.device) for seed in seeds]
     steps = args.epochs * math.ceil(len(x) / args.batch)
     options = {
         "objective": choice.objective(steps),
         "scheduler": decay_in_second_half(steps),
         "batch_size": args.batch,
-        "seed": seed,
-        "device": args.device,
+        "seed": args.seed,
         "progress": False,
     }
     measured = []
     with tempfile.TemporaryDirectory() as folder:  # the second call goes on where the first one stopped
         for end in (max(1, steps // 10), steps):
-            history = fit(model, guide, x, steps=end, checkpoint=Path(folder) / "run.safetensors", **options)
-            if isinstance(model.noise, OptimalNoise):
-                model.freeze(guide, x, num_samples=10)
-            measured.append(measure_collapse(model, guide, x, args.epsilon)[0])
-    early, final = measured
-    active = active_units(posterior_means(model, guide, x)).sum().item()
-    return *final[:3], early[3], *final[3:], active, history.seconds
+            history = fit_many(pairs, x, steps=end, checkpoint=Path(folder) / "run.safetensors", **options)
+            measured.append([measure(*pair, x, args) for pair in pairs])
+    share = history.seconds / len(pairs)
+    return [[*final[:3], early[3], *final[3:], share] for early, final in zip(*measured, strict=True)]
+
+
+def measure(model, guide, x, args):
+    """ELBO, tuned ELBO, sigma^2, percentage of collapsed latents, KL term and active latents."""
+    if isinstance(model.noise, OptimalNoise):
+        model = copy.deepcopy(model)  # the pair itself is to train further
+        model.freeze(guide, x, num_samples=10)
+    active = active_units(posterior_means(model, guide, x))
+    return *measure_collapse(model, guide, x, args.epsilon)[0], active.sum().item()
 
 
 def run_all(start, x, args):
@@ -119,8 +139,7 @@ def run_all(start, x, args):
     say("\n" + table_line(f"sigma^2 from {start:g}", TITLES, width=17))
     rows = {}
     for name, choice in CHOICES.items():
-        runs = {seed: partial(run, choice, start, x, seed, args) for seed in range(args.seed, args.seed + args.seeds)}
-        found = [kept(args, f"{name}_{start:g}_{seed}", one) for seed, one in runs.items()]
+        found = kept(args, f"{name}_{start:g}", partial(run, choice, start, x, args))
         rows[name] = torch.tensor(found, dtype=torch.float64)
         say(table_line(name, means_with_errors(rows[name]), width=17))
     for name, base in COMPARED.items():
@@ -156,7 +175,7 @@ def main(argv=None):
     x = digits_logit(test_size=0, dtype=torch.float32).train[: args.rows]
     x = (x - x.mean(0)).to(args.device)
     print(f"digits: {tuple(x.shape)}, mean (s.e.) over {args.seeds} seeds, nats per data point of the training set")
-    expect(args, len(args.starts) * len(CHOICES) * args.seeds)
+    expect(args, len(args.starts) * len(CHOICES))
     tables = {start: run_all(start, x, args) for start in args.starts}
     save(draw(tables), args, "training_choices.png")
     print()

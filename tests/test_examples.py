@@ -204,6 +204,60 @@ def test_a_bar_counts_the_results_and_bears_the_name(load, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "rows").iterdir()} == {"first.json", "beta___2.json"}
 
 
+def test_pairs_trained_at_once_are_trained_again_where_one_is_missing(load, tmp_path):
+    common, trainings = load("_common.py"), []
+    parser = common.example_parser("What it does.", "name", seed="all")
+
+    def train():
+        trainings.append(torch.rand(5))  # the training's own draws
+        return [(torch.nn.Linear(1, 1), offset) for offset in (1.0, 2.0)]
+
+    def results(*further, broken=False):
+        args = common.parse_with_presets(parser, ["--out", str(tmp_path), *further])
+
+        def measure(_, offset):
+            if broken and offset == 2.0:
+                raise KeyboardInterrupt
+            return offset + float(torch.rand(()))
+
+        return common.kept_of_pairs(args, train, {"first": measure, "second": measure})
+
+    whole = results()
+    assert results("--resume") == whole
+    assert len(trainings) == 1
+    assert whole[1] - 2 != whole[0] - 1  # each is measured with its own noise
+    (tmp_path / "rows" / "second.json").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        results("--resume", broken=True)
+    assert results("--resume") == whole  # to the same bits, whichever was there
+    assert len(trainings) == 3
+
+
+def test_kept_pairs_begin_untrained_and_take_all_weights_of_the_folder(load, tmp_path):
+    common = load("_common.py")
+    parser = common.example_parser("What it does.", "name", seed="all")
+
+    def trained(*further):
+        args = common.parse_with_presets(parser, ["--out", str(tmp_path), *further])
+        pairs = {f"beta = {i}": (LinearVAE(3, 1), Linear(3, 1)) for i in range(2)}
+        begun = []
+
+        def train():
+            for i, (model, _) in enumerate(pairs.values()):
+                begun.append(float(model.W.detach().abs().sum()))
+                model.W.data.fill_(float(i))
+
+        found = common.kept_pairs(args, pairs, train)
+        assert all(pair[0] is own[0] for pair, own in zip(found, pairs.values(), strict=True))
+        assert [pair[0].W.unique().tolist() for pair in found] == [[0.0], [1.0]]
+        return begun
+
+    assert len(trained()) == 2
+    assert trained("--resume") == []
+    (tmp_path / "rows" / "beta___1.json").unlink()
+    assert 0.0 not in trained("--resume")  # the one that was there is not trained from where it ended
+
+
 def test_autoguides_conclude_how_many_are_close_and_trusted(load, capsys):
     module = load("autoguides.py")
     rows = {"close": ["-1.00", "0.15 ± 0.04", "0.30"], "off": ["-9.00", "3.20 ± 0.10", "0.90"]}

@@ -120,7 +120,9 @@ def rate_distortion_curve(
             runs = []
             for seed in seeds:
                 model, guide = train(parameter, seed)
-                runs.append(rate_distortion(model, guide, x, num_samples=num_samples, seed=seed, level=level))
+                runs.append(
+                    rate_distortion(model, guide, x, num_samples=num_samples, seed=seed, level=level, progress=False)
+                )
                 bar.update()
             points.append(curve_point(parameter, runs, level=level))
     return points

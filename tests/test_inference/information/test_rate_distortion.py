@@ -477,6 +477,17 @@ def test_a_curve_trains_every_parameter_and_seed():
         assert point.rate.value == pytest.approx(np.mean([r.rate.value for r in point.runs]), abs=1e-12)
 
 
+def test_a_curve_has_one_bar_or_none(monkeypatch, capsys):
+    in_chunks = functools.partial(rate_distortion, chunk=5)  # which has a bar by itself
+    monkeypatch.setattr("inference.information.curve.rate_distortion", in_chunks)
+    pair = Finite().model, Finite().guide
+    for progress in (True, False):
+        rate_distortion_curve(lambda *_: pair, [1.0], Finite().x, progress=progress)
+        shown = capsys.readouterr().err
+        assert ("rate-distortion curve: 100%" in shown) == progress
+        assert "rate, distortion" not in shown
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_hull_is_the_lower_left_part_of_scipys(seed):
     points = np.random.default_rng(seed).normal(size=(30, 2))

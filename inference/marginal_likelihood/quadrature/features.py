@@ -22,9 +22,10 @@ from inference.marginal_likelihood.quadrature.slices import POINTS, Density
 from inference.numerics.newton import points_at_once
 from inference.posterior.modes import log_joint_at
 
-# Points per dimension of the grid in one, two and three dimensions, at most, and of those that find its extent. A loose
-# tolerance needs no more than meet what matters to it: so many over the root of it.
-_GRID, _COARSE, _MATTERING = (2048, 120, 40), (33, 17, 9), 4.0
+# Points per dimension of the grid in one and two dimensions, at most, and of those that find its extent. A loose
+# tolerance needs no more than meet what matters to it: so many over the root of it. In three dimensions as many points
+# as a rule has would see no more than its nodes do.
+_GRID, _COARSE, _MATTERING = (2048, 120), (33, 17), 4.0
 
 # Nats below the best point at which the grid ends, and standard deviations of modes that it holds in any case: of those
 # whose Laplace mass is less than the greatest by so many nats at most.
@@ -36,7 +37,9 @@ _AROUND = 4
 
 # A feature departs by more than this part of the tolerance, relative to the highest density, and so many times more
 # than all points from the first to the second distance do. Ridges and edges have their like there, and meet the nodes.
-_LEAST, _BEYOND, _FRAME = 0.01, 100.0, (8, 12)
+# A Gaussian mode departs by 1.5 times the eighth power of the points' distance in its standard deviations: ten times
+# that is smooth.
+_LEAST, _BEYOND, _FRAME, _SMOOTH = 0.01, 100.0, (8, 12), 15.0
 
 # Features of a data point at most, and the size that cells about one begin with, in the distance of grid points.
 _MOST, _SIZE = 8, 1 / 3
@@ -44,13 +47,15 @@ _MOST, _SIZE = 8, 1 / 3
 
 @torch.no_grad()
 def with_features(density: Density, tolerance: float) -> Density:
-    """The density with its isolated features, as far as a grid over the posterior shows them.
+    """The density with its isolated features, as far as a grid over the posterior in one or two dimensions shows them.
 
     Args:
         density: That of all data.
         tolerance: Relative error of the evidence that is aimed at.
     """
     num_data, dim = density.origin.shape
+    if dim > len(_GRID):
+        return density
     needed = math.ceil(_MATTERING * tolerance ** (-1 / dim)) + 2 * _AROUND
     num = min(max(needed, 4 * _AROUND), _GRID[dim - 1])
     data = torch.arange(num_data, device=density.origin.device)
@@ -65,7 +70,10 @@ def _search(density: Density, datum: Tensor, num: int, tolerance: float) -> tupl
     step = (high - low) / (num - 1 - 2 * _AROUND)
     value = _on_grid(density, datum, low - _AROUND * step, high + _AROUND * step, num)
     departure = _departures((value - _highest(value)).exp())
-    least = torch.clamp(_BEYOND * _beside(departure), min=_LEAST * tolerance)
+    smooth = _SMOOTH * (step / _widest(density, datum)).amax(-1) ** (2 * _AROUND)
+    least = torch.maximum(
+        _BEYOND * _beside(departure), smooth.clamp(min=_LEAST * tolerance).view(-1, *(1,) * low.shape[-1])
+    )
     isolated = (departure > least) & (departure >= _within(departure, _AROUND))
     height, index = torch.where(isolated, departure, 0.0).flatten(1).topk(_MOST)
     side = departure.shape[1]
@@ -76,8 +84,7 @@ def _search(density: Density, datum: Tensor, num: int, tolerance: float) -> tupl
 
 def _extent(density: Density, datum: Tensor) -> tuple[Tensor, Tensor]:
     """The corners of boxes that hold the posteriors of chosen data (n,), each (n, d)."""
-    dim = density.origin.shape[-1]
-    mass = (density.height - 0.5 * torch.linalg.slogdet(density.precision).logabsdet)[:, datum]
+    dim, mass = density.origin.shape[-1], _masses(density, datum)
     matters = (mass > mass.amax(0) - _MATTERS).unsqueeze(-1)
     spread, modes = _DEVIATIONS * density.spreads[:, datum], density.modes[:, datum]
     least = torch.where(matters, modes - spread, torch.inf).amin(0)
@@ -90,6 +97,16 @@ def _extent(density: Density, datum: Tensor) -> tuple[Tensor, Tensor]:
         first, last = _ends(inside)
         low, high = torch.minimum(least, low + step * (first - 0.5)), torch.maximum(most, low + step * (last + 0.5))
     return low, high
+
+
+def _masses(density: Density, datum: Tensor) -> Tensor:
+    """Laplace's logarithms of the masses of the modes of chosen data (n,), up to a constant, (J, n)."""
+    return (density.height - 0.5 * torch.linalg.slogdet(density.precision).logabsdet)[:, datum]
+
+
+def _widest(density: Density, datum: Tensor) -> Tensor:
+    """Standard deviations of the mode with the greatest mass, of chosen data (n,), (n, d)."""
+    return density.spreads[_masses(density, datum).argmax(0), datum]
 
 
 def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:

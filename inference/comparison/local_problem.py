@@ -32,7 +32,7 @@ class LocalProblem:
     Args:
         call: The pair, with the freed guide.
         local: That guide.
-        num_samples: S, samples per data point, of noise that stays the same.
+        num_samples: S, samples per data point, of noise that is evenly spread and stays the same.
         shared: Whether all data share the guide's parameters: then there is one problem, R = 1, else R = N.
 
     Attributes:
@@ -48,7 +48,7 @@ class LocalProblem:
         self.shared = shared
         self.parameters = _free(local)
         self.call, self.num_samples = call, num_samples
-        self.noise, self.seed = WhitenedNoise(), int(torch.randint(2**31, ()))
+        self.noise, self.seed = WhitenedNoise(even=True), int(torch.randint(2**31, ()))
         sizes = {p.shape[0] if p.dim() else 0 for p in self.parameters}
         if len(sizes) != 1 and not shared:
             raise ValueError(

@@ -108,14 +108,15 @@ def refit(
     The parameters of an AutoGuide are refitted as a whole; so are, where all data are one data point, those of any
     module, such as an EasyGuide, and those that a function names by ``pyro.param``.
 
-    Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same: from the guide's own
-    output, from the members of its family that are most like Laplace's approximation and like the best Gaussian with
-    independent coordinates at each mode of the posterior that is found (three at most), and from random starts. A
-    mixture of Gaussians starts with components at different modes, or with the best such Gaussian in two parts, and its
-    ELBO is taken component by component, which at given noise is smooth in the weights, too. A quarter of the steps are
-    made from each start, and then all of them from the two best. Of the points found, that one is taken whose ELBO is
-    surely highest, by its errors on fresh noise that all share. It goes on from there on eight times the samples, whose
-    accidents it can use less; the values come from further noise.
+    Data side by side in blocks, by L-BFGS on whitened antithetic noise that stays the same and, for latents of eight
+    coordinates at most, is spread evenly: from the guide's own output, from the members of its family that are most
+    like Laplace's approximation and like the best Gaussian with independent coordinates at each mode of the posterior
+    that is found (three at most), and from random starts. A mixture of Gaussians starts with components at different
+    modes, or with the best such Gaussian in two parts, and its ELBO is taken component by component, which at given
+    noise is smooth in the weights, too. A quarter of the steps are made from each start, and then all of them from the
+    two best. Of the points found, that one is taken whose ELBO is surely highest, by its errors on fresh noise that all
+    share. It goes on from there on eight times the samples, whose accidents it can use less; the values come from
+    further noise.
 
     Warning:
         The point is stationary as far as ``gradient_norm`` is near zero. That no better member of the family exists is
@@ -343,10 +344,10 @@ def _taken(
         tie: See :func:`_chosen`.
     """
     problem.set(candidates[0])
-    enough, fresh, values = _enough(problem.call, num_samples), int(torch.randint(2**31, ())), []
+    enough, fresh, values = _enough(problem.call, num_samples, even=True), int(torch.randint(2**31, ())), []
     for candidate in candidates:
         problem.set(candidate)
-        values.append(problem.combined(evaluations(problem.call, enough, fresh)))
+        values.append(problem.combined(evaluations(problem.call, enough, fresh, even=True)))
     values[: len(wild)] = [torch.where(w, _NEVER, value) for w, value in zip(wild, values, strict=False)]
     return _chosen(torch.stack(values), lowest, tie)
 
@@ -396,16 +397,16 @@ def _surely(values: Tensor) -> Tensor:
     return lower.nan_to_num(nan=-math.inf)
 
 
-def _enough(call: Call, num_samples: int) -> int:
+def _enough(call: Call, num_samples: int, *, even: bool = False) -> int:
     """Samples of an evaluation: more where whitening gains little, as in families that do not move noise linearly."""
     with random_state(None):
-        _, error = mean_and_error(evaluations(call, num_samples))
+        _, error = mean_and_error(evaluations(call, num_samples, even=even))
     return _MORE * num_samples if bool((error > _NOISY).any()) else num_samples
 
 
 @torch.no_grad()
-def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor:
-    """The ELBO on several independent sets of whitened noise, (8, N).
+def evaluations(call: Call, num_samples: int, seed: int | None = None, *, even: bool = False) -> Tensor:
+    """The ELBO on several independent sets of whitened noise, (8, N), each spread evenly if so asked.
 
     Whitened noise is normal up to second moments only: terms of the log joint beyond a quadratic have a bias in 1 / S.
     A second set of half the size estimates that bias, which is subtracted; other noise has no such bias.
@@ -414,17 +415,17 @@ def evaluations(call: Call, num_samples: int, seed: int | None = None) -> Tensor
     mixture = mixed(call)
     with seeded(seed):
         for _ in range(EVALUATIONS):
-            value, white = _evaluate(call, num_samples, mixture)
-            values.append(2 * value - _evaluate(call, num_samples // 2, mixture)[0] if white else value)
+            value, white = _evaluate(call, num_samples, mixture, even)
+            values.append(2 * value - _evaluate(call, num_samples // 2, mixture, even)[0] if white else value)
     return torch.stack(values)
 
 
-def _evaluate(call: Call, num_samples: int, mixture: Mixed | None) -> tuple[Tensor, bool]:
+def _evaluate(call: Call, num_samples: int, mixture: Mixed | None, even: bool) -> tuple[Tensor, bool]:
     """The ELBO on one set of noise, (N,), and whether the noise was whitened and half as much could be."""
     if mixture is not None:
-        with WhitenedNoise():
+        with WhitenedNoise(even=even):
             return mixture_elbo(call, mixture, num_samples).double(), num_samples >= 4 * mixture.latent_dim
-    with WhitenedNoise() as noise:
+    with WhitenedNoise(even=even) as noise:
         draw = call.run(num_samples, enumerate_guide=True)
     return draw.trained_elbo.mean(0).double(), noise.used and num_samples >= 4 * draw.layout.numel
 

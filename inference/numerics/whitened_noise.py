@@ -7,6 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.quasirandom import SobolEngine
+
+# Dimensions up to which points are spread evenly: in more, a thousand of them are hardly better than random ones.
+_EVEN_DIMS = 8
+
+# The least probability of which a quantile is taken.
+_LEAST = 1e-12
 
 
 class WhitenedNoise(TorchFunctionMode):
@@ -22,10 +29,16 @@ class WhitenedNoise(TorchFunctionMode):
     Warning:
         With fewer than 2 d samples there is no such noise: then the pairs are only antithetic. Beyond second moments
         the noise is not normal: the mean of a function is biased by a term in 1 / S of what it has beyond a quadratic.
+
+    Args:
+        even: Spread the points evenly, by Sobol's sequence with a random shift of each (S, d), where d is 8 at most.
+            Means of 1024 points then err less by a factor of 2 to 20 for d up to 3 and of about 2 for d = 5, so that
+            what is optimised on them has fewer accidents to use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, even: bool = False) -> None:
         super().__init__()
+        self._even = even
         self._drawn: list[Tensor] = []
         self._next = 0
 
@@ -54,7 +67,7 @@ class WhitenedNoise(TorchFunctionMode):
         if len(shape) < 3 or shape[0] < 2:
             return func(*args, **kwargs)
         if self._next == len(self._drawn):
-            self._drawn.append(_draw(func, shape, kwargs))
+            self._drawn.append(_draw(_evenly if self._even else func, shape, kwargs))
         noise = self._drawn[self._next]
         self._next += 1
         if noise.shape != shape:
@@ -68,6 +81,17 @@ def _draw(randn: Any, shape: tuple[int, ...], kwargs: Any) -> Tensor:
     # An odd sample out lies at the mean, and the others lie farther out.
     odd = shape[0] - len(pairs)
     return torch.cat([pairs * (shape[0] / len(pairs)) ** 0.5, pairs.new_zeros(odd, *shape[1:])])
+
+
+def _evenly(shape: tuple[int, ...], **kwargs: Any) -> Tensor:
+    """Normal points (S, ..., d) of a Sobol sequence over the samples, shifted at random for each of the others."""
+    if shape[-1] > _EVEN_DIMS:
+        return torch.randn(shape, **kwargs)
+    shift = torch.rand(shape[1:], **kwargs).double()
+    points = SobolEngine(shape[-1]).draw(shape[0], dtype=torch.float64).to(shift.device)
+    points = points.reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1])
+    levels = (points + shift).frac().clamp(_LEAST, 1 - _LEAST)
+    return torch.special.ndtri(levels).to(kwargs.get("dtype") or torch.get_default_dtype())
 
 
 def _whiten(noise: Tensor) -> Tensor:

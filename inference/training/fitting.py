@@ -171,7 +171,8 @@ def fit(
         if not isinstance(objective, Objective):  # ours check the pair themselves
             refuse_swapped(model, guide, supply.first)
         for module in modules_of(*programs):
-            if said := far_from_unit(module, supply.first[0]):
+            is_trained = any(parameter.requires_grad for parameter in module.parameters())
+            if is_trained and (said := far_from_unit(module, supply.first[0])):
                 _logger.warning("%s: call standardise_by(x_train) on model and guide first", said)
         trainer = Trainer(model, guide, supply, validation, objective, seed, order_seed=order_seed)
         trainer.callbacks, trainer.level = callbacks, capture

@@ -211,3 +211,5 @@ def test_data_far_from_the_networks_unit_are_warned_of(caplog):
     caplog.clear()
     fit(*(half.double().standardise_by(raw) for half in (LinearVAE(5, 2), Linear(5, 2))), raw, steps=2, progress=False)
     assert "standardise_by" not in caplog.text
+    fit(LinearVAE(5, 2).double().requires_grad_(False), MeanField(5, 2).double().standardise_by(raw), raw, steps=2)
+    assert "standardise_by" not in caplog.text  # of what another way has fitted there is nothing to say

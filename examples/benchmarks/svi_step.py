@@ -186,12 +186,16 @@ def many_fits(shape, x, size, steps, numbers):
 def main(argv=None):
     parser = benchmark_parser(__doc__)
     parser.add_argument("--steps", type=int, default=1000, help="steps per timing, of the small network")
+    names = [name.split()[0] for name in NETWORKS]
+    parser.add_argument("--networks", nargs="+", default=names, choices=names, help="that are trained")
     parser.add_argument("--levels", nargs="+", default=["off", "graph", "compile"], help="of capture")
     parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 64], help="trained at once")
     parser.add_argument("--many-steps", type=int, default=1000, help="steps of several pairs at once")
     parser.add_argument("--device", default="cpu", help="where to train")
     args = begin(parser, argv, SMOKE)
     for name, shape in NETWORKS.items():
+        if name.split()[0] not in args.networks:
+            continue
         torch.manual_seed(0)
         size = BATCHES[name]
         steps = args.steps if shape[0] == 64 else max(args.steps // 5, 2)  # of larger networks fewer

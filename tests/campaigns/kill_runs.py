@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from unittest.mock import patch
 
 import torch
 from torch.optim.lr_scheduler import ExponentialLR
+from tqdm.auto import tqdm
 
 from guides import MeanField
 from inference import (
@@ -181,6 +183,7 @@ def start(door: str, folder: Path) -> int:
     if child:
         return child
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tqdm.set_lock(threading.RLock())  # the bars' own is shared with the children before, which were killed
     try:
         text = WORKS[door](folder)
         (folder / "result").write_text(text)

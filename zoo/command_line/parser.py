@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the lines, as head does, wants no more of them
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - to which the end of the process writes the rest
     except KeyboardInterrupt:
         print(f"interrupted{_GOES_ON.get(args.command, '')}", file=sys.stderr)
         return INTERRUPTED

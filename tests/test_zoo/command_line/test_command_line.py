@@ -1,5 +1,6 @@
 """The command line, run in this process; one test runs it as a user does."""
 
+import io
 import json
 import subprocess
 import sys
@@ -76,6 +77,18 @@ def test_compare_of_a_csv_writes_table_netcdf_and_report(csv, tmp_path, capsys):
     assert report.count("data:image/png;base64,") == 3
     assert "linear_vae / mean_field" in report
     assert "http" not in report  # nothing is fetched
+
+
+def test_a_reader_that_wants_no_more_lines_is_no_error(monkeypatch, capsys):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert main(["list"]) == 0
+        sys.stdout.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_card_adds_a_pair_that_list_and_show_know(trained, csv, tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_compare_of_a_csv_writes_table_netcdf_and_report(csv, tmp_path, capsys):
 
 def test_a_reader_that_wants_no_more_lines_is_no_error(monkeypatch, capsys):
     class Closed(io.StringIO):
-        def write(self, text):
+        def write(self, text):  # noqa: ARG002
             raise BrokenPipeError
 
     with monkeypatch.context() as patch:

@@ -233,7 +233,7 @@ def test_pairs_trained_at_once_are_trained_again_where_one_is_missing(load, tmp_
     assert len(trainings) == 3
 
 
-def test_kept_pairs_begin_untrained_and_take_all_weights_of_the_folder(load, tmp_path):
+def test_kept_pairs_begin_untrained_and_take_the_weights_kept(load, tmp_path):
     common = load("_common.py")
     parser = common.example_parser("What it does.", "name", seed="all")
 

@@ -24,7 +24,7 @@ _limit: ContextVar[float] = ContextVar("memory_limit", default=_DEFAULT)
 # Freed blocks of megabytes go back to the system, which hands them out again page by page: a third of the time of
 # importance weights. glibc keeps up to twice as much as the largest block that it has once got by itself and given
 # back; 32 MB is the largest that counts. This one is never written to, so that it costs nothing.
-torch.empty(2**25 - 2**14, dtype=torch.uint8)
+torch.empty(2**25 - 2**14, dtype=torch.uint8, device="cpu")
 
 
 def at_once(count: int, each: int = 1) -> int:

@@ -66,11 +66,13 @@ def with_features(density: Density, tolerance: float) -> Density:
 
 def _search(density: Density, datum: Tensor, num: int, tolerance: float) -> tuple[Tensor, Tensor]:
     """Places of the features of chosen data (n,), (J, n, d) with NaN where there are fewer, and their size (n, d)."""
-    low, high = _extent(density, datum)
+    spread, mass = density.spreads[:, datum], _masses(density, datum)
+    low, high = _extent(density, datum, spread, mass)
     step = (high - low) / (num - 1 - 2 * _AROUND)
     value = _on_grid(density, datum, low - _AROUND * step, high + _AROUND * step, num)
     departure = _departures((value - _highest(value)).exp())
-    smooth = _SMOOTH * (step / _widest(density, datum)).amax(-1) ** (2 * _AROUND)
+    of_greatest = spread[mass.argmax(0), torch.arange(len(datum), device=datum.device)]
+    smooth = _SMOOTH * (step / of_greatest).amax(-1) ** (2 * _AROUND)
     least = torch.maximum(
         _BEYOND * _beside(departure), smooth.clamp(min=_LEAST * tolerance).view(-1, *(1,) * low.shape[-1])
     )
@@ -82,13 +84,12 @@ def _search(density: Density, datum: Tensor, num: int, tolerance: float) -> tupl
     return torch.where((height.T > 0).unsqueeze(-1), place, torch.nan), _SIZE * step
 
 
-def _extent(density: Density, datum: Tensor) -> tuple[Tensor, Tensor]:
-    """The corners of boxes that hold the posteriors of chosen data (n,), each (n, d)."""
-    dim, mass = density.origin.shape[-1], _masses(density, datum)
+def _extent(density: Density, datum: Tensor, spread: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """The corners of boxes that hold the posteriors of chosen data (n,), each (n, d); of their modes are the others."""
+    dim, modes, reach = density.origin.shape[-1], density.modes[:, datum], _DEVIATIONS * spread
     matters = (mass > mass.amax(0) - _MATTERS).unsqueeze(-1)
-    spread, modes = _DEVIATIONS * density.spreads[:, datum], density.modes[:, datum]
-    least = torch.where(matters, modes - spread, torch.inf).amin(0)
-    most = torch.where(matters, modes + spread, -torch.inf).amax(0)
+    least = torch.where(matters, modes - reach, torch.inf).amin(0)
+    most = torch.where(matters, modes + reach, -torch.inf).amax(0)
     low, high = least.clamp(max=-_FARTHEST), most.clamp(min=_FARTHEST)
     for _ in range(_ZOOMS):
         value = _on_grid(density, datum, low, high, _COARSE[dim - 1])
@@ -102,11 +103,6 @@ def _extent(density: Density, datum: Tensor) -> tuple[Tensor, Tensor]:
 def _masses(density: Density, datum: Tensor) -> Tensor:
     """Laplace's logarithms of the masses of the modes of chosen data (n,), up to a constant, (J, n)."""
     return (density.height - 0.5 * torch.linalg.slogdet(density.precision).logabsdet)[:, datum]
-
-
-def _widest(density: Density, datum: Tensor) -> Tensor:
-    """Standard deviations of the mode with the greatest mass, of chosen data (n,), (n, d)."""
-    return density.spreads[_masses(density, datum).argmax(0), datum]
 
 
 def _ends(inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ prior's unit, turned so that the first is the direction in which the best mode i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ class Density:
         """Which modes there are and matter, (J, N)."""
         return self.height > LOWEST
 
-    @property
+    @cached_property
     def spreads(self) -> Tensor:
         """Standard deviations of the coordinates under the quadratic models of the modes, (J, N, d)."""
         return torch.linalg.inv(self.precision).diagonal(dim1=-2, dim2=-1).sqrt()

@@ -175,7 +175,7 @@ class FileColumns(Columns):
         self.rows, self.blocks = int(state["rows"]), int(state["blocks"])
         self._number = self.rows if self._number is None else self._number
         self._names = [str(name) for name in state["names"]]
-        self._lay_out({str(name): (str(kind), lines) for name, (kind, lines) in state["kinds"].items()})
+        self._lay_out({str(name): _known_kind(*kind) for name, kind in state["kinds"].items()})
         self._end = self._content + int(state["texts"])
         if size is None:
             return
@@ -280,6 +280,18 @@ def _kind(values: Tensor | Sequence[str]) -> tuple[str, int | None]:
     if not isinstance(values, Tensor):
         return _TEXT, None
     return str(values.dtype).removeprefix("torch."), len(values) if values.dim() > 1 else None
+
+
+def _known_kind(kind: Any, lines: Any) -> tuple[str, int | None]:
+    """A kind that :func:`_kind` may give, as it is read from a file.
+
+    Raises:
+        Unreadable: If it is none.
+    """
+    known = isinstance(kind, str) and (kind == _TEXT or isinstance(getattr(torch, kind, None), torch.dtype))
+    if not known or not (lines is None or (type(lines) is int and lines > 0)):
+        raise Unreadable(f"is damaged: a column is of kind {kind!r} with {lines!r} lines")
+    return kind, lines
 
 
 def _dtype(kind: str) -> np.dtype:

@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import importlib
 import json
+import math
 import os
 import random
 import resource
@@ -50,6 +51,8 @@ from zoo.data.files import read_arrays, read_images
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double()
 HANG, GROWTH, BATCH = 30, 300e6, 250
+NUMBERS = (-1, 0, 1, 10**9, 2**70, 0.5, math.nan, True)
+OTHERS: tuple[Any, ...] = (None, "", "text", "int64", [], {}, [[[]]], torch.zeros(2))
 SEALED, FOREIGN = 0.3, 0.05  # shares of files with a right digest, and of other files
 
 
@@ -217,7 +220,7 @@ def damaged_tree(tree: Any, generator: random.Random) -> Any:
     if isinstance(tree, list | tuple) and len(tree) and generator.random() < 0.9:
         i = generator.randrange(len(tree))
         return [*tree[:i], damaged_tree(tree[i], generator), *tree[i + 1 :]]
-    return generator.choice([None, -1, 0, 10**9, 2**70, "", "text", [], {}, torch.zeros(2), float("nan"), True, [[[]]]])
+    return generator.choice(NUMBERS + OTHERS)
 
 
 class Files:

@@ -129,3 +129,13 @@ def test_a_state_of_more_texts_than_the_file_holds_is_refused(tmp_path):
     state = filled(in_file(tmp_path / "rows")).state()
     with pytest.raises(Unreadable, match="damaged or of another run"):
         in_file(tmp_path / "rows").resume(state | {"texts": state["texts"] + 1}, 4)
+
+
+@pytest.mark.parametrize("kind", [["int64", {}], ["int64", 0], ["int64", True], ["int64", "2"], ["object", None]])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_state_with_a_kind_of_columns_that_there_is_not_is_refused(kind, named, tmp_path):
+    """Also one of a column that is not read: some of these counts pass for one line until they are."""
+    state = filled(in_file(tmp_path / "rows")).state()
+    kinds = state["kinds"] | {"value" if named else "another": kind}
+    with pytest.raises(Unreadable, match="is damaged: a column is of kind"):
+        in_file(tmp_path / "rows").resume(state | {"kinds": kinds}, 4)

@@ -264,7 +264,9 @@ def _brackets(slices: Slices, row: Tensor, grid: Tensor) -> tuple[Tensor, ...]:
 
 def _grid(slices: Slices) -> Tensor:
     """Where lines are looked at: on a grid, and about where the known modes lead."""
-    everywhere = grid_line(slices.grid, like=slices.fixed).expand(len(slices.datum), -1)
+    # Lines through two integrals are many and much alike: of each eighth a denser look follows.
+    num = slices.grid if slices.fixed.shape[-1] < 2 else slices.grid // 2 + 1
+    everywhere = grid_line(num, like=slices.fixed).expand(len(slices.datum), -1)
     known, precision = nearest_modes(slices)
     around = everywhere.new_tensor([-3.0, -1.0, 0.0, 1.0, 3.0]) / precision[..., 0].sqrt()
     near = (known + around).movedim(1, 0).reshape(len(everywhere), -1)

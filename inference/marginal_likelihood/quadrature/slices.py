@@ -157,7 +157,8 @@ def nearest_modes(slices: Slices) -> tuple[Tensor, Tensor]:
     offset = slices.fixed - density.modes[:, slices.datum, :num_fixed]
     marginal = density.marginal(num_fixed)[:, slices.datum]
     loss = loss - 0.5 * (offset.unsqueeze(-2) @ marginal @ offset.unsqueeze(-1)).squeeze(-1).squeeze(-1)
-    near = loss.topk(min(_NEAREST, len(loss)), dim=0).indices
+    most = int(density.found[:, slices.datum].sum(0).max()) if len(slices.datum) else 1  # the others carry nothing
+    near = loss.topk(min(_NEAREST, max(1, most)), dim=0).indices
     modes, precision = density.modes[near, slices.datum], density.precision[near, slices.datum]
     offset = (slices.fixed - modes[..., :num_fixed]).unsqueeze(-1)
     free = precision[..., num_fixed:, num_fixed:]

@@ -1,7 +1,8 @@
-"""Training: a step of elbozoo's fit against stock Pyro (SVI + Trace_ELBO) and a hand-written loop; short and many fits.
+"""Training: a step of elbozoo's fit against stock Pyro (SVI + Trace_ELBO), a hand-written loop, and NumPyro; many fits.
 
 Same networks, same mini-batches, in one run and interleaved. The hand-written loop has torch's default Adam, the rest
-what its row says; a step of fit is timed once it is captured. Prints ratios; run it on your machine.
+what its row says; a step of fit is timed once it is captured. NumPyro, where it is installed, scans over all steps in
+one compiled loop, on the CPU. Prints ratios; run it on your machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import pyro
 import pyro.distributions as dist
 import torch
+from numpyro_step import by_numpyro, has_numpyro
 from pyro.infer import SVI, Trace_ELBO
 from timing import begin, benchmark_parser, interleaved, report
 from torch import nn
@@ -29,7 +31,7 @@ NETWORKS = {
 }
 BATCHES = dict(zip(NETWORKS, (128, 128, 512), strict=True))
 SMOKE = {"repeats": 1, "steps": 2, "levels": ["off", "graph"], "pairs": [1, 2], "many_steps": 2}
-HAND, PYRO = "hand-written PyTorch", "Pyro SVI + Trace_ELBO"
+HAND, PYRO, NUMPYRO = "hand-written PyTorch", "Pyro SVI + Trace_ELBO", "NumPyro SVI, scanned"
 RATE, LOG_2PI = 1e-3, math.log(2 * math.pi)
 
 
@@ -161,6 +163,8 @@ def steps_of(shape, x, size, steps, levels):
     ways = {HAND: by_hand(*task), f"{HAND}, fused Adam": by_hand(*task, fused=True), PYRO: by_pyro(*task)}
     if "compile" in levels:
         ways[f"{HAND}, compiled, fused Adam"] = by_hand(*task, fused=True, compiled=True)
+    if x.device.type == "cpu" and has_numpyro():
+        ways[NUMPYRO] = by_numpyro(*task, RATE)
     ways |= {f"fit, {level}": by_fit(*task, level, None) for level in levels}
     return ways | {f"fit, {level}, fused Adam": by_fit(*task, level, True) for level in levels}
 
@@ -201,7 +205,11 @@ def main(argv=None):
         steps = args.steps if shape[0] == 64 else max(args.steps // 5, 2)  # of larger networks fewer
         x = torch.randn(size * 20, shape[0], device=args.device)
         seconds = interleaved(steps_of(shape, x, size, steps, args.levels), args.repeats)
-        report(f"ms per step, {name}, batch {size}", seconds, [HAND], per=steps)
+        title = f"ms per step, {name}, batch {size}"
+        report(title, seconds, [HAND], per=steps)
+        if NUMPYRO in seconds:
+            ours = {way: times for way, times in seconds.items() if way == NUMPYRO or way.startswith("fit")}
+            report(title, ours, [NUMPYRO], per=steps)
     small = next(iter(NETWORKS))
     x = torch.randn(BATCHES[small] * 20, NETWORKS[small][0])
     task = NETWORKS[small], x, BATCHES[small]

@@ -28,6 +28,12 @@ _ABOUT, _FLANK = 8, 18.0
 # Peaks closer than this, in standard deviations of the narrower one, share their cells.
 _APART = 1.0
 
+# Scales of a peak at a jump or at the end of a grid, which are distances of the next grid point, at least and at most.
+_KNOWN = (1e-6, 1.0)
+
+# Of two such peaks one is no peak if it is wider by more than this factor: the end of a grid, whose width is not known.
+_WIDER = 10.0
+
 # Points of the second look at a line, in those of the first, and by how much each further look is denser: one that
 # finds a new peak, within so many nats of the highest, is followed by another. Lines through a further integral have
 # fewer looks.
@@ -92,16 +98,22 @@ def _merged(row: Tensor, position: Tensor, scale: Tensor, unsettled: Tensor) -> 
 def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
     """Indices of peaks by slice and position, without those that are the one before them again.
 
-    Of a crowd every second goes until the rest stand apart: one peak for all would cover only its own place.
+    Of a crowd every second goes until the rest stand apart: one peak for all would cover only its own place. First goes
+    what is far wider than its neighbour: in its place, the narrow one would be lost.
     """
     order = position.argsort()
     order = order[row[order].argsort(stable=True)]
     while True:
         r, at, sigma = row[order], position[order], scale[order]
-        again = torch.zeros_like(r, dtype=torch.bool)
+        again, wider = torch.zeros_like(r, dtype=torch.bool), torch.zeros_like(r, dtype=torch.bool)
         again[1:] = (r.diff() == 0) & (at.diff() < _APART * torch.minimum(sigma[1:], sigma[:-1]))
         if not bool(again.any()):
             return order
+        wider[1:] = again[1:] & (sigma[1:] > _WIDER * sigma[:-1])
+        wider[:-1] |= again[1:] & (sigma[:-1] > _WIDER * sigma[1:])
+        if bool(wider.any()):
+            order = order[~wider]
+            continue
         index = torch.arange(len(r), device=r.device)
         first = torch.where(again, 0, index).cummax(0).values
         order = order[(index - first) % 2 == 0]
@@ -236,10 +248,12 @@ def _first_look(slices: Slices) -> _Maxima:
     row = torch.arange(len(grid), device=grid.device)
     start, low, high, top, where = _brackets(slices, row, grid)
     found = _Maxima(start, *_refined(slices, start, low, high))
-    # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks at that point.
+    # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks near that point.
     reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, found.height, "amax")
     lost = reached < top - 0.1
-    ends = _Maxima(row[lost], where[lost], torch.ones_like(where[lost]), top[lost])
+    known = (grid[lost] - where[lost].unsqueeze(-1)).abs()
+    known = torch.where(known > 0, known, torch.inf).amin(-1).clamp(*_KNOWN)
+    ends = _Maxima(row[lost], where[lost], known, top[lost])
     # Next to each peak there may be another, across a fold, closer than the grid resolves.
     far = distances(found.scale).T
     position = found.position.unsqueeze(-1)

@@ -23,8 +23,8 @@ from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.result import NUMERICAL, PROBABILISTIC
 from inference.marginal_likelihood.quadrature.features import with_features
-from inference.marginal_likelihood.quadrature.peaks import _refined, _unique
-from inference.marginal_likelihood.quadrature.slices import Density
+from inference.marginal_likelihood.quadrature.peaks import _refined, _unique, find_peaks
+from inference.marginal_likelihood.quadrature.slices import Density, Slices
 from inference.numerics.newton import maximise
 from inference.posterior.modes import find_modes, prior_scale
 from zoo import LinearVAE, known_answers
@@ -481,8 +481,12 @@ BUMPS = (
 )
 
 
-def bump_problem():
-    table = torch.tensor(BUMPS, dtype=torch.float64)
+# A ring, 2.4 thousandths of its radius wide.
+RING = (1.1443e-3, 6.7330e-2, -1.9593, 1.3665, 1.4383)
+
+
+def bump_problem(rows=BUMPS):
+    table = torch.tensor(rows, dtype=torch.float64)
     sigma, width, centre, x = table[:, :1], table[:, 1:2], table[:, 2:4], table[:, 4:]
 
     def model(x, sigma, width, centre):
@@ -491,7 +495,7 @@ def bump_problem():
             mean = 3 * (-0.5 * ((z - centre) / width).square().sum(-1, keepdim=True)).exp()
             pyro.sample("x", dist.Normal(mean, sigma).to_event(1), obs=x)
 
-    truth = torch.tensor([around_a_bump(*row) for row in table.tolist()], dtype=torch.float64)
+    truth = torch.tensor([around_a_bump(*row) for row in rows], dtype=torch.float64)
     return model, (x, sigma, width, centre), truth
 
 
@@ -514,6 +518,27 @@ def test_isolated_holes_and_hills_are_met():
         assert ((got.lower <= truth) & (truth <= got.upper)).all()
         assert (got.upper - got.lower < 4e-7).all()
         assert got.guarantee == (NUMERICAL,) * len(truth)
+
+
+def test_the_end_of_a_grid_beside_a_narrow_peak_does_not_displace_it():
+    """A ring has two peaks on each line; points about the mode may all lie on one side of the nearer one."""
+    model, args, _ = bump_problem([RING])
+    log_joint = LogJoint(lambda x: model(x, *args[1:]), args[0])
+    location, scale = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
+    start = torch.tensor([[RING[2:4]]], dtype=torch.float64) * 0.97
+    density = Density.around(log_joint, find_modes(log_joint, start, location, scale), location, scale)
+    mode = density.modes[0, 0]
+    lines = mode[0] + torch.linspace(-0.02, 0.02, 1601, dtype=torch.float64)
+    peaks = find_peaks(Slices(density, torch.zeros_like(lines, dtype=torch.long), lines.unsqueeze(-1), 33))
+    near = (peaks.position - mode[1]).abs() < 0.3
+    assert (peaks.scale[near] < 1e-3).all()
+    assert (torch.bincount(peaks.row[near], minlength=len(lines)) == 2).all()
+
+
+def test_of_two_peaks_in_one_place_the_narrow_one_stays():
+    row, place = torch.zeros(4, dtype=torch.long), torch.tensor([0.0, 1e-5, 1.1e-5, 3.0])
+    assert _unique(row, place, torch.tensor([1.0, 1e-4, 1e-4, 1.0])).tolist() == [1, 3]
+    assert _unique(row, place, torch.tensor([1e-4, 1.0, 1e-4, 1.0])).tolist() == [0, 3]
 
 
 def test_rules_that_are_not_led_to_holes_and_hills_miss_them(monkeypatch):

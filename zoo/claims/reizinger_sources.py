@@ -270,7 +270,7 @@ sprite_images = undecided(
     REIZINGER,
     "sprite_images",
     "On 64 x 64 images of sprites x, y, scale and hue are found",
-    "hours on two cores; examples/sprites.py runs it at 32 x 32, with settings chosen after some were seen",
+    "an hour of a core a seed; one gives .976 (examples/RESULTS.md), on images that are not the paper's",
     paper_number="MCC .974",
 )
 sprite_sweep = undecided(

@@ -59,7 +59,7 @@ PROTOCOLS = (
     "benchmarks/nested_sampling.py",
     "benchmarks/run_all.py",
 )
-HELPERS = ("_common.py", "benchmarks/timing.py", "benchmarks/drawn_problems.py")
+HELPERS = ("_common.py", *(f"benchmarks/{name}.py" for name in ("timing", "drawn_problems", "numpyro_step")))
 
 
 @pytest.fixture

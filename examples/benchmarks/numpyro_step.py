@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -19,15 +19,19 @@ def has_numpyro() -> bool:
 
 
 def by_numpyro(
-    shape: tuple[int, tuple[int, ...], int], x: torch.Tensor, size: int, steps: int, rate: float
+    shape: tuple[int, tuple[int, ...], int],
+    x: torch.Tensor,
+    size: int,
+    draw: Callable[[], Iterable[torch.Tensor]],
+    rate: float,
 ) -> Callable[[], None]:
-    """A function that takes so many steps of a VAE's SVI on mini-batches in random order, compiled at its first call.
+    """A function that takes a step of a VAE's SVI on each of some mini-batches, compiled at its first call.
 
     Args:
         shape: D, hidden widths of the encoder, K.
         x: Data, (N, D).
         size: Rows of a mini-batch.
-        steps: Steps of a call.
+        draw: Draws the rows of the mini-batches of a call, as many each time.
         rate: Learning rate of Adam.
     """
     if torch.get_num_threads() == 1:  # read when JAX starts
@@ -58,7 +62,7 @@ def by_numpyro(
             numpyro.sample("z", dist.Normal(mean, jax.numpy.exp(log_sigma)).to_event(1))
 
     svi = SVI(model, guide, numpyro.optim.Adam(rate), Trace_ELBO())
-    data, generator = jax.numpy.asarray(x.cpu().numpy()), np.random.default_rng(0)
+    data = jax.numpy.asarray(x.cpu().numpy())
     trained = [jax.jit(svi.init)(jax.random.PRNGKey(0), data[:size])]
 
     @jax.jit
@@ -66,9 +70,7 @@ def by_numpyro(
         return jax.lax.scan(lambda now, batch: svi.update(now, data[batch]), state, rows)
 
     def run() -> None:
-        per_epoch = len(x) // size
-        epochs = [generator.permutation(len(x))[: per_epoch * size] for _ in range(-(-steps // per_epoch))]
-        rows = np.concatenate(epochs).reshape(-1, size)[:steps]
+        rows = torch.stack([*draw()]).numpy()
         trained[0], losses = scanned(trained[0], rows)
         if not np.isfinite(np.asarray(losses)).all():
             raise FloatingPointError("expected finite losses of NumPyro's SVI")

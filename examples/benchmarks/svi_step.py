@@ -97,13 +97,17 @@ class Times(logging.Handler):
         self.times.append(time.perf_counter())
 
 
-def batches(x, size, steps):
-    per_epoch = len(x) // size
+def rows_of_batches(num_rows, size, steps, device=None):
+    per_epoch = num_rows // size
     for step in range(steps):
         if step % per_epoch == 0:
-            order = torch.randperm(len(x), device=x.device)
+            order = torch.randperm(num_rows, device=device)
         at = step % per_epoch * size
-        yield x[order[at : at + size]]
+        yield order[at : at + size]
+
+
+def batches(x, size, steps):
+    return (x[rows] for rows in rows_of_batches(len(x), size, steps, x.device))
 
 
 def new_pair(shape, device="cpu"):
@@ -164,7 +168,7 @@ def steps_of(shape, x, size, steps, levels):
     if "compile" in levels:
         ways[f"{HAND}, compiled, fused Adam"] = by_hand(*task, fused=True, compiled=True)
     if x.device.type == "cpu" and has_numpyro():
-        ways[NUMPYRO] = by_numpyro(*task, RATE)
+        ways[NUMPYRO] = by_numpyro(shape, x, size, lambda: rows_of_batches(len(x), size, steps), RATE)
     ways |= {f"fit, {level}": by_fit(*task, level, None) for level in levels}
     return ways | {f"fit, {level}, fused Adam": by_fit(*task, level, True) for level in levels}
 

@@ -481,7 +481,7 @@ BUMPS = (
 )
 
 
-# A ring, 2.4 thousandths of its radius wide.
+# A ring, half a thousandth of its radius wide.
 RING = (1.1443e-3, 6.7330e-2, -1.9593, 1.3665, 1.4383)
 
 

@@ -22,10 +22,10 @@ from inference.marginal_likelihood.quadrature.slices import POINTS, Density
 from inference.numerics.newton import points_at_once
 from inference.posterior.modes import log_joint_at
 
-# Points per dimension of the grid in one and two dimensions, at most, and of those that find its extent. A loose
-# tolerance needs no more than meet what matters to it: so many over the root of it. In three dimensions as many points
-# as a rule has would see no more than its nodes do.
-_GRID, _COARSE, _MATTERING = (2048, 120), (33, 17), 4.0
+# Points per dimension of the grid in one, two and three dimensions, at most, and of those that find its extent. A loose
+# tolerance needs no more than meet what matters to it: so many over the root of it. In three dimensions, from the last
+# tolerance on, such a grid would see no more than the nodes do.
+_GRID, _COARSE, _MATTERING, _LOOSE = (2048, 120, 120), (33, 17, 13), 4.0, 1e-3
 
 # Nats below the best point at which the grid ends, and standard deviations of modes that it holds in any case: of those
 # whose Laplace mass is less than the greatest by so many nats at most.
@@ -44,17 +44,20 @@ _LEAST, _BEYOND, _FRAME, _SMOOTH = 0.01, 100.0, (8, 12), 15.0
 # Features of a data point at most, and the size that cells about one begin with, in the distance of grid points.
 _MOST, _SIZE = 8, 1 / 3
 
+# What departs so close to a mode that is so narrow, both in the size of features, is the mode: it has its cells.
+_AT_MODE, _NARROW = 1.5, 4.0
+
 
 @torch.no_grad()
 def with_features(density: Density, tolerance: float) -> Density:
-    """The density with its isolated features, as far as a grid over the posterior in one or two dimensions shows them.
+    """The density with its isolated features, as far as a grid over the posterior shows them.
 
     Args:
         density: That of all data.
         tolerance: Relative error of the evidence that is aimed at.
     """
     num_data, dim = density.origin.shape
-    if dim > len(_GRID):
+    if dim == len(_GRID) and tolerance >= _LOOSE:
         return density
     needed = math.ceil(_MATTERING * tolerance ** (-1 / dim)) + 2 * _AROUND
     num = min(max(needed, 4 * _AROUND), _GRID[dim - 1])
@@ -80,8 +83,17 @@ def _search(density: Density, datum: Tensor, num: int, tolerance: float) -> tupl
     height, index = torch.where(isolated, departure, 0.0).flatten(1).topk(_MOST)
     side = departure.shape[1]
     at = torch.stack([index.T // side**axis % side for axis in reversed(range(low.shape[-1]))], dim=-1)
-    place = low + step * at
-    return torch.where((height.T > 0).unsqueeze(-1), place, torch.nan), _SIZE * step
+    place, size = low + step * at, _SIZE * step
+    new = (height.T > 0) & ~_at_modes(density, datum, place, size)
+    return torch.where(new.unsqueeze(-1), place, torch.nan), size
+
+
+def _at_modes(density: Density, datum: Tensor, place: Tensor, size: Tensor) -> Tensor:
+    """Which places (J, n, d) of chosen data (n,) are those of known modes that are as small as features, (J, n)."""
+    modes, spread = density.modes[:, datum], density.spreads[:, datum]
+    small = density.found[:, datum] & (spread < _NARROW * size).all(-1)
+    close = ((place.unsqueeze(1) - modes).abs() < _AT_MODE * size).all(-1)
+    return (close & small).any(1)
 
 
 def _extent(density: Density, datum: Tensor, spread: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:

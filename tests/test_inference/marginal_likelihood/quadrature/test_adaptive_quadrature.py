@@ -485,13 +485,22 @@ BUMPS = (
 RING = (1.1443e-3, 6.7330e-2, -1.9593, 1.3665, 1.4383)
 
 
+# In three dimensions.
+HOLES = (
+    (0.0018, 0.0147, -0.493, 0.138, -1.31, -0.000548),
+    (0.274, 0.0303, -1.18, -0.574, -1.33, -0.138),
+    (0.635, 0.0175, 1.86, -0.166, -0.0326, 1.81),
+)
+
+
 def bump_problem(rows=BUMPS):
     table = torch.tensor(rows, dtype=torch.float64)
-    sigma, width, centre, x = table[:, :1], table[:, 1:2], table[:, 2:4], table[:, 4:]
+    sigma, width, centre, x = table[:, :1], table[:, 1:2], table[:, 2:-1], table[:, -1:]
+    dim = centre.shape[-1]
 
     def model(x, sigma, width, centre):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
             mean = 3 * (-0.5 * ((z - centre) / width).square().sum(-1, keepdim=True)).exp()
             pyro.sample("x", dist.Normal(mean, sigma).to_event(1), obs=x)
 
@@ -499,16 +508,25 @@ def bump_problem(rows=BUMPS):
     return model, (x, sigma, width, centre), truth
 
 
-def around_a_bump(sigma, width, first, second, x):
+def around_a_bump(sigma, width, *place_and_x):
     """By the distance from the centre, whose square is non-central chi-squared; the bump is over at nine widths."""
-    shift, far = math.hypot(first, second), 9 * width
+    *place, x = place_and_x
+    shift, far, order = math.hypot(*place), 9 * width, len(place) / 2 - 1
 
     def log_f(r):
         mean = 3 * np.exp(-0.5 * (r / width) ** 2)
-        prior = np.log(r) - 0.5 * (r - shift) ** 2 + np.log(scipy.special.ive(0, r * shift))
+        bessel = np.log(scipy.special.ive(order, r * shift)) - order * math.log(shift)
+        prior = (order + 1) * np.log(r) - 0.5 * (r - shift) ** 2 + bessel
         return prior + scipy.stats.norm.logpdf(x, loc=mean, scale=sigma)
 
     return legendre(log_f, np.concatenate([np.linspace(0, far, 4001), np.linspace(far, shift + 10, 400)[1:]]))
+
+
+def density_of(model, args, starts):
+    """The density of a bump problem about the modes that starts (S, N, d) lead to."""
+    log_joint = LogJoint(lambda x: model(x, *args[1:]), args[0])
+    location, scale = prior_scale(log_joint)
+    return Density.around(log_joint, find_modes(log_joint, starts, location, scale), location, scale)
 
 
 def test_isolated_holes_and_hills_are_met():
@@ -520,13 +538,30 @@ def test_isolated_holes_and_hills_are_met():
         assert got.guarantee == (NUMERICAL,) * len(truth)
 
 
+def test_holes_in_three_dimensions_are_found_and_modes_are_no_features():
+    model, args, _ = bump_problem(HOLES)
+    centre = args[3]
+    density = density_of(model, args, torch.stack([torch.zeros_like(centre), 0.99 * centre]))
+    led = with_features(density, 1e-7)
+    assert led.features.isfinite().all(-1).sum(0).tolist() == [1, 1, 0]  # the hill of the last is a mode
+    place = led.origin + (led.frame @ led.features[0].unsqueeze(-1)).squeeze(-1)
+    assert ((place - centre).abs()[:2] < 0.1).all()
+    assert with_features(density, 1e-2) is density  # where the nodes see as much
+
+
+@pytest.mark.slow
+def test_isolated_holes_in_three_dimensions_are_met():
+    model, args, truth = bump_problem(HOLES)
+    method = Quadrature(max_cells=10_000_000)
+    got = evidence(model, *args, method=method, seed=0, progress=False)
+    assert got.guarantee == (NUMERICAL,) * len(truth)
+    torch.testing.assert_close(got.value, truth, rtol=0, atol=1e-8)
+
+
 def test_the_end_of_a_grid_beside_a_narrow_peak_does_not_displace_it():
     """A ring has two peaks on each line; points about the mode may all lie on one side of the nearer one."""
     model, args, _ = bump_problem([RING])
-    log_joint = LogJoint(lambda x: model(x, *args[1:]), args[0])
-    location, scale = torch.zeros(1, 2).double(), torch.ones(1, 2).double()
-    start = torch.tensor([[RING[2:4]]], dtype=torch.float64) * 0.97
-    density = Density.around(log_joint, find_modes(log_joint, start, location, scale), location, scale)
+    density = density_of(model, args, torch.tensor([[RING[2:4]]], dtype=torch.float64) * 0.97)
     mode = density.modes[0, 0]
     lines = mode[0] + torch.linspace(-0.02, 0.02, 1601, dtype=torch.float64)
     peaks = find_peaks(Slices(density, torch.zeros_like(lines, dtype=torch.long), lines.unsqueeze(-1), 33))
@@ -548,7 +583,7 @@ def test_rules_that_are_not_led_to_holes_and_hills_miss_them(monkeypatch):
     assert ((got.value - truth).abs() > 10 * (got.upper - got.value)).any()
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", [1, 2, 3])
 def test_smooth_posteriors_have_no_isolated_features(dim):
     model = LinearVAE(4, dim, sigma=0.3).double().requires_grad_(False)
     log_joint = LogJoint(model, model(n=5))

@@ -37,11 +37,11 @@ class Automatic(Method):
     """Automatic choice of a method: a closed form, quadrature up to three latent dimensions, or sampling beyond.
 
     A closed form is checked on three data points against its own posterior. Of models that take one sample at a time
-    only one dimension is integrated by quadrature. Beyond those dimensions adaptive importance
-    sampling comes first. Data points for which it has no upper end are annealed (AIS) as well, unless k-hat alone
-    denies it and the chains are fewer than show one; the intervals of both are combined by their ends, at half the risk
-    each, and their ``spread`` is the least that is uncertain. What was tried for a data point, and why, is in
-    ``notes``.
+    only one dimension is integrated by quadrature. Beyond those dimensions, and of data points for which its cells are
+    too few (three dimensions and a decoder with kinks, say), adaptive importance sampling comes first. Data points for
+    which it has no upper end are annealed (AIS) as well, unless k-hat alone denies it and the chains are fewer than
+    show one; the intervals of both are combined by their ends, at half the risk each, and their ``spread`` is the least
+    that is uncertain. What was tried for a data point, and why, is in ``notes``.
 
     Args:
         adaptive: Settings of adaptive importance sampling.
@@ -51,7 +51,7 @@ class Automatic(Method):
 
     adaptive: Adaptive = Adaptive()  # noqa: RUF009
     annealed: Annealed = Annealed()  # noqa: RUF009
-    quadrature: Quadrature = Quadrature()  # noqa: RUF009
+    quadrature: Quadrature = Quadrature(max_cells=250_000)  # noqa: RUF009
     name: ClassVar[str] = "auto"
 
     def estimate(self, problem: Problem) -> Evidence:
@@ -74,9 +74,21 @@ class Automatic(Method):
             return Exact().estimate(problem)
         most = _MAX_QUADRATURE_DIM if problem.log_joint.broadcasts else _MAX_ONE_BY_ONE_DIM
         if problem.log_joint.dim <= most:
-            return self.quadrature.estimate(problem)
+            return self._integrate(problem)
         _logger.info("%d latent dimensions: sampled", problem.log_joint.dim)
         return self._sample(problem)
+
+    def _integrate(self, problem: Problem) -> Evidence:
+        """Quadrature, and sampling of the data points that would need more cells than it may have."""
+        found, short = self.quadrature.attempt(problem)
+        index = short.nonzero()[:, 0]
+        if len(index) == 0:
+            return found
+        cells = f"{self.quadrature.max_cells} cells of quadrature were too few"
+        _logger.info("%s for %d of %d data points: sampled", cells, len(index), len(short))
+        part = self._sample(problem.rows(index))
+        whole = replace_rows(found, index, replace(part, notes=tuple(f"{cells}; {note}" for note in part.notes)))
+        return replace(whole, method=f"{found.method} and {part.method}")
 
     def _sample(self, problem: Problem) -> Evidence:
         """Adaptive importance sampling, and annealing of the data points that it gives no upper end."""

@@ -133,7 +133,6 @@ class Quadrature(Method):
         if not _LEAST_TOLERANCE <= self.tolerance < 1:
             raise ValueError(f"expected tolerance between {_LEAST_TOLERANCE} and 1, got {self.tolerance}")
 
-    @torch.no_grad()
     def estimate(self, problem: Problem) -> Evidence:
         """The evidence of all data of the problem, (N,).
 
@@ -141,14 +140,23 @@ class Quadrature(Method):
             ValueError: If the latents have more than three dimensions, or no argument of the model has a row for each
                 data point.
         """
+        return self.attempt(problem)[0]
+
+    @torch.no_grad()
+    def attempt(self, problem: Problem) -> tuple[Evidence, Tensor]:
+        """The evidence of all data, and which ran out of cells while nothing else speaks against them, (N,) each.
+
+        Raises:
+            ValueError: See :meth:`estimate`.
+        """
         log_joint = problem.log_joint
         if log_joint.dim > _MAX_DIM:
             raise ValueError(f"expected at most {_MAX_DIM} latent dimensions for quadrature, got {log_joint.dim}")
         modes, hidden, check, location, scale = problem.keep(self.name, lambda: self._found(problem))
-        found, sound = self._integrated(problem, Density.around(log_joint, modes, location, scale))
+        found, sound, exhausted = self._integrated(problem, Density.around(log_joint, modes, location, scale))
         sound &= ~hidden & ~contradicts(check, found.value, found.upper - found.value)
         result = where_sound(sound, found, check)
-        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data)
+        return replace(result, evaluations=log_joint.evaluations / log_joint.num_data), exhausted & ~hidden
 
     def refined(self) -> Quadrature:
         """With four times the cells, for data that ran out of them, and a tenth of the tolerance."""
@@ -165,8 +173,8 @@ class Quadrature(Method):
         check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
         return _Found(modes, odd | saturated(log_joint, modes), check, location, scale)
 
-    def _integrated(self, problem: Problem, density: Density) -> tuple[Evidence, Tensor]:
-        """The evidence of all data, and where nothing speaks against it, (N,)."""
+    def _integrated(self, problem: Problem, density: Density) -> tuple[Evidence, Tensor, Tensor]:
+        """The evidence of all data, where nothing speaks against it, and which have used up their cells, (N,) each."""
         num_data = len(density.origin)
         tolerance = self.tolerance if problem.log_joint.dim > 1 else min(self.tolerance, _ON_A_LINE)
         density = with_features(density, tolerance)
@@ -178,7 +186,8 @@ class Quadrature(Method):
             value, error = integrator.integrate(whole)
         stated = torch.maximum(error, _STATED * tolerance * value)
         found = self._evidence(density, Integral(value, stated), problem.level)
-        return found, ~integrator.exhausted & ~integrator.unsettled & found.lower.isfinite() & found.upper.isfinite()
+        sound = ~integrator.exhausted & ~integrator.unsettled & found.lower.isfinite() & found.upper.isfinite()
+        return found, sound, integrator.exhausted
 
     def _evidence(self, density: Density, integral: Integral, level: float) -> Evidence:
         value = density.shift + integral.value.log() + torch.linalg.slogdet(density.frame).logabsdet

@@ -114,6 +114,40 @@ def test_few_dimensions_are_integrated():
     torch.testing.assert_close(got.value, truth, atol=1e-8, rtol=0)
 
 
+class ShortOfCells(Quadrature):
+    """For every second data point."""
+
+    def attempt(self, problem):
+        found, _ = super().attempt(problem)
+        short = torch.arange(len(found.value)) % 2 == 1
+        return without_upper_end(found, short), short
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_data_that_quadrature_has_too_few_cells_for_are_sampled(dim):
+    model = linear(dim, sigma=0.3)
+    x = model(n=6).detach()
+    method = replace(ADAPTED, quadrature=ShortOfCells(tolerance=1e-2))
+    got = evidence(Plain(model), x, method=method, seed=0, progress=False)
+    assert got.method == "quadrature and adaptive"
+    assert got.guarantee == (NUMERICAL, ASYMPTOTIC) * 3
+    assert all(note.startswith("1000000 cells of quadrature were too few; adaptive: 1 m") for note in got.notes[1::2])
+    assert set(got.notes[::2]) == {""}
+    error = (got.value - model.log_evidence(x)).abs()
+    assert (error[::2] < 1e-2).all()
+    assert (error[1::2] < 4 * got.standard_error[1::2]).all()
+
+
+def test_too_few_cells_in_earnest_leave_an_interval_with_two_ends():
+    model = linear(3, sigma=0.3)
+    x = model(n=4).detach()
+    few = Quadrature(max_cells=10)
+    assert evidence(Plain(model), x, method=few, seed=0, progress=False).guarantee == (PROBABILISTIC,) * 4
+    got = evidence(Plain(model), x, method=replace(ADAPTED, quadrature=few), seed=0, progress=False)
+    assert got.guarantee == (ASYMPTOTIC,) * 4
+    assert ((got.value - model.log_evidence(x)).abs() < 4 * got.standard_error).all()
+
+
 class Plain:
     """A linear model without its closed form."""
 
@@ -192,13 +226,13 @@ def test_a_few_chains_are_not_run_where_k_hat_alone_is_in_doubt(num_chains, monk
 
 def test_a_refinement_changes_every_method_that_it_repeats(monkeypatch):
     """Quadrature of a posterior that needs more cells than it has: each time with more, and a finer tolerance."""
-    seen, original = [], Quadrature.estimate
+    seen, original = [], Quadrature.attempt
 
     def noted(self, problem):
         seen.append((self.max_cells, self.tolerance))
         return original(self, problem)
 
-    monkeypatch.setattr(Quadrature, "estimate", noted)
+    monkeypatch.setattr(Quadrature, "attempt", noted)
     x = COUNTS.unsqueeze(-1)
     method = Automatic(quadrature=Quadrature(max_cells=2))
     got = evidence(Plain(linear(1)), x.expand(-1, 5), method=method, seed=0, tolerance=1e-4, progress=False)

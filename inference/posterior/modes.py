@@ -13,7 +13,7 @@ from torch.nn import functional
 from inference.core.checks import check_count
 from inference.core.memory import at_once
 from inference.distributions.batched_gaussian import Gaussian
-from inference.numerics.newton import LEAST_CURVATURE, RowFunction, maximise, points_at_once
+from inference.numerics.newton import LEAST_CURVATURE, RowFunction, decrement, maximise, points_at_once
 from inference.posterior.log_joint import LogJoint
 
 # Curvature per prior variance below which a maximum is a ridge, and the least that a Gaussian is given: it is no wider
@@ -23,6 +23,11 @@ _RIDGE, _LEAST_CURVATURE = 1e-3, 0.1
 
 # Two points closer than this, in standard deviations of the better one, are one mode.
 _SAME = 1e-2
+
+# A point that Newton's method did not leave though its step would gain more than this, in nats, is at a kink, as of a
+# decoder with ReLUs. Many such points belong to one maximum: one in sight of a higher one, along a line of so many
+# points on which the density falls by less than half a nat, is no mode of its own. So many of the highest are looked at.
+_KINK, _SIGHT, _DIP, _HIGHEST = 1e-6, 16, 0.5, 32
 
 # Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.
 _FARTHEST = 2.0
@@ -50,12 +55,14 @@ class Modes(NamedTuple):
         log_joint: Log joint density there, (J, N) in nats; minus infinity where a data point has fewer.
         hessian: Second derivatives of the log joint density there, (J, N, d, d).
         converged: Whether Newton's method converged, (J, N); on flat ridges it may not.
+        kinked: Whether the density has a kink there, (J, N), where Newton's method stalls.
     """
 
     location: Tensor
     log_joint: Tensor
     hessian: Tensor
     converged: Tensor
+    kinked: Tensor
 
     def rows(self, index: Tensor) -> Modes:
         """The modes of chosen data points, (M,) integers."""
@@ -192,9 +199,11 @@ def find_modes(
         full[sample, datum] = values
         return full
 
+    kinked = table(converged & (decrement(at) > _KINK), False)
     points, hessian = table(points, 0.0), table(at.hessian, 0.0)
     value = table(at.value, -torch.inf)
     keep = distinct(points, value, hessian)
+    keep &= ~_in_sight_of_higher(whitened, points, torch.where(keep, value, -torch.inf), kinked)
     value = torch.where(keep, value, -torch.inf)
     order = value.argsort(0, descending=True)[: max(1, int(keep.sum(0).max()))]
 
@@ -203,7 +212,48 @@ def find_modes(
 
     found = torch.where(pick(keep)[..., None], pick(points), pick(points)[:1])
     hessian = pick(hessian) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    return Modes(location + scale * found, pick(value), hessian, pick(table(converged, False)))
+    flags = (pick(keep) & pick(flag) for flag in (table(converged, False), kinked))
+    return Modes(location + scale * found, pick(value), hessian, *flags)
+
+
+def _in_sight_of_higher(function: RowFunction, points: Tensor, value: Tensor, kinked: Tensor) -> Tensor:
+    """Which points at kinks (S, N) are in sight of a higher one of their data point that is not so itself."""
+    gone = torch.zeros_like(kinked)
+    data = torch.arange(value.shape[1], device=value.device)
+    order = value.argsort(0, descending=True)
+    for best in order[:_HIGHEST]:
+        top = value[best, data]
+        lower = kinked & ~gone & (value < top) & value.isfinite() & ~gone[best, data]
+        gone |= in_sight(function, points, value, points[best, data].expand_as(points), top.expand_as(value), lower)
+    return gone
+
+
+def in_sight(
+    function: RowFunction, points: Tensor, value: Tensor, others: Tensor, heights: Tensor, asked: Tensor
+) -> Tensor:
+    """Whether the density falls by less than half a nat below both on the line from a point to another, (S, N).
+
+    Args:
+        function: The log density of data points, see :func:`in_prior_units`.
+        points: (S, N, k).
+        value: The log density there, (S, N).
+        others: (S, N, k).
+        heights: The log density there, (S, N).
+        asked: Which to look at, (S, N); the others are not in sight.
+    """
+    sample, datum = asked.nonzero().unbind(-1)
+    if len(datum) == 0:
+        return torch.zeros_like(asked)
+    start, way = points[sample, datum], (others - points)[sample, datum]
+    lowest = torch.minimum(value, heights)[sample, datum] - _DIP
+    open_ = torch.ones_like(lowest, dtype=torch.bool)
+    for part in range(1, _SIGHT + 1):
+        index = open_.nonzero()[:, 0]
+        between = start[index] + part / (_SIGHT + 1) * way[index]
+        open_[index] = function(datum[index], between) >= lowest[index]
+    found = torch.zeros_like(asked)
+    found[sample, datum] = open_
+    return found
 
 
 def in_prior_units(log_joint: LogJoint, location: Tensor, scale: Tensor) -> RowFunction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pyro
@@ -15,7 +16,16 @@ from inference.marginal_likelihood.base.method import Problem
 from inference.pair.run import Program
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.misfit import search_unexplained
-from inference.posterior.modes import Mode, Modes, find_modes, prior_scale, search_modes
+from inference.posterior.modes import (
+    Mode,
+    Modes,
+    find_modes,
+    in_prior_units,
+    in_sight,
+    mode_masses,
+    prior_scale,
+    search_modes,
+)
 from inference.posterior.moments import gaussian_of_draws
 
 # Draws from which modes are searched at first, of the prior and of the guide each, and draws of the prior of the first
@@ -32,8 +42,8 @@ _GRID = {1: 257, 2: 65, 3: 17}
 # Growth of the sum of the modes' Laplace approximations by a further look, in nats, that matters.
 _MATTERS = 0.005
 
-# More modes than these are not kept.
-_MOST = 128
+# More modes than these are not kept, and so many of them, the highest, are compared with those of a further look.
+_MOST, _COMPARED = 128, 32
 
 
 class ModeStarts(NamedTuple):
@@ -143,13 +153,32 @@ def _looked_again(log_joint: LogJoint, found: ModeStarts, location: Tensor) -> M
         known = torch.where(modes.log_joint.isfinite().unsqueeze(-1), modes.location, torch.nan)
         more = find_modes(log_joint, torch.cat([known, fresh]), location, scale)
         num_starts = num_starts + size * ~done
-        growth = _log_laplace_sum(more, scale) - _log_laplace_sum(modes, scale)
-        settled = settled | (~(growth.nan_to_num(nan=0.0) > _MATTERS) & ~ridge)  # nan: ridges alone, before and after
+        settled = settled | (~_grown(log_joint, modes, more, location, scale) & ~ridge)
         modes, size = more, 2 * size
         if bool((settled | ridge).all()):
             break
     few = modes.log_joint[_MOST:].isneginf().all(0)
     return ModeStarts(Modes(*(part[:_MOST] for part in modes)), scale, num_starts, settled & few)
+
+
+def _grown(log_joint: LogJoint, modes: Modes, more: Modes, location: Tensor, scale: Tensor) -> Tensor:
+    """Whether modes are found that matter, (N,): by the sum of Laplace approximations, at kinks by what is in sight.
+
+    There curvatures differ from piece to piece, and a further start ends a little higher, or lower, on the same hill.
+    """
+    growth = _log_laplace_sum(more, scale) - _log_laplace_sum(modes, scale)
+    grown = growth.nan_to_num(nan=0.0) > _MATTERS  # nan: ridges alone, before and after
+    kinked = more.kinked.any(0)
+    if not bool(kinked.any()):
+        return grown
+    masses = mode_masses(more, scale)
+    new = kinked & more.converged & (masses > masses.logsumexp(0) + math.log(_MATTERS))
+    function, points = in_prior_units(log_joint, location, scale), (more.location - location) / scale
+    for place, height in zip(modes.location[:_COMPARED], modes.log_joint[:_COMPARED]):
+        other = ((place - location) / scale).expand_as(points)
+        heights = height.expand_as(more.log_joint)
+        new &= ~in_sight(function, points, more.log_joint, other, heights, new & heights.isfinite())
+    return torch.where(kinked, new.any(0), grown)
 
 
 def _log_laplace_sum(modes: Modes, scale: Tensor) -> Tensor:

@@ -145,6 +145,38 @@ def folds(rng: np.random.Generator, num: int) -> Drawn:
     return Drawn(additive(mean, dim), (x, theta), found[:, 0].sum(-1), _gaussians(*(found[:, i] for i in range(1, 5))))
 
 
+_KINKS = 6
+
+
+def _kinked(z: Tensor, theta: Tensor) -> Tensor:
+    """sum_j a_j max(0, s_j (z - b_j)) of each coordinate (..., N, d), by theta's columns after the first."""
+    slopes, places, signs = theta[:, 1 : 1 + 3 * _KINKS].unsqueeze(-2).chunk(3, dim=-1)
+    return (slopes * (signs * (z.unsqueeze(-1) - places)).relu()).sum(-1)
+
+
+def kinks(dim: int, rng: np.random.Generator, num: int) -> Drawn:
+    """Decoders of six ReLUs a latent, turned at random: kinks across all coordinates, and several modes at them."""
+    sigma = torch.from_numpy(10 ** rng.uniform(-1, 0, num)).unsqueeze(-1)
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0], (num, _KINKS)))
+    slopes, places = torch.from_numpy(rng.standard_normal((2, num, _KINKS)))
+    turn = torch.from_numpy(np.linalg.qr(rng.standard_normal((num, dim, dim)))[0])
+    theta = torch.cat([sigma, slopes, places, signs, turn.flatten(1)], -1)
+
+    def mean(z: Tensor, theta: Tensor) -> Tensor:
+        turn = theta[:, 1 + 3 * _KINKS :].view(-1, dim, dim)
+        return _kinked((turn @ z.unsqueeze(-1)).squeeze(-1), theta)
+
+    x = mean(_normals(rng, num, dim), theta) + sigma * _normals(rng, num, dim)
+    found = torch.stack([_lines(_kinked, x[:, i : i + 1], theta) for i in range(dim)], -1)
+    place = (turn.mT @ found[:, [1, 3]].mT).mT  # posterior mean and best mode
+    spread, width = (
+        (turn.mT.square() @ v.square().unsqueeze(-1)).squeeze(-1).sqrt() for v in (found[:, 2], found[:, 4])
+    )
+    return Drawn(
+        additive(mean, dim), (x, theta), found[:, 0].sum(-1), _gaussians(place[:, 0], spread, place[:, 1], width)
+    )
+
+
 def _wave(z: Tensor, theta: Tensor) -> Tensor:
     return (theta[:, 1:2] * z).sin() + 0.3 * z
 
@@ -446,6 +478,8 @@ FAMILIES: dict[str, tuple[int | None, Callable[[np.random.Generator, int], Drawn
     "fold": (1, fold),
     "folds K=4": (4, folds),
     "sine": (1, sine),
+    "kinks K=1": (1, partial(kinks, 1)),
+    "kinks K=4": (4, partial(kinks, 4)),
     "bump K=1": (1, partial(bump, 1)),
     "bump K=2": (2, partial(bump, 2)),
     "product": (2, product),

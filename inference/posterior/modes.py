@@ -26,7 +26,7 @@ _SAME = 1e-2
 
 # A point that Newton's method did not leave though its step would gain more than this, in nats, is at a kink, as of a
 # decoder with ReLUs. Many such points belong to one maximum: one in sight of a higher one, along a line of so many
-# points on which the density falls by less than half a nat, is no mode of its own. So many of the highest are looked at.
+# points on which the density falls by less than half a nat, is no mode of its own. Only so many of the highest see.
 _KINK, _SIGHT, _DIP, _HIGHEST = 1e-6, 16, 0.5, 32
 
 # Where the neighbour of a mode across a fold is looked for, at the farthest, in units of the prior.

@@ -86,7 +86,8 @@ def posterior_mean(x):
 def modes_of(log_joint, location):
     """The modes of a Gaussian posterior."""
     hessian = -torch.eye(2).double().expand(1, len(location), 2, 2)
-    return Modes(location.unsqueeze(0), log_joint(location).unsqueeze(0), hessian, torch.ones(1, len(location)).bool(), torch.zeros(1, len(location)).bool())
+    flags = torch.ones(1, len(location)).bool()
+    return Modes(location.unsqueeze(0), log_joint(location).unsqueeze(0), hessian, flags, ~flags)
 
 
 def test_data_of_the_model_are_explained_and_others_are_not():

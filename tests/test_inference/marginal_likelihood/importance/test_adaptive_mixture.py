@@ -50,6 +50,41 @@ def test_a_hundred_problems_are_covered(change):
     assert result.width <= 0.1
 
 
+def turned_kinks(dim, num, seed):
+    """x = Q' f(Q z) + noise with f of six ReLUs a coordinate: as many integrals on lines, and kinks across them all."""
+    rng = torch.Generator().manual_seed(seed)
+    slopes, places = torch.randn(2, dim, 6, generator=rng, dtype=torch.float64)
+    signs = torch.randint(2, (dim, 6), generator=rng) * 2.0 - 1.0
+    turn = torch.linalg.qr(torch.randn(dim, dim, generator=rng, dtype=torch.float64))[0]
+    sigma = 0.3
+
+    def decoder(u):
+        return (slopes * (signs * (u.unsqueeze(-1) - places)).relu()).sum(-1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z @ turn), sigma).to_event(1), obs=x)
+
+    x = decoder(torch.randn(num, dim, generator=rng, dtype=torch.float64) @ turn)
+    x = x + sigma * torch.randn(num, dim, generator=rng, dtype=torch.float64)
+    line = torch.linspace(-9, 9, 40_001, dtype=torch.float64).view(-1, 1, 1)
+    log_f = dist.Normal(0.0, 1.0).log_prob(line) + dist.Normal(decoder(line.expand(-1, 1, dim)), sigma).log_prob(x)
+    return model, x, (log_f.logsumexp(0) + math.log(18 / 40_000)).sum(-1)
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+def test_decoders_with_kinks_are_answered_and_covered(dim):
+    """Newton's method stalls at another point from every start: these are no crowd of modes, whose end is unknown."""
+    model, x, truth = turned_kinks(dim, num=20, seed=dim)
+    got = adaptive(model, x, method=Adaptive(2000))
+    two_sided = got.upper.isfinite()
+    assert two_sided.double().mean() >= 0.9
+    holds = (got.lower <= truth) & (truth <= got.upper)
+    assert scipy.stats.binom.cdf(int(holds[two_sided].sum()), int(two_sided.sum()), 0.95) > 1e-3
+    assert (got.lower <= truth + 0.1)[~two_sided].all()
+
+
 def test_intervals_of_half_the_size_do_not_cover():
     result = record(Adaptive(4000), mean_field, num_models=6, num_data=17, shrink=0.5)
     assert not keeps_its_word(result)

@@ -74,14 +74,15 @@ class Adaptive(Method):
     The first round draws in equal parts from distributions with the moments of the guide's draws (the prior's where
     there is no guide), and with the curvature at each mode found: from draws of guide and prior by Newton's method, up
     to three dimensions from a grid and across folds as well, and then from as many draws of the prior again, until a
-    further look finds no mode that matters. Up to three dimensions, data that the modes do not explain are looked at
-    again with 2^18 draws. Each round refits the mixture to its weighted draws by a step of
-    expectation-maximisation (EM). Weights are raised to a power below one as long as few of them would dominate.
-    Rounds end once their draws are worth a quarter of their number. Nothing is adapted to the last draws, from which
-    alone estimate and interval come. A tenth of them are the first round's, so that no mode found is lost, and a fifth
-    of all are the guide's, where its density is known; each is weighted as a draw of the whole mixture. Where k-hat
-    alone forbids a two-sided interval, the mixture may have ended too narrow: it is adapted by as many rounds more, of
-    twice the draws, and fresh last draws take the place of those before.
+    further look finds no mode that matters. Of the points at which it stalls at kinks, as of a decoder with ReLUs,
+    those that see a higher one, without a dip of half a nat between, are no modes. Up to three dimensions, data that
+    the modes do not explain are looked at again with 2^18 draws. Each round refits the mixture to its weighted draws by
+    a step of expectation-maximisation (EM). Weights are raised to a power below one as long as few of them would
+    dominate. Rounds end once their draws are worth a quarter of their number. Nothing is adapted to the last draws,
+    from which alone estimate and interval come. A tenth of them are the first round's, so that no mode found is lost,
+    and a fifth of all are the guide's, where its density is known; each is weighted as a draw of the whole mixture.
+    Where k-hat alone forbids a two-sided interval, the mixture may have ended too narrow: it is adapted by as many
+    rounds more, of twice the draws, and fresh last draws take the place of those before.
 
     Warning:
         The mean weight is unbiased for p(x), and its log a lower bound in expectation. The interval is two-sided and

@@ -23,6 +23,7 @@ from inference.posterior.misfit import search_unexplained
 from inference.posterior.modes import Modes, prior_scale, search_modes
 
 _MAX_DIM = 3
+_LEAST_GRID = 5
 
 # The tolerance on a line, at most: it costs hardly more than the search for peaks, and shows narrow dips.
 _ON_A_LINE = 1e-7
@@ -34,6 +35,9 @@ _LEAST_TOLERANCE = 1e-11
 # least: about kinks, and edges of thin rings, the difference of two rules is now and then a third of the error of the
 # better. Where it is small, it is far above the error.
 _AIMED, _STATED = 0.25, 0.9
+
+# In three dimensions, from this tolerance on, modes are sought on a grid of three quarters of the points a dimension.
+_LOOSE = 1e-3
 
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
 _FLOOR = 1e-12
@@ -101,7 +105,7 @@ class Quadrature(Method):
 
     Args:
         grid: Points per dimension, within 8 standard deviations of the prior, of the grid on which modes are sought;
-            also on every slice.
+            also on every slice. In three dimensions three quarters as many at tolerances from 1e-3 on.
         num_draws: Draws from the prior that the search for modes starts from too; as many from the guide.
         tolerance: Relative error of the evidence p(x) that is stated, at least nine tenths of it; in one dimension it
             is 1e-7 at most. What the rules estimate of themselves is a quarter of it, or 1e-7 where that is more.
@@ -126,7 +130,7 @@ class Quadrature(Method):
     name: ClassVar[str] = "quadrature"
 
     def __post_init__(self) -> None:
-        check_count(self.grid, "grid", 5)
+        check_count(self.grid, "grid", _LEAST_GRID)
         check_count(self.num_draws, "num_draws")
         check_count(self.num_checks, "num_checks", 2)
         check_count(self.max_cells, "max_cells")
@@ -168,7 +172,9 @@ class Quadrature(Method):
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.call.guide is not None:
             draws.append(log_joint.sample_guide(problem.call.guide, self.num_draws)[0].to(location))
-        modes = search_modes(log_joint, draws, location, scale, grid=self.grid)
+        coarse = log_joint.dim == _MAX_DIM and self.tolerance >= _LOOSE
+        grid = max(_LEAST_GRID, 3 * self.grid // 4) if coarse else self.grid
+        modes = search_modes(log_joint, draws, location, scale, grid=grid)
         modes, odd = search_unexplained(log_joint, modes, location, scale)
         check = importance_estimate(log_joint, modes, location, scale, self.num_checks, problem.level)
         return _Found(modes, odd | saturated(log_joint, modes), check, location, scale)

@@ -141,7 +141,7 @@ def test_data_that_quadrature_has_too_few_cells_for_are_sampled(dim):
 def test_too_few_cells_in_earnest_leave_an_interval_with_two_ends():
     model = linear(3, sigma=0.3)
     x = model(n=4).detach()
-    few = Quadrature(max_cells=10)
+    few = Quadrature(tolerance=1e-2, max_cells=10)
     assert evidence(Plain(model), x, method=few, seed=0, progress=False).guarantee == (PROBABILISTIC,) * 4
     got = evidence(Plain(model), x, method=replace(ADAPTED, quadrature=few), seed=0, progress=False)
     assert got.guarantee == (ASYMPTOTIC,) * 4

@@ -538,7 +538,7 @@ def test_isolated_holes_and_hills_are_met():
         assert got.guarantee == (NUMERICAL,) * len(truth)
 
 
-def test_holes_in_three_dimensions_are_found_and_modes_are_no_features():
+def test_holes_in_three_dimensions_are_found_and_modes_are_none():
     model, args, _ = bump_problem(HOLES)
     centre = args[3]
     density = density_of(model, args, torch.stack([torch.zeros_like(centre), 0.99 * centre]))

@@ -96,9 +96,7 @@ def _newton_step(at: Expansion, radius: Tensor) -> tuple[Tensor, Tensor]:
 
 def decrement(at: Expansion) -> Tensor:
     """What a whole Newton step would gain by its own model, (M,): nothing at a smooth maximum, much at a kink."""
-    curvature, axes = torch.linalg.eigh(-at.hessian)
-    slope = (axes.mT @ at.gradient.unsqueeze(-1)).squeeze(-1)
-    return 0.5 * (slope.square() / curvature.abs().clamp(min=LEAST_CURVATURE)).sum(-1)
+    return _newton_step(at, torch.full_like(at.value, torch.inf))[1]
 
 
 def expand(function: RowFunction, rows: Tensor, points: Tensor, *, width: int = 1) -> Expansion:

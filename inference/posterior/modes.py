@@ -203,7 +203,8 @@ def find_modes(
     points, hessian = table(points, 0.0), table(at.hessian, 0.0)
     value = table(at.value, -torch.inf)
     keep = distinct(points, value, hessian)
-    keep &= ~_in_sight_of_higher(whitened, points, torch.where(keep, value, -torch.inf), kinked)
+    kept = torch.where(keep, value, -torch.inf)
+    keep &= ~_in_sight_of_higher(whitened, points, kept, kinked, width=log_joint.width)
     value = torch.where(keep, value, -torch.inf)
     order = value.argsort(0, descending=True)[: max(1, int(keep.sum(0).max()))]
 
@@ -216,20 +217,30 @@ def find_modes(
     return Modes(location + scale * found, pick(value), hessian, *flags)
 
 
-def _in_sight_of_higher(function: RowFunction, points: Tensor, value: Tensor, kinked: Tensor) -> Tensor:
+def _in_sight_of_higher(function: RowFunction, points: Tensor, value: Tensor, kinked: Tensor, *, width: int) -> Tensor:
     """Which points at kinks (S, N) are in sight of a higher one of their data point that is not so itself."""
     gone = torch.zeros_like(kinked)
+    if not bool(kinked.any()):
+        return gone
     data = torch.arange(value.shape[1], device=value.device)
     order = value.argsort(0, descending=True)
     for best in order[:_HIGHEST]:
         top = value[best, data]
         lower = kinked & ~gone & (value < top) & value.isfinite() & ~gone[best, data]
-        gone |= in_sight(function, points, value, points[best, data].expand_as(points), top.expand_as(value), lower)
+        other = points[best, data].expand_as(points)
+        gone |= in_sight(function, points, value, other, top.expand_as(value), lower, width=width)
     return gone
 
 
 def in_sight(
-    function: RowFunction, points: Tensor, value: Tensor, others: Tensor, heights: Tensor, asked: Tensor
+    function: RowFunction,
+    points: Tensor,
+    value: Tensor,
+    others: Tensor,
+    heights: Tensor,
+    asked: Tensor,
+    *,
+    width: int = 1,
 ) -> Tensor:
     """Whether the density falls by less than half a nat below both on the line from a point to another, (S, N).
 
@@ -240,17 +251,19 @@ def in_sight(
         others: (S, N, k).
         heights: The log density there, (S, N).
         asked: Which to look at, (S, N); the others are not in sight.
+        width: See :func:`maximise`.
     """
     sample, datum = asked.nonzero().unbind(-1)
     if len(datum) == 0:
         return torch.zeros_like(asked)
     start, way = points[sample, datum], (others - points)[sample, datum]
     lowest = torch.minimum(value, heights)[sample, datum] - _DIP
-    open_ = torch.ones_like(lowest, dtype=torch.bool)
+    open_, side = torch.ones_like(lowest, dtype=torch.bool), points_at_once(width)
     for part in range(1, _SIGHT + 1):
         index = open_.nonzero()[:, 0]
         between = start[index] + part / (_SIGHT + 1) * way[index]
-        open_[index] = function(datum[index], between) >= lowest[index]
+        for rows, places in zip(index.split(side), between.split(side), strict=True):
+            open_[rows] = function(datum[rows], places) >= lowest[rows]
     found = torch.zeros_like(asked)
     found[sample, datum] = open_
     return found

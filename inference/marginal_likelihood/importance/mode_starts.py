@@ -177,7 +177,8 @@ def _grown(log_joint: LogJoint, modes: Modes, more: Modes, location: Tensor, sca
     for place, height in zip(modes.location[:_COMPARED], modes.log_joint[:_COMPARED]):
         other = ((place - location) / scale).expand_as(points)
         heights = height.expand_as(more.log_joint)
-        new &= ~in_sight(function, points, more.log_joint, other, heights, new & heights.isfinite())
+        asked = new & heights.isfinite()
+        new &= ~in_sight(function, points, more.log_joint, other, heights, asked, width=log_joint.width)
     return torch.where(kinked, new.any(0), grown)
 
 

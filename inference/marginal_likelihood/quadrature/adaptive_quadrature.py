@@ -16,7 +16,7 @@ from inference.core.checks import check_count
 from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import NUMERICAL, Evidence, take_rows
 from inference.marginal_likelihood.quadrature.check import contradicts, importance_estimate, saturated, where_sound
-from inference.marginal_likelihood.quadrature.features import with_features
+from inference.marginal_likelihood.quadrature.features import LOOSE, with_features
 from inference.marginal_likelihood.quadrature.integrator import Integral, NestedIntegrator
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
 from inference.posterior.misfit import search_unexplained
@@ -35,9 +35,6 @@ _LEAST_TOLERANCE = 1e-11
 # least: about kinks, and edges of thin rings, the difference of two rules is now and then a third of the error of the
 # better. Where it is small, it is far above the error.
 _AIMED, _STATED = 0.25, 0.9
-
-# In three dimensions, from this tolerance on, modes are sought on a grid of three quarters of the points a dimension.
-_LOOSE = 1e-3
 
 # The least error that is stated, in nats and relative to the value: rounding in the log joint density itself.
 _FLOOR = 1e-12
@@ -172,7 +169,7 @@ class Quadrature(Method):
         draws = [log_joint.sample_prior(self.num_draws).to(location)]
         if problem.call.guide is not None:
             draws.append(log_joint.sample_guide(problem.call.guide, self.num_draws)[0].to(location))
-        coarse = log_joint.dim == _MAX_DIM and self.tolerance >= _LOOSE
+        coarse = log_joint.dim == _MAX_DIM and self.tolerance >= LOOSE
         grid = max(_LEAST_GRID, 3 * self.grid // 4) if coarse else self.grid
         modes = search_modes(log_joint, draws, location, scale, grid=grid)
         modes, odd = search_unexplained(log_joint, modes, location, scale)

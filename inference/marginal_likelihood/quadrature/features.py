@@ -23,9 +23,11 @@ from inference.numerics.newton import points_at_once
 from inference.posterior.modes import log_joint_at
 
 # Points per dimension of the grid in one, two and three dimensions, at most, and of those that find its extent. A loose
-# tolerance needs no more than meet what matters to it: so many over the root of it. In three dimensions, from the last
-# tolerance on, such a grid would see no more than the nodes do.
-_GRID, _COARSE, _MATTERING, _LOOSE = (2048, 120, 120), (33, 17, 13), 4.0, 1e-3
+# tolerance needs no more than meet what matters to it: so many over the root of it.
+_GRID, _COARSE, _MATTERING = (2048, 120, 120), (33, 17, 13), 4.0
+
+# From this tolerance on such a grid would see no more than the nodes do, in three dimensions.
+LOOSE = 1e-3
 
 # Nats below the best point at which the grid ends, and standard deviations of modes that it holds in any case: of those
 # whose Laplace mass is less than the greatest by so many nats at most.
@@ -57,7 +59,7 @@ def with_features(density: Density, tolerance: float) -> Density:
         tolerance: Relative error of the evidence that is aimed at.
     """
     num_data, dim = density.origin.shape
-    if dim == len(_GRID) and tolerance >= _LOOSE:
+    if dim == len(_GRID) and tolerance >= LOOSE:
         return density
     needed = math.ceil(_MATTERING * tolerance ** (-1 / dim)) + 2 * _AROUND
     num = min(max(needed, 4 * _AROUND), _GRID[dim - 1])

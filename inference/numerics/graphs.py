@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor
@@ -55,6 +55,24 @@ _WITHOUT_EFFECT: dict[Any, list[tuple[int, dict[int, float]]]] = {
     _aten.pow.Tensor_Scalar: [(0, {1: 1.0})],
     _aten.addcmul.default: [(1, {0: 0.0, 2: 1.0}), (2, {0: 0.0, 1: 1.0})],
 }
+
+
+# Compiled graphs, by what they say and by the forms of what they are given: the last ones.
+_COMPILED: dict[tuple[str, str], Callable[..., Sequence[Tensor]]] = {}
+_MOST_COMPILED = 32
+
+# How a recorded function runs, see :func:`inference.fit`.
+Level = Literal["auto", "off", "graph", "compile"]
+
+
+def check_capture(level: Any) -> None:
+    """Refuse what is no level of capture.
+
+    Raises:
+        ValueError: With those that there are.
+    """
+    if level not in get_args(Level):
+        raise ValueError(f"expected capture as one of {', '.join(map(repr, get_args(Level)))}, got {level!r}")
 
 
 class FlatGraph(NamedTuple):
@@ -169,19 +187,47 @@ class _Folding:
 def compiled(flat: FlatGraph) -> Replay:
     """A replay of a graph by inductor, which fuses operations and so rounds otherwise; it compiles at the first call.
 
-    Noise is drawn as eager operations draw it. The calls fail where no compiler is found.
+    A graph that says the same as an earlier one, of tensors of the same forms, is not compiled again. Noise is drawn as
+    eager operations draw it. The calls fail where no compiler is found.
     """
-    module, made = GraphModule(flat.constants, flat.graph), list[Callable[..., Sequence[Tensor]]]()
+    graph, constants = _constants_as_inputs(flat)
+    made = list[Callable[..., Sequence[Tensor]]]()
 
     def replay(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        inputs = [*tensors, *constants]
         with torch.no_grad():
             if not made:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    made.append(_by_inductor(module, list(tensors)))
-            return made[0](*tensors)
+                made.append(_compiled_once(graph, inputs))
+            return made[0](*inputs)
 
     return replay
+
+
+def _constants_as_inputs(flat: FlatGraph) -> tuple[Graph, list[Tensor]]:
+    """The graph with its constants as further inputs, which come after the others, and the constants."""
+    graph, copies, inputs = Graph(), dict[Node, Node](), dict[str, Node]()
+    for node in flat.graph.find_nodes(op="placeholder"):
+        copies[node] = graph.node_copy(node)
+    for node in flat.graph.find_nodes(op="get_attr"):
+        if node.target not in inputs:
+            inputs[node.target] = graph.placeholder(node.target)
+        copies[node] = inputs[node.target]
+    for node in flat.graph.nodes:
+        if node not in copies:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return graph, [flat.constants[name] for name in inputs]
+
+
+def _compiled_once(graph: Graph, inputs: list[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    forms = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in inputs]
+    key = graph.python_code("self").src, repr(forms)
+    if key not in _COMPILED:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _COMPILED[key] = _by_inductor(GraphModule({}, graph), inputs)
+        while len(_COMPILED) > _MOST_COMPILED:
+            _COMPILED.pop(next(iter(_COMPILED)))
+    return _COMPILED[key]
 
 
 def _by_inductor(module: GraphModule, tensors: list[Any]) -> Callable[..., Sequence[Tensor]]:

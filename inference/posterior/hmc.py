@@ -27,8 +27,8 @@ Target = Callable[[Tensor], Tensors]
 # A trajectory of fixed length can return to where it began, so each chain's steps are shorter by up to this share.
 _JITTER = 0.4
 
-# Transitions until one is recorded, which takes about as long as twenty.
-_WAIT = 50
+# Transitions until one is recorded, which takes about as long as so many.
+_WAIT = 20
 
 # The acceptance that steps are tuned to, and how fast.
 _ACCEPTANCE, _RATE = 0.8, 0.6

@@ -10,13 +10,13 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from inference.core.seeding import random_states, set_random_states
-from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, folded, own_memory, scripted
+from inference.numerics.graphs import FlatGraph, Level, Replay, compiled, flat_graph, folded, own_memory, scripted
 from inference.objectives.base import Objective
 from inference.pair.fingerprint import described, iterators_in, python_state, say_differences
 from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
@@ -28,8 +28,6 @@ from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
     from inference.training.trainer import Trainer
-
-Level = Literal["auto", "off", "graph", "compile"]
 
 _logger = logging.getLogger(__name__)
 
@@ -409,16 +407,6 @@ class Capture:
     def _check_python(self) -> None:
         if text := say_differences(self._python, self._described()):
             raise Stale(f"the pair's Python has changed ({text})")
-
-
-def check_level(level: Any) -> None:
-    """Refuse what is no level of capture.
-
-    Raises:
-        ValueError: With those that there are.
-    """
-    if level not in get_args(Level):
-        raise ValueError(f"expected capture as one of {', '.join(map(repr, get_args(Level)))}, got {level!r}")
 
 
 def _is_foreign(callback: Callback) -> bool:

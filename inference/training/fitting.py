@@ -22,6 +22,7 @@ from inference.core.ranks import ranks
 from inference.core.seeding import seeded
 from inference.core.sources import Column, as_arguments, opened
 from inference.core.standardisation import far_from_unit
+from inference.numerics.graphs import Level, check_capture
 from inference.objectives.base import Objective, check_objective
 from inference.objectives.evidence_lower_bound import ELBO
 from inference.pair.call import Call
@@ -29,7 +30,6 @@ from inference.pair.handlers import local_params
 from inference.pair.run import Program, modules_of, refuse_swapped
 from inference.training.batches import Batches, InMemory, Loaded, Supply, as_loader, laid_out, moved
 from inference.training.callbacks import Callback, check_callbacks
-from inference.training.capturing import Level, check_level
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
 from inference.training.trainer import History, Trainer
@@ -136,7 +136,7 @@ def fit(
     data = one_by_one(data, args)
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     callbacks = check_callbacks(callbacks)
-    check_level(capture)
+    check_capture(capture)
     if objective is not None:
         check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):

@@ -22,6 +22,7 @@ from inference.core.display import as_html
 from inference.core.memory import at_once
 from inference.core.ranks import alone, ranks
 from inference.core.seeding import random_state, random_states, set_random_states
+from inference.numerics.graphs import Level
 from inference.objectives.base import Objective
 from inference.pair.fingerprint import described
 from inference.pair.handlers import LocalParams
@@ -30,7 +31,7 @@ from inference.pair.run import Program, modules_of
 from inference.training.agreement import Stale
 from inference.training.batches import Supply
 from inference.training.callbacks import Callback, Moment
-from inference.training.capturing import Capture, Level
+from inference.training.capturing import Capture
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
 from inference.training.shares import SharedLoss

@@ -28,9 +28,10 @@ from inference.posterior.log_joint import LogJoint
 _ROWS = 2**16
 _PILOT_CHAINS = 16
 
-# A pilot step advances beta so far that the log weight's standard deviation over the chains is this, and no farther
-# than the second; the number of its steps is bounded.
-_PILOT_SPREAD, _PILOT_ADVANCE, _PILOT_STEPS = 0.25, 1 / 40, 600
+# A pilot step advances beta so far that the log weight's standard deviation over the chains is this. The number of its
+# steps is bounded; at the least it is such a share of the path's, within bounds of its own.
+_PILOT_SPREAD, _PILOT_STEPS = 0.25, 600
+_PILOT_SHARE, _PILOT_LEAST = 1 / 10, (16, 40)
 
 # Share of the temperatures that are spaced evenly, lest the pilot's spread mislead.
 _EVEN = 0.2
@@ -75,7 +76,9 @@ class Annealer:
 
     def tune(self, num_temperatures: int) -> None:
         """Choose temperatures and steps by pilot chains, which are then forgotten."""
-        pilot = self._pilot(self.chains(self.draw(_PILOT_CHAINS)))
+        low, high = _PILOT_LEAST
+        least = min(max(low, round(_PILOT_SHARE * num_temperatures)), high)
+        pilot = self._pilot(self.chains(self.draw(_PILOT_CHAINS)), 1 / least)
         self.schedule = schedule_of(*pilot, num_temperatures)
 
     def draw(self, num_chains: int) -> Tensor:
@@ -154,8 +157,13 @@ class Annealer:
         check_log_weights(total)
         return chains, total
 
-    def _pilot(self, chains: Chains) -> tuple[Tensor, Tensor, Tensor]:
-        """Betas, steps and spreads along a path whose temperatures and steps follow the chains, each (P + 1, N)."""
+    def _pilot(self, chains: Chains, farthest: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Betas, steps and spreads along a path whose temperatures and steps follow the chains, each (P + 1, N).
+
+        Args:
+            chains: At the Gaussian.
+            farthest: Between two betas.
+        """
         num_data, dim = chains.v.shape[1:]
         beta = chains.value.new_zeros(num_data)
         step = torch.full_like(beta, dim**-0.25)
@@ -163,12 +171,13 @@ class Annealer:
         for k in tqdm(range(1, _PILOT_STEPS + 1), disable=not self._progress, leave=False, desc="pilot"):
             spread = _spread(chains.log_ratio)
             rest = 1 - beta
-            advance = rest if k == _PILOT_STEPS else (_PILOT_SPREAD / spread).clamp(max=_PILOT_ADVANCE).minimum(rest)
+            advance = rest if k == _PILOT_STEPS else (_PILOT_SPREAD / spread).clamp(max=farthest).minimum(rest)
             beta = beta + advance
             chains, acceptance = self.transition(chains, beta, step)
             step = tuned(step, acceptance)
             nodes.append((beta, step, spread * advance))
-            if k % 16 == 0 and bool((beta >= 1).all()):  # not each time: asking makes a device wait
+            # Asking makes a device wait.
+            if (k % 16 == 0 or not beta.is_cuda) and bool((beta >= 1).all()):
                 break
         betas, steps, spreads = map(torch.stack, zip(*nodes))
         return betas, steps, spreads

@@ -2,6 +2,7 @@
 
 import array
 import itertools
+import shutil
 
 import pyro
 import pyro.distributions as dist
@@ -12,6 +13,7 @@ from torch import nn
 
 from guides import Flow, FullRank, LowRank, MeanField, Mixture
 from inference import iter_log_weights, log_weights
+from inference.numerics import graphs
 from inference.weights import replayed_chunks
 from zoo import DeepGaussianVAE
 
@@ -25,7 +27,7 @@ def by_python(monkeypatch):
 
     def run(*args, **kwargs):
         with monkeypatch.context() as patch:
-            patch.setattr(replayed_chunks, "WORTH_RECORDING", 10**9)
+            patch.setattr(replayed_chunks, "_WORTH_RECORDING", 10**9)
             return log_weights(*args, **kwargs)
 
     return run
@@ -53,7 +55,7 @@ def test_each_guide_gives_the_bits_of_its_python(guide, by_python, replays):
     pair = DeepGaussianVAE(5, 2, hidden=(8,)), guide(5, 2, hidden=(8,))
     expected = by_python(*pair, X, **OPTIONS)
     assert torch.equal(log_weights(*pair, X, **OPTIONS), expected)
-    assert replays == [1, 8, 29]
+    assert replays == [8, 30]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,13 +157,13 @@ def test_a_hidden_change_is_found_before_a_chunk_is_given(by_python, replays):
     before, after = (by_python(Hidden(change), guide, X, **OPTIONS) for change in (10**9, 0))
     model = Hidden(10**9)
     chunks = iter_log_weights(model, guide, X, **OPTIONS)
-    found = [next(chunks) for _ in range(11)]  # one by Python, one recorded, replays of one and of eight
+    found = [next(chunks) for _ in range(10)]  # one by Python, one recorded, and eight replays
     model.calls[0], model.change = 0, 1
     found = torch.cat([*found, *chunks])
-    assert torch.equal(found[:55], before[:55])
-    assert torch.equal(found[55:], after[55:])
-    assert not torch.equal(before[55:], after[55:])
-    assert replays == [1, 8, 0]
+    assert torch.equal(found[:50], before[:50])
+    assert torch.equal(found[50:], after[50:])
+    assert not torch.equal(before[50:], after[50:])
+    assert replays == [8, 0]
 
 
 def test_the_callers_random_state_is_as_it_was_between_chunks(replays):
@@ -196,3 +198,93 @@ def test_large_chunks_are_not_held_in_groups(replays):
     held = [len(group) for group in replayed_chunks.chunks_in_groups(lambda: torch.zeros(1, 1), pair, 50, 7)]
     assert held == [1] * 50
     assert not replays
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+FEW = {"num_samples": 20, "chunk": 4, "seed": 1, "progress": False}  # 5 chunks: not worth a record
+
+
+def small_pair():
+    torch.manual_seed(0)
+    return DeepGaussianVAE(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
+
+
+@pytest.mark.parametrize("level, sizes", [("auto", []), ("off", []), ("graph", [3])])
+def test_the_level_says_whether_chunks_are_replayed(level, sizes, replays):
+    pair = small_pair()
+    expected = log_weights(*pair, X, **FEW, capture="off")
+    assert torch.equal(log_weights(*pair, X, **FEW, capture=level), expected)
+    assert replays == sizes
+
+
+def test_many_rows_are_replayed_where_asked(replays):
+    """In several blocks of rows, which the default runs one by one."""
+    pair, x = small_pair(), torch.randn(5000, 5)
+    expected, graph = (log_weights(*pair, x, **FEW, capture=level) for level in ("auto", "graph"))
+    assert torch.equal(graph, expected)
+    assert replays == [3]
+
+
+@needs_compiler
+def test_compiled_chunks_agree_within_rounding_on_the_same_noise(replays):
+    pair = small_pair()
+    expected, got, again = (log_weights(*pair, X, **OPTIONS, capture=level) for level in ("off", "compile", "compile"))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(again, got)
+    assert replays == [8, 30] * 2
+
+
+@needs_compiler
+def test_one_compilation_serves_pairs_of_the_same_sizes(monkeypatch):
+    compiled, by_inductor = [], graphs._by_inductor
+    monkeypatch.setattr(graphs, "_COMPILED", {})
+    monkeypatch.setattr(graphs, "_by_inductor", lambda *args: compiled.append(1) or by_inductor(*args))
+    pair, other = small_pair(), small_pair()
+    with torch.no_grad():
+        for parameter in other[0].parameters():
+            parameter.mul_(0.5)
+    found = [log_weights(*p, x, **FEW, capture="compile") for p, x in ((pair, X), (other, X), (other, 2 * X))]
+    for got, (p, x) in zip(found, ((pair, X), (other, X), (other, 2 * X)), strict=True):
+        torch.testing.assert_close(got, log_weights(*p, x, **FEW, capture="off"), rtol=1e-5, atol=1e-4)
+    assert len(compiled) == 1
+
+
+def test_where_nothing_compiles_the_pairs_python_goes_on_and_says_so(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("no compiler found\nat all")
+
+    monkeypatch.setattr(graphs, "_COMPILED", {})
+    monkeypatch.setattr(graphs, "_by_inductor", fail)
+    pair = small_pair()
+    got = log_weights(*pair, X, **FEW, capture="compile")
+    assert torch.equal(got, log_weights(*pair, X, **FEW, capture="off"))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message == "chunks run as the pair's own Python: RuntimeError: no compiler found"
+
+
+def test_another_result_of_a_compiler_is_found(monkeypatch, caplog):
+    def wrong(graph, _):
+        return lambda *inputs: [result * 1.001 for result in graph(*inputs)]
+
+    monkeypatch.setattr(graphs, "_COMPILED", {})
+    monkeypatch.setattr(graphs, "_by_inductor", wrong)
+    pair = small_pair()
+    got = log_weights(*pair, X, **FEW, capture="compile")
+    assert torch.equal(got, log_weights(*pair, X, **FEW, capture="off"))
+    assert "another on the same noise" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Counting, Branching, Reading])
+def test_what_cannot_be_replayed_is_said_where_it_was_asked_for(kind, caplog):
+    torch.manual_seed(0)
+    guide, options = MeanField(5, 2, hidden=(4,)), {**FEW, "chunk": 1}
+    expected = log_weights(kind(), guide, X, **options, capture="off")
+    assert not caplog.records
+    assert torch.equal(log_weights(kind(), guide, X, **options, capture="graph"), expected)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_an_unknown_level_is_refused_before_anything_runs():
+    with pytest.raises(ValueError, match="expected capture as one of 'auto', 'off', 'graph', 'compile', got 'fast'"):
+        log_weights(*small_pair(), X, num_samples=2, capture="fast")

@@ -208,7 +208,7 @@ def test_noise_is_drawn_as_the_function_draws_it():
         assert torch.equal(torch.get_rng_state(), after)
 
 
-@pytest.mark.parametrize("limit", [None, 1.5])
+@pytest.mark.parametrize("limit", [None, 2.5])
 def test_replayed_transitions_are_those_of_python(limit):
     """With a branch that depends on the values, and without."""
     calls = []

@@ -60,6 +60,7 @@ class Checkpoint:
             "validation": None if t.validation is None else [described(list(t.validation)), t.evaluate_every],
             "layout": [sorted(map(str, t.layout.rows)), t.layout.whole],
             "memory_limit": at_once(2**20),
+            **({} if t.precision == "full" else {"precision": t.precision}),
         }
 
     def _buffers(self) -> dict[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference.objectives.base import Objective
 from inference.pair.run import Program, modules_of
+from inference.training.mixed_precision import Precision, in_precision
 
 
 class PairLoss:
@@ -28,10 +29,12 @@ class PairLoss:
 
     Attributes:
         count: By what the loss of a batch is divided.
+        precision: In what the layers compute where there is a gradient.
     """
 
     def __init__(self, objective: Any, model: Program, guide: Program, count: Callable[[tuple[Any, ...]], int]) -> None:
         self._objective, self._pair, self.count = objective, (model, guide), count
+        self.precision: Precision = "full"
         self._by_steps = _defines(objective, "loss_and_grads") < _defines(objective, "differentiable_loss")
         self._announced = (_announced(model), _announced(guide)) if self._by_steps else self._pair
 
@@ -50,7 +53,8 @@ class PairLoss:
 
     def with_gradient(self, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a batch in nats per data point, with gradient."""
-        return self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
+        with in_precision(self.precision):
+            return self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
 
     def backward(self, batch: tuple[Any, ...], parameters: list[Tensor]) -> Tensor:
         """The loss of a batch in nats per data point, detached, after its gradient has been added to the parameters'.
@@ -62,7 +66,8 @@ class PairLoss:
             loss = self.with_gradient(batch)
             loss.backward()
             return loss.detach()
-        loss = self._gradients(batch)
+        with in_precision(self.precision):
+            loss = self._gradients(batch)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError(f"expected {type(self._objective).__name__} to give a gradient, got none")

@@ -209,7 +209,7 @@ def small_pair():
     return DeepGaussianVAE(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))
 
 
-@pytest.mark.parametrize("level, sizes", [("auto", []), ("off", []), ("graph", [3])])
+@pytest.mark.parametrize(("level", "sizes"), [("auto", []), ("off", []), ("graph", [3])])
 def test_the_level_says_whether_chunks_are_replayed(level, sizes, replays):
     pair = small_pair()
     expected = log_weights(*pair, X, **FEW, capture="off")

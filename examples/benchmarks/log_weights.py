@@ -1,7 +1,7 @@
 """Importance weights of a trained pair: elbozoo's log_weights against a hand-written importance-weighted loop.
 
-Same networks, same number of samples in chunks of the same size, or of elbozoo's own, no gradient. Prints ratios of
-time, interleaved in one run, and checks that both estimate the same bound.
+Same networks, same number of samples in chunks of the same size, or of elbozoo's own, compiled as well, no gradient.
+Prints ratios of time, interleaved in one run, and checks that both estimate the same bound.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ def by_hand(model, guide, x, num_samples, chunk):
 def compare(model, guide, x, samples, name, args):
     """Print times, and check that both estimate the same bound."""
     options = {"num_samples": samples, "chunk": args.chunk, "progress": False}
+    compiled = options | {"chunk": None, "capture": "compile"}
+    log_weights(model, guide, x, **compiled)  # compiles, once for all calls
     seconds = interleaved(
         {
             "elbozoo log_weights": lambda: log_weights(model, guide, x, **options),
             "elbozoo log_weights, its own chunks": lambda: log_weights(model, guide, x, **options | {"chunk": None}),
+            "elbozoo log_weights, compiled": lambda: log_weights(model, guide, x, **compiled),
             "elbozoo iter_log_weights": lambda: [None for _ in iter_log_weights(model, guide, x, **options)],
             "hand-written loop": lambda: by_hand(model, guide, x, samples, args.chunk),
         },
@@ -57,7 +60,7 @@ def compare(model, guide, x, samples, name, args):
 def main(argv=None):
     parser = benchmark_parser(__doc__)
     parser.add_argument("--data", type=int, default=64, help="number of data points")
-    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10_000], help="per datum")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1000, 10_000, 100_000], help="per datum")
     parser.add_argument("--chunk", type=int, default=100, help="samples at a time")
     args = begin(parser, argv, SMOKE)
     for name, (data_dim, hidden, latent_dim) in NETWORKS.items():

@@ -114,7 +114,7 @@ def new_pair(shape, device="cpu"):
     return Decoder(*shape).to(device), MeanField(shape[0], shape[2], hidden=shape[1]).to(device)
 
 
-def by_fit(shape, x, size, steps, level, fused):
+def by_fit(shape, x, size, steps, level, fused, precision="full"):
     """A function that trains a pair and returns the seconds of its steps after as many others.
 
     By then they are captured, and their checks as rare as in a longer run of the kind.
@@ -127,6 +127,7 @@ def by_fit(shape, x, size, steps, level, fused):
         options = {
             "batch_size": size,
             "capture": level,
+            "precision": precision,
             "callbacks": [Logging(steps, logger=logger)],
             "progress": False,
         }
@@ -169,6 +170,8 @@ def steps_of(shape, x, size, steps, levels):
         ways[f"{HAND}, compiled, fused Adam"] = by_hand(*task, fused=True, compiled=True)
     if x.device.type == "cpu" and has_numpyro():
         ways[NUMPYRO] = by_numpyro(shape, x, size, lambda: rows_of_batches(len(x), size, steps), RATE)
+    if x.device.type != "cpu":
+        ways |= {f"fit, {level}, fused, bfloat16": by_fit(*task, level, True, "bfloat16") for level in levels}
     ways |= {f"fit, {level}": by_fit(*task, level, None) for level in levels}
     return ways | {f"fit, {level}, fused Adam": by_fit(*task, level, True) for level in levels}
 

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from inference.core.seeding import random_state, random_states, set_random_states
+from inference.numerics.device_graphs import DeviceReplay
 from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.objectives.base import Objective
 from inference.training.agreement import Stale, all_close, all_same, check_agreement, compared, first_line
@@ -68,7 +69,8 @@ class Bunch:
             flat = self._recorded(step, batches)
         finally:
             self.set_state(before)
-        self._replay: Replay = scripted(flat) if exactly else compiled(flat)
+        replay = scripted(flat) if exactly else compiled(flat)
+        self._replay: Replay = DeviceReplay(replay, len(fixed) + len(self._adam.tensors()))
 
     @property
     def is_ready(self) -> bool:

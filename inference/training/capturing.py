@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.core.seeding import random_states, set_random_states
+from inference.numerics.device_graphs import DeviceReplay
 from inference.numerics.graphs import FlatGraph, Level, Replay, compiled, flat_graph, folded, own_memory, scripted
 from inference.objectives.base import Objective
 from inference.pair.fingerprint import described, iterators_in, python_state, say_differences
@@ -315,7 +316,7 @@ class Capture:
         flat = folded(flat_graph(step, inputs), constants=False)
         # Compiled bunches take most of the steps, where there are any.
         make = compiled if self._level == "compile" and not self._takes_bunches else scripted
-        return _Graph(flat, make(flat), has_gradient, batch)
+        return _Graph(flat, DeviceReplay(make(flat), len(self._fixed)), has_gradient, batch)
 
     def _check_graph(self, graph: _Graph) -> None:
         """Compare a graph with the pair itself on its last batch; the state is put back."""

@@ -82,6 +82,7 @@ class PlainAdam(RecordedAdam):
                 for rates, taken in ((rates, [t + i + 1 for t in taken]) for i, rates in enumerate(learning_rates))
             ],
             dtype=torch.float64,
+            device=self.parameters[0].device,
         )
 
     def _steps_taken(self) -> list[float]:

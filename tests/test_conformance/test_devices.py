@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from guides import MeanField
 from inference import ELBO, fit
+from inference.numerics import device_graphs
 from inference.pair import call as calls
 from inference.pair.call import Call
 from zoo import DeepGaussianVAE
@@ -107,3 +108,30 @@ def test_captured_training_on_a_gpu_is_that_of_the_pair(level):
         options = {"batch_size": 16, "steps": 60, "seed": 0, "device": "cuda", "capture": capture, "progress": False}
         histories.append(torch.tensor(fit(*pair, x, **options).loss))
     torch.testing.assert_close(histories[1], histories[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("level", ["graph", "compile"])
+def test_captured_steps_on_a_gpu_are_launched_at_once(level, monkeypatch):
+    launched, captured = [], device_graphs.captured
+
+    def counted(*args):
+        launch, results = captured(*args)
+        return lambda: (launched.append(1), launch())[1], results
+
+    monkeypatch.setattr(device_graphs, "captured", counted)
+    torch.manual_seed(0)
+    pair, x = (DeepGaussianVAE(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))), torch.randn(64, 5)
+    fit(*pair, x, batch_size=16, steps=60, seed=0, device="cuda", capture=level, progress=False)
+    assert launched
+
+
+@pytest.mark.gpu
+def test_layers_in_bfloat16_train_on_a_gpu():
+    losses = []
+    for precision in ("full", "bfloat16"):
+        torch.manual_seed(0)
+        pair, x = (DeepGaussianVAE(5, 2, hidden=(8,)), MeanField(5, 2, hidden=(8,))), torch.randn(64, 5)
+        options = {"batch_size": 16, "steps": 60, "seed": 0, "device": "cuda", "progress": False}
+        losses.append(torch.tensor(fit(*pair, x, precision=precision, **options).loss))
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0.1)

@@ -24,6 +24,17 @@ def guide_of_parts(model, first, second):
     return parts
 
 
+def noisy(f, latent_dim, sigma):
+    """x = f(z) + sigma noise, z standard normal."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(latent_dim), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(f(z), sigma).to_event(1), obs=x)
+
+    return model
+
+
 def poisson_model(x):
     """Counts with a positive base rate and a slope: two latent sites, one bounded."""
     with pyro.plate("data", len(x)):

@@ -3,25 +3,13 @@
 import itertools
 import math
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from pyro_problems import noisy
 
 from inference.numerics.newton import Expansion, decrement
 from inference.posterior.log_joint import LogJoint
 from inference.posterior.modes import find_modes, in_sight, prior_scale
-
-
-def seen_through(f, dim, sigma):
-    """x = f(z) + sigma noise, z standard normal."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(f(z), sigma).to_event(1), obs=x)
-
-    return model
 
 
 def modes_of(model, x, num_starts=32):
@@ -42,7 +30,7 @@ def relu_net(dim, seed):
 def test_points_at_kinks_of_one_hill_are_one_mode(dim, sigma):
     net = relu_net(dim, seed=dim)
     x = net(torch.randn(4, dim).double()) + sigma * torch.randn(4, 16).double()
-    modes, log_joint = modes_of(seen_through(net, dim, sigma), x)
+    modes, log_joint = modes_of(noisy(net, dim, sigma), x)
     assert (modes.log_joint.isfinite().sum(0) <= 8).all()  # of 32 starts, each of which ends at another point
     assert modes.kinked.any()
     # None is lower than where a start leads that is the highest alone.
@@ -51,16 +39,16 @@ def test_points_at_kinks_of_one_hill_are_one_mode(dim, sigma):
 
 
 def test_both_peaks_at_kinks_stay_two_modes():
-    modes, _ = modes_of(seen_through(torch.abs, 1, 0.2), torch.tensor([[1.0], [2.0]], dtype=torch.float64))
+    modes, _ = modes_of(noisy(torch.abs, 1, 0.2), torch.tensor([[1.0], [2.0]], dtype=torch.float64))
     assert modes.log_joint.isfinite().sum(0).tolist() == [2, 2]
-    sharp, _ = modes_of(seen_through(lambda z: (z.abs() - 1).abs(), 1, 0.2), torch.tensor([[-0.5]]).double())
+    sharp, _ = modes_of(noisy(lambda z: (z.abs() - 1).abs(), 1, 0.2), torch.tensor([[-0.5]]).double())
     assert sharp.log_joint.isfinite().sum(0).tolist() == [2]
     assert sharp.kinked.sum(0).tolist() == [2]
     torch.testing.assert_close(sharp.location.flatten().sort().values, torch.tensor([-1.0, 1.0]).double())
 
 
 def test_a_smooth_density_has_no_kinks():
-    modes, _ = modes_of(seen_through(torch.tanh, 3, 0.1), torch.zeros(5, 3).double())
+    modes, _ = modes_of(noisy(torch.tanh, 3, 0.1), torch.zeros(5, 3).double())
     assert not modes.kinked.any()
     assert modes.converged[0].all()
 

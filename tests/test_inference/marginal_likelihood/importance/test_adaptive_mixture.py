@@ -14,6 +14,7 @@ from linear_problems import GUIDES, keeps_its_word, mean_field, problem, record,
 from pyro_problems import (
     COUNTS,
     SQUARES,
+    noisy,
     one_mode_guide,
     poisson_evidence,
     poisson_guide,
@@ -61,16 +62,11 @@ def turned_kinks(dim, num, seed):
     def decoder(u):
         return (slopes * (signs * (u.unsqueeze(-1) - places)).relu()).sum(-1)
 
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(dim), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z @ turn), sigma).to_event(1), obs=x)
-
     x = decoder(torch.randn(num, dim, generator=rng, dtype=torch.float64) @ turn)
     x = x + sigma * torch.randn(num, dim, generator=rng, dtype=torch.float64)
     line = torch.linspace(-9, 9, 40_001, dtype=torch.float64).view(-1, 1, 1)
     log_f = dist.Normal(0.0, 1.0).log_prob(line) + dist.Normal(decoder(line.expand(-1, 1, dim)), sigma).log_prob(x)
-    return model, x, (log_f.logsumexp(0) + math.log(18 / 40_000)).sum(-1)
+    return noisy(lambda z: decoder(z @ turn), dim, sigma), x, (log_f.logsumexp(0) + math.log(18 / 40_000)).sum(-1)
 
 
 @pytest.mark.parametrize("dim", [3, 6])

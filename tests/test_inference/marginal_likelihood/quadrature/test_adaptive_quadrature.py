@@ -13,6 +13,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from pyro_problems import noisy
 from registry import data_for, for_models_with
 
 import inference.marginal_likelihood.quadrature.adaptive_quadrature as quadrature
@@ -37,17 +38,6 @@ CURVES = {
     "cubic": lambda z: z**3 - z,
     "bend": lambda z: z + 0.3 * torch.sin(2 * z),
 }
-
-
-def noisy(f, latent_dim, sigma):
-    """x = f(z) + sigma noise, z standard normal."""
-
-    def model(x):
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(latent_dim), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(f(z), sigma).to_event(1), obs=x)
-
-    return model
 
 
 def legendre(log_f, edges, order=40):

@@ -150,6 +150,26 @@ def by_hand(shape, x, size, steps, *, fused=None, compiled=False):
     return run
 
 
+def products_alone(shape, x, size, steps):
+    """The matrix products of a step, forwards and backwards, and nothing else: no replay in these can take less."""
+    net = HandVAE(*shape).to(x.device)
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.Linear)]
+    ends = [
+        [torch.randn(size, n, device=x.device) for n in (layer.in_features, layer.out_features)] for layer in layers
+    ]
+
+    @torch.no_grad()
+    def run():
+        for _ in range(steps):
+            for i, (layer, (inputs, gradients)) in enumerate(zip(layers, ends, strict=True)):
+                torch.addmm(layer.bias, inputs, layer.weight.t())
+                gradients.t() @ inputs
+                if i:  # the data need no gradient
+                    gradients @ layer.weight
+
+    return run
+
+
 def by_pyro(shape, x, size, steps):
     stock = StockVAE(*shape).to(x.device)
     pyro.clear_param_store()
@@ -166,6 +186,7 @@ def steps_of(shape, x, size, steps, levels):
     """One trained-from-scratch-once pair per way of training; each call takes ``steps`` steps."""
     task = shape, x, size, steps
     ways = {HAND: by_hand(*task), f"{HAND}, fused Adam": by_hand(*task, fused=True), PYRO: by_pyro(*task)}
+    ways["its matrix products alone"] = products_alone(*task)
     if "compile" in levels:
         ways[f"{HAND}, compiled, fused Adam"] = by_hand(*task, fused=True, compiled=True)
     if x.device.type == "cpu" and has_numpyro():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 import random
 import sys
@@ -201,7 +200,8 @@ def _slots(cls: type) -> Iterable[str]:
 
 
 def _is_cache(cls: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(cls, name, None), lazy_property | functools.cached_property)
+    kinds = lazy_property | functools.cached_property
+    return any(isinstance(vars(c).get(name), kinds) for c in cls.__mro__)
 
 
 def probe(run: Callable[[], Draw]) -> list[float] | None:
@@ -241,6 +241,8 @@ def unchanged(before: Any, after: Any) -> Any:
 
 def differences_of(expected: Any, got: Any, name: str = "") -> list[str]:
     """What differs between two descriptions, each as ``"place: expected, got"``."""
+    if expected == got:
+        return []
     if isinstance(expected, dict) and isinstance(got, dict):
         keys = [*expected, *(key for key in got if key not in expected)]
         parts = [differences_of(expected.get(k), got.get(k), f"{name}.{k}" if name else str(k)) for k in keys]
@@ -248,7 +250,7 @@ def differences_of(expected: Any, got: Any, name: str = "") -> list[str]:
     if isinstance(expected, list) and isinstance(got, list) and len(expected) == len(got):
         parts = [differences_of(a, b, f"{name}[{i}]") for i, (a, b) in enumerate(zip(expected, got, strict=True))]
         return [text for part in parts for text in part]
-    return [] if expected == got else [f"{name}: expected {_short(expected)}, got {_short(got)}"]
+    return [f"{name}: expected {_short(expected)}, got {_short(got)}"]
 
 
 def iterators_in(description: Any) -> list[str]:

@@ -25,6 +25,8 @@ from zoo import known_answers
 ROUNDING = 1e-7
 # Half of the bias that must be found: a method at home is nearer than that to the median truth.
 TOLERANCE = 0.25
+# Data points of each case of the ladder.
+NUM_DATA = 12
 KINDS = {CLOSED_FORM, NUMERICAL, PROBABILISTIC, ASYMPTOTIC}
 
 
@@ -42,7 +44,7 @@ def ladder():
     """The known answers by family and sigma."""
     sigmas = sorted({sigma for member in METHODS.values() for sigma in member.sigmas})
     with torch.random.fork_rng(devices=[]):
-        return {(k.family, k.sigma): k for k in known_answers([1, 4], sigmas, num_data=20)}
+        return {(k.family, k.sigma): k for k in known_answers([1, 4], sigmas, num_data=NUM_DATA)}
 
 
 def rungs(member):
@@ -82,7 +84,7 @@ class Score(NamedTuple):
 
 
 def measured(method, cases, guided=True):
-    """What a method says of each case, 20 data points each."""
+    """What a method says of each case."""
     options = {"method": method, "seed": 0, "progress": False}
     return [evidence(case.model, case.x, guide=case.guide if guided else None, **options) for case in cases]
 
@@ -132,15 +134,17 @@ def test_every_method_is_registered():
 def test_a_method_answers_where_it_is_at_home(name):
     cases = rungs(METHODS[name])
     found = score(measured_at_home(name), cases)
-    assert found.sure + found.two_sided + found.one_sided == 20 * len(cases)
+    assert found.sure + found.two_sided + found.one_sided == NUM_DATA * len(cases)
     assert answers(found), found
 
 
 @pytest.mark.parametrize("name", [name for name, member in METHODS.items() if member.registered])
 def test_a_method_answers_for_registered_models_in_closed_form(name):
     member = METHODS[name]
+    # At its own tolerance quadrature looks for holes in three dimensions on a fine grid: its own tests have that.
+    method = replace(member.method, tolerance=1e-3) if name == "quadrature" else member.method
     cases = closed_forms()
-    found = score(measured(member.method, cases, member.guided), cases)
+    found = score(measured(method, cases, member.guided), cases)
     assert answers(found), found
 
 

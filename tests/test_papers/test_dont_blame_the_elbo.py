@@ -71,7 +71,9 @@ def test_the_linear_vae_finds_the_principal_components_themselves():
     torch.testing.assert_close(ratio, torch.ones(5).double(), rtol=0, atol=0.01)
 
 
-@pytest.mark.parametrize("guide_class", [Linear, MeanField, FullRank])
+@pytest.mark.parametrize(
+    "guide_class", [Linear, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (MeanField, FullRank))]
+)
 def test_no_encoder_lifts_a_linear_decoder_above_the_ppca_maximum(guide_class):
     x = digits(test_size=0, transform=Scaled(16.0)).train
     torch.manual_seed(0)

@@ -78,13 +78,12 @@ def test_gradients_are_float32_and_close():
         assert 0 < float((one - other).norm()) < 0.03 * float(one.norm())
 
 
-@pytest.mark.parametrize("guide", [MeanField, Flow], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
-    "objective", [None, AnalyticKLELBO(), IWELBO(num_particles=3)], ids=["elbo", "analytic", "iwelbo"]
+    ("guide", "objective"),
+    [(MeanField, None), (MeanField, AnalyticKLELBO()), (MeanField, IWELBO(num_particles=3)), (Flow, None)],
+    ids=["mean field, ELBO", "mean field, analytic", "mean field, IWELBO", "flow, ELBO"],
 )
 def test_training_ends_near_that_in_float32(guide, objective):
-    if guide is Flow and isinstance(objective, AnalyticKLELBO):
-        objective = None
     optimizer, losses = lambda p: torch.optim.Adam(p, lr=1e-2), []
     for precision in ("full", "bfloat16"):
         halves = pair(guide)
@@ -98,12 +97,11 @@ def test_training_ends_near_that_in_float32(guide, objective):
     assert abs(float(losses[0][-10:].mean() - losses[1][-10:].mean())) < 0.1
 
 
-@pytest.mark.parametrize("level", ["graph", "auto"])
-def test_captured_steps_have_the_bits_of_python(level):
+def test_captured_steps_have_the_bits_of_python():
     found = []
-    for capture in ("off", level):
+    for capture in ("off", "graph"):
         halves = pair()
-        history = fit(*halves, rows(), steps=600, batch_size=16, precision="bfloat16", capture=capture, **QUIET)
+        history = fit(*halves, rows(), steps=100, batch_size=16, precision="bfloat16", capture=capture, **QUIET)
         found.append((history.loss, parameters_of(halves)))
     assert found[0][0] == found[1][0]
     assert all(map(torch.equal, found[0][1], found[1][1]))

@@ -43,7 +43,11 @@ def adaptive(model, x, guide=None, method=Adaptive(), seed=0, **options):  # noq
 # --- intervals keep their word ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", [mean_field, shifted, None], ids=["mean field", "shifted", "no guide"])
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(mean_field, marks=pytest.mark.slow), shifted, pytest.param(None, marks=pytest.mark.slow)],
+    ids=["mean field", "shifted", "no guide"],
+)
 def test_a_hundred_problems_are_covered(change):
     result = record(Adaptive(4000), change, num_models=6, num_data=17)
     assert keeps_its_word(result)

@@ -71,6 +71,7 @@ def test_c2st_rejects_the_null_no_more_often_than_stated():
     assert c2st(a, c, classifier=LogisticRegression(), seed=0).p_value < 1e-4
 
 
+@pytest.mark.slow
 def test_c2st_of_joint_samples():
     exact, marginal = (c2st_joint(sums(guide)) for guide in (sum_guide, marginal_guide))
     assert abs(exact.accuracy - 0.5) < 4 * exact.standard_error

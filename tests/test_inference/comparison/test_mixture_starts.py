@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import scipy.optimize
 import scipy.special
 import torch
@@ -25,6 +26,7 @@ def best_mixture(x, rng):
     return max(-scipy.optimize.minimize(loss, start, method="BFGS").fun for start in starts)
 
 
+@pytest.mark.slow
 def test_the_refit_of_a_mixture_is_its_best_by_brute_force():
     x, rng = torch.tensor([[0.0], [1.0]]).double(), np.random.default_rng(0)
     best = torch.tensor([best_mixture(float(row), rng) for row in x])

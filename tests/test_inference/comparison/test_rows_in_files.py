@@ -152,6 +152,7 @@ def test_files_of_another_call_or_cut_are_refused_by_name(door, tmp_path):
     call(tmp_path / "rows")
 
 
+@pytest.mark.slow
 def test_an_elbo_above_the_evidence_is_said_in_a_file_too(tmp_path):
     """A contradiction changes the evidence, of which the file holds what is changed."""
     known = split().evidence

@@ -125,6 +125,7 @@ def check_brute_force(problem, num, repeats):
     assert abs(deviate(value, 1.02 * nats)) > DETECT  # two hundredths of it, missing, would show
 
 
+@pytest.mark.slow
 def test_information_without_controls_averages_to_the_closed_form():
     check_brute_force(Problem(0.5, 2, full=True), 1000, 320)
 
@@ -236,7 +237,7 @@ def test_full_and_diagonal_guides_agree_at_any_location():
     assert torch.allclose(base.per_datum, shifted.per_datum, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", [MeanField, FullRank])
+@pytest.mark.parametrize("family", [MeanField, pytest.param(FullRank, marks=pytest.mark.slow)])
 def test_posteriors_that_differ_between_rows_are_each_weighted(family):
     model, guide = LinearVAE(3, 2).double(), family(3, 2, hidden=(8,)).double()
     x = 3 * torch.randn(40, 3).double()

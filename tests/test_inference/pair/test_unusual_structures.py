@@ -228,6 +228,7 @@ def test_directions_have_weights_but_no_coordinates():
         evidence(model, x, guide=guide, **QUIET)
 
 
+@pytest.mark.slow
 def test_auto_waits_for_no_three_dimensional_grid_of_single_samples():
     def model(x):
         w = pyro.sample("w", dist.Normal(x.new_zeros(3), 1.0).to_event(1))

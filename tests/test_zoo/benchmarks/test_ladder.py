@@ -137,6 +137,7 @@ def test_draws_are_those_of_the_posterior():
     assert scipy.stats.kstest(z[~beyond], "norm").pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_guides_are_as_good_as_their_family_says():
     ladder = {p.family: p for p in known_answers([16], [0.01], num_data=50)}
 

@@ -73,7 +73,7 @@ def turned_kinks(dim, num, seed):
     return noisy(lambda z: decoder(z @ turn), dim, sigma), x, (log_f.logsumexp(0) + math.log(18 / 40_000)).sum(-1)
 
 
-@pytest.mark.parametrize("dim", [3, 6])
+@pytest.mark.parametrize("dim", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_decoders_with_kinks_are_answered_and_covered(dim):
     """Newton's method stalls at another point from every start: these are no crowd of modes, whose end is unknown."""
     model, x, truth = turned_kinks(dim, num=20, seed=dim)

@@ -32,6 +32,7 @@ def bridge(model, x, guide=None, method=Bridge(), seed=0):  # noqa: B008
 SMALL = Bridge(4000, num_chains=30, num_steps=20)
 
 
+@pytest.mark.slow
 def test_a_hundred_problems_are_covered():
     result = record(SMALL, shifted, num_models=6, num_data=17)
     assert keeps_its_word(result)

@@ -89,6 +89,7 @@ def test_one_sided_bounds_are_those_of_the_raw_weights():
     assert not torch.equal(smooth.value, raw.value)
 
 
+@pytest.mark.slow
 def test_a_hundred_problems_are_covered():
     assert keeps_its_word(record(SmoothedImportance(2000), trained, num_models=6, num_data=17))
     assert not keeps_its_word(record(SmoothedImportance(2000), trained, num_models=6, num_data=17, shrink=0.5))

@@ -207,3 +207,14 @@ def _parts(result: Any) -> dict[str, Any]:
     if is_dataclass(result):
         return {field.name: getattr(result, field.name) for field in fields(result)}
     return result._asdict() if hasattr(result, "_asdict") else {}
+
+
+def first_line(error: BaseException, *, named: bool = True) -> str:
+    """What an error says, shortly.
+
+    Args:
+        error: The error.
+        named: After the name of its type.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return f"{type(error).__name__}: {lines[0][:200]}" if named else lines[0][:200]

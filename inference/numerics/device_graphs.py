@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from inference.core.display import first_line
 from inference.core.seeding import random_states, set_random_states
 from inference.numerics.graphs import Replay
 
@@ -44,7 +45,7 @@ class DeviceReplay:
                 self._capture(tensors)
             except RuntimeError as error:  # a copy from the CPU, or a library that waits for the device
                 self._fails, self._launch = True, None
-                _logger.info("kernels are launched one by one: %s", str(error).splitlines()[0][:200])
+                _logger.info("kernels are launched one by one: %s", first_line(error, named=False))
                 return self._replay(tensors)
             self._addresses = addresses
         for own, given in zip(self._inputs[self._fixed :], tensors[self._fixed :], strict=True):

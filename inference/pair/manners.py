@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_flatten
 
 from inference.core.batch_dependence import refuse_batch_dependence
+from inference.core.display import first_line
 from inference.core.seeding import random_state
 from inference.pair.draw import Draw
 from inference.pair.enumeration import is_summable
@@ -119,7 +120,7 @@ def warn_once(program: Any, error: Exception | None, manner: str) -> None:
         _warned.add(owner)
     except TypeError:
         pass
-    reason = "" if error is None else f" ({(str(error) or repr(error)).splitlines()[0][:200]})"
+    reason = "" if error is None else f" ({first_line(error, named=False)})"
     warnings.warn(
         f"{getattr(program, '__qualname__', type(program).__name__)} does not run on several samples side by side"
         f"{reason}: they are evaluated {manner}, which is slower; a program written for any leading dimensions is not",

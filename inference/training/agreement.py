@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from inference.core.display import first_line
 from inference.numerics.graphs import same_bits
 
 Tensors = Sequence[Tensor | None]
@@ -94,10 +95,9 @@ def all_close(some: Tensors, others: Tensors, *, loss: float = 0.0) -> bool:
     return all(map(close, some, others))
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, shortly."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    return lines[0][:200] if isinstance(error, Stale) else f"{type(error).__name__}: {lines[0][:200]}"
+def reason_of(error: BaseException) -> str:
+    """What speaks against a graph, shortly."""
+    return first_line(error, named=not isinstance(error, Stale))
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -15,7 +15,7 @@ from inference.core.seeding import random_state, random_states, set_random_state
 from inference.numerics.device_graphs import DeviceReplay
 from inference.numerics.graphs import FlatGraph, Replay, compiled, flat_graph, scripted
 from inference.objectives.base import Objective
-from inference.training.agreement import Stale, all_close, all_same, check_agreement, compared, first_line
+from inference.training.agreement import Stale, all_close, all_same, check_agreement, compared, reason_of
 from inference.training.recorded_adam import FusedAdam, PlainAdam
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Bunch:
         try:
             compared(compare)
         except Exception as error:  # the pair itself may refuse its values
-            raise Stale(first_line(error)) from error
+            raise Stale(reason_of(error)) from error
         finally:
             restore()
 
@@ -170,7 +170,7 @@ class Bunch:
         try:
             losses, *results = self._replay(self._inputs(batches, self._adam.rates(learning_rates)))
         except RuntimeError as error:
-            raise Stale(first_line(error)) from error
+            raise Stale(reason_of(error)) from error
         return losses, results[0] if self._assumes else None
 
     def _own_step(self, batch: Batch) -> Tensor:

@@ -20,7 +20,7 @@ from inference.numerics.device_graphs import DeviceReplay
 from inference.numerics.graphs import FlatGraph, Level, Replay, compiled, flat_graph, folded, own_memory, scripted
 from inference.objectives.base import Objective
 from inference.pair.fingerprint import described, iterators_in, python_state, say_differences
-from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, first_line
+from inference.training.agreement import Stale, Tensors, all_close, all_same, check_agreement, compared, reason_of
 from inference.training.bunches import BUNCH, Bunch, leaves_of
 from inference.training.callbacks import Callback
 from inference.training.losses import PairLoss
@@ -234,7 +234,7 @@ class Capture:
         try:
             loss, *results = graph.replay(self._inputs(batch))
         except RuntimeError as error:
-            raise Stale(first_line(error)) from error
+            raise Stale(reason_of(error)) from error
         found = iter(results)
         gradients = [next(found) if has else None for has in graph.has_gradient]
         return loss, gradients, next(found) if graph.flat.assumes else None
@@ -257,7 +257,7 @@ class Capture:
         except Exception as error:  # a user's program may fail to trace in any way
             self._set_state(after)
             self.check(final=True)
-            self.give_up(first_line(error))
+            self.give_up(reason_of(error))
         else:
             self._graphs[form] = graph
             _logger.info("steps on batches like that of step %d are replayed", self._trainer.steps_taken)
@@ -277,7 +277,7 @@ class Capture:
         except Exception as error:  # a compiler may fail in any way
             self._takes_bunches = False
             level = logging.INFO if self._exactly else logging.WARNING
-            _logger.log(level, "steps are replayed one by one: %s", first_line(error))
+            _logger.log(level, "steps are replayed one by one: %s", reason_of(error))
         else:
             self._bunches[form] = bunch
             _logger.info("steps on batches like that of step %d are replayed %d at once", t.steps_taken, len(batches))
@@ -332,7 +332,7 @@ class Capture:
         try:
             compared(compare)
         except Exception as error:  # the pair itself may refuse its values
-            raise Stale(first_line(error)) from error
+            raise Stale(reason_of(error)) from error
         finally:
             self._set_state(before)
 
@@ -386,7 +386,7 @@ class Capture:
         try:
             return self._description()
         except Exception as error:  # of objects of a user's own
-            raise Stale(f"the pair cannot be described, {first_line(error)}") from error
+            raise Stale(f"the pair cannot be described, {reason_of(error)}") from error
 
     def _description(self) -> dict[str, Any]:
         t = self._trainer

@@ -32,7 +32,7 @@ from inference.training.batches import Batches, InMemory, Loaded, Supply, as_loa
 from inference.training.callbacks import Callback, check_callbacks
 from inference.training.checkpoint import Checkpoint
 from inference.training.makers import optimizer_maker, scheduler_maker
-from inference.training.mixed_precision import Precision
+from inference.training.mixed_precision import Precision, check_precision
 from inference.training.trainer import History, Trainer
 
 _logger = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ def fit(
     optimizer, scheduler = optimizer_maker(optimizer), scheduler_maker(scheduler)
     callbacks = check_callbacks(callbacks)
     check_capture(capture)
+    check_precision(precision)
     if objective is not None:
         check_objective(objective)
     for name, value in (("steps", steps), ("evaluate_every", evaluate_every), ("checkpoint_every", checkpoint_every)):

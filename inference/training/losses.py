@@ -26,15 +26,21 @@ class PairLoss:
         model: Pyro model.
         guide: Pyro guide.
         count: The number of data points of a batch.
+        precision: In what the layers compute where there is a gradient.
 
     Attributes:
         count: By what the loss of a batch is divided.
-        precision: In what the layers compute where there is a gradient.
     """
 
-    def __init__(self, objective: Any, model: Program, guide: Program, count: Callable[[tuple[Any, ...]], int]) -> None:
-        self._objective, self._pair, self.count = objective, (model, guide), count
-        self.precision: Precision = "full"
+    def __init__(
+        self,
+        objective: Any,
+        model: Program,
+        guide: Program,
+        count: Callable[[tuple[Any, ...]], int],
+        precision: Precision,
+    ) -> None:
+        self._objective, self._pair, self.count, self._precision = objective, (model, guide), count, precision
         self._by_steps = _defines(objective, "loss_and_grads") < _defines(objective, "differentiable_loss")
         self._announced = (_announced(model), _announced(guide)) if self._by_steps else self._pair
 
@@ -53,7 +59,7 @@ class PairLoss:
 
     def with_gradient(self, batch: tuple[Any, ...]) -> Tensor:
         """The loss of a batch in nats per data point, with gradient."""
-        with in_precision(self.precision):
+        with in_precision(self._precision):
             return self._objective.differentiable_loss(*self._pair, *batch) / self.count(batch)
 
     def backward(self, batch: tuple[Any, ...], parameters: list[Tensor]) -> Tensor:
@@ -66,7 +72,7 @@ class PairLoss:
             loss = self.with_gradient(batch)
             loss.backward()
             return loss.detach()
-        with in_precision(self.precision):
+        with in_precision(self._precision):
             loss = self._gradients(batch)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:

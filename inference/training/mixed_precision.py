@@ -19,15 +19,23 @@ _LAYERS |= {getattr(torch, f"conv{dim}d") for dim in (1, 2, 3)}
 _LAYERS |= {getattr(torch, f"conv_transpose{dim}d") for dim in (1, 2, 3)}
 
 
-def check_precision(precision: Any, parameters: Sequence[Tensor]) -> None:
-    """Refuse what is no precision, or none for these parameters.
+def check_precision(precision: Any) -> None:
+    """Refuse what is no precision.
 
     Raises:
-        ValueError: With what there is, or with the dtype that is none for it.
+        ValueError: With those that there are.
     """
     if precision not in get_args(Precision):
         known = " or ".join(map(repr, get_args(Precision)))
         raise ValueError(f"expected precision as {known}, got {precision!r}")
+
+
+def check_dtypes(precision: Precision, parameters: Sequence[Tensor]) -> None:
+    """Refuse parameters that a precision is none for.
+
+    Raises:
+        ValueError: With their dtypes.
+    """
     others = {str(p.dtype) for p in parameters if p.is_floating_point()} - {"torch.float32"}
     if precision == "bfloat16" and others:
         raise ValueError(f"expected parameters in float32 for precision='bfloat16', got {', '.join(sorted(others))}")

@@ -34,7 +34,7 @@ from inference.training.callbacks import Callback, Moment
 from inference.training.capturing import Capture
 from inference.training.checkpoint import Checkpoint
 from inference.training.losses import PairLoss
-from inference.training.mixed_precision import Precision, check_precision
+from inference.training.mixed_precision import Precision, check_dtypes
 from inference.training.shares import SharedLoss
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.objective, self.seed = model, guide, objective, seed
         self.supply, self.validation, self.layout = supply, validation, supply.layout
-        self.loss: PairLoss | SharedLoss = PairLoss(objective, model, guide, self.layout.count)
-        self.loss.precision = self.precision = precision
+        self.loss: PairLoss | SharedLoss = PairLoss(objective, model, guide, self.layout.count, precision)
+        self.precision = precision
         self.modules = modules_of(model, guide)
         self.history = History()
         self.order_seed = order_seed
@@ -204,7 +204,7 @@ class Trainer:
             self.objective.step = torch.zeros_like(self.objective.step)
         self.evaluate_every = evaluate_every
         self.parameters = trainable_parameters(self.model, self.guide, self.loss, self.supply.first)
-        check_precision(self.precision, self.parameters)
+        check_dtypes(self.precision, self.parameters)
         self.optimizer = optimizer(self.parameters)
         self.settings = optimizer_settings(self.optimizer)
         if isinstance(self.optimizer, torch.optim.LBFGS) and not self.supply.full:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C._functorch import maybe_current_level
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from inference.core.display import first_line
 from inference.core.seeding import random_states, set_random_states
 from inference.numerics.graphs import FlatGraph, Level, Replay, compiled, flat_graph, folded, same_bits, scripted
 from inference.pair.fingerprint import iterators_in, python_state
@@ -29,10 +30,9 @@ _logger = logging.getLogger(__name__)
 # To record a chunk and to compare replays with it takes about as long as so many chunks save.
 _WORTH_RECORDING = 24
 
-# Replays between two comparisons: at first one, then so many times more each time, up to a limit, below which a replay
-# saves less than the comparisons cost.
+# Replays before the first comparison, then so many times more each time, up to a limit; and what must be held at once,
+# below which a replay saves less than the comparisons cost.
 _GROWTH, _LEAST, _MOST = 8, 8, 128
-
 
 # Compiled replays agree to such a share of their digits in the mean square.
 _DIGITS = 0.75
@@ -121,7 +121,7 @@ def _recorded(run: Run, level: Level) -> tuple[Tensor, _Graph | None]:
         make, same = (compiled, _is_close) if level == "compile" else (scripted, same_bits)
         return chunks[0], _Graph(flat, make(flat), chunks[0], same)
     except Exception as error:  # a user's program may fail to be recorded in any way
-        _give_up(level, _said(error))
+        _give_up(level, first_line(error))
         set_random_states(states)
         return run(), None
 
@@ -142,7 +142,7 @@ def _replayed(graph: _Graph, run: Run, size: int, level: Level) -> list[Tensor]:
         set_random_states(before)
         same = graph.same(group[-1], run()) and all(map(torch.equal, random_states(), after))
     except Exception as error:  # the pair itself may refuse its values, and a compiler fail
-        same, reason = False, _said(error)
+        same, reason = False, first_line(error)
     if same and all(map(bool, holds)):
         return group
     _give_up(level, reason)
@@ -157,7 +157,3 @@ def _is_close(one: Tensor, other: Tensor) -> bool:
         return False
     allowed = torch.finfo(other.dtype).eps ** _DIGITS * float(other[finite].norm())
     return float((one - other)[finite].norm()) <= allowed
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

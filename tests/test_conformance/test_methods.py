@@ -141,10 +141,8 @@ def test_a_method_answers_where_it_is_at_home(name):
 @pytest.mark.parametrize("name", [name for name, member in METHODS.items() if member.registered])
 def test_a_method_answers_for_registered_models_in_closed_form(name):
     member = METHODS[name]
-    # At its own tolerance quadrature looks for holes in three dimensions on a fine grid: its own tests have that.
-    method = replace(member.method, tolerance=1e-3) if name == "quadrature" else member.method
     cases = closed_forms()
-    found = score(measured(method, cases, member.guided), cases)
+    found = score(measured(member.method, cases, member.guided), cases)
     assert answers(found), found
 
 

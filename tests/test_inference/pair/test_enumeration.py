@@ -110,7 +110,8 @@ def test_the_gap_of_an_enumerating_guide_is_of_the_trained_elbo():
 @pytest.mark.parametrize("method", ["auto", "adaptive", "importance", "bridge", "laplace", Annealed(30, 100, 2)])
 def test_evidence_by_continuous_methods_holds_the_mixture_s(method):
     guide = drawing_guide if method in ("importance", "bridge") else None
-    got = evidence(mixture, X, method=method, guide=guide, level=0.999, **QUIET)  # of six methods, four data each
+    level = 0.999 if isinstance(method, Annealed) else 0.95  # its few temperatures leave errors of a tenth of a nat
+    got = evidence(mixture, X, method=method, guide=guide, level=level, **QUIET)
     assert bool(((got.lower - 1e-6 <= MIXTURE) & (got.upper + 1e-6 >= MIXTURE)).all())
 
 

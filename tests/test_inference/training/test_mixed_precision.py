@@ -123,13 +123,19 @@ def test_only_training_is_affected():
     history = fit(*halves, rows(), precision="bfloat16", **options)
     by_hand = float(-elbo(log_weights(*halves, rows()[:10], num_samples=20_000, seed=1, progress=False)).value.mean())
     assert abs(history.validation[-1][1] - by_hand) < 1.0
+    counts = []
+    for validation in (None, rows()[:10]):
+        with Watch() as watch:
+            fit(*pair(), rows(), precision="bfloat16", capture="off", **{**options, "validation": validation})
+        counts.append([watch.met.count({dtype}) for dtype in (torch.bfloat16, torch.float32)])
+        assert len(watch.met) == sum(counts[-1])
+    (trained, _), (trained_again, _) = counts
+    assert trained == trained_again == 4 * 4  # two layers in each half
+    assert counts[1][1] >= counts[0][1] + 2 * 4  # of two evaluations
     with Watch() as watch:
-        fit(*pair(), rows(), precision="bfloat16", capture="off", **{**options, "validation": None})
-        trained = len(watch.met)
         log_weights(*halves, rows(), num_samples=3, progress=False)
-    assert {torch.bfloat16} in watch.met[:trained]
-    assert len(watch.met) > trained
-    assert all(dtypes == {torch.float32} for dtypes in watch.met[trained:])
+    assert watch.met
+    assert all(dtypes == {torch.float32} for dtypes in watch.met)
 
 
 def test_the_evidence_of_what_was_trained_so_is_exact_in_float64():

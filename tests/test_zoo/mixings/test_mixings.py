@@ -107,12 +107,11 @@ def test_jacobian_and_volume_are_those_of_autograd(case):
 
 def test_leading_dimensions_are_a_batch(case):
     mixing, s = case
-    flat = s[:2]
-    stacked = flat.reshape(1, 2, -1)
+    stacked = s[:4].reshape(2, 2, -1)
     x = mixing(stacked)
-    torch.testing.assert_close(x.reshape(2, -1), mixing(flat), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(mixing.jacobian(stacked).flatten(0, 1), mixing.jacobian(flat), rtol=1e-10, atol=1e-12)
-    assert mixing.log_abs_det(stacked).shape == (1, 2)
+    torch.testing.assert_close(x.reshape(4, -1), mixing(s[:4]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mixing.jacobian(stacked).flatten(0, 1), mixing.jacobian(s[:4]), rtol=1e-10, atol=1e-12)
+    assert mixing.log_abs_det(stacked).shape == (2, 2)
     torch.testing.assert_close(mixing.inverse(x), stacked, rtol=1e-9, atol=1e-9)
 
 

@@ -34,8 +34,8 @@ _INSTEAD = {
     torch.ops.aten.lift_fresh.default: torch.ops.aten.clone.default,
 }
 
-# Where a node notes the shape and the dtype of its result.
-_FORM = "form"
+# Where a node notes the shape, the dtype and the device of its result.
+_FORM, _NO_FORM = "form", (None, None, None)
 
 # Where it notes the result itself, if that depends on the shapes of what it is given alone; and such operations.
 _VALUE = "value"
@@ -44,6 +44,13 @@ _OF_SHAPES |= {getattr(torch.ops.aten, name).default for name in ("new_zeros", "
 
 # Operations that change the shape alone.
 _SHAPING = {getattr(torch.ops.aten, name).default for name in ("view", "_unsafe_view", "expand", "alias")}
+
+# Operations that compute in the dtype of what they are given first, and may be given a number second: those of tensors.
+_OF_TENSORS = {
+    getattr(getattr(torch.ops.aten, name), overload): getattr(torch.ops.aten, name).Tensor
+    for name in ("add", "sub", "mul", "div", "_foreach_add_")
+    for overload in ("Tensor", "Scalar")
+}
 
 # The places of arguments that operations return unchanged where others, by their places, are such numbers.
 _aten = torch.ops.aten
@@ -161,9 +168,12 @@ class _Folding:
                 self._copies[node] = self._constant(flat.constants[node.target])
             elif node not in self._values:
                 self._copies[node] = self._copied(node)
+        _drop_unused(self._graph)
         return self._graph, self._constants
 
     def _copied(self, node: Node) -> Node:
+        if (same := _transposed_twice(node)) is not None:
+            return self._copy(same)
         if _is_result(node) or _is_noise(node) or node.op != "call_function":
             return self._graph.node_copy(node, self._copy)
         if (same := _same_as(node, self._values)) is not None:
@@ -255,7 +265,7 @@ class _Script:
     def __init__(self, flat: FlatGraph) -> None:
         graph: Any = torch._C.Graph()
         self.graph, self.constants = graph, list[Tensor]()
-        self._values = dict[Node, Any]()
+        self._values, self._numbers = dict[Node, Any](), dict[tuple[str, torch.dtype], Any]()
         nodes = list(flat.graph.nodes)
         for node in nodes:
             if node.op == "placeholder":
@@ -271,15 +281,15 @@ class _Script:
         self.graph.registerOutput(results[0])
 
     def _call(self, node: Node) -> Any:
-        target: Any = node.target
+        target, arguments = self._of_tensors(node)
         if target is operator.getitem:
-            source, i = cast("tuple[Node, int]", node.args)
+            source, i = cast("tuple[Node, int]", arguments)
             values = self._values[source]
             if isinstance(values, list):
                 return values[i]
             return self._insert("aten::__getitem__", [values, self.graph.insertConstant(i)])[0]
         schema = target._schema
-        given = dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+        given = dict(zip((a.name for a in schema.arguments), arguments, strict=False)) | node.kwargs
         values = [given.get(a.name, a.default_value) for a in schema.arguments]
         if target is torch.ops.aten._to_copy.default and not isinstance(values[0], Node):  # of a number
             values[0] = self._constant(torch.tensor(values[0]))
@@ -288,6 +298,21 @@ class _Script:
         for output, result in zip(outputs, schema.returns, strict=True):
             output.setType(result.type)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _of_tensors(self, node: Node) -> tuple[Any, Any]:
+        """An operation and its arguments, with a number as a tensor, which need not be made anew at every replay."""
+        target, arguments = cast("Any", node.target), cast("Any", node.args)
+        if target not in _OF_TENSORS or not isinstance(arguments[1], int | float):
+            return target, arguments
+        first = arguments[0][0] if isinstance(arguments[0], list | tuple) else arguments[0]
+        form: Any = first.meta.get(_FORM, _NO_FORM) if isinstance(first, Node) else _NO_FORM
+        _, dtype, device = form
+        if dtype not in (torch.float32, torch.float64) or device.type != "cpu":
+            return target, arguments
+        key = repr(arguments[1]), dtype
+        if key not in self._numbers:
+            self._numbers[key] = self._constant(torch.tensor(arguments[1], dtype=dtype))
+        return _OF_TENSORS[target], (arguments[0], self._numbers[key], *arguments[2:])
 
     def _constant(self, tensor: Tensor) -> Any:
         """One more input, after all others."""
@@ -442,7 +467,7 @@ class _Recorder(TorchDispatchMode):
         wanted = [self._node(result) for result in results]
         noise = [node for node in self._graph.nodes if _is_noise(node)]
         self._graph.output(tuple(wanted))
-        self._graph.eliminate_dead_code(lambda node: node.is_impure() or _is_noise(node))
+        _drop_unused(self._graph)
         (output,) = self._graph.find_nodes(op="output")
         output.args = ((*wanted, *(node for node in noise if not node.users)),)
         return self._graph
@@ -456,7 +481,7 @@ class _Recorder(TorchDispatchMode):
         return value
 
     def _enter(self, tensor: Tensor, node: Node, varies: bool) -> None:
-        node.meta[_FORM] = tensor.shape, tensor.dtype
+        node.meta[_FORM] = tensor.shape, tensor.dtype, tensor.device
         self._nodes[id(tensor)] = node
         self._kept.append(tensor)
         if varies:
@@ -470,6 +495,11 @@ class _Recorder(TorchDispatchMode):
             self.constants[name] = value
             self._enter(value, self._graph.get_attr(name), varies=False)
         return self._nodes[id(value)]
+
+
+def _drop_unused(graph: Graph) -> None:
+    """Leave out what nothing uses, but no noise."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or _is_noise(node))
 
 
 def _is_mutable(node: Node) -> bool:
@@ -513,6 +543,13 @@ def _same_as(node: Node, values: dict[Node, Any]) -> Node | None:
         kept = [node.args[place] for place, others in rules if _are(node, others, values)]
     form = node.meta.get(_FORM)
     return next((arg for arg in kept if isinstance(arg, Node) and arg.meta.get(_FORM) == form), None)
+
+
+def _transposed_twice(node: Node) -> Node | None:
+    """What a node is another name of, if it is the transpose of a transpose."""
+    transpose, source = _aten.t.default, cast("Any", node.args[0] if node.args else None)
+    twice = node.target is transpose and source.target is transpose
+    return source.args[0] if twice else None
 
 
 def _are(node: Node, numbers: dict[int, float], values: dict[Node, Any]) -> bool:

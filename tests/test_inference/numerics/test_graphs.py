@@ -13,10 +13,14 @@ def operations(flat):
     return [node.target for node in flat.graph.nodes if node.op == "call_function"]
 
 
-def replayed(flat, inputs=()):
+def all_replayed(flat, inputs=()):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return scripted(flat)(inputs)[0]
+        return scripted(flat)(inputs)
+
+
+def replayed(flat, inputs=()):
+    return all_replayed(flat, inputs)[0]
 
 
 def test_what_depends_on_neither_inputs_nor_noise_is_computed_once():
@@ -63,6 +67,41 @@ def test_operations_that_have_an_effect_stay():
     for target, number in ((torch.ops.aten.mul.Tensor, 1), (torch.ops.aten.addcmul.default, 1)):
         assert targets.count(target) == number
     assert targets.count(torch.ops.aten.sub.Tensor) == 1
+
+
+NUMBERS = [2, 1.1, -0.0, 0.0, float("inf"), 1e-50, 2**53 + 1]
+
+
+def with_numbers(x):
+    """Operations of a tensor and a number."""
+    results = [f(x, n) for n in NUMBERS for f in (torch.add, torch.sub, torch.mul, torch.div, torch.rsub)]
+    return [*results, torch.add(x, 2, alpha=3), torch.sub(x.double(), 2, alpha=0.3), x[0, 0] * 0.1, x.float() + 1.5j]
+
+
+def bits(tensor):
+    return tensor.nan_to_num(7.0).reshape(-1).view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_numbers_beside_tensors_give_the_bits_of_the_operation(dtype):
+    x = (4 * X).to(dtype)
+    x[0] = 0
+    for got, expected in zip(scripted(flat_graph(lambda: with_numbers(x), [x]))([x]), with_numbers(x), strict=True):
+        assert got.dtype == expected.dtype
+        assert got.isnan().equal(expected.isnan())
+        assert torch.equal(bits(got), bits(expected))
+
+
+def test_the_transpose_of_a_transpose_is_the_tensor_itself():
+    def function():
+        z = torch.randn(5, 3)
+        return [z.t().t().exp(), (z @ X.t()).t().t().t(), X.t().t()]
+
+    flat = flat_graph(function, [X])
+    small = folded(flat)
+    assert operations(flat).count(torch.ops.aten.t.default) == 8
+    assert operations(small).count(torch.ops.aten.t.default) == 2
+    assert all(map(torch.equal, all_replayed(small, [X]), all_replayed(flat, [X])))
 
 
 def test_what_is_computed_twice_is_computed_once_but_noise_is_not():

@@ -123,19 +123,20 @@ class _Description:
         return own | {name: part for name, part in parts.items() if part}
 
     def _attributes(self, value: Any) -> dict[str, Any]:
-        home = type(value).__module__
+        kind: Any = type(value)
+        home = kind.__module__
         if home.startswith(("pyro.poutine", "networkx", "torch._")) or home.split(".")[0] in sys.stdlib_module_names:
             return {}
         if isinstance(value, torch.optim.Optimizer):
             return {"defaults": self.of(value.defaults)}
         left_out = _NO_SETTINGS if isinstance(value, nn.Module) else {"optimizer"}
         left_out = left_out | (_COUNTERS if isinstance(value, ELBO) else set())
-        slots = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
-        held = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+        slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+        held, caches = slots | getattr(value, "__dict__", {}), _caches(kind)
         return {
             name: self.of(item)
             for name, item in held.items()
-            if name not in left_out and not name.startswith("_pyro") and not _is_cache(type(value), name)
+            if name not in left_out and not name.startswith("_pyro") and name not in caches
         }
 
     def _methods(self, cls: type) -> dict[str, Any]:
@@ -192,16 +193,19 @@ def _constants(code: types.CodeType) -> list[str]:
     return [repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c) for c in constants]  # their order is no one's
 
 
-def _slots(cls: type) -> Iterable[str]:
-    """The names of the values that a user's class keeps outside a dictionary."""
-    slots = () if name_of(cls).split(".")[0] in _LIBRARIES else vars(cls).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else slots
-    return (name for name in names if not name.startswith("__"))
+@functools.lru_cache(maxsize=1024)
+def _slots(cls: type) -> list[str]:
+    """The names of the values that objects of users' classes keep outside a dictionary."""
+    users = [vars(c).get("__slots__", ()) for c in cls.__mro__ if c.__module__.split(".")[0] not in _LIBRARIES]
+    names = [name for own in users for name in ((own,) if isinstance(own, str) else own)]
+    return [name for name in names if not name.startswith("__")]
 
 
-def _is_cache(cls: type, name: str) -> bool:
+@functools.lru_cache(maxsize=1024)
+def _caches(cls: type) -> set[str]:
+    """The names under which objects of a class keep what they have computed once."""
     kinds = lazy_property | functools.cached_property
-    return any(isinstance(vars(c).get(name), kinds) for c in cls.__mro__)
+    return {name for c in cls.__mro__ for name, value in vars(c).items() if isinstance(value, kinds)}
 
 
 def probe(run: Callable[[], Draw]) -> list[float] | None:

@@ -287,9 +287,10 @@ def _check_alike(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
     Raises:
         ValueError: With the first differences.
     """
-    first = _without_buffers(described(list(pairs[0]), values=False))
+    first = described(list(pairs[0]), values=False)
     for i, pair in enumerate(pairs[1:], 1):
-        if text := say_differences(first, _without_buffers(described(list(pair), values=False))):
+        own = described(list(pair), values=False)
+        if own != first and (text := say_differences(_without_buffers(first), _without_buffers(own))):
             raise ValueError(
                 f"expected pairs that differ in their parameters and buffers alone, got pair {i} where {text}: train "
                 "them one by one with fit"

@@ -211,8 +211,19 @@ def many_fits(shape, x, size, steps, numbers):
     ways = {"one fit": lambda: fit(*alone, x, steps=steps, capture="off", **options)}
     for number, own in pairs.items():
         ways[f"fit_many, {number}"] = lambda own=own: fit_many(own, x, steps=steps, capture="graph", **options)
-        ways[f"one step of fit_many, {number}"] = lambda own=own: fit_many(own, x, steps=1, capture="off", **options)
+        ways[f"start-up of fit_many, {number}"] = start_up(own, x, options)
     return ways
+
+
+def start_up(pairs, x, options):
+    """A function that returns the seconds that a fit of pairs takes beside its steps."""
+
+    def seconds(steps):
+        start = time.perf_counter()
+        fit_many(pairs, x, steps=steps, capture="off", **options)
+        return time.perf_counter() - start
+
+    return lambda: 2 * seconds(1) - seconds(2)
 
 
 def main(argv=None):

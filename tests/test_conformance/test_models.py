@@ -26,7 +26,7 @@ from references import (
     train_by_svi,
     unchanged,
 )
-from registry import data_for, for_models_with, observation_of, simulate
+from registry import MODELS, data_for, for_models_with, observation_of, simulate
 from torch.func import jacrev
 
 from guides import TiedMeanField
@@ -113,6 +113,13 @@ def posterior_moments(model, x):
     return mean, variance.sqrt(), fourth / variance.square()
 
 
+# Likelihoods of three kinds; the others in the slow tests, for each takes seconds.
+SAMPLED = ["LinearVAE", "IMAVAE", "VAE-categorical"]
+
+
+@pytest.mark.parametrize(
+    "make_model", [pytest.param(m, marks=[] if m in SAMPLED else [pytest.mark.slow]) for m in MODELS], indirect=True
+)
 def test_nuts_samples_the_posterior(model):
     x = data_for(model, 3)
     mcmc = MCMC(NUTS(model), num_samples=150, warmup_steps=60, disable_progbar=True)

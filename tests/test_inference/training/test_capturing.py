@@ -100,13 +100,14 @@ def test_ten_captured_steps_have_the_bits_of_ten_steps(make_pair, objective, cap
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [8, 10])  # of 20: batches of two forms, or of one, which come in bunches
 @under(*CAPTURED)
-def test_two_hundred_captured_steps_have_the_same_bits(make_pair, objective, caplog):
+def test_two_hundred_captured_steps_have_the_same_bits(make_pair, objective, batch_size, caplog):
     model, guide = make_pair()
     pair = objective.program(model), guide
-    options = {"steps": 200, "batch_size": 8, "optimizer": rate(0.01, fused=True)}
+    options = {"steps": 200, "batch_size": batch_size, "optimizer": rate(0.01, fused=True)}
     assert_captured(pair, data_for(model), caplog, objective=objective, **options)
-    assert any(f"{BUNCH} at once" in way for way in ways(caplog))
+    assert any(f"{BUNCH} at once" in way for way in ways(caplog)) == (batch_size == 10)
 
 
 @pytest.mark.parametrize("level", ["auto", "graph"])

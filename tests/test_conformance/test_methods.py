@@ -138,7 +138,13 @@ def test_a_method_answers_where_it_is_at_home(name):
     assert answers(found), found
 
 
-@pytest.mark.parametrize("name", [name for name, member in METHODS.items() if member.registered])
+# Quadrature in three dimensions at its own tolerance takes as long as all others together; at home it has fewer.
+SLOW = {"quadrature": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW.get(name, [])) for name, member in METHODS.items() if member.registered]
+)
 def test_a_method_answers_for_registered_models_in_closed_form(name):
     member = METHODS[name]
     cases = closed_forms()

@@ -197,7 +197,13 @@ def test_two_users_pairs_of_one_kind_train_independently(build):
     assert not any(which_changed(after_first, first.tensors))
 
 
-@pytest.mark.parametrize("build", USER_PAIRS)
+# One kind for each place of the parameters by default; all of them are trained for some steps in the test above.
+FITTED = [functions_with_pyro_param, pyro_modules_of_the_local_mode, plain_modules]
+
+
+@pytest.mark.parametrize(
+    "build", [pytest.param(build, marks=[] if build in FITTED else [pytest.mark.slow]) for build in USER_PAIRS]
+)
 def test_two_users_pairs_of_one_kind_are_fitted_independently(build):
     data = [loc + randn(30) for loc in (1.0, -1.0)]
     pairs = [build("first"), build("second")]

@@ -71,7 +71,7 @@ def test_bumps_that_the_search_does_not_find_are_not_numerical(monkeypatch):
     assert holds(got, truth).double().mean() >= 0.95
 
 
-@pytest.mark.parametrize("frequency", [20.0, 60.0])
+@pytest.mark.parametrize("frequency", [20.0, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_dozens_of_thin_modes_are_all_found(frequency):
     def mean(z):
         return np.sin(frequency * z) + 0.3 * z

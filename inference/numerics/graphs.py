@@ -35,7 +35,7 @@ _INSTEAD = {
 }
 
 # Where a node notes the shape, the dtype and the device of its result.
-_FORM, _NO_FORM = "form", (None, None, None)
+_FORM = "form"
 
 # Where it notes the result itself, if that depends on the shapes of what it is given alone; and such operations.
 _VALUE = "value"
@@ -44,6 +44,9 @@ _OF_SHAPES |= {getattr(torch.ops.aten, name).default for name in ("new_zeros", "
 
 # Operations that change the shape alone.
 _SHAPING = {getattr(torch.ops.aten, name).default for name in ("view", "_unsafe_view", "expand", "alias")}
+
+# Dtypes and devices in which an operation has the same bits for a number as for a tensor of it.
+_EXACT = [(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)]
 
 # Operations that compute in the dtype of what they are given first, and may be given a number second: those of tensors.
 _OF_TENSORS = {
@@ -265,7 +268,7 @@ class _Script:
     def __init__(self, flat: FlatGraph) -> None:
         graph: Any = torch._C.Graph()
         self.graph, self.constants = graph, list[Tensor]()
-        self._values, self._numbers = dict[Node, Any](), dict[tuple[str, torch.dtype], Any]()
+        self._values, self._numbers = dict[Node, Any](), dict[tuple[str, torch.dtype | None], Any]()
         nodes = list(flat.graph.nodes)
         for node in nodes:
             if node.op == "placeholder":
@@ -292,7 +295,7 @@ class _Script:
         given = dict(zip((a.name for a in schema.arguments), arguments, strict=False)) | node.kwargs
         values = [given.get(a.name, a.default_value) for a in schema.arguments]
         if target is torch.ops.aten._to_copy.default and not isinstance(values[0], Node):  # of a number
-            values[0] = self._constant(torch.tensor(values[0]))
+            values[0] = self._number(values[0], None)
         inputs = [self._value(value, a.type) for value, a in zip(values, schema.arguments, strict=True)]
         outputs = self._insert(schema.name, inputs, len(schema.returns))
         for output, result in zip(outputs, schema.returns, strict=True):
@@ -305,14 +308,17 @@ class _Script:
         if target not in _OF_TENSORS or not isinstance(arguments[1], int | float):
             return target, arguments
         first = arguments[0][0] if isinstance(arguments[0], list | tuple) else arguments[0]
-        form: Any = first.meta.get(_FORM, _NO_FORM) if isinstance(first, Node) else _NO_FORM
-        _, dtype, device = form
-        if dtype not in (torch.float32, torch.float64) or device.type != "cpu":
+        if not isinstance(first, Node) or first.meta.get(_FORM, ())[1:] not in _EXACT:
             return target, arguments
-        key = repr(arguments[1]), dtype
+        number = self._number(arguments[1], first.meta[_FORM][1])
+        return _OF_TENSORS[target], (arguments[0], number, *arguments[2:])
+
+    def _number(self, value: float, dtype: torch.dtype | None) -> Any:
+        """A number as a tensor, one for all places where it stands."""
+        key = repr(value), dtype  # zero and minus zero are equal
         if key not in self._numbers:
-            self._numbers[key] = self._constant(torch.tensor(arguments[1], dtype=dtype))
-        return _OF_TENSORS[target], (arguments[0], self._numbers[key], *arguments[2:])
+            self._numbers[key] = self._constant(torch.tensor(value, dtype=dtype))
+        return self._numbers[key]
 
     def _constant(self, tensor: Tensor) -> Any:
         """One more input, after all others."""

@@ -288,9 +288,10 @@ def _check_alike(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
         ValueError: With the first differences.
     """
     first = described(list(pairs[0]), values=False)
+    bare = _without_buffers(first)
     for i, pair in enumerate(pairs[1:], 1):
         own = described(list(pair), values=False)
-        if own != first and (text := say_differences(_without_buffers(first), _without_buffers(own))):
+        if own != first and (text := say_differences(bare, _without_buffers(own))):
             raise ValueError(
                 f"expected pairs that differ in their parameters and buffers alone, got pair {i} where {text}: train "
                 "them one by one with fit"

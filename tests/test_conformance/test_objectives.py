@@ -78,10 +78,11 @@ def test_training_raises_the_elbo_of_every_pair(pair, objective):
     assert_training_raises_the_elbo(pair, train_by_fit, objective)
 
 
-# For one pair, and not by torch alone: a step of one is a step of the other, as the next test has it.
+# For one pair: on all of them a step of one is a step of the other, as the next test has it.
 @under(*OBJECTIVES, pairs=SOME[:1])
-def test_training_by_svi_raises_the_elbo_as_well(pair, objective):
-    assert_training_raises_the_elbo(pair, train_by_svi, objective)
+@pytest.mark.parametrize("train", [train_by_svi, pytest.param(train_by_torch, marks=pytest.mark.slow)])
+def test_training_by_hand_raises_the_elbo_as_well(pair, train, objective):
+    assert_training_raises_the_elbo(pair, train, objective)
 
 
 @under_every_objective

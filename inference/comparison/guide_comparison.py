@@ -30,13 +30,15 @@ from inference.core.seeding import random_state, seeded
 from inference.core.sources import Column, opened
 from inference.marginal_likelihood.analytic.exact import Exact
 from inference.marginal_likelihood.base.checkpoint import Recognised, check_checkpoints, in_blocks
-from inference.marginal_likelihood.base.intervals import confronted, joint_level
+from inference.marginal_likelihood.base.intervals import confronted, joint_level, without_upper_end
 from inference.marginal_likelihood.base.joined import Joined
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import Evidence
+from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.estimate import as_method
+from inference.marginal_likelihood.importance.importance_sampling import density_of_guide
+from inference.marginal_likelihood.importance.unvisited import Density, two_sided_where_visited
 from inference.pair.call import Call, check_same_call
-from inference.pair.rows import RowBlocks, with_known_rows
+from inference.pair.rows import RowBlocks, RowsNotFollowed, with_known_rows
 from inference.pair.run import Program
 from inference.weights.summary import WeightSummary
 
@@ -65,6 +67,9 @@ Entries = Mapping[str, Entry]
 
 # Rows measured together: a bound on memory, whatever the size of the data set.
 _BLOCK = 2048
+
+# Data points of a block at most on which modes are looked for that no guide visits.
+_LOOKED_AT = 64
 
 # Fewest simulations that a coverage is counted on, and rows on which simulation is tried before all else.
 _SIMULATED = 100
@@ -397,7 +402,7 @@ def _measure(
     truths, by_guide = dict[str, Evidence](), dict[str, dict[str, Tensor]]()
     for group in by_model.values():
         pooled = pooled_weights({name: entry.own for name, entry in group.items()}, num_samples, chunk)
-        truth, contradicted = _confronted(_reference(group[pooled.best], pooled, method, level), pooled, level)
+        truth, contradicted = _confronted(_reference(group, pooled, method, level), pooled, level)
         truths |= dict.fromkeys(group, truth)
         by_guide |= {name: _per_datum(weights, truth, contradicted) for name, weights in pooled.own.items()}
         bar.update(len(group))
@@ -431,12 +436,47 @@ def _over_seeds(measured: list[xr.Dataset], seeds: list[int]) -> xr.Dataset:
     return xr.concat(measured, xr.Variable("seed", seeds))
 
 
-def _reference(entry: Entry, pooled: Pooled, method: Method | None, level: float) -> Evidence:
+def _reference(group: Entries, pooled: Pooled, method: Method | None, level: float) -> Evidence:
+    entry = group[pooled.best]
     if isinstance(entry.own.model, SupportsLogEvidence):
         return Exact().estimate(Problem(entry.own, level, progress=False))
+    problem = Problem(entry.double.settled(), level, progress=False)
     if method is not None:
-        return method.estimate(Problem(entry.double.settled(), level, progress=False))
-    return pooled.evidence(level)
+        return method.estimate(problem)
+    return _where_visited(pooled.evidence(level), problem, [group[name].double for name in pooled.mixed])
+
+
+def _where_visited(found: Evidence, problem: Problem, calls: Sequence[Call]) -> Evidence:
+    """Evidence that is two-sided only where the guides visit the modes that a further look finds.
+
+    Of many data points some are looked at, and stand for all: where the guides miss modes of one, none has an upper
+    end. What is drawn leaves the random state as it was.
+
+    Args:
+        found: From the weights of the guides' mixture.
+        problem: With one of the guides.
+        calls: Of all guides in it.
+    """
+    two_sided = found.upper.isfinite().nonzero()[:, 0]
+    if len(two_sided) == 0:
+        return found
+    chosen = two_sided[:: -(-len(two_sided) // _LOOKED_AT)]
+
+    def density(part: Problem) -> Density | None:
+        each = [density_of_guide(replace(part, call=replace(part.call, guide=call.guide))) for call in calls]
+        known = [one for one in each if one is not None]
+        if len(known) < len(each):
+            return None
+        return lambda u: torch.stack([one(u) for one in known]).logsumexp(0) - math.log(len(known))
+
+    with random_state(None):
+        try:
+            part = two_sided_where_visited(take_rows(found, chosen), problem, density, rows=chosen)
+        except RowsNotFollowed:  # no run takes some of them alone
+            return two_sided_where_visited(found, problem, density)
+    if bool(part.upper.isinf().any()):
+        found = without_upper_end(found, found.upper.isfinite())
+    return replace_rows(found, chosen, part)
 
 
 def _confronted(truth: Evidence, pooled: Pooled, level: float) -> tuple[Evidence, Tensor]:

@@ -54,6 +54,11 @@ class Pooled(NamedTuple):
         """The guide with the highest ELBO over the data."""
         return max(self.own, key=lambda name: float(self.own[name].elbo.value.mean().nan_to_num(nan=-math.inf)))
 
+    @property
+    def mixed(self) -> list[str]:
+        """The guides whose weights give the evidence."""
+        return list(self.balanced) or [self.best]
+
     def evidence(self, level: float) -> Evidence:
         """Evidence from the mixture's weights, or from those of the best guide where there is no mixture."""
         if not self.balanced:

@@ -17,6 +17,7 @@ from inference.marginal_likelihood.base.method import Method, Problem
 from inference.marginal_likelihood.base.result import Evidence, replace_rows, take_rows
 from inference.marginal_likelihood.importance.adaptive_mixture import Adaptive
 from inference.marginal_likelihood.quadrature.adaptive_quadrature import Quadrature
+from inference.pair.rows import RowsNotFollowed
 from inference.posterior.log_joint import LogJoint
 from inference.weights.pareto_smoothing import FEWEST_FITTED
 
@@ -86,9 +87,16 @@ class Automatic(Method):
             return found
         cells = f"{self.quadrature.max_cells} cells of quadrature were too few"
         _logger.info("%s for %d of %d data points: sampled", cells, len(index), len(short))
-        part = self._sample(problem.rows(index))
+        part = self._sample_rows(problem, index)
         whole = replace_rows(found, index, replace(part, notes=tuple(f"{cells}; {note}" for note in part.notes)))
         return replace(whole, method=f"{found.method} and {part.method}")
+
+    def _sample_rows(self, problem: Problem, index: Tensor) -> Evidence:
+        try:
+            part = problem.rows(index)
+        except RowsNotFollowed:  # no run takes some of them alone
+            return take_rows(self._sample(problem), index)
+        return self._sample(part)
 
     def _sample(self, problem: Problem) -> Evidence:
         """Adaptive importance sampling, and annealing of the data points that it gives no upper end."""

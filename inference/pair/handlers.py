@@ -289,12 +289,34 @@ def masked_log_prob(site: Site) -> Tensor:
         fn = site.fn
         while isinstance(fn, MaskedDistribution):
             fn = fn.base_dist
-        return fn.log_prob(site.value)
+        return _log_prob(fn, site.value)
     try:
-        return apply_mask(site.fn.log_prob(site.value), site.mask)
+        return apply_mask(_log_prob(site.fn, site.value), site.mask)
     except ValueError as error:  # torch's, which knows no site
         what = "data" if site.is_observed else "a latent"
         raise ValueError(f"expected {what} at site {site.name!r} in its distribution's support: {error}") from error
+
+
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """Log-probability of a value, in the precision of the distribution's parameters.
+
+    Of integers torch computes the log-gamma function in its default dtype, whatever that of the parameters: a count of
+    three million would be wrong by a nat.
+    """
+    term: Tensor = fn.log_prob(value)
+    if term.dtype != torch.float64 or value.is_floating_point() or not _is_of_libraries(fn):
+        return term
+    exact: Tensor = fn.log_prob(value.double())
+    return exact
+
+
+def _is_of_libraries(fn: Any) -> bool:
+    """Whether a distribution is torch's or Pyro's, which take counts as floating-point numbers, too."""
+    while fn is not None:
+        if not type(fn).__module__.startswith(("torch.distributions.", "pyro.distributions.")):
+            return False
+        fn = getattr(fn, "base_dist", None)
+    return True
 
 
 def apply_mask(term: Tensor, mask: bool | Tensor | None) -> Tensor:

@@ -91,7 +91,7 @@ def _transform(name: str, fn: Distribution) -> Any:
     except NotImplementedError:
         raise ValueError(
             f"expected a continuous distribution with a known support at latent site {name!r}, got {type(fn).__name__} "
-            "(log_weights, compare and Importance(search=False) need no coordinates of it)"
+            "(log_weights, compare and Importance need no coordinates of it)"
         ) from None
     refuse_improper(name, fn)
     if not on_circle(fn) and is_periodic(fn):

@@ -84,6 +84,8 @@ class Problem:
         Raises:
             ValueError: See :func:`inference.pair.rows.with_known_rows`.
         """
+        if self.call.whole:  # one data point
+            return self
         part = replace(self, call=self.call_of_rows.rows(index))
         part.kept.update({name: found.rows(index) for name, found in self.kept.items()})
         return part

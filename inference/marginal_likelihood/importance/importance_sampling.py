@@ -25,8 +25,9 @@ class Importance(Method):
 
     Where two-sided intervals would follow, modes of the posterior are looked for besides, from the prior's draws too,
     and the interval stays two-sided only where the guide visits what is found: see ``notes``. That costs some thousand
-    evaluations per data point and, beyond a few dimensions, curvatures. Beyond 50 latent coordinates, and where
-    latents have no unconstrained coordinates, it is left out, and ``notes`` say so.
+    evaluations per data point and, beyond a few dimensions, curvatures. Beyond 50 latent coordinates it is left out,
+    and ``notes`` say so. Where a latent has no unconstrained coordinates, as a discrete one that the guide draws,
+    nothing can be looked for, and the interval is a lower bound alone.
 
     Warning:
         Where k-hat and its error leave no doubt that the weights have a variance, the interval is two-sided and

@@ -62,10 +62,12 @@ def two_sided_where_visited(
     two_sided = found.upper.isfinite().nonzero()[:, 0]
     if len(two_sided) == 0:
         return found
-    everything = torch.arange(problem.density.num_data, device=two_sided.device)
-    chosen = two_sided if rows is None else rows[two_sided]
+    everything = torch.arange(len(found.value), device=two_sided.device)
     try:
-        few = problem if torch.equal(chosen, everything) else problem.rows(chosen)
+        if rows is None and len(two_sided) == len(everything):
+            few = problem
+        else:
+            few = problem.rows(two_sided if rows is None else rows[two_sided])
     except ValueError:  # no argument is known to hold rows
         if rows is not None:
             raise
@@ -74,6 +76,8 @@ def two_sided_where_visited(
 
 
 def _checked(found: Evidence, problem: Problem, density: Callable[[Problem], Density | None]) -> Evidence:
+    if not _has_coordinates(problem):
+        return _of_values_drawn(found, problem)
     try:
         log_joint = problem.log_joint
         if log_joint.dim > _MOST_DIMS:
@@ -90,6 +94,23 @@ def _checked(found: Evidence, problem: Problem, density: Callable[[Problem], Den
     notes = [note + (text if bad else "") for note, text, bad in zip(starts.notes, missing, missed.tolist())]
     evaluations = (log_joint.evaluations - before) / log_joint.num_data
     return _noted(without_upper_end(found, missed), notes, evaluations)
+
+
+def _has_coordinates(problem: Problem) -> bool:
+    try:
+        return problem.density.dim > 0
+    except ValueError:  # a latent that is neither continuous nor summed out
+        return False
+
+
+def _of_values_drawn(found: Evidence, problem: Problem) -> Evidence:
+    """Evidence of discrete latents: of values that no draw took, the weights of the others say nothing."""
+    drawn = problem.probe().latents
+    if not drawn:
+        return found
+    note = f"values of {', '.join(map(repr, drawn))} that no draw took were not looked for: a lower bound alone"
+    everywhere = torch.ones_like(found.value, dtype=torch.bool)
+    return _noted(without_upper_end(found, everywhere), [note] * len(found.value), evaluations=0.0)
 
 
 def _noted(found: Evidence, notes: Sequence[str], evaluations: float) -> Evidence:

@@ -29,6 +29,9 @@ from inference.numerics.newton import points_at_once
 _FIRST_EDGES = ((1e-3, (4.5,)), (2e-5, (5.0,)), (0.0, (3.0, 6.4)))
 _FURTHER_EDGES = 14
 
+# Half of that by which a power of the distance has to fall faster than its inverse, to have an integral that is known.
+_LEAST_DECAY = 0.02
+
 # Slices worked on together.
 _CHUNK = 2048
 
@@ -115,12 +118,14 @@ class NestedIntegrator:
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
         peaks = find_peaks(slices)
         self.unsettled[slices.datum[peaks.unsettled]] = True
-        edges, active = _cover(peaks, len(slices.datum), tolerance)
-        cells, tail = self._grow(slices, edges, active, tolerance)
+        edges, active, distance = _cover(peaks, len(slices.datum), tolerance)
+        cells, tail = self._grow(slices, edges, active, distance, tolerance)
         cells = self._halve(slices, cells, tolerance)
         return Integral(_sums(cells, cells.value, tail), _sums(cells, cells.error + cells.noise, tail) + tail)
 
-    def _grow(self, slices: Slices, edges: Tensor, active: Tensor, tolerance: float) -> tuple[Cells, Tensor]:
+    def _grow(
+        self, slices: Slices, edges: Tensor, active: Tensor, distance: Tensor, tolerance: float
+    ) -> tuple[Cells, Tensor]:
         """Cells from the peaks outwards, and what is left out beyond them, (R,)."""
         shape = active.shape
         width = edges.diff(dim=-1)
@@ -135,16 +140,27 @@ class NestedIntegrator:
             cells = self._evaluate(slices, row, edges[row, column], edges[row, column + 1])
             state[:, row, column] = torch.stack(cells[3:])
             done |= todo
-            beyond = state[3:5] * _run_lengths(done, width)
+            beyond = self._beyond(state, done, width, distance)
             needed = beyond > 0.2 * tolerance * self._scale(slices, state[0].sum(-1)).unsqueeze(-1)
             active[:, :-1] |= needed[0, :, 1:]
             active[:, 1:] |= needed[1, :, :-1]
         row, column = done.nonzero().unbind(-1)
         kept = Cells(row, edges[row, column], edges[row, column + 1], *state[:, row, column])
-        beyond = state[3:5] * _run_lengths(done, width)
+        beyond = self._beyond(state, done, width, distance)
         after, before = torch.zeros_like(done), torch.zeros_like(done)
         after[:, :-1], before[:, 1:] = done[:, 1:], done[:, :-1]
         return kept, (beyond[0] * ~before + beyond[1] * ~after).sum(-1)
+
+    def _beyond(self, state: Tensor, done: Tensor, width: Tensor, distance: Tensor) -> Tensor:
+        r"""What is beyond each finished cell, on its left and on its right, (2, R, C).
+
+        As far out again as the run of cells reaches, as much as at its end; where the density falls more slowly than
+        with the cube of the distance, twice the mass that its power has beyond, as the run may be on one side alone.
+        """
+        near = (distance + self._beside * width).log()
+        far = (distance + (1 - self._beside) * width).log()
+        power = torch.stack([state[4] / state[3], state[3] / state[4]]).log() / (far - near)
+        return state[3:5] * _run_lengths(done, width) / (0.5 * (power - 1)).nan_to_num(nan=1.0).clamp(_LEAST_DECAY, 1)
 
     def _halve(self, slices: Slices, cells: Cells, tolerance: float) -> Cells:
         """The cells, halved where their errors are too large."""
@@ -226,8 +242,11 @@ def _run_lengths(done: Tensor, width: Tensor) -> Tensor:
     return length.gather(1, run) * done
 
 
-def _cover(peaks: Peaks, num_rows: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Edges of cells around the peaks of each slice, (R, C + 1) padded by infinity, and which cells touch a peak."""
+def _cover(peaks: Peaks, num_rows: int, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Cells around the peaks of each slice: edges, which cells touch a peak, and their distances from peaks.
+
+    Edges are (R, C + 1), padded by infinity; distances (2, R, C), from the next peak on the right and on the left.
+    """
     count = torch.bincount(peaks.row, minlength=num_rows)
     most = max(1, int(count.max())) if num_rows else 1
     column = torch.arange(len(peaks.row), device=count.device) - (count.cumsum(0) - count)[peaks.row]
@@ -243,4 +262,10 @@ def _cover(peaks: Peaks, num_rows: int, tolerance: float) -> tuple[Tensor, Tenso
     active = torch.zeros_like(edges[:, 1:], dtype=torch.bool)
     active.scatter_(1, right, True)
     active.scatter_(1, (right - 1).clamp(min=0), True)
-    return edges, active
+    at = torch.cat(
+        [at.new_full((num_rows, 1), -torch.inf), at.sort(-1).values, at.new_full((num_rows, 1), torch.inf)], -1
+    )
+    low, high = edges[:, :-1].contiguous(), edges[:, 1:].contiguous()
+    after = at.gather(1, torch.searchsorted(at, high)) - high
+    before = low - at.gather(1, torch.searchsorted(at, low, right=True) - 1)
+    return edges, active, torch.stack([after, before])

@@ -7,7 +7,7 @@ plate, the model or guide.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -271,6 +271,21 @@ def _refuse_set(msg: Any) -> None:
             f"expected site {msg['name']!r} to be drawn or observed, got a value that a handler around the program "
             "sets, such as poutine.replay or infer_discrete: use pyro.condition for a value that is known"
         )
+
+
+def check_same_sites(first: Collection[str], others: Collection[str]) -> None:
+    """Refuse a program whose runs have different sites, by name.
+
+    Raises:
+        ValueError: If they have; the message names one.
+    """
+    if first == others:
+        return
+    name = min(set(first) ^ set(others))
+    raise ValueError(
+        f"expected the same sample sites in every run, got {name!r} in some alone: a site in a branch on a latent has no "
+        "density where it is not made; sample it always, and use it in the branch"
+    )
 
 
 def stripped(value: Tensor, dims: int) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence, register_kl
 
 from inference.pair.draw import DATA_PLATE, PARTICLES
-from inference.pair.handlers import RecordSites, Site, masked_log_prob, stripped
+from inference.pair.handlers import RecordSites, Site, check_same_sites, masked_log_prob, stripped
 from inference.pair.improper import layers
 from inference.pair.run import Program, run_program
 
@@ -216,6 +216,8 @@ def beside(runs: Sequence[Mapping[str, Site]], depth: int) -> dict[str, Site]:
         runs: Sites by name of each run.
         depth: Batch dimensions of the pair.
     """
+    for sites in runs:
+        check_same_sites(runs[0].keys(), sites.keys())
     return {name: _beside([sites[name] for sites in runs], depth) for name in runs[0]}
 
 

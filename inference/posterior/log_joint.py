@@ -25,7 +25,7 @@ from inference.core.seeding import random_state
 from inference.pair.call import Call
 from inference.pair.draw import Draw, layout_of
 from inference.pair.enumeration import Enumeration, is_summable, summed_out
-from inference.pair.handlers import Site, isolated, masked_log_prob
+from inference.pair.handlers import Site, check_same_sites, isolated, masked_log_prob
 from inference.pair.improper import is_delta, latent_mask
 from inference.pair.manners import FAILURES, candidates, check_equal, warn_once
 from inference.pair.rows import RowsNotFollowed, as_stated, with_known_rows
@@ -114,6 +114,7 @@ class LogJoint:
         call.check()
         with refuse_batch_dependence(call.model), isolated(), random_state(None), torch.no_grad():
             run = Single().run(call, call.model, None, 1)
+        self._latents = _latent(run.sites)
         self._dropped = without_children(unobserved(run.sites), run.sites, call, run.subsamples)
         self._subsamples = run.subsamples
         self.observes = any(site.is_observed for site in run.sites.values())
@@ -508,6 +509,7 @@ class LogJoint:
         enumeration = Enumeration(self._summed, -self._layout.depth - 2) if summed and self._summed else None
         with isolated(), coordinates:
             run = run_program(call.model, call.args, call.kwargs, values, num_samples, depth, enumeration)
+        check_same_sites(self._latents, _latent(run.sites))
         return self._draw(run.sites, num_samples)
 
     def _draw(self, sites: Mapping[str, Site], num_samples: int) -> Draw:
@@ -540,6 +542,10 @@ class LogJoint:
         with random_state(0):  # discrete sites are drawn, and drawn the same
             draw = self._run_with(Coordinates(self._places, self._layout, 1, u), self._subsamples, 1)
         return {name: masked_log_prob(site) for name, site in draw.model_sites.items()}
+
+
+def _latent(sites: Mapping[str, Site]) -> frozenset[str]:
+    return frozenset(name for name, site in sites.items() if not site.is_observed)
 
 
 class _Table:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.gauss_kronrod import at_edges, rule
-from inference.marginal_likelihood.quadrature.peaks import Peaks, find_peaks
+from inference.marginal_likelihood.quadrature.peaks import Finder, Peaks
 from inference.marginal_likelihood.quadrature.slices import POINTS, Slices
 from inference.numerics.newton import points_at_once
 
@@ -99,6 +99,7 @@ class NestedIntegrator:
         self.tolerance, self.max_cells, self._bar = tolerance, max_cells, bar
         self.cells = torch.zeros(num_data, dtype=torch.long, device=like.device)
         self.unsettled = torch.zeros(num_data, dtype=torch.bool, device=like.device)
+        self._finder = Finder()
         self._nodes, self._kronrod, self._gauss = rule(like, tolerance)
         self._beside = float(1 - self._nodes[-1]) / 2  # from the edge of a cell to its nearest node, in its width
         self._edges = at_edges(self._nodes)
@@ -115,8 +116,10 @@ class NestedIntegrator:
             starts = range(0, len(slices.datum), chunk)
             parts = [self.integrate(slices[slice(i, i + chunk)]) for i in starts]
             return Integral(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        if slices.fixed.shape[-1] == 0:
+            self._finder = Finder()
         tolerance = self.tolerance * _FINER ** slices.fixed.shape[-1]
-        peaks = find_peaks(slices)
+        peaks = self._finder.find(slices)
         self.unsettled[slices.datum[peaks.unsettled]] = True
         edges, active, distance = _cover(peaks, len(slices.datum), tolerance)
         cells, tail = self._grow(slices, edges, active, distance, tolerance)
@@ -167,7 +170,7 @@ class NestedIntegrator:
         zeros = cells.value.new_zeros(len(slices.datum))
         for _ in range(_ROUNDS):
             allowed = tolerance * self._scale(slices, _sums(cells, cells.value, zeros))
-            error = cells.error + self._beside * _jumps(cells)
+            error = cells.error + self._beyond_nodes(slices, cells)
             wide = _sums(cells, error, zeros) > allowed
             share = allowed / torch.bincount(cells.row, minlength=len(zeros)).clamp(min=1)
             bad = wide[cells.row] & (error > share[cells.row]) & (error > 2 * cells.noise)
@@ -176,10 +179,22 @@ class NestedIntegrator:
             if not bool(bad.any()):
                 break
             row, low, high = cells.row[bad], cells.low[bad], cells.high[bad]
+            if _are_of_lines(slices):
+                self._finder.forget(slices.datum[row], low, high)
             middle = (low + high) / 2
             halves = self._evaluate(slices, row.repeat(2), torch.cat([low, middle]), torch.cat([middle, high]))
             cells = Cells(*(torch.cat([old[~bad], new]) for old, new in zip(cells, halves, strict=True)))
-        return cells._replace(error=cells.error + self._beside * _jumps(cells))
+        return cells._replace(error=cells.error + self._beyond_nodes(slices, cells))
+
+    def _beyond_nodes(self, slices: Slices, cells: Cells) -> Tensor:
+        """What cells may hold that no node has met, (C,), by how they disagree with their neighbours at their edges.
+
+        That is between an edge and its node, or in all of a cell whose lines lack a peak that a neighbour has.
+        """
+        part = torch.full_like(cells.value, self._beside)
+        if _are_of_lines(slices):
+            part[self._finder.lacks_peaks(slices.datum[cells.row], cells.low, cells.high)] = 1.0
+        return part * _jumps(cells)
 
     def _scale(self, slices: Slices, value: Tensor) -> Tensor:
         """The scale of the slices' errors: their values, but no less than a part of the best of the data point."""
@@ -214,16 +229,18 @@ class NestedIntegrator:
         return Integral(value.nan_to_num(nan=0.0), torch.zeros_like(value))
 
 
+def _are_of_lines(slices: Slices) -> bool:
+    """Whether what a node of a cell fixes is a line, among those that are kept."""
+    return slices.num_free == 2 and slices.fixed.shape[-1] == 0
+
+
 def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
     """Sums over the cells of each slice, (R,)."""
     return torch.zeros_like(like).index_add(0, cells.row, values)
 
 
 def _jumps(cells: Cells) -> Tensor:
-    """By how much each cell disagrees with its neighbours at its edges, times its width, (C,).
-
-    Between its edges and its nodes, of which no rule knows, it may hold such a part of that as they are apart.
-    """
+    """By how much each cell disagrees with its neighbours at its edges, times its width, (C,)."""
     order = cells.low.argsort()
     order = order[cells.row[order].argsort(stable=True)]
     left, right = order[:-1], order[1:]

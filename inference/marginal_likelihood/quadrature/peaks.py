@@ -2,6 +2,7 @@ r"""Where the density of slices peaks along their first free coordinate."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from inference.marginal_likelihood.quadrature.slices import (
     features_near,
     nearest_modes,
 )
+from inference.marginal_likelihood.quadrature.tracing import ABOUT, Lines, Maxima, followed
 from inference.numerics.newton import expand, maximise, points_at_once
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
@@ -63,9 +65,54 @@ class Peaks(NamedTuple):
     unsettled: Tensor
 
 
-def find_peaks(slices: Slices) -> Peaks:
-    """The peaks of all slices that matter, along the first free coordinate, and isolated features that they pass."""
-    *peaks, unsettled = _maxima(slices)
+class Finder:
+    """Finds the peaks of slices, the better the more slices of the same data it has seen."""
+
+    def __init__(self) -> None:
+        self._lines: Lines | None = None
+
+    def find(self, slices: Slices) -> Peaks:
+        """The peaks of all slices that matter, along the first free coordinate, and features that they pass."""
+        if slices.num_free > 1:
+            return _with_features(slices, *_maxima(slices))
+        group, place = _side_by_side(slices)
+        keep = slices.fixed.shape[-1] == 1
+        peaks, unsettled = _line_peaks(slices, group, place, self._lines if keep else None)
+        if keep:
+            self._lines = Lines.of(group, place, peaks).joined(self._lines)
+        return _with_features(slices, peaks.row, peaks.position, peaks.scale, unsettled)
+
+    def lacks_peaks(self, datum: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Intervals (C,) with a line that lacks a peak that the next line has."""
+        if self._lines is None:
+            return torch.zeros_like(datum, dtype=torch.bool)
+        order, first, last = self._lines.within(datum, low, high)
+        lacking = self._lines.lacking()[order].long().cumsum(0)
+        lacking = torch.cat([lacking.new_zeros(1), lacking])
+        return lacking[last] > lacking[first]
+
+    def forget(self, datum: Tensor, low: Tensor, high: Tensor) -> None:
+        """Forget the lines in intervals (C,), which are looked at anew."""
+        if self._lines is not None:
+            order, first, last = self._lines.within(datum, low, high)
+            steps = order.new_zeros(len(order) + 1)
+            steps.index_add_(0, first, torch.ones_like(first)).index_add_(0, last, -torch.ones_like(last))
+            self._lines = self._lines.chosen(order[steps.cumsum(0)[:-1] == 0])
+
+
+def _side_by_side(slices: Slices) -> tuple[Tensor, Tensor]:
+    """Which lines differ by their last fixed coordinate alone, and that coordinate, (R,) each."""
+    if slices.fixed.shape[-1] == 0:  # one for each data point
+        return slices.datum, slices.fixed.new_zeros(len(slices.datum))
+    if slices.fixed.shape[-1] == 1:
+        return slices.datum, slices.fixed[:, 0]
+    others = torch.cat([slices.datum.unsqueeze(-1).to(slices.fixed), slices.fixed[:, :-1]], dim=-1)
+    return torch.unique(others, dim=0, return_inverse=True)[1], slices.fixed[:, -1]
+
+
+def _with_features(slices: Slices, *found: Tensor) -> Peaks:
+    """Peaks, and isolated features that the slices pass, as further ones."""
+    *peaks, unsettled = found
     row, place, size = features_near(slices)
     beside = _FLANK * size
     # Cells from the flanks inwards and outwards: those that begin in a hole do not grow.
@@ -77,8 +124,6 @@ def find_peaks(slices: Slices) -> Peaks:
 
 def _maxima(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Slice, place and standard deviation of maxima, (P,), and slices in which there may be more."""
-    if slices.num_free == 1:
-        return _line_peaks(slices)
     if slices.fixed.shape[-1] == 0:
         density = slices.density
         found, row = density.found[:, slices.datum].nonzero().unbind(-1)
@@ -154,25 +199,17 @@ def _sigma(hessian: Tensor) -> Tensor:
     return (axes[:, 0].square() / curvature.clamp(min=1 / WIDEST**2)).sum(-1).sqrt()
 
 
-class _Maxima(NamedTuple):
-    """Local maxima on lines, (P,) each: line, place, standard deviation, log density."""
+def _line_peaks(slices: Slices, group: Tensor, place: Tensor, before: Lines | None) -> tuple[Maxima, Tensor]:
+    """Maxima on lines, looked for on ever denser grids until one shows nothing new, and lines where it still does.
 
-    row: Tensor
-    position: Tensor
-    scale: Tensor
-    height: Tensor
+    Between the looks, those of neighbouring lines are followed, see :mod:`.tracing`.
+    """
 
-    def chosen(self, index: Tensor) -> _Maxima:
-        return _Maxima(*(column[index] for column in self))
+    def follow(peaks: Maxima) -> Maxima:
+        return followed(group, place, peaks, before, partial(_look_between, slices))
 
-    def joined(self, *others: _Maxima) -> _Maxima:
-        return _Maxima(*(torch.cat(column) for column in zip(self, *others, strict=True)))
-
-
-def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maxima on lines, looked for on ever denser grids until one shows nothing new, and lines where it still does."""
     peaks = _first_look(slices)
-    peaks = peaks.joined(_look_about_features(slices, peaks))
+    peaks = follow(peaks.joined(_look_about_features(slices, peaks)))
     lines = torch.arange(len(slices.datum), device=slices.datum.device)
     sampled = lines % _SAMPLED == 0 if slices.fixed.shape[-1] else lines >= 0
     unsettled, num = lines[sampled], slices.grid
@@ -190,40 +227,48 @@ def _line_peaks(slices: Slices) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             unsettled = torch.cat([unsettled, lines[torch.isin(slices.datum, slices.datum[unsettled]) & ~sampled]])
         if len(unsettled) == 0:
             break
-    high = peaks.height > LOWEST
-    return peaks.row[high], peaks.position[high], peaks.scale[high], unsettled
+    if len(slices.datum) > 0:
+        peaks = follow(peaks)
+    return peaks.chosen(peaks.height > LOWEST), unsettled
 
 
-def _matter(peaks: _Maxima, num_rows: int, new: _Maxima) -> Tensor:
+def _look_between(slices: Slices, rows: Tensor, grid: Tensor) -> Maxima:
+    """Maxima that matter on chosen lines (G,) between sorted points (G, T), known or not."""
+    at, low, high, _, _ = _brackets(slices, rows, grid)
+    found = Maxima(rows[at], *_refined(slices, rows[at], low, high))
+    return found.chosen(found.height > LOWEST)
+
+
+def _matter(peaks: Maxima, num_rows: int, new: Maxima) -> Tensor:
     """Lines of new peaks that are not negligible beside the highest of their line."""
     highest = torch.full_like(peaks.height[:1], LOWEST).expand(num_rows)
     highest = highest.scatter_reduce(0, peaks.row, peaks.height, "amax")
     return new.row[new.height > highest[new.row] - _MATTERS]
 
 
-def _look_about_features(slices: Slices, known: _Maxima) -> _Maxima:
+def _look_about_features(slices: Slices, known: Maxima) -> Maxima:
     """Maxima about isolated features that are not known."""
     rows, place, size = features_near(slices)
     about = torch.linspace(-_ABOUT, _ABOUT, 4 * _ABOUT + 1, dtype=place.dtype, device=place.device)
     return _look(slices, rows, known, place.unsqueeze(-1) + size.unsqueeze(-1) * about)
 
 
-def _further_look(slices: Slices, rows: Tensor, known: _Maxima, num: int) -> _Maxima:
+def _further_look(slices: Slices, rows: Tensor, known: Maxima, num: int) -> Maxima:
     """Maxima on chosen lines (G,) that an even grid shows and that are not known."""
     line = grid_line(num, like=slices.fixed)
     return _look(slices, rows, known, (line[:-1] + _ASIDE * line.diff()).expand(len(rows), -1))
 
 
-def _look(slices: Slices, rows: Tensor, known: _Maxima, grid: Tensor) -> _Maxima:
+def _look(slices: Slices, rows: Tensor, known: Maxima, grid: Tensor) -> Maxima:
     """Maxima on chosen lines (G,) between sorted points (G, T) that are not known."""
     at, low, high, _, _ = _brackets(slices, rows, grid)
     row = rows[at]
     new = ~_hold(known, len(slices.datum), row, low, high)
     row, low, high = row[new], low[new], high[new]
-    return _Maxima(row, *_refined(slices, row, low, high))
+    return Maxima(row, *_refined(slices, row, low, high))
 
 
-def _hold(known: _Maxima, num_rows: int, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _hold(known: Maxima, num_rows: int, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Which intervals on lines (B,) hold a known peak, or one that may be there, as far as it is known."""
     order = known.position.argsort()
     known = known.chosen(order[known.row[order].argsort(stable=True)])
@@ -242,25 +287,34 @@ def _hold(known: _Maxima, num_rows: int, row: Tensor, low: Tensor, high: Tensor)
     return held
 
 
-def _first_look(slices: Slices) -> _Maxima:
+def _first_look(slices: Slices) -> Maxima:
     """Maxima on lines: between neighbouring grid points from which the density rises towards each other."""
     grid = _grid(slices)
     row = torch.arange(len(grid), device=grid.device)
     start, low, high, top, where = _brackets(slices, row, grid)
-    found = _Maxima(start, *_refined(slices, start, low, high))
-    # A line whose highest grid point no bracket holds, at the end of the grid or at a jump, peaks near that point.
-    reached = torch.full_like(top, -torch.inf).scatter_reduce(0, start, found.height, "amax")
-    lost = reached < top - 0.1
+    found = Maxima(start, *_refined(slices, start, low, high))
+    # A bracket may hold a wide peak and a needle on it, and lead to the first: then its top leads to the second.
+    lost = _above(top, found)
     known = (grid[lost] - where[lost].unsqueeze(-1)).abs()
     known = torch.where(known > 0, known, torch.inf).amin(-1).clamp(*_KNOWN)
-    ends = _Maxima(row[lost], where[lost], known, top[lost])
+    about = where[lost].unsqueeze(-1) + known.unsqueeze(-1) * known.new_tensor(ABOUT)
+    needle, low, high, _, _ = _brackets(slices, row[lost], about)
+    found = found.joined(Maxima(row[lost][needle], *_refined(slices, row[lost][needle], low, high)))
+    # A line whose highest grid point none holds still, at the end of the grid or at a jump, peaks near that point.
+    still = _above(top, found)
+    ends = Maxima(row[still], where[still], known[still[lost]], top[still])
     # Next to each peak there may be another, across a fold, closer than the grid resolves.
     far = distances(found.scale).T
     position = found.position.unsqueeze(-1)
-    peak, low, high, _, _ = _brackets(slices, start, torch.cat([position - far.flip(-1), position + far], dim=-1))
+    peak, low, high, _, _ = _brackets(slices, found.row, torch.cat([position - far.flip(-1), position + far], dim=-1))
     apart = (low > found.position[peak]) | (high < found.position[peak])
-    peak, low, high = start[peak[apart]], low[apart], high[apart]
-    return found.joined(ends, _Maxima(peak, *_refined(slices, peak, low, high)))
+    peak, low, high = found.row[peak[apart]], low[apart], high[apart]
+    return found.joined(ends, Maxima(peak, *_refined(slices, peak, low, high)))
+
+
+def _above(top: Tensor, found: Maxima) -> Tensor:
+    """Lines with a point, of height ``top`` (R,), that is higher than all their peaks."""
+    return torch.full_like(top, -torch.inf).scatter_reduce(0, found.row, found.height, "amax") < top - 0.1
 
 
 def _brackets(slices: Slices, row: Tensor, grid: Tensor) -> tuple[Tensor, ...]:

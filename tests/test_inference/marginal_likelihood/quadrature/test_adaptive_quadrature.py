@@ -24,7 +24,7 @@ from inference import LogJoint, Quadrature, evidence
 from inference.distributions.gaussian import FullNormal
 from inference.marginal_likelihood.base.result import NUMERICAL, PROBABILISTIC
 from inference.marginal_likelihood.quadrature.features import with_features
-from inference.marginal_likelihood.quadrature.peaks import _refined, _unique, find_peaks
+from inference.marginal_likelihood.quadrature.peaks import Finder, _refined, _unique
 from inference.marginal_likelihood.quadrature.slices import Density, Slices
 from inference.numerics.newton import maximise
 from inference.posterior.modes import find_modes, prior_scale
@@ -549,7 +549,7 @@ def test_the_end_of_a_grid_beside_a_narrow_peak_does_not_displace_it():
     density = density_of(model, args, torch.tensor([[RING[2:4]]], dtype=torch.float64) * 0.97)
     mode = density.modes[0, 0]
     lines = mode[0] + torch.linspace(-0.02, 0.02, 1601, dtype=torch.float64)
-    peaks = find_peaks(Slices(density, torch.zeros_like(lines, dtype=torch.long), lines.unsqueeze(-1), 33))
+    peaks = Finder().find(Slices(density, torch.zeros_like(lines, dtype=torch.long), lines.unsqueeze(-1), 33))
     near = (peaks.position - mode[1]).abs() < 0.3
     assert (peaks.scale[near] < 1e-3).all()
     assert (torch.bincount(peaks.row[near], minlength=len(lines)) == 2).all()

@@ -356,9 +356,13 @@ def _slopes(slices: Slices, row: Tensor, position: Tensor) -> tuple[Tensor, Tens
 
 
 def _refined(slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Maxima between two points each, by Newton's method safeguarded by bisection: position, scale, height."""
+    """Maxima between two points each, by Newton's method safeguarded by bisection: position, scale, height.
+
+    Where there is no second derivative, as of ``torch.logaddexp`` far from its kink, differences of slopes stand for it.
+    """
     position, low, high = (low + high) / 2, low.clone(), high.clone()
     scale, height = torch.ones_like(low), torch.full_like(low, -torch.inf)
+    rise, fall = torch.full_like(low, torch.nan), torch.full_like(low, torch.nan)
     active = torch.arange(len(row), device=row.device)
     for count in range(80):
         if len(active) == 0:
@@ -366,7 +370,13 @@ def _refined(slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> tuple[Te
         t = position[active]
         at = expand(slices.log, row[active], t.unsqueeze(-1), width=slices.width)
         slope, bend = at.gradient[:, 0], at.hessian[:, 0, 0]
+        rise[active] = torch.where(slope >= 0, slope, rise[active])
+        fall[active] = torch.where(slope < 0, slope, fall[active])
         height[active] = at.value
+        if bool((bend == 0).any()):
+            ends = torch.where(slope >= 0, t, low[active]), torch.where(slope < 0, t, high[active])
+            secant = (fall[active] - rise[active]) / (ends[1] - ends[0])
+            bend = torch.where((bend == 0) & secant.isfinite(), secant, bend)
         scale[active] = torch.where(bend < 0, (-bend).clamp(min=1e-30).rsqrt(), 1.0)
         low[active] = torch.where(slope >= 0, t, low[active])
         high[active] = torch.where(slope < 0, t, high[active])

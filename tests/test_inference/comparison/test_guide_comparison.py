@@ -23,9 +23,11 @@ from compared_guides import (
     train_linear,
 )
 from scipy.special import logsumexp
+from torch import nn
 
 from guides import Exact, Guide, TiedMeanField
-from inference import AnalyticELBO, Importance, evidence, log_weights
+from inference import AnalyticELBO, Importance, compare, evidence, log_weights
+from inference.comparison import guide_comparison
 from inference.comparison.paired_differences import (
     bits_per_dim,
     differences,
@@ -407,3 +409,45 @@ def test_evidence_and_compare_agree(case):
     model, _, splits, tree = case
     got = evidence(model, splits["train"])
     assert_close(tree["train"]["evidence"].values[0, 0], got.value.numpy())
+
+
+class OneMode(nn.Module):
+    """A guide of one of the two modes of a square's roots."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.loc = nn.Parameter(torch.full((dim,), 1.4, dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.full((dim,), -2.0, dtype=torch.float64))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc.expand(len(x), -1), self.log_scale.exp()).to_event(1))
+
+
+def square(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.square(), 0.3).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize(("dim", "number"), [(1, 3), (1, 200), (4, 3)])
+def test_guides_that_miss_a_mode_give_no_upper_end(dim, number):
+    x = torch.full((number, dim), 2.0, dtype=torch.float64)
+    row = compare(square, {"one": OneMode(dim)}, x, seed=1, progress=False)["train"].sel(guide="one", seed=0)
+    grid = torch.linspace(-9, 9, 200_001, dtype=torch.float64)
+    joint = dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal(grid.square(), 0.3).log_prob(x[0, 0])
+    truth = dim * float(joint.logsumexp(0) + (grid[1] - grid[0]).log())
+    assert (row["evidence_upper"].values == math.inf).all()
+    assert (row["evidence_lower"].values < truth).all()
+
+
+def test_a_look_for_modes_leaves_the_draws_as_they_were(monkeypatch):
+    x = torch.full((3, 1), 2.0, dtype=torch.float64)
+    guides = {"one": OneMode(1), "other": OneMode(1)}
+    with_look = compare(square, guides, x, seed=1, progress=False)["train"]
+    assert np.isinf(with_look["evidence_upper"].values).all()
+    monkeypatch.setattr(guide_comparison, "_where_visited", lambda found, problem, calls: found)
+    without = compare(square, guides, x, seed=1, progress=False)["train"]
+    for name in ("elbo", "iwae", "evidence"):
+        np.testing.assert_array_equal(with_look[name].values, without[name].values)
+    assert np.isfinite(without["evidence_upper"].values).all()

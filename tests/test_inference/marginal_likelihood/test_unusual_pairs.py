@@ -10,7 +10,18 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.nn import PyroModule, PyroSample
 from torch import nn
 
-from inference import Adaptive, Importance, compare, evidence, gap, log_weights, simulated_draws
+from inference import (
+    Adaptive,
+    Annealed,
+    Importance,
+    Quadrature,
+    compare,
+    evidence,
+    gap,
+    log_weights,
+    simulated_draws,
+)
+from inference.marginal_likelihood.automatic import Automatic
 
 QUIET = {"seed": 0, "progress": False}
 DOUBLE = {"dtype": torch.float64}
@@ -193,3 +204,142 @@ def test_weights_with_priors_are_integrated_out_in_float64(guided):
     found = evidence(regression, x, y, guide=given, method=Adaptive(4000, 500, 6), whole=True, **QUIET)
     assert abs(float(found.value) - truth) < 4 * float(found.standard_error)
     assert float(found.standard_error) < 0.05
+
+
+# --- counts, branches, and latents that no look for modes reaches -----------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [5000, 3_000_000])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64])
+def test_counts_are_taken_in_the_precision_of_their_distribution(count, dtype):
+    rate = torch.tensor(2 / count, **DOUBLE)
+
+    def counted(x):
+        with pyro.plate("data", len(x)):
+            r = pyro.sample("r", dist.Gamma(torch.full((len(x),), 2.0, **DOUBLE), rate))
+            pyro.sample("x", dist.Poisson(r), obs=x)
+
+    found = evidence(counted, torch.tensor([count], dtype=dtype), **QUIET)
+    truth = dist.GammaPoisson(torch.tensor(2.0, **DOUBLE), rate).log_prob(torch.tensor(float(count), **DOUBLE))
+    assert found.guarantee == ("numerical",)
+    assert abs(float(found.value) - float(truth)) < 1e-6
+
+
+def test_a_sum_over_discrete_latents_of_counts_is_exact():
+    count = 3_000_000
+    rates = count * torch.tensor([1.0, 1.001], **DOUBLE)
+
+    def counted(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.full((len(x),), 0.5, **DOUBLE)))
+            pyro.sample("x", dist.Poisson(rates[0] + (rates[1] - rates[0]) * k), obs=x)
+
+    found = evidence(counted, torch.tensor([count]), **QUIET)
+    truth = dist.Poisson(rates).log_prob(torch.tensor(float(count), **DOUBLE)).logsumexp(0) - math.log(2)
+    assert found.guarantee == ("exact",)
+    assert abs(float(found.value) - float(truth)) < 1e-6
+
+
+def branching(threshold):
+    """A latent that is made only where another is large."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0)) if z > threshold else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+    return model
+
+
+def branching_guide(x):
+    if pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0)) > 0.0:
+        pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+
+
+@pytest.mark.filterwarnings("ignore:.* does not run on several samples")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: evidence(branching(0.0), X, whole=True, **QUIET),
+        lambda: evidence(branching(1.0), X, whole=True, method=Annealed(20, num_chains=40), **QUIET),
+        lambda: log_weights(branching(0.0), branching_guide, X, num_samples=50, whole=True, **QUIET),
+        lambda: compare(branching(0.0), {"g": branching_guide}, X, whole=True, **QUIET),
+    ],
+    ids=["evidence", "annealed", "log_weights", "compare"],
+)
+def test_latents_of_some_runs_alone_are_refused(measure):
+    with pytest.raises(ValueError, match="the same sample sites in every run, got 'w' in some alone"):
+        measure()
+
+
+def test_a_whole_data_set_that_needs_too_many_cells_is_sampled():
+    torch.manual_seed(0)
+    rows = torch.randn(12, 3, **DOUBLE)
+    labels = (rows.sum(-1) > 0).double()
+
+    def steps(rows, labels):
+        weights = pyro.sample("w", dist.Normal(rows.new_zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(rows)):
+            chance = torch.where((rows * weights).sum(-1) > 0, 0.9, 0.1).double()
+            pyro.sample("y", dist.Bernoulli(chance), obs=labels)
+
+    method = Automatic(quadrature=Quadrature(max_cells=1000))
+    found = evidence(steps, rows, labels, whole=True, method=method, **QUIET)
+    draws = torch.randn(400_000, 3, generator=torch.Generator().manual_seed(1), **DOUBLE)
+    right = ((draws @ rows.T > 0) == (labels > 0)).sum(-1)
+    values = 0.9**right * 0.1 ** (12 - right)
+    assert "too few" in found.notes[0]
+    error = math.hypot(float(found.standard_error), float(values.std() / values.mean()) / math.sqrt(len(values)))
+    assert abs(float(found.value) - float(values.mean().log())) < 5 * error
+    assert error < 0.05
+
+
+def either(x):
+    """Two switches of which one alone is on: either of them, as likely."""
+    with pyro.plate("data", len(x)):
+        chance = torch.full((len(x),), 0.5, **DOUBLE)
+        first, second = pyro.sample("a", dist.Bernoulli(chance)), pyro.sample("b", dist.Bernoulli(chance))
+        pyro.sample("x", dist.Normal((first - second).square(), 0.1), obs=x)
+
+
+def the_first(x):
+    with pyro.plate("data", len(x)):
+        odds = torch.full((len(x),), 12.0, **DOUBLE)
+        pyro.sample("a", dist.Bernoulli(logits=odds))
+        pyro.sample("b", dist.Bernoulli(logits=-odds))
+
+
+def one_of_two(x):
+    """Switches as one vector, which no enumeration sums out."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((len(x), 2), 0.5, **DOUBLE)).to_event(1))
+        pyro.sample("x", dist.Normal((z[..., 0] - z[..., 1]).square(), 0.1), obs=x)
+
+
+def the_first_of_two(x):
+    with pyro.plate("data", len(x)):
+        odds = torch.tensor([12.0, -12.0], **DOUBLE).expand(len(x), 2)
+        pyro.sample("z", dist.Bernoulli(logits=odds).to_event(1))
+
+
+@pytest.mark.parametrize(("model", "guide"), [(either, the_first), (one_of_two, the_first_of_two)])
+def test_equal_weights_of_discrete_draws_bound_from_below_alone(model, guide):
+    x = torch.ones(3, **DOUBLE)
+    truth = evidence(either, x, **QUIET).value
+    found = evidence(model, x, guide=guide, method=Importance(1000), **QUIET)
+    assert found.guarantee == ("probabilistic",) * 3
+    assert found.upper.isinf().all()
+    assert (found.lower < truth).all()
+    assert "no draw took" in found.notes[0]
+    row = compare(model, {"one": guide}, x, **QUIET)["train"].sel(guide="one", seed=0)
+    assert (row["evidence_upper"].values == math.inf).all()
+
+
+def test_discrete_latents_that_the_guide_leaves_out_stay_exact():
+    def nothing(x):
+        pass
+
+    found = evidence(either, torch.ones(2, **DOUBLE), guide=nothing, method=Importance(10), **QUIET)
+    torch.testing.assert_close(found.value, evidence(either, torch.ones(2, **DOUBLE), **QUIET).value)
+    assert found.upper.isfinite().all()

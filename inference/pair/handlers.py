@@ -283,8 +283,8 @@ def check_same_sites(first: Collection[str], others: Collection[str]) -> None:
         return
     name = min(set(first) ^ set(others))
     raise ValueError(
-        f"expected the same sample sites in every run, got {name!r} in some alone: a site in a branch on a latent has no "
-        "density where it is not made; sample it always, and use it in the branch"
+        f"expected the same sample sites in every run, got {name!r} in some alone: a site in a branch on a latent has "
+        "no density where it is not made; sample it always, and use it in the branch"
     )
 
 

@@ -358,7 +358,7 @@ def _slopes(slices: Slices, row: Tensor, position: Tensor) -> tuple[Tensor, Tens
 def _refined(slices: Slices, row: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Maxima between two points each, by Newton's method safeguarded by bisection: position, scale, height.
 
-    Where there is no second derivative, as of ``torch.logaddexp`` far from its kink, differences of slopes stand for it.
+    Where no second derivative is known, as of ``torch.logaddexp`` far from its kink, differences of slopes serve.
     """
     position, low, high = (low + high) / 2, low.clone(), high.clone()
     scale, height = torch.ones_like(low), torch.full_like(low, -torch.inf)

@@ -54,7 +54,7 @@ class Lines(NamedTuple):
         place: Where a line stands among them, (L,).
         position: Its highest peaks, (L, M), padded by NaN.
         scale: Their standard deviations, (L, M).
-        count: How many they are, (L,).
+        held: How many they are, (L,).
         least: The least of their standard deviations, (L,).
     """
 
@@ -62,7 +62,7 @@ class Lines(NamedTuple):
     place: Tensor
     position: Tensor
     scale: Tensor
-    count: Tensor
+    held: Tensor
     least: Tensor
 
     @classmethod
@@ -101,7 +101,7 @@ class Lines(NamedTuple):
 
     def lack(self, one: Tensor, other: Tensor) -> Tensor:
         """Whether lines are beside others of which each has a peak that they have not, by their indices."""
-        fewer = (self.count[other] > self.count[one]) | (self.least[one] > _WIDER * self.least[other])
+        fewer = (self.held[other] > self.held[one]) | (self.least[one] > _WIDER * self.least[other])
         return (self.group[one] == self.group[other]) & fewer
 
     def lacking(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Mass that nodes hardly meet: ridges that narrow without end, and tails that fall as slowly as they may."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pyro
@@ -33,7 +34,7 @@ def over_scales(density):
     def weighted(u):
         return stats.halfcauchy.pdf(math.exp(u)) * math.exp(u) * density(math.exp(u))
 
-    return sum(integrate.quad(weighted, a, b, epsabs=0, epsrel=1e-10)[0] for a, b in zip(edges, edges[1:]))
+    return sum(integrate.quad(weighted, a, b, epsabs=0, epsrel=1e-10)[0] for a, b in pairwise(edges))
 
 
 SLOW = pytest.mark.slow
@@ -112,7 +113,7 @@ def test_slow_tails_are_in_the_error(freedom):
         return math.exp(log_prior + log_z - (math.log(2) if abs(t) > 300 else 0.0) + stats.norm.logpdf(x, z, 0.3))
 
     edges = np.concatenate([-np.geomspace(most, 0.1, 40), [0.0], np.geomspace(0.1, most, 40)])
-    cells = list(zip(edges, edges[1:]))
+    cells = list(pairwise(edges))
     parts = [sum(integrate.quad(density, *cell, (x,), epsabs=0, epsrel=1e-9)[0] for cell in cells) for x in data]
     truth = torch.tensor(parts, **DOUBLE).log()
     found = evidence(squashed(freedom), torch.tensor(data, **DOUBLE), **QUIET)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -11,12 +11,19 @@ from torch import Tensor
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.protocols import SupportsLogEvidence
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import EXACT, Evidence
+from inference.marginal_likelihood.base.result import EXACT, NUMERICAL, Evidence
+
+# How many times the rounding of a sum and of its terms its error may be.
+_SUMMED = 4.0
 
 
 @dataclass(frozen=True)
 class Exact(Method):
-    """Closed form: the model's own ``log_evidence``, in float64, or the sum over latents that are all discrete."""
+    """Closed form: the model's own ``log_evidence``, in float64, or the sum over latents that are all discrete.
+
+    A function whose tensors are float32, which nothing can convert, gives the sum in float32: that has an interval of
+    its rounding, and the guarantee ``"numerical"``.
+    """
 
     name: ClassVar[str] = "exact"
 
@@ -44,7 +51,14 @@ class Exact(Method):
             raise self._refusal(problem) from error
         if log_joint.dim > 0:
             raise self._refusal(problem)
-        return self._evidence(log_joint(log_joint.sample_prior(1))[0].double())
+        prior, likelihood = (part[0] for part in log_joint.terms(log_joint.sample_prior(1)))
+        found = self._evidence((prior + likelihood).double())
+        if likelihood.dtype == torch.float64:
+            return found
+        size = prior.abs() + likelihood.abs() + log_joint.width
+        off = _SUMMED * torch.finfo(likelihood.dtype).eps * size.double()
+        kinds = (NUMERICAL,) * len(off)
+        return replace(found, lower=found.value - off, upper=found.value + off, guarantee=kinds)
 
     def _refusal(self, problem: Problem) -> TypeError:
         return TypeError(

@@ -78,7 +78,7 @@ class Lines(NamedTuple):
         for table, values in zip(tables, (peaks.position, peaks.scale), strict=True):
             table[row[kept], column[kept]] = values[order][kept]
         count = count.clamp(max=_MOST)
-        return cls(group, place, *tables, count, tables[1].nan_to_num(nan=torch.inf).amin(-1))
+        return cls(group, place, tables[0], tables[1], count, tables[1].nan_to_num(nan=torch.inf).amin(-1))
 
     def chosen(self, index: Tensor) -> Lines:
         """Some of the lines."""

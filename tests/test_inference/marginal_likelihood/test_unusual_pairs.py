@@ -343,3 +343,21 @@ def test_discrete_latents_that_the_guide_leaves_out_stay_exact():
     found = evidence(either, torch.ones(2, **DOUBLE), guide=nothing, method=Importance(10), **QUIET)
     torch.testing.assert_close(found.value, evidence(either, torch.ones(2, **DOUBLE), **QUIET).value)
     assert found.upper.isfinite().all()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_float32_function_sums_within_its_rounding(seed):
+    chances, means = torch.tensor([0.3, 0.7]), torch.tensor([999.0, 1001.0])
+
+    def chosen(x):
+        k = pyro.sample("k", dist.Categorical(chances))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(means[k], 5.0), obs=x)
+
+    x = 1000 + 5 * torch.randn(20_000, generator=torch.Generator().manual_seed(seed))
+    found = evidence(chosen, x, whole=True, **QUIET)
+    terms = dist.Normal(means.double(), 5.0).log_prob(x.double().unsqueeze(-1)).sum(0)
+    truth = float((chances.double().log() + terms).logsumexp(0))
+    assert found.guarantee == ("numerical",)
+    assert float(found.lower) <= truth <= float(found.upper)
+    assert float(found.upper - found.lower) < 0.1

@@ -190,6 +190,10 @@ def gap(
         optimiser found: a better optimum moves nats from approximation to amortisation, so that only the sum is known
         from both sides.
 
+        The error of an ELBO is that of a normal limit, from eight evaluations. It is too small where few draws carry
+        most of the mean: where log p(x, z) falls so fast that draws of a wide guide meet its depths hardly ever, as
+        exp(z) does. Beside a Gaussian of standard deviation 3 in such a z, half of the intervals miss the gap.
+
     References:
         Cremer, Li, Duvenaud, "Inference Suboptimality in Variational Autoencoders", 2018, arXiv 1801.03558.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -223,8 +224,9 @@ def _simulated(call: Call) -> None:
 
 
 def _freed(call: Call) -> None:
-    if not isinstance(call.guide, SupportsLocal):
-        raise TypeError(f"expected a guide with local(x), got {type(call.guide).__name__}: gap gives the total alone")
+    if not isinstance(call.guide, SupportsLocal | AutoGuide):  # the parameters of an AutoGuide are freed together
+        kind = type(call.guide).__name__
+        raise TypeError(f"expected a guide with local(x) or an AutoGuide, got {kind}: gap gives the total alone")
 
 
 def _closed_form(call: Call) -> None:

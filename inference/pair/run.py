@@ -149,7 +149,9 @@ def _check_deltas(model: Mapping[str, Site], guide: Mapping[str, Site], deltas: 
     drawn = sum(guide[name].value.numel() for name in auxiliary)
     needed = sum(_coordinates(model[name].fn, guide[name].value) for name in deltas)
     if not auxiliary and deltas:
-        raise ValueError(f"expected a density at guide site {deltas[0]!r}, got a Delta")
+        raise ValueError(
+            f"expected a density at guide site {deltas[0]!r}, got a Delta, which objective=pyro.infer.Trace_ELBO() fits"
+        )
     if drawn != needed:
         raise ValueError(
             f"expected the auxiliary guide sites {auxiliary} to have a number for each coordinate of the latents "

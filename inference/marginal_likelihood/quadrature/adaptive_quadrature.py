@@ -71,12 +71,13 @@ class Quadrature(Method):
     guide where there is one, from both sides of the modes so found, and then from shifted grids and further draws until
     a look finds nothing new. The integral is taken one coordinate inside the other, from the direction in which the
     best mode is widest to that in which it is narrowest. In each, cells grow from the peaks, which are sought anew on
-    every slice until a denser grid shows no more of them, until the tail is negligible, and are halved until a
-    Gauss-Kronrod pair agrees, and neighbours about their common edge. So thin curved ridges cost little more than round
-    modes: only the innermost integral meets their width. An even grid over the posterior leads cells to isolated holes
-    and hills that no node would meet: there the density departs from the polynomial of its neighbours. In three
-    dimensions it has up to 120^3 points, and is left out at tolerances from 1e-3 on, where it would see no more than
-    the nodes. Independent draws from the prior and about the modes then check the value by importance sampling.
+    every slice until a denser grid shows no more of them, and followed from line to line where they narrow, until the
+    tail is negligible, and are halved until a Gauss-Kronrod pair agrees, and neighbours about their common edge. So
+    thin curved ridges cost little more than round modes: only the innermost integral meets their width. An even grid
+    over the posterior leads cells to isolated holes and hills that no node would meet: there the density departs from
+    the polynomial of its neighbours. In three dimensions it has up to 120^3 points, and is left out at tolerances from
+    1e-3 on, where it would see no more than the nodes. Independent draws from the prior and about the modes then check
+    the value by importance sampling.
 
     Warning:
         The guarantee is ``"numerical"``: an error estimate, given the modes found from these starts. A mode that none

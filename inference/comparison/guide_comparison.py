@@ -69,7 +69,7 @@ Entries = Mapping[str, Entry]
 _BLOCK = 2048
 
 # Data points of a block at most on which modes are looked for that no guide visits.
-_LOOKED_AT = 64
+_LOOKED_AT = 32
 
 # Fewest simulations that a coverage is counted on, and rows on which simulation is tried before all else.
 _SIMULATED = 100
@@ -109,7 +109,7 @@ def compare(
     which is affordable for thousands of data points. ``method="auto"`` does as :func:`inference.evidence`: it adapts to
     each data point, is tighter where all guides are poor, and takes at least ten times the draws. A guide whose density
     is known at its own draws alone is left out of the mixture, and ``method`` in the result names it. An interval is
-    two-sided only where the guides visit the modes that a further look finds, on up to 64 data points of a block; if
+    two-sided only where the guides visit the modes that a further look finds, on up to 32 data points of a block; if
     one of these has a mode that they miss, none of the block has an upper end.
 
     Warning:
@@ -475,7 +475,7 @@ def _where_visited(found: Evidence, problem: Problem, calls: Sequence[Call]) -> 
             return None
         return lambda u: torch.stack([one(u) for one in known]).logsumexp(0) - math.log(len(known))
 
-    with random_state(None):
+    with random_state(None), torch.no_grad():
         try:
             part = two_sided_where_visited(take_rows(found, chosen), problem, density, rows=chosen)
         except RowsNotFollowed:  # no run takes some of them alone

@@ -138,8 +138,9 @@ def test_a_method_answers_where_it_is_at_home(name):
     assert answers(found), found
 
 
-# Quadrature in three dimensions at its own tolerance takes as long as all others together; at home it has fewer.
-SLOW = {"quadrature": [pytest.mark.slow]}
+# Quadrature in three dimensions at its own tolerance takes as long as all others together; at home it has fewer. Of
+# those that draw from a guide one stands for all.
+SLOW = dict.fromkeys(("quadrature", "smoothed", "defensive", "bridge"), [pytest.mark.slow])
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_method_answers_where_it_is_at_home(name):
 
 # Quadrature in three dimensions at its own tolerance takes as long as all others together; at home it has fewer. Of
 # those that draw from a guide one stands for all.
-SLOW = dict.fromkeys(("quadrature", "smoothed", "defensive", "bridge"), [pytest.mark.slow])
+SLOW = {key: [pytest.mark.slow] for key in ("quadrature", "smoothed", "defensive", "bridge")}
 
 
 @pytest.mark.parametrize(

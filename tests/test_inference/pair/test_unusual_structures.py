@@ -227,7 +227,7 @@ def test_directions_have_weights_but_no_coordinates():
     lower = evidence(model, x, guide=guide, method=Importance(4000), **QUIET)
     assert lower.upper.isinf().all()
     assert (lower.lower < truth).all()
-    with pytest.raises(ValueError, match="'towards', got ProjectedNormal .*Importance need no coordinates"):
+    with pytest.raises(ValueError, match=r"'towards', got ProjectedNormal .*Importance need no coordinates"):
         evidence(model, x, guide=guide, **QUIET)
 
 

@@ -22,6 +22,7 @@ from inference.core.memory import at_once
 from inference.marginal_likelihood.quadrature.gauss_kronrod import at_edges, rule
 from inference.marginal_likelihood.quadrature.peaks import Finder, Peaks
 from inference.marginal_likelihood.quadrature.slices import POINTS, Slices
+from inference.marginal_likelihood.quadrature.tracing import in_groups
 from inference.numerics.newton import points_at_once
 
 # The first edges of the cells around a peak, in its standard deviations, by the least tolerance that they serve: a
@@ -241,8 +242,7 @@ def _sums(cells: Cells, values: Tensor, like: Tensor) -> Tensor:
 
 def _jumps(cells: Cells) -> Tensor:
     """By how much each cell disagrees with its neighbours at its edges, times its width, (C,)."""
-    order = cells.low.argsort()
-    order = order[cells.row[order].argsort(stable=True)]
+    order = in_groups(cells.row, cells.low)
     left, right = order[:-1], order[1:]
     meet = (cells.row[left] == cells.row[right]) & (cells.high[left] == cells.low[right])
     jump = torch.where(meet, (cells.end[left] - cells.start[right]).abs(), 0.0)

@@ -16,7 +16,7 @@ from inference.marginal_likelihood.quadrature.slices import (
     features_near,
     nearest_modes,
 )
-from inference.marginal_likelihood.quadrature.tracing import ABOUT, Lines, Maxima, followed
+from inference.marginal_likelihood.quadrature.tracing import ABOUT, Lines, Maxima, followed, in_groups
 from inference.numerics.newton import expand, maximise, points_at_once
 from inference.posterior.modes import distances, grid_line, neighbourhood, scan
 
@@ -146,8 +146,7 @@ def _unique(row: Tensor, position: Tensor, scale: Tensor) -> Tensor:
     Of a crowd every second goes until the rest stand apart: one peak for all would cover only its own place. First goes
     what is far wider than its neighbour: in its place, the narrow one would be lost.
     """
-    order = position.argsort()
-    order = order[row[order].argsort(stable=True)]
+    order = in_groups(row, position)
     while True:
         r, at, sigma = row[order], position[order], scale[order]
         again, wider = torch.zeros_like(r, dtype=torch.bool), torch.zeros_like(r, dtype=torch.bool)
@@ -227,8 +226,7 @@ def _line_peaks(slices: Slices, group: Tensor, place: Tensor, before: Lines | No
             unsettled = torch.cat([unsettled, lines[torch.isin(slices.datum, slices.datum[unsettled]) & ~sampled]])
         if len(unsettled) == 0:
             break
-    if len(slices.datum) > 0:
-        peaks = follow(peaks)
+    peaks = follow(peaks)
     return peaks.chosen(peaks.height > LOWEST), unsettled
 
 
@@ -270,8 +268,7 @@ def _look(slices: Slices, rows: Tensor, known: Maxima, grid: Tensor) -> Maxima:
 
 def _hold(known: Maxima, num_rows: int, row: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Which intervals on lines (B,) hold a known peak, or one that may be there, as far as it is known."""
-    order = known.position.argsort()
-    known = known.chosen(order[known.row[order].argsort(stable=True)])
+    known = known.chosen(in_groups(known.row, known.position))
     count = torch.bincount(known.row, minlength=num_rows)
     start = count.cumsum(0) - count
     place = torch.arange(len(known.row), device=row.device) - start[known.row]

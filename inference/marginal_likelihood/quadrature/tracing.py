@@ -29,6 +29,12 @@ _BACK = 8
 _MOST = 8
 
 
+def in_groups(group: Tensor, key: Tensor) -> Tensor:
+    """The indices that sort by group, and within each by a key, (M,)."""
+    order = key.argsort()
+    return order[group[order].argsort(stable=True)]
+
+
 class Maxima(NamedTuple):
     """Local maxima on lines, (P,) each: line, place, standard deviation, log density."""
 
@@ -68,8 +74,7 @@ class Lines(NamedTuple):
     @classmethod
     def of(cls, group: Tensor, place: Tensor, peaks: Maxima) -> Lines:
         """The lines with the highest of their peaks."""
-        order = peaks.height.argsort(descending=True)
-        order = order[peaks.row[order].argsort(stable=True)]
+        order = in_groups(peaks.row, -peaks.height)
         row = peaks.row[order]
         count = torch.bincount(row, minlength=len(group))
         column = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
@@ -86,8 +91,7 @@ class Lines(NamedTuple):
 
     def ordered(self) -> Tensor:
         """The indices of the lines by group and place, (L,)."""
-        order = self.place.argsort()
-        return order[self.group[order].argsort(stable=True)]
+        return in_groups(self.group, self.place)
 
     def within(self, group: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The lines in order, and the first and the one after the last of them in each interval of a group, (C,)."""
@@ -189,7 +193,6 @@ def _is_known(new: Maxima, lines: Lines) -> Tensor:
 
 def _once(peaks: Maxima) -> Maxima:
     """Peaks of which none is another again, to within its standard deviation."""
-    order = peaks.position.argsort()
-    peaks = peaks.chosen(order[peaks.row[order].argsort(stable=True)])
+    peaks = peaks.chosen(in_groups(peaks.row, peaks.position))
     same = (peaks.row.diff() == 0) & (peaks.position.diff() < torch.minimum(peaks.scale[1:], peaks.scale[:-1]))
     return peaks.chosen(torch.cat([~same.new_zeros(1), ~same]))

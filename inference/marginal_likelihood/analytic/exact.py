@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from inference.core.batch_dependence import refuse_batch_dependence
 from inference.core.protocols import SupportsLogEvidence
 from inference.marginal_likelihood.base.method import Method, Problem
-from inference.marginal_likelihood.base.result import EXACT, NUMERICAL, Evidence
+from inference.marginal_likelihood.base.result import EXACT, NUMERICAL, PROBABILISTIC, Evidence
+from inference.pair.handlers import masked_log_prob
 
-# How many times the rounding of a sum and of its terms its error may be.
+# How many times the rounding of a sum of all its terms, without their signs, its error may be.
 _SUMMED = 4.0
 
 
@@ -55,10 +57,17 @@ class Exact(Method):
         found = self._evidence((prior + likelihood).double())
         if likelihood.dtype == torch.float64:
             return found
-        size = prior.abs() + likelihood.abs() + log_joint.width
+        draw = log_joint.probe()
+        terms = torch.stack([draw.term(s, masked_log_prob(s).abs())[0] for s in draw.model_sites.values()]).sum(0)
+        size = torch.maximum(prior.abs() + likelihood.abs(), terms) + log_joint.width  # the terms may cancel
         off = _SUMMED * torch.finfo(likelihood.dtype).eps * size.double()
-        kinds = (NUMERICAL,) * len(off)
-        return replace(found, lower=found.value - off, upper=found.value + off, guarantee=kinds)
+        sound = off.isfinite()
+        return replace(
+            found,
+            lower=torch.where(sound, found.value - off, -math.inf),
+            upper=torch.where(sound, found.value + off, math.inf),
+            guarantee=tuple(NUMERICAL if one else PROBABILISTIC for one in sound.tolist()),
+        )
 
     def _refusal(self, problem: Problem) -> TypeError:
         return TypeError(

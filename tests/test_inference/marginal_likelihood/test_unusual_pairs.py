@@ -361,3 +361,35 @@ def test_a_float32_function_sums_within_its_rounding(seed):
     assert found.guarantee == ("numerical",)
     assert float(found.lower) <= truth <= float(found.upper)
     assert float(found.upper - found.lower) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_terms_that_cancel_are_within_their_own_rounding(seed):
+    """Densities of e^41 and of e^-41, whose logs nearly sum to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.cat([torch.full((30,), 1e-18), torch.ones(30)])
+    noise = torch.randn(60, generator=generator)
+    x = torch.where(scales < 1, noise * scales, 9 + 0.05 * noise)
+
+    def switched(x):
+        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0 * k, scales), obs=x)
+
+    found = evidence(switched, x, whole=True, **QUIET)
+    truth = float(dist.Normal(0.0, scales.double()).log_prob(x.double()).sum())
+    assert found.guarantee == ("numerical",)
+    assert float(found.lower) <= truth <= float(found.upper)
+    assert float(found.upper - found.lower) < 0.01
+
+
+@pytest.mark.parametrize("value", [1.0, 2e-33])  # of a log density of minus infinity, and of NaN
+def test_a_float32_function_that_underflows_says_nothing(value):
+    def underflowing(x):
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0 * k, 1e-33), obs=x)
+
+    found = evidence(underflowing, torch.tensor([value]), whole=True, **QUIET)
+    assert found.guarantee == ("probabilistic",)
+    assert (found.lower, found.upper) == (-math.inf, math.inf)

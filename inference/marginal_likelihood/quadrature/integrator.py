@@ -134,6 +134,7 @@ class NestedIntegrator:
         shape = active.shape
         width = edges.diff(dim=-1)
         valid = width.isfinite()
+        apart = (distance + (1 - self._beside) * width).log() - (distance + self._beside * width).log()
         state = edges.new_zeros(7, *shape)
         done = torch.zeros_like(active)
         while True:
@@ -144,26 +145,31 @@ class NestedIntegrator:
             cells = self._evaluate(slices, row, edges[row, column], edges[row, column + 1])
             state[:, row, column] = torch.stack(cells[3:])
             done |= todo
-            beyond = self._beyond(state, done, width, distance)
+            beyond = self._beyond(state, done, width, apart)
             needed = beyond > 0.2 * tolerance * self._scale(slices, state[0].sum(-1)).unsqueeze(-1)
             active[:, :-1] |= needed[0, :, 1:]
             active[:, 1:] |= needed[1, :, :-1]
         row, column = done.nonzero().unbind(-1)
         kept = Cells(row, edges[row, column], edges[row, column + 1], *state[:, row, column])
-        beyond = self._beyond(state, done, width, distance)
+        beyond = self._beyond(state, done, width, apart)
         after, before = torch.zeros_like(done), torch.zeros_like(done)
         after[:, :-1], before[:, 1:] = done[:, 1:], done[:, :-1]
         return kept, (beyond[0] * ~before + beyond[1] * ~after).sum(-1)
 
-    def _beyond(self, state: Tensor, done: Tensor, width: Tensor, distance: Tensor) -> Tensor:
-        r"""What is beyond each finished cell, on its left and on its right, (2, R, C).
+    @staticmethod
+    def _beyond(state: Tensor, done: Tensor, width: Tensor, apart: Tensor) -> Tensor:
+        """What is beyond each finished cell, on its left and on its right, (2, R, C).
 
         As far out again as the run of cells reaches, as much as at its end; where the density falls more slowly than
         with the cube of the distance, twice the mass that its power has beyond, as the run may be on one side alone.
+
+        Args:
+            state: See :class:`Cells`, from the value on, (7, R, C).
+            done: Which cells are finished, (R, C).
+            width: Of the cells, (R, C).
+            apart: How far the outer nodes of a cell are apart, in the log of their distance from a peak, (2, R, C).
         """
-        near = (distance + self._beside * width).log()
-        far = (distance + (1 - self._beside) * width).log()
-        power = torch.stack([state[4] / state[3], state[3] / state[4]]).log() / (far - near)
+        power = torch.stack([state[4] / state[3], state[3] / state[4]]).log() / apart
         return state[3:5] * _run_lengths(done, width) / (0.5 * (power - 1)).nan_to_num(nan=1.0).clamp(_LEAST_DECAY, 1)
 
     def _halve(self, slices: Slices, cells: Cells, tolerance: float) -> Cells:
